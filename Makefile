@@ -1,0 +1,36 @@
+# `make demo` and `make test` are the two commands of the README; both start from nothing but Python and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format bench clean
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/physseg demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# mypy names modules after folders; the link gives the repository root its import name, whatever the clone is called.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/typing && ln -sfn $(CURDIR) $(VENV)/typing/physseg
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p physseg.manifests -p physseg.structure_extractors -p physseg.pipeline -p physseg.train -m physseg.cli
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info physseg_demo

@@ -1,0 +1,1 @@
+"""Manifest to Zarr store, with Dask: schema, tasks, reader, verification and inspection."""
