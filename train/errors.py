@@ -1,0 +1,33 @@
+"""Named errors of training, evaluation and prediction; each carries where, expected and got."""
+
+from .. import PhyssegError
+
+
+class ConfigError(PhyssegError, ValueError):
+    """A configuration has an unknown key, a value of the wrong type or a value outside its range."""
+
+
+class TrainDataError(PhyssegError, ValueError):
+    """Store and configuration do not fit: a structure is not cached, the crop exceeds the canvas, nothing is usable."""
+
+
+class RunFolderError(PhyssegError, ValueError):
+    """A run folder is not one, belongs to another configuration, or holds no checkpoint."""
+
+
+class CheckpointError(PhyssegError, RuntimeError):
+    """A checkpoint is torn, foreign, or of another architecture."""
+
+
+class NonFiniteLossError(PhyssegError, RuntimeError):
+    """A loss or a gradient is NaN or infinite; raised before the weights change, naming step, parts and samples."""
+
+    exit_code = 3
+
+
+class EvaluationError(PhyssegError, ValueError):
+    """A manifest cannot be evaluated: no usable rows, or classes that do not fit the vocabulary."""
+
+
+class PredictionError(PhyssegError, ValueError):
+    """One or more images could not be predicted, or the class list is unusable."""
