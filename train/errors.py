@@ -31,3 +31,7 @@ class EvaluationError(PhyssegError, ValueError):
 
 class PredictionError(PhyssegError, ValueError):
     """One or more images could not be predicted, or the class list is unusable."""
+
+
+class ShapeError(PhyssegError, ValueError):
+    """Arrays that belong together do not fit together, or hold values outside their range."""

@@ -1,0 +1,112 @@
+"""The structure head: from the image encoder's own levels to one map per physical structure (paper Fig. 3).
+
+It exists in training only: predicting edges and keypoints regularises the encoder, nothing reads the maps afterwards.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .errors import ConfigError, ShapeError
+
+# After max-pooling to the logits' size, about a tenth of all cells hold an edge or a keypoint. Starting from that
+# share keeps the first steps from being spent on the easy negatives (Lin et al. 2017, section 4.1, "prior").
+PRIOR = 0.1
+
+
+class Refine(nn.Module):
+    """Fuse a coarser map with the next level, and refine the grid by `scale` on the way out (paper Fig. 3).
+
+    Concatenate, normalise (GroupNorm, groups of 16 channels: batches are small), 1x1 convolution, ReLU. The paper names
+    no activation; without one, the three modules would collapse into little more than one linear map.
+
+    The convolution makes `scale`² x `channels` channels and a pixel shuffle lays them out in space. Bilinear upsampling
+    could not do this job: every level of a plain ViT lies on the patch grid, where each vector describes 16x16 pixels,
+    and a 1x1 convolution treats all positions inside a patch alike. The shuffle gives each sub-patch position its own
+    output channels, so that the map, and the gradient that reaches the encoder, can tell where in the patch an edge is.
+    """
+
+    def __init__(self, channels: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.GroupNorm(2 * channels // 16, 2 * channels)
+        self.conv = nn.Conv2d(2 * channels, channels * scale * scale, kernel_size=1)
+
+    def forward(self, coarse: Tensor, level: Tensor) -> Tensor:
+        """`coarse` (B, C, h, w) and `level` (B, C, g, g'), brought to h x w bilinearly -> (B, C, scale h, scale w)."""
+        if level.shape[-2:] != coarse.shape[-2:]:
+            level = functional.interpolate(level, size=coarse.shape[-2:], mode="bilinear", align_corners=False)
+        fused = functional.relu(self.conv(self.norm(torch.cat([coarse, level], dim=1))))
+        return functional.pixel_shuffle(fused, self.scale) if self.scale > 1 else fused
+
+
+class StructureHead(nn.Module):
+    """Predict structure logits at 4 x the patch grid from four levels of the image encoder (METHOD.md section 2).
+
+    Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
+    grids 24 -> 24, 24 -> 48 and 48 -> 96 (for a 384 crop). A last 1x1 convolution gives one logit per structure; the
+    sigmoid is the loss's affair.
+
+    Args:
+        level_dims: channels of each level, in the order of `forward`'s argument.
+        structures: number of maps to predict, S.
+        hidden: channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
+
+    Raises:
+        ConfigError: not exactly four levels, no structure, or a `hidden` that GroupNorm cannot split.
+
+    Example:
+        >>> head = StructureHead([64, 64, 64, 64], structures=2, hidden=32)
+        >>> head([torch.rand(1, 64, 24, 24) for _ in range(4)]).shape
+        torch.Size([1, 2, 96, 96])
+    """
+
+    #: Growth of the grid inside each Refine module; three modules, four levels, 4 x in all.
+    scales = (1, 2, 2)
+
+    def __init__(self, level_dims: Sequence[int], structures: int, hidden: int = 256) -> None:
+        super().__init__()
+        if len(level_dims) != len(self.scales) + 1:
+            raise ConfigError(
+                f"the structure head fuses {len(self.scales) + 1} levels, got {len(level_dims)}",
+                hint="name four blocks of the image encoder, the deepest first",
+            )
+        if structures < 1:
+            raise ConfigError(
+                f"the structure head predicts at least one structure, got {structures}",
+                hint="build no head at all for a run without structures",
+            )
+        if hidden < 8 or hidden % 8:
+            raise ConfigError(f"hidden must be a positive multiple of 8, got {hidden}", hint="for example 32 or 256")
+        self.levels = nn.ModuleList(nn.Conv2d(dim, hidden, kernel_size=1) for dim in level_dims)
+        self.refine = nn.ModuleList(Refine(hidden, scale) for scale in self.scales)
+        self.predict = nn.Conv2d(hidden, structures, kernel_size=1)
+        nn.init.constant_(cast(Tensor, self.predict.bias), -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Structure logits of a batch.
+
+        Args:
+            levels: four feature maps (B, C_l, g, g'), all on the patch grid (24 x 24 for a 384 crop), coarse to fine:
+                `levels[0]` is the output of the **deepest** block, `levels[3]` of the shallowest.
+
+        Returns:
+            (B, S, 4 g, 4 g') logits, in the levels' dtype.
+
+        Raises:
+            ShapeError: another number of levels than the head was built for, or levels on different grids.
+        """
+        if len(levels) != len(self.levels) or len({level.shape[-2:] for level in levels}) != 1:
+            raise ShapeError(
+                f"expected {len(self.levels)} levels on one grid, got shapes {[tuple(level.shape) for level in levels]}"
+            )
+        maps = [conv(level) for conv, level in zip(self.levels, levels, strict=True)]
+        fused = maps[0]
+        for refine, level in zip(self.refine, maps[1:], strict=True):
+            fused = refine(fused, level)
+        logits: Tensor = self.predict(fused)
+        return logits
