@@ -1,0 +1,213 @@
+"""Bytes to arrays: the one place where photographs become RGB and label pictures become raw ids.
+
+Photographs go through OpenCV (fastest of the decoders measured), label pictures through Pillow, which hands palette
+indices out as they are. Orientation is never applied behind our back: the manifest says which one to apply.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .errors import DecodeError
+
+EXIF_ORIENTATION = 0x0112
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
+LABEL_FORMATS = ("PNG", "TIFF")  # lossless; a JPEG would smear ids
+LABEL_HINT = (
+    "labels must be single-channel pictures of class ids (8-bit, palette or 16-bit PNG); turn colour-coded maps into "
+    "ids first, e.g. with a dict from colour to class index"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFacts:
+    """What the header of a photograph says, before any turning."""
+
+    height: int  # pixels, as stored
+    width: int  # pixels, as stored
+    mode: str  # Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...
+    orientation: int  # EXIF orientation 1..8; 1 where the file says nothing or nonsense
+
+    def size_after(self, orientation: int) -> tuple[int, int]:
+        """(height, width) once `orientation` was applied: 5..8 swap the two."""
+        return (self.width, self.height) if orientation >= 5 else (self.height, self.width)
+
+
+def is_url(root: str) -> bool:
+    """Whether a root is a URL for fsspec rather than a local folder."""
+    return "://" in root
+
+
+def read_bytes(root: str, path: str) -> bytes:
+    """All bytes of the file at the POSIX `path` below `root`, a local folder or a URL that fsspec understands."""
+    if not is_url(root):
+        return (Path(root) / path).read_bytes()
+    with fsspec.open(f"{root.rstrip('/')}/{path}", "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
+def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
+    """A photograph as uint8 (H, W, 3) RGB, turned by the EXIF `orientation` given here, not by the one in the file.
+
+    Greyscale gives three equal channels. A JPEG cut short is *not* noticed (OpenCV fills with grey): `check_image` does
+    that once, and hashes guard it afterwards. Raises DecodeError when OpenCV cannot read it at all.
+    """
+    if not data:
+        raise DecodeError(
+            "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
+        )
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise _undecodable(str(error)) from error
+    if image is None:
+        raise _undecodable("not a picture that OpenCV can read")
+    rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return turn(rgb, orientation)
+
+
+def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Apply an EXIF orientation to (H, W, ...).
+
+    2 mirrors, 3 is a half turn, 4 flips, 5 transposes, 6 and 8 are quarter turns to the right and left, 7 is transverse.
+    """
+    if orientation == 1:
+        return image
+    if orientation not in range(2, 9):
+        raise DecodeError(f"EXIF orientation: expected 1..8, got {orientation}", expected="1..8", got=orientation)
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """A label picture as raw ids, (H, W) uint8, or uint16 for 16-bit pictures.
+
+    Palette pictures give their indices, never their colours. Grey pictures of 1, 2 or 4 bits give the stored numbers
+    (Pillow would stretch them to 0..255). Raises DecodeError for colour, alpha, lossy or damaged pictures.
+    """
+    with _opened(data) as picture:
+        if picture.format not in LABEL_FORMATS:
+            raise DecodeError(
+                f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}",
+                hint=LABEL_HINT,
+                expected=LABEL_FORMATS,
+                got=picture.format,
+            )
+        if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
+            raise DecodeError(
+                f"expected one channel of class ids, got a picture of mode {picture.mode} (colours)",
+                hint=LABEL_HINT,
+                expected="one channel",
+                got=picture.mode,
+            )
+        if picture.format == "TIFF" and set(picture.tag_v2.get(258, (1,))) - {8, 16}:  # type: ignore[attr-defined]
+            raise DecodeError("expected a TIFF of 8 or 16 bits per pixel", hint=LABEL_HINT, expected="8 or 16 bits")
+        try:
+            ids = np.asarray(picture)
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise _undecodable(str(error)) from error
+        mode = picture.mode
+    if mode in ("L", "1"):
+        return _unstretch(ids.astype(np.uint8), data)
+    if mode == "P":
+        return ids.astype(np.uint8, copy=False)
+    if ids.size and (ids.min() < 0 or ids.max() > 65535):
+        raise DecodeError("expected ids of at most 16 bits", hint=LABEL_HINT, expected="0..65535", got=int(ids.max()))
+    return ids.astype(np.uint16, copy=False)
+
+
+def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
+    """Decode a photograph strictly and say what it is. Slower than `decode_image`; for once per file.
+
+    Raises DecodeError for an empty, truncated or otherwise damaged file, another format than JPEG or PNG, and, from the
+    header alone, a picture of more than `max_megapixels`.
+    """
+    with _opened(data) as picture:
+        if picture.format not in IMAGE_FORMATS:
+            raise DecodeError(
+                f"expected JPEG or PNG, got {picture.format}",
+                hint="convert the file to JPEG or PNG",
+                expected=IMAGE_FORMATS,
+                got=picture.format,
+            )
+        megapixels = picture.width * picture.height / 1e6
+        if megapixels > max_megapixels:
+            raise DecodeError(
+                f"expected at most {max_megapixels:g} megapixels, got {megapixels:.1f} "
+                f"({picture.height} x {picture.width} pixels)",
+                hint="check the file, or allow more with --max-megapixels",
+                expected=max_megapixels,
+                got=megapixels,
+            )
+        try:
+            picture.load()
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise _undecodable(str(error)) from error
+        facts = ImageFacts(
+            height=picture.height,
+            width=picture.width,
+            mode=picture.mode,
+            orientation=orientation if orientation in range(1, 9) else 1,
+        )
+        is_png = picture.format == "PNG"
+    if is_png:
+        check_png(data)
+    return facts
+
+
+def check_png(data: bytes) -> None:
+    """Check every chunk of a PNG against its CRC, to the end: decoding alone stops at the last row and checks less."""
+    with _opened(data) as picture:
+        try:
+            picture.verify()
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise _undecodable(str(error)) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise DecodeError(
+            "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
+        )
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
+        raise DecodeError(f"an absurdly large picture: {error}", hint="check the file") from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise _undecodable("not a picture in any known format") from error
+
+
+def _undecodable(reason: str) -> DecodeError:
+    return DecodeError(
+        f"cannot be decoded: {reason}",
+        hint="the file is damaged or incomplete; copy or download it again",
+        expected="a whole picture",
+        got=reason,
+    )
+
+
+def _unstretch(ids: npt.NDArray[np.uint8], data: bytes) -> npt.NDArray[np.uint8]:
+    """Undo Pillow's stretching of 2- and 4-bit grey PNGs to 0..255 (a 4-bit id 3 arrives as 51)."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return ids
+    bit_depth, colour_type = (
+        data[24],
+        data[25],
+    )  # IHDR follows the signature: length, name, width, height, depth, colour
+    if colour_type == 0 and bit_depth in (2, 4):
+        return ids // np.uint8(255 // (2**bit_depth - 1))
+    return ids

@@ -1,0 +1,271 @@
+"""The manifest: a table of samples, their vocabulary, and the way from raw label ids to class ids."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .decoding import decode_image, decode_label, is_url, read_bytes
+from .errors import ContentError, DecodeError, ManifestError
+from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, SCHEMA, Sample, SampleTable, check_rows
+from .vocabulary import Vocabulary
+from .whole_file import write_whole
+
+__all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"physseg.manifest"
+MAX_RAW_ID = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What there is: samples below a root, their classes, and what the raw ids in the label pictures mean."""
+
+    root: str  # absolute folder, or a URL that fsspec understands
+    dataset: str  # name for people, e.g. "coco-stuff"
+    vocabulary: Vocabulary
+    raw_to_class: Mapping[
+        int, int
+    ]  # raw label id -> class id; ids in neither this nor raw_ignore are an error of the file
+    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
+    samples: Sequence[Sample]  # given as any sequence, kept as a SampleTable
+
+    def __post_init__(self) -> None:
+        table = SampleTable.of(self.samples)
+        object.__setattr__(self, "samples", table)
+        object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
+        object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
+        _check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
+        repeated = pc.value_counts(table.column("sample_id").combine_chunks())
+        for entry in repeated.filter(pc.greater(repeated.field("counts"), 1)).slice(0, 1).to_pylist():
+            raise ManifestError(
+                f"sample id {entry['values']!r} stands in {entry['counts']} rows; expected every id once",
+                hint=REBUILD_HINT,
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def table(self) -> SampleTable:
+        """The rows as columns, for whole-table questions."""
+        return SampleTable.of(self.samples)
+
+    @property
+    def quarantined(self) -> tuple[Sample, ...]:
+        """The samples that carry a problem, in order."""
+        rows = self.table.table
+        return tuple(Sample(**row) for row in rows.filter(pc.not_equal(rows.column("problem"), "")).to_pylist())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over vocabulary, id map and all rows; not over the root, so a moved data set keeps it."""
+        rows = self.table.digest(0, len(self), COLUMNS)
+        return hashlib.sha256(f"{self._meaning}:{rows}".encode()).hexdigest()
+
+    def row_digest(self, start: int, stop: int) -> str:
+        """sha256 (hex) of all that the stored arrays of rows [start, stop) depend on: content, classes and id map."""
+        rows = self.table.digest(start, stop, CONTENT_COLUMNS)
+        return hashlib.sha256(f"{self._meaning}:{rows}".encode()).hexdigest()
+
+    @cached_property
+    def _meaning(self) -> str:
+        ids = [list(self.raw_to_class.items()), list(self.raw_ignore)]
+        return hashlib.sha256(json.dumps([self.vocabulary.fingerprint, ids]).encode()).hexdigest()
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def write(self, path: Path | str) -> None:
+        """Write as Parquet, whole or not at all; equal manifests give equal bytes."""
+        header = {
+            "format_version": FORMAT_VERSION,
+            "root": self.root,
+            "dataset": self.dataset,
+            "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
+            "raw_to_class": list(self.raw_to_class.items()),
+            "raw_ignore": list(self.raw_ignore),
+        }
+        table = self.table.table.replace_schema_metadata(
+            {METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_whole(Path(path), sink.getvalue().to_pybytes())
+
+    @classmethod
+    def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
+        """Read a manifest; `root` replaces the stored one (the data set was moved). Raises ManifestError."""
+        try:
+            table = pq.read_table(pa.BufferReader(Path(path).read_bytes()))
+        except FileNotFoundError as error:
+            raise ManifestError(
+                f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
+            ) from error
+        except (pa.ArrowException, IsADirectoryError) as error:
+            raise ManifestError(
+                f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=str(path)
+            ) from error
+        header = _read_header(path, table)
+        check_rows(path, table)
+        vocabulary = header["vocabulary"]
+        try:
+            return cls(
+                root=header["root"] if root is None else _absolute(root),
+                dataset=header["dataset"],
+                vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
+                raw_to_class=dict(header["raw_to_class"]),
+                raw_ignore=tuple(header["raw_ignore"]),
+                samples=SampleTable(table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)),
+            )
+        except ManifestError as error:
+            raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+
+    # --- content ----------------------------------------------------------------------------------------------------
+
+    def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        """Image uint8 (H, W, 3) RGB and labels (H, W) of the vocabulary's dtype, in class ids or its ignore_index.
+
+        `verify` compares both files with the hashes in the manifest. Raises ContentError, which names the file, for a
+        quarantined sample, a missing, changed or undecodable file, a size mismatch, or a raw id that means nothing.
+        """
+        sample = self.samples[index]
+        image = self._image(sample, verify=verify)
+        path = sample.label_path
+        try:
+            raw = decode_label(self._bytes(sample, path, sample.label_sha256 if verify else None))
+        except DecodeError as error:
+            raise self._undecodable(sample, path, error) from error
+        if raw.shape != image.shape[:2]:
+            raise content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
+        labels, unknown = self.map_ids(raw)
+        if unknown:
+            raise content_error(sample, path, f"only ids of the table ({len(self.raw_to_class)} classes)", unknown)
+        return image, labels
+
+    def load_image(self, index: int, *, verify: bool = False) -> npt.NDArray[np.uint8]:
+        """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path)."""
+        return self._image(self.samples[index], verify=verify)
+
+    def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
+        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".
+
+        Unknown ids become ignore_index; it is for the caller to refuse the sample.
+        """
+        classes, unknown = self._lookup
+        if raw.dtype == np.uint8 and classes.dtype == np.uint8:
+            labels = np.asarray(cv2.LUT(raw, classes[:256]))  # 10x faster than indexing
+            faults = np.asarray(cv2.LUT(raw, unknown[:256]))
+        else:
+            labels, faults = classes[raw], unknown[raw]
+        if not faults.any():
+            return labels, ""
+        ids, counts = np.unique(raw[faults != 0], return_counts=True)
+        worst = np.argsort(-counts, kind="stable")
+        named = [f"id {ids[i]} ({counts[i]} pixel{'s' if counts[i] > 1 else ''})" for i in worst[:5]]
+        return labels, ", ".join(named) + (f" and {len(ids) - 5} more ids" if len(ids) > 5 else "")
+
+    @cached_property
+    def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        classes = np.full(MAX_RAW_ID + 1, self.vocabulary.ignore_index, self.vocabulary.label_dtype)
+        unknown = np.ones(MAX_RAW_ID + 1, np.uint8)
+        for raw, index in self.raw_to_class.items():
+            classes[raw], unknown[raw] = index, 0
+        unknown[list(self.raw_ignore)] = 0
+        return classes, unknown
+
+    def _image(self, sample: Sample, *, verify: bool) -> npt.NDArray[np.uint8]:
+        path = sample.image_path
+        if sample.problem:
+            raise ContentError(
+                f"sample {sample.sample_id} is quarantined: {sample.problem}", sample_id=sample.sample_id, path=path
+            )
+        try:
+            image = decode_image(self._bytes(sample, path, sample.image_sha256 if verify else None), sample.orientation)
+        except DecodeError as error:
+            raise self._undecodable(sample, path, error) from error
+        if image.shape[:2] != (sample.height, sample.width):
+            expected = _size((sample.height, sample.width))
+            raise content_error(sample, path, f"{expected} as in the manifest", _size(image.shape))
+        return image
+
+    def _bytes(self, sample: Sample, path: str, sha256: str | None) -> bytes:
+        try:
+            data = read_bytes(self.root, path)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
+        if sha256 is not None:
+            got = hashlib.sha256(data).hexdigest()
+            if got != sha256:
+                hint = "the file changed after the manifest was made: restore it, or make the manifest again"
+                raise content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
+        return data
+
+    def _undecodable(self, sample: Sample, path: str, error: DecodeError) -> ContentError:
+        return ContentError(
+            f"sample {sample.sample_id}: {path}: {error.args[0]}",
+            hint=error.hint,
+            sample_id=sample.sample_id,
+            path=path,
+            expected=error.fields.get("expected"),
+            got=error.fields.get("got"),
+        )
+
+
+def content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:
+    return ContentError(
+        f"sample {sample.sample_id}: {path}: expected {expected}, got {got}",
+        hint=hint,
+        sample_id=sample.sample_id,
+        path=path,
+        expected=expected,
+        got=got,
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} pixels (h x w)"
+
+
+def _absolute(root: str) -> str:
+    return root if is_url(root) else str(Path(root).resolve())
+
+
+def _check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], vocabulary: Vocabulary) -> None:
+    for raw in (*raw_to_class, *raw_ignore):
+        if not 0 <= raw <= MAX_RAW_ID:
+            raise ManifestError(f"raw label ids: expected 0..{MAX_RAW_ID}, got {raw}")
+    for raw, index in raw_to_class.items():
+        if not 0 <= index < vocabulary.num_classes:
+            raise ManifestError(f"raw id {raw}: expected a class id below {vocabulary.num_classes}, got {index}")
+    both = sorted(set(raw_to_class) & set(raw_ignore))
+    if both:
+        raise ManifestError(f"raw id {both[0]} means both class {raw_to_class[both[0]]} and ignore; expected one")
+
+
+def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:
+    data = (table.schema.metadata or {}).get(METADATA_KEY)
+    if data is None:
+        raise ManifestError(
+            f"{path}: a Parquet file, but not a manifest of physseg (no {METADATA_KEY.decode()!r} metadata)",
+            hint=REBUILD_HINT,
+            path=str(path),
+        )
+    header: dict[str, Any] = json.loads(data)
+    if header.get("format_version") != FORMAT_VERSION:
+        raise ManifestError(
+            f"{path}: expected manifest format {FORMAT_VERSION}, got {header.get('format_version')}",
+            hint=REBUILD_HINT,
+            path=str(path),
+        )
+    return header

@@ -1,0 +1,107 @@
+"""Ordered class names: what a label's number means and what a prompt says."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ManifestError
+
+MAX_CLASSES = 65535
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vocabulary:
+    """An ordered list of classes; class id = position.
+
+    >>> v = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
+    >>> v.prompt_names, v.ignore_index
+    (('cat', 'dog'), 255)
+    """
+
+    name: str  # for people, e.g. "coco-stuff-171"; not part of the fingerprint
+    classes: tuple[str, ...]  # one entry per class; synonyms separated by commas, the first is used in prompts
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ManifestError(f"vocabulary {self.name!r}: expected at least one class, got none")
+        if len(self.classes) > MAX_CLASSES:
+            raise ManifestError(
+                f"vocabulary {self.name!r}: expected at most {MAX_CLASSES} classes, got {len(self.classes)}"
+            )
+        first_seen: dict[str, int] = {}
+        for index, entry in enumerate(self.classes):
+            if not entry.split(",")[0].strip():
+                raise ManifestError(f"vocabulary {self.name!r}: class {index} has no name (got {entry!r})")
+            if entry in first_seen:
+                raise ManifestError(
+                    f"vocabulary {self.name!r}: classes {first_seen[entry]} and {index} are both {entry!r}",
+                    hint="every class needs a text of its own; add synonyms to tell them apart",
+                )
+            first_seen[entry] = index
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """The first synonym of each class. Two classes may share one (19 of ADE20K-847's do)."""
+        return tuple(entry.split(",")[0].strip() for entry in self.classes)
+
+    @property
+    def ignore_index(self) -> int:
+        """The class id that means "no class": 255 while class ids fit beside it in 8 bits, else 65535."""
+        return 255 if self.num_classes <= 255 else 65535
+
+    @property
+    def label_dtype(self) -> "np.dtype[Any]":
+        """uint8 while class ids and `ignore_index` fit, else uint16."""
+        return np.dtype(np.uint8 if self.num_classes <= 255 else np.uint16)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the ordered classes; the name does not count."""
+        return hashlib.sha256(json.dumps(self.classes, ensure_ascii=True).encode()).hexdigest()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read a class file: one class per line, synonyms separated by commas; class id = line number - 1.
+
+    Raises ManifestError that names the line for an empty line, a class without a name and a repeated class: skipping a
+    line would shift the ids of all that follow.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{path}: no such class file", hint="a text file with one class per line", path=path
+        ) from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ManifestError(f"{path}: expected a UTF-8 text file, got {error}", path=path) from error
+    classes: list[str] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.rstrip().splitlines(), start=1):
+        entry = ", ".join(word.strip() for word in line.split(","))
+        if not entry.split(",")[0]:
+            raise ManifestError(
+                f"{path}, line {number}: expected a class name, got {line!r}",
+                hint="one class per line, no empty lines: class id = line number - 1",
+                path=path,
+                line=number,
+            )
+        if entry in lines:
+            raise ManifestError(
+                f"{path}, line {number}: class {entry!r} already stands in line {lines[entry]}",
+                hint="remove one, or add synonyms to tell them apart",
+                path=path,
+                line=number,
+            )
+        lines[entry] = number
+        classes.append(entry)
+    if not classes:
+        raise ManifestError(f"{path}: expected one class per line, got an empty file", path=path)
+    return tuple(classes)
