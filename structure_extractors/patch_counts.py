@@ -1,0 +1,96 @@
+"""Which classes each 8x8-px cell of the label map holds, and how many pixels of each: the source of w_ij (Eq. 2).
+
+Counts add up: the sum over 2x2 cells is the count of a 16x16 patch of any crop whose offset is a multiple of 8 px, and
+the mirrored cells are those of the mirrored crop, so the patch weights of any crop are exact without its pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ExtractorError
+from .interface import JSON, Image, Labels, check_labels, check_option, settings_identity
+
+CELL_PX = 8  # side of a cell; its 64 pixels fit a uint8 count, and every backbone's patch is 16 px of a 384 crop
+
+
+def count_classes(
+    labels: Labels, *, ignore_index: int, max_classes: int = 8
+) -> tuple[Labels, npt.NDArray[np.uint8], np.uint32]:
+    """Count the pixels of each class in each cell of ``labels`` (H, W) uint8 or uint16, H and W multiples of 8.
+
+    Returns ``cell_classes`` (K, H/8, W/8) in the labels' dtype, ``cell_counts`` (K, H/8, W/8) uint8 0..64, and the
+    number of pixels of classes that found no slot. K = max_classes. Slots go to the commonest classes first, ties to
+    the lower id; unused slots hold ``ignore_index`` and 0. Ignored pixels belong to no class and are not counted.
+
+    Most cells hold one label, which minimum and maximum tell; only the others are sorted. No table over the vocabulary
+    is ever made, so 847 classes cost what 20 do.
+    """
+    height, width = labels.shape
+    if height % CELL_PX or width % CELL_PX:
+        raise ExtractorError(
+            f"patch_counts: expected height and width to be multiples of {CELL_PX}, got {height} x {width}",
+            hint="place the label map on a canvas of such a size, filled with ignore_index",
+            expected=CELL_PX,
+            got=(height, width),
+        )
+    rows, columns = height // CELL_PX, width // CELL_PX
+    cells = labels.reshape(rows, CELL_PX, columns, CELL_PX).swapaxes(1, 2).reshape(rows * columns, CELL_PX * CELL_PX)
+    classes = np.full((max_classes, rows * columns), ignore_index, labels.dtype)
+    counts = np.zeros((max_classes, rows * columns), np.uint8)
+
+    first = cells[:, 0]
+    mixed = np.flatnonzero((cells != first[:, None]).any(axis=1))
+    classes[0] = first
+    counts[0] = np.where(first == ignore_index, 0, CELL_PX * CELL_PX)
+    classes[0, mixed], counts[0, mixed] = ignore_index, 0
+
+    cell, label, count = _runs(cells[mixed])
+    counted = label != ignore_index
+    cell, label, count = cell[counted], label[counted], count[counted]
+    order = np.lexsort((label, -count, cell))
+    cell, label, count = cell[order], label[order], count[order]
+    slot = np.arange(len(cell)) - np.searchsorted(cell, cell)  # position within its cell
+    fits = slot < max_classes
+    classes[slot[fits], mixed[cell[fits]]] = label[fits]
+    counts[slot[fits], mixed[cell[fits]]] = count[fits]
+    shape = (max_classes, rows, columns)
+    return classes.reshape(shape), counts.reshape(shape), np.uint32(count[~fits].sum())
+
+
+def _runs(cells: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Cell index, label and number of pixels of each distinct label of each row of ``cells`` (M, 64)."""
+    ordered = np.sort(cells, axis=1)
+    starts = np.ones(ordered.shape, np.bool_)
+    np.not_equal(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
+    start = np.flatnonzero(starts)
+    return start // (CELL_PX * CELL_PX), ordered.ravel()[start], np.diff(start, append=ordered.size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchCounts:
+    """Arrays ``cell_classes``, ``cell_counts`` and ``cell_dropped``; see :func:`count_classes`. Uses labels only."""
+
+    name: ClassVar[str] = "patch_counts"
+    arrays: ClassVar[tuple[str, ...]] = ("cell_classes", "cell_counts", "cell_dropped")
+
+    max_classes: int = 8  # slots per cell (K); on real label maps a cell never held more than 5 classes
+
+    def __post_init__(self) -> None:
+        check_option(
+            1 <= self.max_classes <= 64,
+            extractor=self.name,
+            option="max_classes",
+            expected="an integer in 1..64",
+            got=self.max_classes,
+        )
+
+    def identity(self) -> dict[str, JSON]:
+        return settings_identity(self, revision=1)
+
+    def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[Any]]:
+        checked = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
+        classes, counts, dropped = count_classes(checked, ignore_index=ignore_index, max_classes=self.max_classes)
+        return {"cell_classes": classes, "cell_counts": counts, "cell_dropped": np.asarray(dropped)}
