@@ -1,0 +1,110 @@
+"""The demo's page from made-up results: complete, self-contained and escaped."""
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+from physseg.train.demo_page import DemoReport, Picture, Stage, data_url, render_page
+from physseg.train.demo_results import Destinations, GroupScore
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def report() -> DemoReport:
+    picture = Picture(image=IMAGE, caption="a <b> & c", lossless=True)
+    return DemoReport(
+        settings={"seed": "7", "device": "cpu"},
+        stages=[
+            Stage(title="train", command="physseg train demo.toml", seconds=61.5, note="5 steps"),
+            Stage(title="predict", command="physseg predict run x.jpg", seconds=2.25),
+        ],
+        classes=("sand", "red circle", "red star"),
+        unseen=("red star",),
+        iou=np.array([0.8, 0.25, np.nan]),
+        pixels=np.array([12345, 678, 0]),
+        seen_score=GroupScore(miou=0.525, uniform=0.1, most_frequent=0.2),
+        unseen_score=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
+        gone=Destinations(right=0.2, other_shape=0.3, other_colour=0.1, other_thing=0.1, stuff=0.3),
+        losses={"segmentation": [(1, 0.7), (2, 0.5), (3, 0.25)], "structure": []},
+        scenes=[picture],
+        structures=[Picture(image=IMAGE, caption="canny")],
+        predictions=[[picture, picture, picture]],
+    )
+
+
+class Tags(HTMLParser):
+    """Collects tags, checks that they close in order, and keeps every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """``<line/>`` and its like open nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(report: DemoReport):
+    page = render_page(report)
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert len(tags.addresses) == 5
+    assert all(address.startswith("data:image/") for address in tags.addresses)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+
+
+def test_page_shows_numbers_commands_times_and_words(report: DemoReport):
+    page = render_page(report)
+    for text in (
+        "0.525",
+        "0.111",
+        "physseg train demo.toml",
+        "61.5 s",
+        "1 min 03 s",
+        "12,345",
+        "no pixel",
+        "nothing was",
+    ):
+        assert text in page, text
+    assert "a &lt;b&gt; &amp; c" in page
+    assert page.count("never trained<") == 2  # in the grid and in the IoU table
+    assert "some transfer" in page
+
+
+def test_words_on_the_page_change_with_the_numbers(report: DemoReport):
+    failed = dataclasses.replace(report, unseen_score=GroupScore(miou=0.001, uniform=0.03, most_frequent=0.0))
+    assert "below chance" in render_page(failed)
+    assert "below chance" not in render_page(report)
+
+
+def test_chart_draws_every_point_within_its_frame(report: DemoReport):
+    lines = re.findall(r'<polyline points="([^"]+)"', render_page(report))
+    assert len(lines) == 2
+    for line in lines:
+        points = np.array([[float(value) for value in point.split(",")] for point in line.split(" ")])
+        assert points.shape == (3, 2)
+        assert (np.diff(points[:, 0]) > 0).all()
+        assert (np.diff(points[:, 1]) > 0).all()  # the loss falls, so y on the page grows
+        assert (points >= 0).all() and (points <= (340, 200)).all()
+
+
+def test_data_url_holds_the_very_pixels():
+    head, data = data_url(IMAGE, lossless=True).split(",")
+    assert head == "data:image/png;base64"
+    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decoded[..., ::-1], IMAGE)
+    assert data_url(IMAGE, lossless=False).startswith("data:image/jpeg;base64,")

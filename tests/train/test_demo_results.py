@@ -1,0 +1,81 @@
+"""The demo's numbers by hand, and sentences that follow from them whichever way they fall."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from physseg.train.demo_results import (
+    Destinations,
+    GroupScore,
+    class_iou,
+    describe,
+    destinations,
+    most_frequent_iou,
+    score_group,
+    uniform_iou,
+)
+
+CLASSES = ("sand", "red circle", "blue star", "red star", "blue circle")
+
+
+def test_iou_by_hand():
+    confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    np.testing.assert_allclose(class_iou(confusion), [6 / 9, 3 / 6, np.nan])
+
+
+def test_chance_levels_equal_guessing_on_many_pixels():
+    pixels = np.array([500_000, 300_000, 150_000, 50_000])
+    truth = np.repeat(np.arange(4), pixels)
+    guesses = np.random.default_rng(0).integers(0, 4, len(truth))
+    confusion = np.bincount(truth * 4 + guesses, minlength=16).reshape(4, 4)
+    np.testing.assert_allclose(class_iou(confusion), uniform_iou(pixels), atol=2e-3)
+    always_first = np.zeros((4, 4), np.int64)
+    always_first[:, 0] = pixels
+    np.testing.assert_array_equal(class_iou(always_first), most_frequent_iou(pixels))
+
+
+def test_a_group_averages_its_own_classes_and_leaves_out_absent_ones():
+    confusion = np.array([[8, 2, 0], [0, 0, 0], [4, 0, 6]])
+    score = score_group(confusion, [1, 2])
+    assert score.miou == pytest.approx(6 / 10)
+    assert score.most_frequent == 0
+    assert np.isnan(score_group(confusion, [1]).miou)
+
+
+def test_destinations_by_hand():
+    confusion = np.zeros((5, 5), np.int64)
+    confusion[3] = [10, 40, 20, 25, 5]  # red star: sand, red circle, blue star, itself, blue circle
+    gone = destinations(confusion, CLASSES, [3])
+    assert gone == Destinations(right=0.25, other_shape=0.4, other_colour=0.2, other_thing=0.05, stuff=0.1)
+
+
+def words(seen: float, unseen: float, right: float) -> str:
+    rest = (1 - right) / 4
+    gone = Destinations(right=right, other_shape=rest, other_colour=rest, other_thing=rest, stuff=rest)
+    groups = (GroupScore(miou=value, uniform=0.02, most_frequent=0.04) for value in (seen, unseen))
+    return " ".join(describe(*groups, gone))
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "expected"),
+    [
+        (0.05, 0.05, "has not learned its training classes"),
+        (0.50, 0.03, "below chance"),
+        (0.50, 0.05, "No transfer"),
+        (0.50, 0.10, "some transfer"),
+        (0.50, 0.40, "Much of the score"),
+        (0.50, 0.50, "about as well as trained ones"),
+    ],
+)
+def test_the_words_follow_the_numbers(seen: float, unseen: float, expected: str):
+    text = words(seen, unseen, right=0.3)
+    assert expected in text
+    assert f"{unseen:.3f}" in text and f"{seen:.3f}" in text
+
+
+def test_words_on_where_unseen_pixels_went():
+    assert "went to their own name" in words(0.5, 0.4, right=0.6)
+    assert "went to their own name" not in words(0.5, 0.4, right=0.1)
+    nothing = Destinations(**dict.fromkeys((field.name for field in dataclasses.fields(Destinations)), float("nan")))
+    group = GroupScore(miou=0.5, uniform=0.1, most_frequent=0.1)
+    assert "no pixel of an unseen class" in describe(group, group, nothing)[-1]

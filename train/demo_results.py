@@ -1,0 +1,152 @@
+"""What the demo's numbers say: chance levels beside them, where the pixels of unseen classes went, and plain sentences.
+
+Everything here is computed from one confusion matrix of the validation split, so that the words on the page follow the
+run that was made and not the one that was hoped for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupScore:
+    """Mean IoU over some classes, beside what two ways of not looking at the image would reach on the same pixels."""
+
+    miou: float
+    uniform: float
+    """Expected mean IoU when every pixel gets a class drawn evenly from the whole vocabulary."""
+    most_frequent: float
+    """Mean IoU when every pixel gets the class with most pixels."""
+
+    @property
+    def chance(self) -> float:
+        """The better of the two chance levels."""
+        return max(self.uniform, self.most_frequent)
+
+
+def class_iou(confusion: Int64) -> Float64:
+    """IoU of each class from a confusion matrix (T, T), rows truth, columns prediction; nan where a class has no pixel
+    in either."""
+    hits = np.diagonal(confusion).astype(np.float64)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    return np.asarray(np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0))
+
+
+def uniform_iou(pixels: Int64) -> Float64:
+    """Expected IoU of each class when each pixel's class is drawn evenly, from the pixels (T,) of each class.
+
+    Of n pixels of a class n/T are hit, and of all N pixels N/T are called that class: (n/T) / (n + N/T - n/T).
+
+    >>> uniform_iou(np.array([50, 50]))
+    array([0.33333333, 0.33333333])
+    """
+    count, total = len(pixels), pixels.sum()
+    hits = pixels / count
+    return np.asarray(hits / np.maximum(pixels + total / count - hits, 1e-12))
+
+
+def most_frequent_iou(pixels: Int64) -> Float64:
+    """IoU of each class when every pixel is called the class that has most: its share of all pixels, 0 for the others.
+
+    >>> most_frequent_iou(np.array([30, 70]))
+    array([0. , 0.7])
+    """
+    iou = np.zeros(len(pixels))
+    iou[np.argmax(pixels)] = pixels.max() / max(int(pixels.sum()), 1)
+    return iou
+
+
+def score_group(confusion: Int64, members: Sequence[int]) -> GroupScore:
+    """Mean IoU and chance levels of the classes with these indices that have pixels in the labels."""
+    pixels = confusion.sum(axis=1)
+    present = [index for index in members if pixels[index]]
+    if not present:
+        return GroupScore(miou=float("nan"), uniform=float("nan"), most_frequent=float("nan"))
+    levels = (class_iou(confusion), uniform_iou(pixels), most_frequent_iou(pixels))
+    miou, uniform, most_frequent = (float(np.mean(level[present])) for level in levels)
+    return GroupScore(miou=miou, uniform=uniform, most_frequent=most_frequent)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Destinations:
+    """Shares (summing to 1) of what the pixels of some colour-shape classes were called."""
+
+    right: float
+    """Their own name."""
+    other_shape: float
+    """The right colour with another shape."""
+    other_colour: float
+    """The right shape with another colour."""
+    other_thing: float
+    """A thing of another colour and another shape."""
+    stuff: float
+    """A class whose name is not a colour and a shape."""
+
+
+def destinations(confusion: Int64, classes: Sequence[str], members: Sequence[int]) -> Destinations:
+    """Where the pixels of the classes with these indices went; nan shares if they have none."""
+    names = [name.split(" ") for name in classes]
+    sums = dict.fromkeys(("right", "other_shape", "other_colour", "other_thing", "stuff"), 0)
+    for truth in members:
+        for guess, count in enumerate(confusion[truth]):
+            sums[_relation(names[truth], names[guess])] += int(count)
+    total = sum(sums.values())
+    return Destinations(**{key: value / total if total else float("nan") for key, value in sums.items()})
+
+
+def _relation(truth: Sequence[str], guess: Sequence[str]) -> str:
+    if len(guess) != 2:
+        return "stuff"
+    colour, shape = truth[0] == guess[0], truth[1] == guess[1]
+    return {(True, True): "right", (True, False): "other_shape", (False, True): "other_colour"}.get(
+        (colour, shape), "other_thing"
+    )
+
+
+def describe(seen: GroupScore, unseen: GroupScore, gone: Destinations) -> list[str]:
+    """Sentences on how well the run did, each following from the numbers that it quotes."""
+    return [_on_seen(seen), _on_unseen(seen, unseen), _on_destinations(gone)]
+
+
+def _on_seen(seen: GroupScore) -> str:
+    quoted = f"mIoU {seen.miou:.3f} on seen classes, chance {seen.chance:.3f}"
+    if seen.miou < 1.5 * seen.chance:
+        return f"{quoted}: the model has not learned its training classes; what follows means little."
+    return f"{quoted}: {seen.miou / seen.chance:.1f} times the better chance level."
+
+
+def _on_unseen(seen: GroupScore, unseen: GroupScore) -> str:
+    quoted = f"mIoU {unseen.miou:.3f} on unseen classes, chance {unseen.chance:.3f}"
+    if unseen.miou < unseen.chance:
+        return f"{quoted}: below chance. The model does not recognise names that it was never trained on."
+    if unseen.miou < 1.5 * unseen.chance:
+        return f"{quoted}: about chance. No transfer to new pairs of known words is to be seen in this run."
+    share = unseen.miou / seen.miou
+    transfer = f"{quoted}: {unseen.miou / unseen.chance:.1f} times chance and {share:.0%} of the seen classes' score"
+    if share < 0.5:
+        return f"{transfer}. There is some transfer to new pairs of known words, and most is lost."
+    if share < 0.9:
+        return f"{transfer}. Much of the score, not all, transfers to new pairs of known words."
+    return f"{transfer}. New pairs of known words do about as well as trained ones."
+
+
+def _on_destinations(gone: Destinations) -> str:
+    words = {
+        "right": "their own name",
+        "other_shape": "another shape of the right colour",
+        "other_colour": "another colour of the right shape",
+        "other_thing": "another colour and another shape",
+        "stuff": "background",
+    }
+    shares = {key: getattr(gone, key) for key in words}
+    if any(np.isnan(share) for share in shares.values()):
+        return "The validation split has no pixel of an unseen class."
+    parts = ", ".join(f"{share:.0%} {words[key]}" for key, share in shares.items())
+    most = max(shares, key=lambda key: shares[key])
+    return f"The pixels of unseen things were called: {parts}. The largest share went to {words[most]}."
