@@ -1,0 +1,66 @@
+"""The crop of a training sample: where it lies on the canvas, and cutting every kind of array by the same window.
+
+Offsets are multiples of the cell side (8 px), so that cached cell counts are cut exactly as pixels are; the crop's side
+is a multiple of it too, so that the mirror image of a crop has whole cells. The window stays inside the image wherever
+the image is at least as large as the crop; where it is smaller, the rest is padding.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..pipeline.frame import CELL_PX
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+IMAGE_FILL = 128
+"""Value of image pixels outside the image, as in the baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropWindow:
+    """A square window on the canvas; offsets in px from the top left, the flip applied after the cut."""
+
+    top: int
+    left: int
+    size: int
+    flip: bool
+
+    @classmethod
+    def draw(
+        cls, uniforms: npt.NDArray[np.float64], frame_size: tuple[int, int], *, size: int, flip_probability: float
+    ) -> "CropWindow":
+        """The window for three uniform numbers in [0, 1): row, column, flip; ``frame_size`` is (height, width)."""
+        top, left = (
+            CELL_PX * int(uniform * (max(0, edge - size) // CELL_PX + 1))
+            for uniform, edge in zip(uniforms[:2], frame_size, strict=True)
+        )
+        return cls(top=top, left=left, size=size, flip=bool(uniforms[2] < flip_probability))
+
+    def cut(self, plane: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """Window (..., size, size) of canvas arrays (..., H, W), mirrored if flipped; a view."""
+        rows, columns = slice(self.top, self.top + self.size), slice(self.left, self.left + self.size)
+        window = plane[..., rows, columns]
+        return window[..., ::-1] if self.flip else window
+
+    def cut_cells(self, cells: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """Window (..., size / 8, size / 8) of cell arrays (..., H / 8, W / 8), mirrored if flipped; a view."""
+        top, left, side = self.top // CELL_PX, self.left // CELL_PX, self.size // CELL_PX
+        window = cells[..., top : top + side, left : left + side]
+        return window[..., ::-1] if self.flip else window
+
+    def cut_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Window (3, size, size) uint8 of an image (h, w, 3) that lies on the frame; 128 outside the image."""
+        part = image[self.top : self.top + self.size, self.left : self.left + self.size]
+        window = np.full((3, self.size, self.size), IMAGE_FILL, dtype=np.uint8)
+        window[:, : part.shape[0], : part.shape[1]] = part.transpose(2, 0, 1)
+        return window[..., ::-1] if self.flip else window
+
+    def inside(self, frame_size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Which pixels (size, size) of the window show the image; the others are padding."""
+        rows = np.arange(self.top, self.top + self.size) < frame_size[0]
+        columns = np.arange(self.left, self.left + self.size) < frame_size[1]
+        window = rows[:, None] & columns[None, :]
+        return window[:, ::-1] if self.flip else window
