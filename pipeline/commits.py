@@ -1,0 +1,120 @@
+"""Commit records: one JSON file per shard, written last, that says what the shard holds and how it hashes.
+
+A shard's layer counts as done when its record names it with the digests of today's inputs and settings. The record is
+a pure function of inputs and settings (no times, no host names), so an interrupted and resumed run leaves the same
+bytes as an uninterrupted one; timings go to the run's log.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..manifests.whole_file import write_whole
+from .errors import StoreCorruptError
+from .schema import digest_of_json, to_json
+
+PROVENANCE = "provenance"
+"""Zarr group (with no arrays) that holds the manifest and the commit records, so that a store explains itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineEntry:
+    """One sample that could not be computed, and why."""
+
+    index: int
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerCommit:
+    """One layer of one shard."""
+
+    settings: str
+    """``StoreSchema.layer_digest`` at the time of computing."""
+    files: Mapping[str, str]
+    """Path inside the store -> sha256 (hex)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """What is known of one shard."""
+
+    shard: int
+    samples: tuple[int, int]
+    """First and one past the last sample."""
+    inputs: str
+    """``Manifest.row_digest`` of those samples."""
+    layers: Mapping[str, LayerCommit]
+    status_sha256: str
+    quarantine: tuple[QuarantineEntry, ...] = ()
+    dropped_pixels: int = 0
+    """Labelled pixels that found no slot in their cell."""
+
+    def is_current(self, layer: str, inputs: str, settings: str) -> bool:
+        """Whether the layer was computed from these inputs with these settings."""
+        commit = self.layers.get(layer)
+        return self.inputs == inputs and commit is not None and commit.settings == settings
+
+    def to_bytes(self) -> bytes:
+        content = asdict(self)
+        return to_json({"commit": content, "digest": digest_of_json(content)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "CommitRecord":
+        """Inverse of ``to_bytes``; raises StoreCorruptError if a single byte of the content differs."""
+        try:
+            document = json.loads(data)
+            content = document["commit"]
+            if digest_of_json(content) != document["digest"]:
+                raise ValueError("the content does not match its checksum")
+            record = cls(
+                shard=content["shard"],
+                samples=(content["samples"][0], content["samples"][1]),
+                inputs=content["inputs"],
+                layers={name: LayerCommit(**layer) for name, layer in content["layers"].items()},
+                status_sha256=content["status_sha256"],
+                quarantine=tuple(QuarantineEntry(**entry) for entry in content["quarantine"]),
+                dropped_pixels=content["dropped_pixels"],
+            )
+            if record.to_bytes() != data:
+                raise ValueError("the bytes are not those that were written")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreCorruptError(
+                f"{where}: not a whole commit record: {error}", hint="run `physseg verify STORE --repair`"
+            ) from error
+        return record
+
+
+def commit_path(store: Path, shard: int) -> Path:
+    return store / PROVENANCE / "commits" / f"{shard:06d}.json"
+
+
+def read_commit(store: Path, shard: int) -> CommitRecord | None:
+    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged one."""
+    path = commit_path(store, shard)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    record = CommitRecord.from_bytes(data, str(path))
+    if record.shard != shard:
+        raise StoreCorruptError(
+            f"{path}: expected the record of shard {shard}, got that of shard {record.shard}",
+            hint="run `physseg verify STORE --repair`",
+        )
+    return record
+
+
+def write_commit(store: Path, record: CommitRecord) -> None:
+    write_whole(commit_path(store, record.shard), record.to_bytes())
+
+
+def delete_commit(store: Path, shard: int) -> None:
+    commit_path(store, shard).unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

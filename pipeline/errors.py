@@ -1,0 +1,25 @@
+"""Named errors of the pipeline; each carries where, expected and got."""
+
+from .. import PhyssegError
+
+
+class FrameError(PhyssegError, ValueError):
+    """An image or a frame setting does not fit the canonical frame or its canvas."""
+
+
+class StoreError(PhyssegError, ValueError):
+    """A store is not what was asked for: no store, another schema, other settings, another vocabulary."""
+
+
+class StoreIncompleteError(PhyssegError, RuntimeError):
+    """Samples or whole shards that were asked for have not been computed."""
+
+
+class StoreCorruptError(PhyssegError, RuntimeError):
+    """Bytes on disk are not those that were written: a checksum, a length or an index does not hold."""
+
+
+class ShardFailedError(PhyssegError, RuntimeError):
+    """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
+
+    exit_code = 2

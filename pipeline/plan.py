@@ -1,0 +1,155 @@
+"""What a run has to do, known before it does anything: shards, layers, reasons, bytes and memory."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from ..manifests.errors import ContentError
+from ..manifests.table import Manifest
+from ..structure_extractors.errors import ExtractorError
+from ..structure_extractors.interface import Extractor
+from .commits import CommitRecord, read_commit
+from .errors import StoreCorruptError
+from .schema import STATUS, StoreSchema
+from .shard_task import LABELS_LAYER, Clock, ShardBuffer, ShardTask, compute_planes
+
+WORKER_BASE_BYTES = 300 * 2**20
+"""Resident memory of a worker process with Dask, OpenCV and Zarr imported, before any image; measured."""
+PROBED_IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The tasks of a run, and what is known of their cost."""
+
+    tasks: tuple[ShardTask, ...]
+    num_samples: int
+    num_shards: int
+    samples_to_compute: int
+    reasons: Counter[str]
+    """Why shards are computed -> how many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Measured on a few images of the manifest, on this machine, in this process."""
+
+    images: int
+    bytes_per_sample: float
+    seconds_per_sample: float
+    seconds: dict[str, float]
+    """Per image, by part."""
+
+
+def make_plan(
+    store: Path,
+    schema: StoreSchema,
+    manifest: Manifest,
+    extractors: Sequence[Extractor],
+    *,
+    root: str | None = None,
+    retry_quarantined: bool = False,
+) -> Plan:
+    """Compare every shard's commit record with today's inputs and settings; what differs or is missing becomes a task."""
+    digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
+    status_files = _names(store / STATUS.name / "c")
+    tasks: list[ShardTask] = []
+    reasons: Counter[str] = Counter()
+    samples = 0
+    for shard in range(schema.num_shards):
+        start, stop = schema.shard_range(shard)
+        record, reason = _read_record(store, shard)
+        inputs = manifest.row_digest(start, stop)
+        if record is not None and record.inputs != inputs:
+            reason = "inputs changed since they were computed"
+        elif record is not None and str(shard) not in status_files:
+            reason = "status file missing"
+        elif record is not None and retry_quarantined and record.quarantine:
+            reason = "quarantined samples are tried again"
+        if reason:
+            todo = set(schema.layers)
+        else:
+            assert record is not None
+            todo = {layer for layer in schema.layers if not record.is_current(layer, inputs, digests[layer])}
+            reason = _layers_reason(todo, record)
+        if not todo:
+            continue
+        reasons[reason] += 1
+        samples += stop - start
+        tasks.append(
+            ShardTask(
+                store=str(store),
+                shard=shard,
+                extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
+                with_labels=LABELS_LAYER in todo,
+                root=root,
+            )
+        )
+    return Plan(
+        tasks=tuple(tasks),
+        num_samples=schema.num_samples,
+        num_shards=schema.num_shards,
+        samples_to_compute=samples,
+        reasons=reasons,
+    )
+
+
+def probe(schema: StoreSchema, manifest: Manifest, extractors: Sequence[Extractor]) -> Probe | None:
+    """Compute a few images, evenly spread, without writing anything; None if none of them can be computed."""
+    step = max(1, len(manifest) // PROBED_IMAGES)
+    clock = Clock()
+    buffer = ShardBuffer(schema, schema.specs[:-1])
+    images = 0
+    for index in range(0, len(manifest), step)[:PROBED_IMAGES]:
+        try:
+            with clock.part("load"):
+                image, labels = manifest.load(index)
+            planes = compute_planes(image, labels, schema, extractors, clock)
+        except (ContentError, ExtractorError):
+            continue
+        with clock.part("compress"):
+            buffer.append(planes)
+        images += 1
+    if not images:
+        return None
+    size = sum(map(len, buffer.files(0).values()))
+    seconds = {name: value / images for name, value in clock.seconds.items()}
+    return Probe(
+        images=images, bytes_per_sample=size / images, seconds_per_sample=sum(seconds.values()), seconds=seconds
+    )
+
+
+def memory_per_worker(schema: StoreSchema, manifest: Manifest, bytes_per_sample: float) -> int:
+    """Bytes one worker needs: the process, its largest image in flight, one shard's compressed chunks (twice: chunks and file)."""
+    columns = manifest.table
+    largest = max(pc.max(pc.multiply(columns.column("height"), columns.column("width"))).as_py() or 0, 1)
+    image_bytes = largest * (3 + 3 + 2 + 2)  # decoded, turned or resized copy, labels, resized labels
+    canvas_bytes = sum(schema.frame.canvas**2 * 4 for _ in schema.specs)  # planes, float intermediates
+    return int(WORKER_BASE_BYTES + image_bytes + canvas_bytes + 2 * schema.samples_per_shard * bytes_per_sample)
+
+
+def _read_record(store: Path, shard: int) -> tuple[CommitRecord | None, str]:
+    try:
+        record = read_commit(store, shard)
+    except StoreCorruptError:
+        return None, "commit record damaged"
+    return record, "" if record else "not computed yet"
+
+
+def _layers_reason(todo: set[str], record: CommitRecord) -> str:
+    changed = sorted(layer for layer in todo if layer in record.layers)
+    added = sorted(todo.difference(record.layers))
+    parts = [f"settings changed: {', '.join(changed)}"] if changed else []
+    parts += [f"added: {', '.join(added)}"] if added else []
+    return "; ".join(parts)
+
+
+def _names(directory: Path) -> set[str]:
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()

@@ -1,0 +1,217 @@
+"""The trainer's way into a store: one sample's arrays at the cost of decoding them.
+
+Any Zarr reader opens a store; this one exists because it is on the trainer's hot path, where it takes about a fifth of
+zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what ``shard_codec`` writes and refuses
+everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..manifests.table import Manifest
+from .errors import StoreCorruptError, StoreError, StoreIncompleteError
+from .schema import DONE, QUARANTINED, SPECS, ArraySpec, StoreSchema
+from .shard_codec import ABSENT, decode_index, decompress_into, index_size
+from .store import open_schema, read_manifest
+
+MAX_OPEN_FILES = 128
+"""Shard files kept open per reader, well under the usual limit of 1024 descriptors a process."""
+
+
+class StoreReader:
+    """Reads samples of a store by index.
+
+    ``arrays`` names what ``read`` returns; ``root`` overrides where the manifest's paths start. Raises StoreError where
+    there is no store, StoreIncompleteError where it lacks one of the arrays.
+    """
+
+    def __init__(self, path: Path | str, arrays: Sequence[str], *, root: str | None = None) -> None:
+        self.path = Path(path)
+        self.arrays = tuple(arrays)
+        self.root = root
+        self.schema: StoreSchema = open_schema(self.path)
+        for name in self.arrays:
+            if name not in SPECS:
+                raise StoreError(f"unknown array {name!r}", hint=f"arrays: {', '.join(SPECS)}")
+            if name not in self.schema.array_names:
+                raise StoreIncompleteError(
+                    f"{self.path}: has no array {name}, only {', '.join(self.schema.array_names)}",
+                    hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
+                )
+            self._check_layout(SPECS[name])
+        self._open_shards: OrderedDict[tuple[str, int], tuple[int, npt.NDArray[np.uint64]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.schema.num_samples
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The table of samples the store was computed from."""
+        return read_manifest(self.path, self.schema, self.root)
+
+    @cached_property
+    def status(self) -> npt.NDArray[np.uint8]:
+        """Status of every sample (N,) uint8: 0 missing, 1 done, 2 quarantined."""
+        return self.read_column("status")
+
+    @property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """Indices of the samples that may be read, ascending."""
+        return np.flatnonzero(self.status == DONE)
+
+    @cached_property
+    def _frame_sizes(self) -> npt.NDArray[np.uint16]:
+        return self.read_column("frame_size")
+
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Height and width in px of a sample's frame at the canvas's top left."""
+        height, width = self._frame_sizes[index]
+        return int(height), int(width)
+
+    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        """All arrays of one sample, each a new array of its schema shape.
+
+        Raises StoreIncompleteError unless the sample's status is done, StoreCorruptError where bytes do not hold.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: sample {index} of {len(self)}")
+        if self.status[index] != DONE:
+            self._refuse(index)
+        planes = {}
+        for name in self.arrays:
+            spec = SPECS[name]
+            if spec.is_sharded:
+                plane = np.empty(self.schema.sample_shape(spec), dtype=self.schema.dtype(spec))
+                self._read_chunk(spec, index, plane)
+                planes[name] = plane
+            else:
+                planes[name] = self.read_column(name)[index]
+        return planes
+
+    def read_column(self, name: str) -> npt.NDArray[Any]:
+        """All samples of an unsharded array; shards that are not there read as fill."""
+        spec, schema = SPECS[name], self.schema
+        self._check_layout(spec)
+        rows = np.full(
+            (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec)),
+            schema.fill(spec),
+            dtype=schema.dtype(spec),
+        )
+        for shard in range(schema.num_shards):
+            start = shard * schema.samples_per_shard
+            file = self.path / schema.shard_file(spec, shard)
+            try:
+                decompress_into(file.read_bytes(), rows[start : start + schema.samples_per_shard])
+            except FileNotFoundError:
+                continue
+            except StoreCorruptError as error:
+                raise _corrupt(file, error) from error
+        return rows[: schema.num_samples]
+
+    def close(self) -> None:
+        """Close the shard files; reading opens them again."""
+        while self._open_shards:
+            _, (descriptor, _) = self._open_shards.popitem()
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open_shards"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Descriptors belong to a process; the columns are small and may travel.
+        return self.__dict__ | {"_open_shards": OrderedDict()}
+
+    def _read_chunk(self, spec: ArraySpec, index: int, out: npt.NDArray[Any]) -> None:
+        shard, row = divmod(index, self.schema.samples_per_shard)
+        descriptor, table = self._shard(spec, shard)
+        offset, length = table[row]
+        if offset == ABSENT:
+            raise StoreCorruptError(
+                f"{self.path / self.schema.shard_file(spec, shard)}: sample {index} is not in its shard",
+                hint="run `physseg verify STORE --repair`",
+                index=index,
+            )
+        try:
+            decompress_into(os.pread(descriptor, int(length), int(offset)), out)
+        except StoreCorruptError as error:
+            raise _corrupt(self.path / self.schema.shard_file(spec, shard), error, index) from error
+
+    def _shard(self, spec: ArraySpec, shard: int) -> tuple[int, npt.NDArray[np.uint64]]:
+        """An open shard file and its index, from a bounded cache."""
+        key = (spec.name, shard)
+        if key in self._open_shards:
+            self._open_shards.move_to_end(key)
+            return self._open_shards[key]
+        file = self.path / self.schema.shard_file(spec, shard)
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StoreIncompleteError(
+                f"{file}: shard is missing although its samples count as done",
+                hint="run `physseg verify STORE --repair`",
+            ) from None
+        try:
+            size = os.fstat(descriptor).st_size
+            tail = min(size, index_size(self.schema.samples_per_shard))
+            table = decode_index(
+                os.pread(descriptor, tail, size - tail), self.schema.samples_per_shard, size, str(file)
+            )
+        except BaseException:
+            os.close(descriptor)
+            raise
+        while len(self._open_shards) >= MAX_OPEN_FILES:
+            _, (oldest, _) = self._open_shards.popitem(last=False)
+            os.close(oldest)
+        self._open_shards[key] = (descriptor, table)
+        return descriptor, table
+
+    def _check_layout(self, spec: ArraySpec) -> None:
+        """Refuse an array whose metadata is not, value for value, what this physseg writes."""
+        file = self.path / spec.name / "zarr.json"
+        try:
+            found = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreCorruptError(
+                f"{file}: not the metadata of an array: {error}", hint="run `physseg verify STORE --repair`"
+            ) from error
+        differing = differing_keys(self.schema.array_metadata(spec), found)
+        if differing:
+            raise StoreError(
+                f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})",
+                hint="run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead",
+            )
+
+    def _refuse(self, index: int) -> None:
+        sample = self.manifest.samples[index].sample_id
+        if self.status[index] == QUARANTINED:
+            raise StoreIncompleteError(
+                f"{self.path}: sample {index} ({sample}) is quarantined",
+                hint="`physseg inspect STORE` tells why",
+                index=index,
+                sample_id=sample,
+            )
+        raise StoreIncompleteError(
+            f"{self.path}: sample {index} ({sample}) is not computed",
+            hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
+            index=index,
+            sample_id=sample,
+        )
+
+
+def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Top-level keys in which two metadata documents differ."""
+    return sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+
+
+def _corrupt(file: Path, error: StoreCorruptError, index: int | None = None) -> StoreCorruptError:
+    where = f"{file}, sample {index}" if index is not None else str(file)
+    return StoreCorruptError(f"{where}: {error.args[0]}", hint="run `physseg verify STORE --repair`", index=index)

@@ -1,0 +1,282 @@
+"""From a manifest to a store: settle the settings, plan, run the tasks, report."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from .. import __version__
+from ..manifests.table import Manifest
+from ..manifests.whole_file import remove_partials
+from ..structure_extractors import registry
+from ..structure_extractors.interface import Extractor
+from .commits import QuarantineEntry, read_commit
+from .errors import StoreError, StoreIncompleteError
+from .executors import LOCAL, run_tasks
+from .frame import Frame
+from .plan import Plan, make_plan
+from .schema import ARRAYS, StoreSchema
+from .shard_task import LABELS_LAYER, ShardReport
+from .store import create_store, evolve_store, locked, open_schema
+
+ALWAYS = ("patch_counts",)
+"""Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A run that is settled but has not begun."""
+
+    store: Path
+    manifest: Manifest
+    schema: StoreSchema
+    extractors: tuple[Extractor, ...]
+    """One per layer, save for layers that the store has, that were not asked for and that cannot be rebuilt."""
+    plan: Plan
+    is_new: bool
+    warnings: tuple[str, ...] = ()
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """What a run did and what the store now holds."""
+
+    num_samples: int
+    samples_computed: int
+    shards_computed: int
+    bytes_written: int
+    seconds: float
+    quarantine: tuple[QuarantineEntry, ...]
+    """Every quarantined sample of the store, not of this run alone."""
+    dropped_pixels: int
+
+
+def prepare(
+    manifest: Manifest,
+    store: Path,
+    *,
+    structures: Sequence[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    frame: Frame | None = None,
+    root: str | None = None,
+    retry_quarantined: bool = False,
+) -> Job:
+    """Settle what a run will do, writing nothing.
+
+    Structures add to those that the store has. What is not said (``structures``, single ``settings``, ``frame``) is as
+    in the store, or the default for a new one. Raises StoreError where the manifest or the frame cannot be the store's.
+    """
+    if len(manifest) == 0:
+        raise StoreError("the manifest has no samples", hint="make it again with `physseg manifest`")
+    existing = open_schema(store) if _is_store(store) else None
+    if existing is not None:
+        _check_same_data(store, existing, manifest, frame)
+    extractors, layers = _settle_layers(existing, structures, settings or {})
+    made_with = _versions()
+    warnings = _version_warnings(existing, made_with)
+    provided = {LABELS_LAYER, *layers}
+    arrays = {array for extractor in extractors for array in extractor.arrays}
+    kept = set(existing.array_names) if existing else set()
+    schema = StoreSchema(
+        num_samples=len(manifest),
+        frame=existing.frame if existing else frame or Frame(),
+        vocabulary=manifest.vocabulary,
+        dataset=manifest.dataset,
+        manifest_fingerprint=manifest.fingerprint,
+        layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
+        array_names=tuple(
+            spec.name
+            for spec in ARRAYS
+            if spec.layer in provided and (spec.layer == LABELS_LAYER or spec.name in arrays | kept)
+        ),
+        made_with=existing.made_with if existing else made_with,
+    )
+    plan = make_plan(store, schema, manifest, extractors, root=root, retry_quarantined=retry_quarantined)
+    return Job(
+        store=store,
+        manifest=manifest,
+        schema=schema,
+        extractors=extractors,
+        plan=plan,
+        is_new=existing is None,
+        warnings=warnings,
+        root=root,
+    )
+
+
+def execute(
+    job: Job,
+    *,
+    scheduler: str = LOCAL,
+    workers: int | None = None,
+    memory_limit: int | None = None,
+    log: Path | None = None,
+    progress: bool = True,
+) -> RunReport:
+    """Run a prepared job to its end; raises ShardFailedError if a task fails. Running it again resumes."""
+    started = time.perf_counter()
+    if job.is_new:
+        create_store(job.store, job.schema, job.manifest)
+    with locked(job.store):
+        remove_partials(job.store)
+        evolve_store(job.store, job.schema, job.manifest, [task.shard for task in job.plan.tasks])
+        reports = []
+        with (
+            _Log(log) as write_log,
+            tqdm(total=job.plan.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
+        ):
+            write_log({"event": "start", "store": str(job.store), "tasks": len(job.plan.tasks), "scheduler": scheduler})
+            tasks = run_tasks(job.plan.tasks, scheduler=scheduler, workers=workers, memory_limit=memory_limit)
+            for report in tasks:
+                reports.append(report)
+                bar.update(report.num_samples)
+                write_log({"event": "shard", **_loggable(report)})
+            quarantine, dropped = _summary(job.store, job.schema)
+            write_log({"event": "end", "seconds": time.perf_counter() - started, "quarantined": len(quarantine)})
+    return RunReport(
+        num_samples=job.schema.num_samples,
+        samples_computed=sum(report.num_samples for report in reports),
+        shards_computed=len(reports),
+        bytes_written=sum(report.bytes_written for report in reports),
+        seconds=time.perf_counter() - started,
+        quarantine=quarantine,
+        dropped_pixels=dropped,
+    )
+
+
+def preprocess(manifest: Manifest | Path, store: Path, *, scheduler: str = LOCAL, **options: Any) -> RunReport:
+    """``prepare`` and ``execute`` in one call, for notebooks and tests; options are theirs."""
+    table = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest, root=options.get("root"))
+    running = {name: options.pop(name) for name in ("workers", "memory_limit", "log", "progress") if name in options}
+    return execute(prepare(table, store, **options), scheduler=scheduler, **running)
+
+
+def _settle_layers(
+    existing: StoreSchema | None, structures: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]]]:
+    """The extractors of this run, and every layer's identity; stored settings hold where none are given."""
+    stored = {
+        name: identity for name, identity in (existing.layers if existing else {}).items() if name != LABELS_LAYER
+    }
+    asked = list(structures) if structures is not None else [] if existing else list(registry.DEFAULT)
+    names = list(dict.fromkeys([*asked, *ALWAYS, *stored]))
+    names.sort(key=lambda name: list(registry.EXTRACTORS).index(name) if name in registry.EXTRACTORS else -1)
+    extractors: list[Extractor] = []
+    layers: dict[str, Mapping[str, Any]] = {}
+    for name in settings:
+        if name not in names:
+            registry.build(names, settings)  # raises, naming what there is
+    for name in names:
+        options = dict(settings.get(name, {}))
+        if name in stored:
+            known = registry.options(name)
+            options = {key: value for key, value in stored[name].items() if key in known} | options
+        if name in stored and name not in asked and not settings.get(name) and _needs_a_file(name):
+            layers[name] = stored[name]
+            continue
+        (extractor,) = registry.build([name], {name: options})
+        extractors.append(extractor)
+        layers[name] = extractor.identity()
+    return tuple(extractors), layers
+
+
+def _needs_a_file(name: str) -> bool:
+    """Whether an extractor cannot be rebuilt from its stored identity, which holds a hash and never a path."""
+    return "weights" in registry.options(name)
+
+
+def _check_same_data(store: Path, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:
+    if existing.vocabulary.fingerprint != manifest.vocabulary.fingerprint:
+        raise StoreError(
+            f"{store}: holds labels of the vocabulary {existing.vocabulary.name} "
+            f"({existing.vocabulary.num_classes} classes), the manifest has {manifest.vocabulary.name} "
+            f"({manifest.vocabulary.num_classes} classes)",
+            hint="choose another path for the store of this manifest",
+        )
+    if existing.num_samples != len(manifest):
+        raise StoreError(
+            f"{store}: holds {existing.num_samples} samples, the manifest has {len(manifest)}",
+            hint="choose another path for the store of this manifest",
+        )
+    if frame is not None and frame != existing.frame:
+        raise StoreError(
+            f"{store}: was made with {existing.frame}, asked for {frame}",
+            hint="every array depends on the frame: choose another path, or leave the frame options out",
+        )
+
+
+def _is_store(path: Path) -> bool:
+    if not path.exists():
+        return False
+    if not path.is_dir() or not (path / "zarr.json").exists():
+        raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")
+    return True
+
+
+def _versions() -> dict[str, str]:
+    return {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
+
+
+def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> tuple[str, ...]:
+    if existing is None:
+        return ()
+    return tuple(
+        f"the store was begun with {name} {existing.made_with.get(name)}, this is {version}: results may differ in detail"
+        for name, version in now.items()
+        if existing.made_with.get(name) != version
+    )
+
+
+def _summary(store: Path, schema: StoreSchema) -> tuple[tuple[QuarantineEntry, ...], int]:
+    entries: list[QuarantineEntry] = []
+    dropped = 0
+    for record in commit_records(store, schema):
+        entries += record.quarantine
+        dropped += record.dropped_pixels
+    return tuple(entries), dropped
+
+
+def commit_records(store: Path, schema: StoreSchema) -> Iterator[Any]:
+    """The commit record of every shard; raises StoreIncompleteError where there is none."""
+    for shard in range(schema.num_shards):
+        record = read_commit(store, shard)
+        if record is None:
+            raise StoreIncompleteError(
+                f"{store}: shard {shard} of {schema.num_shards} is not computed",
+                hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
+            )
+        yield record
+
+
+class _Log:
+    """Appends JSON lines to a file; does nothing without one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> "_Log":
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("a") if self.path else None
+        return self
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"time": time.time(), "pid": os.getpid(), **event}) + "\n")
+            self.file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _loggable(report: ShardReport) -> dict[str, Any]:
+    return asdict(report)
