@@ -7,5 +7,8 @@ class ExtractorError(PhyssegError, ValueError):
     """An extractor was named, configured or called wrongly. Fields: ``option``, ``expected``, ``got``."""
 
 
-class WeightsError(ExtractorError):
-    """A file of network weights is absent, unreadable or unknown. Fields: ``path``, ``expected``, ``got``."""
+class WeightsError(PhyssegError, ValueError):
+    """A file of network weights is absent, changed, unreadable or unknown. Fields: ``path``, ``expected``, ``got``.
+
+    No :class:`ExtractorError`, because it is no fault of a sample: a run must end, not quarantine every photograph.
+    """

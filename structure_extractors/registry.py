@@ -16,8 +16,11 @@ from .interface import Extractor
 from .mask_edges import MaskEdges
 from .patch_counts import PatchCounts
 from .sift import Sift
+from .superpoint import SuperPoint
 
-EXTRACTORS: dict[str, type[Any]] = {extractor.name: extractor for extractor in (Canny, MaskEdges, Sift, PatchCounts)}
+EXTRACTORS: dict[str, type[Any]] = {
+    extractor.name: extractor for extractor in (Canny, MaskEdges, Sift, SuperPoint, PatchCounts)
+}
 DEFAULT = ("canny", "mask_edges", "sift", "patch_counts")
 
 
