@@ -202,8 +202,9 @@ def _unknown_key(dotted: str, key: str, known: list[str]) -> ConfigError:
 
 
 def _wrong_type(where: str, expected: str, value: Any) -> ConfigError:
-    shown = f"{type(value).__name__} {plain(value)!r}"
-    return ConfigError(f"`{where}` must be {expected}, got {shown}", expected=expected, got=value)
+    shown = {str: "text", bool: "boolean", int: "integer", float: "number", dict: "table", list: "list"}
+    kind = next((word for known, word in shown.items() if isinstance(value, known)), type(value).__name__)
+    return ConfigError(f"`{where}` must be {expected}, got {kind} {plain(value)!r}", expected=expected, got=value)
 
 
 def _init_fields(cls: type[Any]) -> list[Field[Any]]:
