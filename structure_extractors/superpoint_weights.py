@@ -7,6 +7,7 @@ anything else are ignored; widths follow from the shapes. Nothing is ever downlo
 
 import io
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ FORMATS = (
         ),
     ),
     WeightFormat(
-        name="Hugging Face, early",
+        name="Hugging Face (early)",
         convs=_words(
             """encoder.conv1a encoder.conv1b encoder.conv2a encoder.conv2b encoder.conv3a encoder.conv3b
             encoder.conv4a encoder.conv4b keypoint_decoder.convSa keypoint_decoder.convSb"""
@@ -153,7 +154,7 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
         name, missing = min(incomplete.items(), key=lambda item: len(item[1]))
         problem = f"looks like {name} weights, but lacks {_some(missing)}"
     else:
-        problem = f"expected SuperPoint weights in one of the formats {names}; found {_some(list(tensors))}"
+        problem = f"expected the weights of a SuperPoint detector, found {_some(list(tensors))}"
     raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}", path=where, got=list(tensors)[:20])
 
 
@@ -196,18 +197,26 @@ def _check_shapes(weights: Mapping[str, Tensor], *, where: str) -> None:
 
 def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
     """All tensors of a file under their dotted keys."""
+    safetensors = data[8:9] == b"{"  # eight bytes of length, then JSON
+    if not safetensors and data[:1] != b"\x80" and data[:2] != b"PK":  # pickle, zip
+        raise _unreadable(where, f"{len(data)} bytes that begin with {data[:20]!r}")
     try:
-        if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        if safetensors:
             return load_safetensors(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return dict(_flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise WeightsError(
-            f"{where}: expected safetensors or a PyTorch file that holds tensors only, got: {first_line}",
-            hint="if you trust the file, load it elsewhere and save its state dict alone: torch.save(state_dict, PATH)",
-            path=where,
-        ) from error
-    return dict(_flatten(content))
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        got = f"an object of class {refused[1]} in it" if refused else "a file that is damaged or of another kind"
+        raise _unreadable(where, got) from error
+
+
+def _unreadable(where: str, got: str) -> WeightsError:
+    return WeightsError(
+        f"{where}: expected a safetensors file or a PyTorch file of nothing but tensors, got {got}",
+        hint="fetch the file again; or, if you trust it, load it elsewhere and torch.save its state dict alone",
+        path=where,
+        got=got,
+    )
 
 
 def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
