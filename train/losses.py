@@ -1,0 +1,234 @@
+"""The whole loss, L = L_seg + lambda_sac L^sac + lambda_p L^p (METHOD.md section 4).
+
+Each part has its own file: `losses_segmentation`, `losses_alignment` (L^sac), `losses_structure` (L^p). All are pure
+functions of tensors and compute in float32 at least, whatever precision the network runs in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, ShapeError
+from .losses_alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
+from .losses_segmentation import segmentation_loss
+from .losses_structure import (
+    StructureForm,
+    TargetMode,
+    structure_count,
+    structure_loss,
+    structure_losses,
+    structure_targets,
+)
+from .numerics import check_choice
+
+__all__ = [
+    "LossConfig",
+    "loss_counts",
+    "patch_alignment_loss",
+    "patch_weights",
+    "segmentation_loss",
+    "structure_loss",
+    "structure_losses",
+    "structure_targets",
+    "total_loss",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Which losses are used, and in which form. The paper's Table 3 is the four settings of the two lambdas, 0 or 1."""
+
+    lambda_p: float = 1.0
+    """Weight of the structure loss L^p; 0 switches it off, targets and all."""
+    lambda_sac: float = 1.0
+    """Weight of the patch alignment loss L^sac; 0 switches it off."""
+    mask_ignored: bool = False
+    """Leave ignored pixels out of L_seg. The baseline does not: there they are negatives of every class."""
+    structure_form: StructureForm = "focal"
+    """focal, gaussian_focal or quality: see losses_structure.structure_losses."""
+    structure_target: TargetMode = "binary"
+    """binary, soft or gaussian: see losses_structure.structure_targets."""
+    alpha: float = 0.25
+    """Weight of the positive term of the focal loss."""
+    gamma: float = 2.0
+    """Focusing exponent of every form of L^p."""
+    beta: float = 4.0
+    """Penalty reduction near keypoints, gaussian_focal only."""
+    sigma_cells: float = 1.0
+    """Width of the Gaussian targets, in cells of the structure logits (4 px of the crop)."""
+    alignment_form: AlignmentForm = "infonce"
+    """infonce, soft_ce or printed: see losses_alignment.patch_alignment_loss."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("structure_form", get_args(StructureForm)),
+            ("structure_target", get_args(TargetMode)),
+            ("alignment_form", get_args(AlignmentForm)),
+        ):
+            check_choice(name, getattr(self, name), known)
+        for name, low, high in (
+            ("lambda_p", 0, float("inf")),
+            ("lambda_sac", 0, float("inf")),
+            ("alpha", 0, 1),
+            ("gamma", 0, float("inf")),
+            ("beta", 0, float("inf")),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected {low} to {high}")
+        if not self.sigma_cells > 0:
+            raise ConfigError(f"sigma_cells = {self.sigma_cells}: expected more than 0")
+        if self.structure_form == "quality" and 0 < self.gamma < 1:
+            raise ConfigError(
+                f"gamma = {self.gamma}: the quality form has an infinite slope at s = y", hint="use 0, or 1 and more"
+            )
+        if self.structure_form == "gaussian_focal" and self.structure_target == "soft":
+            raise ConfigError(
+                "structure_form = 'gaussian_focal' needs cells with target 1, structure_target = 'soft' has hardly any",
+                hint="set structure_target = 'gaussian' (or 'binary')",
+            )
+
+
+class SegmenterLike(Protocol):
+    """What `total_loss` reads of the segmenter's output."""
+
+    @property
+    def logits(self) -> Tensor: ...
+    @property
+    def structure_logits(self) -> Tensor | None: ...
+    @property
+    def similarity(self) -> Tensor | None: ...
+
+
+def total_loss(
+    output: SegmenterLike,
+    batch: Mapping[str, Any],
+    config: LossConfig,
+    *,
+    ignore_index: int,
+    structures: Sequence[str] = (),
+    counts: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """L = L_seg + lambda_sac L^sac + lambda_p L^p (Eq. 4 and METHOD.md section 4), with every part for the log.
+
+    Args:
+        output: `logits` (B, T, h, w); `structure_logits` (B, S, h, w) and `similarity` (B, N, T) where used.
+        batch: `labels` (B, H, W) int64; `structures` (B, S, H, W) uint8 and `valid` (B, H, W) bool for L^p;
+            `cell_classes`, `cell_counts` (B, K, h', w') for L^sac.
+        config: forms and weights; a part with weight 0 is not computed and not in the result.
+        ignore_index: label of pixels that belong to no class.
+        structures: names of the S structures, for the log.
+        counts: from `loss_counts`, averaged over ranks and micro-batches; None for one process and one batch a step.
+
+    Returns:
+        Scalars: `loss`, the sum to differentiate; then, without their weights, `segmentation`, `structure` (the mean of
+        `structure/NAME`, which carry no gradient) and `alignment`.
+
+    Raises:
+        ConfigError: a loss is switched on whose head the model lacks. ShapeError: arrays that do not fit.
+    """
+    counts = counts or {}
+    segmentation = segmentation_loss(
+        output.logits,
+        batch["labels"],
+        ignore_index=ignore_index,
+        mask_ignored=config.mask_ignored,
+        count=counts.get("segmentation"),
+    )
+    parts = {"loss": segmentation, "segmentation": segmentation}
+    if config.lambda_p > 0:
+        logits = _head(output.structure_logits, "lambda_p", "structure")
+        targets, valid = _structure_targets(batch, config, (logits.shape[2], logits.shape[3]))
+        each = structure_losses(
+            logits,
+            targets,
+            valid,
+            alpha=config.alpha,
+            gamma=config.gamma,
+            beta=config.beta,
+            form=config.structure_form,
+            count=counts.get("structure"),
+        )
+        parts["structure"] = each.mean()
+        parts["loss"] = parts["loss"] + config.lambda_p * parts["structure"]
+        if len(structures) == len(each):
+            parts |= {f"structure/{name}": value for name, value in zip(structures, each.detach(), strict=True)}
+    if config.lambda_sac > 0:
+        similarity = _head(output.similarity, "lambda_sac", "patch alignment")
+        weights = patch_weights(
+            batch["cell_classes"],
+            batch["cell_counts"],
+            similarity.shape[2],
+            _cells_per_patch(batch, similarity.shape[1]),
+            cell_px=batch["labels"].shape[-1] // batch["cell_classes"].shape[-1],
+            ignore_index=ignore_index,
+        )
+        parts["alignment"] = patch_alignment_loss(
+            similarity, weights, form=config.alignment_form, count=counts.get("alignment")
+        )
+        parts["loss"] = parts["loss"] + config.lambda_sac * parts["alignment"]
+    return parts
+
+
+def loss_counts(
+    batch: Mapping[str, Any],
+    config: LossConfig,
+    *,
+    ignore_index: int,
+    structure_size: tuple[int, int],
+    num_patches: int,
+) -> dict[str, Tensor]:
+    """What each mean of `total_loss` divides by, from the batch alone: labelled pixels, valid cells, labelled patches.
+
+    These differ between batches. Where a step is spread over several ranks or micro-batches, and the mean of their
+    losses is what gets differentiated, average these counts over all of them first and pass the result to `total_loss`:
+    then the step does not depend on how its samples were spread.
+
+    Args:
+        batch, config, ignore_index: as for `total_loss`.
+        structure_size: (h, w) of the structure logits.
+        num_patches: N of the similarities.
+
+    Returns:
+        float32: `segmentation` (), and, where switched on, `structure` (S,) and `alignment` ().
+    """
+    labels = batch["labels"]
+    labelled = (labels != ignore_index).sum() if config.mask_ignored else labels.new_tensor(labels.numel())
+    counts = {"segmentation": labelled.float()}
+    if config.lambda_p > 0:
+        targets, valid = _structure_targets(batch, config, structure_size)
+        counts["structure"] = structure_count(targets, valid, config.structure_form)
+    if config.lambda_sac > 0:
+        patches = labelled_patches(
+            batch["cell_classes"], batch["cell_counts"], _cells_per_patch(batch, num_patches), ignore_index
+        )
+        images = patches.new_tensor(patches.shape[0], dtype=torch.float32)
+        counts["alignment"] = images if config.alignment_form == "printed" else patches.sum().float()
+    return counts
+
+
+def _structure_targets(batch: Mapping[str, Any], config: LossConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return structure_targets(
+        batch["structures"], batch["valid"], size, config.structure_target, sigma_cells=config.sigma_cells
+    )
+
+
+def _head(predicted: Tensor | None, switch: str, head: str) -> Tensor:
+    if predicted is None:
+        raise ConfigError(
+            f"{switch} is above 0, but the model made no {head} output",
+            hint=f"build the model with its {head} head, keep it in training mode, or set {switch} = 0",
+        )
+    return predicted
+
+
+def _cells_per_patch(batch: Mapping[str, Any], num_patches: int) -> int:
+    """Cells along one side of a patch, from the cells of the crop and the patches of the model."""
+    height, width = batch["cell_classes"].shape[-2:]
+    side = isqrt(height * width // num_patches)
+    if side < 1 or side * side * num_patches != height * width:
+        raise ShapeError(f"{height} x {width} cells do not make {num_patches} square patches")
+    return side

@@ -1,0 +1,87 @@
+"""L_seg, the baseline's segmentation loss: per-class sigmoid BCE against one-hot labels (METHOD.md section 4)."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from .errors import ShapeError
+from .numerics import at_least_float32, divide_by_count
+
+
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    mask_ignored: bool = False,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Mean over pixels and classes of BCE(sigmoid(logit), label is this class).
+
+    The logits are brought to the labels' size bilinearly (align_corners False). Ignored pixels have all-zero targets:
+    they are negatives of every class and stay in the mean, as in the CAT-Seg reference.
+
+    Args:
+        logits: (B, T, h, w), any floating type; computed in float32 at least.
+        labels: (B, H, W) int64, 0..T-1 or `ignore_index`.
+        ignore_index: label of pixels that belong to no class; outside 0..T-1.
+        mask_ignored: leave ignored pixels out of sum and mean instead (a deviation from the baseline).
+        count: (), the number of pixels to divide by instead of this batch's own (see `losses.loss_counts`).
+
+    Returns:
+        A scalar. With `mask_ignored`, a batch without any labelled pixel gives 0 with gradient 0.
+
+    Raises:
+        ShapeError: shapes that do not fit, or an `ignore_index` that is a class. A label beyond T is torch's own index
+        error (looking for it here would make the host wait for the device in every step).
+
+    Example:
+        >>> logits = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
+        >>> labels = torch.tensor([[[0, 255]]])
+        >>> # labelled pixel: log(1 + exp(-2)), log 2; ignored pixel: log(1 + exp(2)), log 2
+        >>> round(segmentation_loss(logits, labels, ignore_index=255).item(), 6)
+        0.910038
+    """
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
+        raise ShapeError(
+            f"expected logits (B, T, h, w) and labels (B, H, W), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if 0 <= ignore_index < logits.shape[1]:
+        raise ShapeError(f"ignore_index {ignore_index} is the id of one of the {logits.shape[1]} classes")
+    size = (labels.shape[1], labels.shape[2])
+    upsampled = functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
+    labelled = (labels != ignore_index)[:, None]
+    counted = labelled if mask_ignored else torch.ones_like(labelled)
+    index = torch.where(labelled, labels[:, None], 0)
+    if count is None:
+        count = counted.sum()
+    total = cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, counted))
+    return divide_by_count(total, count) / logits.shape[1]
+
+
+class _OneHotBCE(torch.autograd.Function):
+    """Sum of BCE against one-hot targets, without ever making them: sum_t softplus(x_t) - x_label.
+
+    The tensors here are the largest of a training step (B x T x H x W). Against the plain way (one-hot targets, then
+    binary_cross_entropy_with_logits) this takes 0.36 s instead of 0.55-0.88 s and 0.2 GB instead of 0.4-0.5 GB for
+    171 classes at 384 x 384 on one CPU core: nothing is kept but the logits, and the gradient is made in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, labelled: Tensor, counted: Tensor) -> Tensor:
+        """(B, T, H, W) logits; (B, 1, H, W) label, whether it is one, and whether the pixel counts -> scalar."""
+        ctx.save_for_backward(logits, index, labelled, counted)
+        pixels = functional.softplus(logits).sum(1, keepdim=True) - logits.gather(1, index) * labelled
+        return (pixels * counted).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """The derivative sigmoid(x) - one-hot, where the pixel counts."""
+        logits, index, labelled, counted = ctx.saved_tensors
+        slope = logits.sigmoid()
+        slope.scatter_add_(1, index, -labelled.to(slope.dtype))
+        return slope.mul_(counted * grad), None, None, None

@@ -1,0 +1,22 @@
+"""Three small things that every loss needs."""
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32 (logarithms of small numbers follow); float64 stays, for gradient checks."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count`, and `total` itself where nothing was counted: a mean over nothing is 0, not NaN."""
+    return total / torch.where(count > 0, count, 1).to(total.dtype)
+
+
+def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
+    """Raise ConfigError, listing the known names, unless `name` is one of them."""
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}", hint=f"known: {', '.join(known)}")
