@@ -6,6 +6,7 @@ indices out as they are. Orientation is never applied behind our back: the manif
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .errors import DecodeError
 EXIF_ORIENTATION = 0x0112
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
 LABEL_FORMATS = ("PNG", "TIFF")  # lossless; a JPEG would smear ids
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # positions in the file; the header chunk always comes first
 LABEL_HINT = (
     "labels must be single-channel pictures of class ids (8-bit, palette or 16-bit PNG); turn colour-coded maps into "
     "ids first, e.g. with a dict from colour to class index"
@@ -32,12 +35,16 @@ class ImageFacts:
 
     height: int  # pixels, as stored
     width: int  # pixels, as stored
-    mode: str  # Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...
+    mode: str  # Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...; "RGB;16": 16 bits per colour
     orientation: int  # EXIF orientation 1..8; 1 where the file says nothing or nonsense
 
     def size_after(self, orientation: int) -> tuple[int, int]:
         """(height, width) once `orientation` was applied: 5..8 swap the two."""
         return (self.width, self.height) if orientation >= 5 else (self.height, self.width)
+
+
+def is_png(data: bytes) -> bool:
+    return data.startswith(PNG_SIGNATURE)
 
 
 def is_url(root: str) -> bool:
@@ -77,7 +84,7 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
 def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
     """Apply an EXIF orientation to (H, W, ...).
 
-    2 mirrors, 3 is a half turn, 4 flips, 5 transposes, 6 and 8 are quarter turns to the right and left, 7 is transverse.
+    2 mirrors, 3 is a half turn, 4 flips, 5 transposes, 6 and 8 are quarter turns right and left, 7 is transverse.
     """
     if orientation == 1:
         return image
@@ -105,16 +112,18 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
                 hint=LABEL_HINT,
                 expected=LABEL_FORMATS,
                 got=picture.format,
+                reason="label format",
             )
         if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
             raise DecodeError(
-                f"expected one channel of class ids, got a picture of mode {picture.mode} (colours)",
+                f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)",
                 hint=LABEL_HINT,
                 expected="one channel",
                 got=picture.mode,
+                reason="label format",
             )
         if picture.format == "TIFF" and set(picture.tag_v2.get(258, (1,))) - {8, 16}:  # type: ignore[attr-defined]
-            raise DecodeError("expected a TIFF of 8 or 16 bits per pixel", hint=LABEL_HINT, expected="8 or 16 bits")
+            raise DecodeError("expected a TIFF of 8 or 16 bits per pixel", hint=LABEL_HINT, reason="label format")
         try:
             ids = np.asarray(picture)
         except (OSError, SyntaxError, ValueError, struct.error) as error:
@@ -125,7 +134,9 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if mode == "P":
         return ids.astype(np.uint8, copy=False)
     if ids.size and (ids.min() < 0 or ids.max() > 65535):
-        raise DecodeError("expected ids of at most 16 bits", hint=LABEL_HINT, expected="0..65535", got=int(ids.max()))
+        raise DecodeError(
+            f"expected ids of 0..65535, got {ids.min()}..{ids.max()}", hint=LABEL_HINT, reason="label format"
+        )
     return ids.astype(np.uint16, copy=False)
 
 
@@ -142,6 +153,7 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
                 hint="convert the file to JPEG or PNG",
                 expected=IMAGE_FORMATS,
                 got=picture.format,
+                reason="image format",
             )
         megapixels = picture.width * picture.height / 1e6
         if megapixels > max_megapixels:
@@ -151,31 +163,41 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
                 hint="check the file, or allow more with --max-megapixels",
                 expected=max_megapixels,
                 got=megapixels,
+                reason="image too large",
             )
         try:
             picture.load()
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
         except (OSError, SyntaxError, ValueError, struct.error) as error:
             raise _undecodable(str(error)) from error
+        is_16_bit_colour = is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode
         facts = ImageFacts(
             height=picture.height,
             width=picture.width,
-            mode=picture.mode,
+            mode=picture.mode + (";16" if is_16_bit_colour else ""),
             orientation=orientation if orientation in range(1, 9) else 1,
         )
-        is_png = picture.format == "PNG"
-    if is_png:
+    if is_png(data):
         check_png(data)
     return facts
 
 
 def check_png(data: bytes) -> None:
-    """Check every chunk of a PNG against its CRC, to the end: decoding alone stops at the last row and checks less."""
-    with _opened(data) as picture:
-        try:
-            picture.verify()
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise _undecodable(str(error)) from error
+    """Check every chunk of a PNG against its CRC, up to the end mark. Raises DecodeError.
+
+    Decoders stop at the last row: Pillow accepts a file whose tail is missing or whose checksums are wrong.
+    """
+    offset = len(PNG_SIGNATURE)
+    while True:
+        length, kind = struct.unpack_from(">I4s", data.ljust(offset + 8, b"\0"), offset)
+        end = offset + 12 + length  # length, kind, body, CRC
+        if end > len(data):
+            raise _undecodable(f"the PNG ends after {len(data)} bytes, in the middle of a chunk")
+        if zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise _undecodable(f"wrong checksum of the PNG chunk at byte {offset}")
+        if kind == b"IEND":
+            return
+        offset = end
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -186,7 +208,7 @@ def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
-        raise DecodeError(f"an absurdly large picture: {error}", hint="check the file") from error
+        raise DecodeError(f"absurdly large: {error}", hint="check the file", reason="image too large") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise _undecodable("not a picture in any known format") from error
 

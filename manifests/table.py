@@ -170,10 +170,8 @@ class Manifest:
             labels, faults = classes[raw], unknown[raw]
         if not faults.any():
             return labels, ""
-        ids, counts = np.unique(raw[faults != 0], return_counts=True)
-        worst = np.argsort(-counts, kind="stable")
-        named = [f"id {ids[i]} ({counts[i]} pixel{'s' if counts[i] > 1 else ''})" for i in worst[:5]]
-        return labels, ", ".join(named) + (f" and {len(ids) - 5} more ids" if len(ids) > 5 else "")
+        found, counts = np.unique(raw[faults != 0], return_counts=True)
+        return labels, describe_unknown(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
     @cached_property
     def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
@@ -220,6 +218,13 @@ class Manifest:
             expected=error.fields.get("expected"),
             got=error.fields.get("got"),
         )
+
+
+def describe_unknown(pixels: Mapping[int, int]) -> str:
+    """Unknown raw ids with their pixel counts in words, most frequent first: "id 44 (120 pixels), id 7 (1 pixel)"."""
+    ordered = sorted(pixels.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = ", ".join(f"id {raw} ({count} pixel{'s' if count > 1 else ''})" for raw, count in ordered[:5])
+    return named + (f" and {len(ordered) - 5} more ids" if len(ordered) > 5 else "")
 
 
 def content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

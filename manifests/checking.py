@@ -1,0 +1,246 @@
+"""Every sample is read once and checked: what cannot be used is named in its row, never dropped."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image, decode_label, is_png
+from .errors import DecodeError, ManifestError
+from .pairing import Pair, common_root, some
+from .table import Manifest, Sample, Vocabulary, describe_unknown
+
+GREY_MODES = ("L", "1")
+COLOUR_MODES = ("RGB", "P")
+CHUNK = 16  # samples per task: large enough to hide the bookkeeping, small enough for a smooth progress bar
+
+# Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
+REPAIRS = {
+    "unreadable image": "copy or download the files again",
+    "unreadable label": "copy or download the files again",
+    "image format": "convert to JPEG or PNG",
+    "image too large": "check the files, or allow more with --max-megapixels",
+    "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at the result",
+    "label format": LABEL_HINT,
+    "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
+    "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
+    "unknown ids": "correct the label, add the class, or declare the id with --ignore where the command has it",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckSettings:
+    """How strict the checks are."""
+
+    exif: Literal["error", "apply", "ignore"] = "error"  # EXIF orientation other than 1: quarantine, turn, leave
+    max_megapixels: float = 100.0  # larger images are refused from their header, before they are decoded
+    workers: int = 0  # threads (the decoders run outside Python's lock); 0 = as many as the process may use
+
+    def __post_init__(self) -> None:
+        if self.exif not in ("error", "apply", "ignore"):
+            raise ManifestError(f"exif: expected error, apply or ignore, got {self.exif!r}")
+        if self.max_megapixels <= 0:
+            raise ManifestError(f"max_megapixels: expected a positive number, got {self.max_megapixels}")
+        if self.workers < 0:
+            raise ManifestError(f"workers: expected 0 or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelIds:
+    """What the numbers in a data set's label pictures mean."""
+
+    vocabulary: Vocabulary
+    raw_to_class: Mapping[int, int]  # raw id -> class id
+    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """A manifest with what was counted on the way."""
+
+    manifest: Manifest
+    class_pixels: npt.NDArray[np.int64]  # (T,) pixels of each class in all usable samples
+    ignored_pixels: int  # pixels without a class in all usable samples
+
+
+def check_samples(
+    pairs: Sequence[Pair], ids: LabelIds, *, dataset: str, split: str, settings: CheckSettings | None = None
+) -> Checked:
+    """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
+
+    Content problems become the `problem` of a row. Raises ManifestError only when there is no pair, or when every
+    single one has a problem: then something is wrong with the arguments rather than with the files.
+    """
+    if not pairs:
+        raise ManifestError("expected at least one image with its label, got none")
+    settings = settings or CheckSettings()
+    root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
+    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings)
+    ordered = sorted(pairs, key=lambda pair: pair.sample_id)
+    chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+    samples: list[Sample] = []
+    pixels = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
+    with (
+        ThreadPoolExecutor(settings.workers or available_cpus()) as pool,
+        tqdm(total=len(ordered), desc="checking", unit="image", disable=None) as progress,
+    ):
+        for results in pool.map(lambda chunk: [check(pair) for pair in chunk], chunks):
+            for sample, counted in results:
+                samples.append(sample)
+                pixels += counted
+            progress.update(len(results))
+    broken = [sample for sample in samples if sample.problem]
+    if len(broken) == len(samples):
+        raise ManifestError(
+            f"none of {len(samples)} samples can be used: " + some(f"\n  {s.sample_id}: {s.problem}" for s in broken),
+            hint=REPAIRS[broken[0].problem.split(":")[0]],
+            problems=[sample.problem for sample in broken],
+        )
+    manifest = Manifest(
+        root=str(root),
+        dataset=dataset,
+        vocabulary=ids.vocabulary,
+        raw_to_class=ids.raw_to_class,
+        raw_ignore=ids.raw_ignore,
+        samples=samples,
+    )
+    return Checked(manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]))
+
+
+def check_pair(
+    pair: Pair, *, root: Path, ids: LabelIds, split: str, settings: CheckSettings
+) -> tuple[Sample, npt.NDArray[np.int64]]:
+    """The row of one pair, and its pixels as by `count_classes`; all zero if it is quarantined."""
+    image_bytes, label_bytes = _read(pair.image), _read(pair.label)
+    image_name, label_name = (path.relative_to(root).as_posix() for path in (pair.image, pair.label))
+    problems: list[str] = []
+    notes = [pair.note] if pair.note else []
+
+    facts = None
+    try:
+        facts = check_image(image_bytes, max_megapixels=settings.max_megapixels)
+    except DecodeError as error:
+        problems.append(f"{error.fields.get('reason', 'unreadable image')}: {image_name}: {error.args[0]}")
+    raw = None
+    try:
+        if is_png(label_bytes):
+            check_png(label_bytes)
+        raw = decode_label(label_bytes)
+    except DecodeError as error:
+        problems.append(f"{error.fields.get('reason', 'unreadable label')}: {label_name}: {error.args[0]}")
+
+    orientation, height, width = 1, 0, 0
+    if facts is not None:
+        if facts.orientation != 1 and settings.exif == "apply":
+            orientation = facts.orientation
+        height, width = facts.size_after(orientation)
+        label_size = None if raw is None else (raw.shape[0], raw.shape[1])
+        more_problems, more_notes = judge_image(facts, image_name, label_size, settings.exif)
+        problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, (height, width))
+        notes += more_notes
+    if facts is not None and raw is not None and raw.shape != (height, width) and not problems:
+        problems.append(
+            f"size mismatch: {label_name}: expected {height} x {width} pixels (h x w) as {image_name}, "
+            f"got {raw.shape[0]} x {raw.shape[1]}"
+        )
+    counted, unknown = np.zeros(ids.vocabulary.num_classes + 1, np.int64), ""
+    if raw is not None:
+        counted, unknown = count_classes(raw, ids)
+    if unknown:
+        problems.append(
+            f"unknown ids: {label_name}: expected ids of the {ids.vocabulary.num_classes} classes, got {unknown}"
+        )
+    elif raw is not None and not counted[:-1].any():
+        notes.append("no labelled pixel")
+    sample = Sample(
+        sample_id=pair.sample_id,
+        image_path=image_name,
+        label_path=label_name,
+        height=height,
+        width=width,
+        image_sha256=hashlib.sha256(image_bytes).hexdigest(),
+        label_sha256=hashlib.sha256(label_bytes).hexdigest(),
+        split=split,
+        orientation=orientation,
+        problem="; ".join(problems),
+        note="; ".join(notes),
+    )
+    return sample, counted if not problems else np.zeros_like(counted)
+
+
+def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str]:
+    """Pixels per class, (T + 1,) int64 with the ignored ones last, and the unknown ids in words ("" = none)."""
+    histogram = np.bincount(raw.ravel())
+    counted = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
+    unknown: dict[int, int] = {}
+    for value in np.flatnonzero(histogram).tolist():
+        if value in ids.raw_to_class:
+            counted[ids.raw_to_class[value]] += histogram[value]
+        elif value in ids.raw_ignore:
+            counted[-1] += histogram[value]
+        else:
+            unknown[value] = int(histogram[value])
+    return counted, describe_unknown(unknown)
+
+
+def judge_image(
+    facts: ImageFacts, name: str, label_size: tuple[int, int] | None, exif: str
+) -> tuple[list[str], list[str]]:
+    """Problems and notes of an image that decodes: its colours and its EXIF orientation."""
+    problems, notes = [], []
+    if facts.mode in GREY_MODES:
+        notes.append("greyscale image, read as three equal channels")
+    elif facts.mode == "P":
+        notes.append("palette image, read as its colours")
+    elif facts.mode != "RGB":
+        # Decoders disagree on CMYK (inverted or not, profile or not), on what lies under alpha, and on 16 to 8 bits.
+        problems.append(f"image mode: {name}: expected 8-bit RGB or greyscale, got {facts.mode}")
+    if facts.orientation != 1 and exif == "error":
+        fits = {
+            (True, True): "its size fits both",
+            (True, False): "its size fits the stored image only",
+            (False, True): "its size fits the turned image only",
+            (False, False): "its size fits neither",
+        }[label_size == facts.size_after(1), label_size == facts.size_after(facts.orientation)]
+        problems.append(
+            f"EXIF orientation: {name}: expected 1, got {facts.orientation}; nothing says whether the label was drawn on "
+            "the stored or on the turned image" + (f" ({fits})" if label_size else "")
+        )
+    elif facts.orientation != 1:
+        notes.append("EXIF orientation applied" if exif == "apply" else "EXIF orientation ignored")
+    return problems, notes
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use (a batch system often grants fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="check the file's permissions and the disk",
+            path=str(path),
+        ) from error
+
+
+def _check_fast_decoder(data: bytes, name: str, orientation: int, size: tuple[int, int]) -> list[str]:
+    """The strict decoder accepted the image; the fast one, which all later steps use, must see the same size."""
+    try:
+        height, width = decode_image(data, orientation).shape[:2]
+    except DecodeError as error:
+        return [f"unreadable image: {name}: {error.args[0]}"]
+    if (height, width) == size:
+        return []
+    return [f"unreadable image: {name}: decoders disagree on its size, {size[0]} x {size[1]} or {height} x {width}"]
