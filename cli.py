@@ -3,11 +3,14 @@
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import PhyssegError, __version__
+
+if TYPE_CHECKING:
+    from .pipeline.frame import Frame
 
 app = typer.Typer(
     name="physseg",
@@ -16,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-manifest_app = typer.Typer(help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True)
+manifest_app = typer.Typer(
+    help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True
+)
 app.add_typer(manifest_app, name="manifest")
 
 
@@ -35,6 +40,149 @@ def root(
 
 
 # --- preprocess, verify, inspect ------------------------------------------------------------------------------------
+
+QUARANTINE_EXIT = 3
+"""Exit code of a run that ended well but put samples into quarantine."""
+
+Store = Annotated[Path, typer.Argument(help="Folder of the Zarr store, e.g. coco.zarr.")]
+Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
+
+
+@app.command()
+def preprocess(
+    manifest: Annotated[Path, typer.Argument(help="Manifest written by `physseg manifest`.")],
+    store: Store,
+    structures: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: canny, mask_edges, sift, superpoint. Default: the first three, or the store's."
+        ),
+    ] = None,
+    set_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."
+        ),
+    ] = None,
+    short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
+    max_long_edge: Annotated[int | None, typer.Option(help="Limit of the longest edge, px. Default 768.")] = None,
+    canvas: Annotated[
+        int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes. Default: the cores you may use.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="local (processes on this machine), sync (this process), or tcp://HOST:PORT of Dask's.")
+    ] = "local",
+    memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
+    root: Root = None,
+    retry_quarantined: Annotated[bool, typer.Option(help="Compute shards with quarantined samples again.")] = False,
+    allow_quarantine: Annotated[bool, typer.Option(help="Exit with 0 although samples are quarantined.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be done, and its cost, and stop.")] = False,
+    log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
+) -> None:
+    """Compute structure maps and patch counts of every image into a Zarr store.
+
+    Run the same command again to resume after any interruption, or with more structures to add them. Quarantined
+    samples are named, and end the run with exit code 3.
+    """
+    from .manifests.table import Manifest
+    from .pipeline import run
+    from .pipeline.report import describe_job, describe_run
+
+    job = run.prepare(
+        Manifest.read(manifest, root=root),
+        store,
+        structures=_names(structures) if structures is not None else None,
+        settings=_settings(set_option or []),
+        frame=_frame(short_edge, max_long_edge, canvas),
+        root=root,
+        retry_quarantined=retry_quarantined,
+    )
+    for line in describe_job(job, workers=1 if scheduler == "sync" else workers, measure=dry_run):
+        typer.echo(line)
+    if dry_run:
+        return
+    report = run.execute(
+        job,
+        scheduler=scheduler,
+        workers=workers,
+        memory_limit=_bytes(memory_limit),
+        log=log or store.with_name(f"{store.name}.log.jsonl"),
+    )
+    for line in describe_run(report, store):
+        typer.echo(line)
+    if report.quarantine and not allow_quarantine:
+        raise typer.Exit(QUARANTINE_EXIT)
+
+
+@app.command()
+def verify(
+    store: Store,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute faulty shards again, and those alone.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes for --repair.")] = None,
+    scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
+    root: Root = None,
+) -> None:
+    """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
+    from .pipeline import run
+    from .pipeline import verify as checking
+
+    report = checking.verify(store)
+    for line in checking.summary(report):
+        typer.echo(line)
+    if report.faults and repair:
+        checking.repair(
+            store,
+            report,
+            lambda manifest: run.execute(run.prepare(manifest, store, root=root), scheduler=scheduler, workers=workers),
+            root=root,
+        )
+        report = checking.verify(store)
+        typer.echo("after repair: " + checking.summary(report)[0])
+    if report.faults:
+        if not repair:
+            typer.echo("mend it with: physseg verify STORE --repair", err=True)
+        raise typer.Exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _settings(assignments: list[str]) -> dict[str, dict[str, str]]:
+    """["canny.low=50"] as {"canny": {"low": "50"}}; the extractors read the values."""
+    settings: dict[str, dict[str, str]] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        name, dot, option = key.strip().partition(".")
+        if not (equals and dot and name and option):
+            raise typer.BadParameter(f"expected NAME.OPTION=VALUE as in canny.low=50, got {assignment!r}")
+        settings.setdefault(name, {})[option] = value.strip()
+    return settings
+
+
+def _frame(short_edge: int | None, max_long_edge: int | None, canvas: int | None) -> "Frame | None":
+    """The frame that was asked for; None if nothing was. The limits follow a short edge given alone."""
+    from .pipeline.frame import Frame
+
+    if short_edge is None and max_long_edge is None and canvas is None:
+        return None
+    short = short_edge or Frame().short_edge
+    long = max_long_edge or 2 * short
+    return Frame(short_edge=short, max_long_edge=long, canvas=canvas or long + -long % 8)
+
+
+def _bytes(text: str | None) -> int | None:
+    from dask.utils import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        return int(parse_bytes(text))
+    except ValueError:
+        raise typer.BadParameter(f"expected a size such as 2GiB, got {text!r}") from None
 
 
 # --- train, evaluate, predict ---------------------------------------------------------------------------------------

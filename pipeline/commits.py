@@ -48,7 +48,6 @@ class CommitRecord:
     inputs: str
     """``Manifest.row_digest`` of those samples."""
     layers: Mapping[str, LayerCommit]
-    status_sha256: str
     quarantine: tuple[QuarantineEntry, ...] = ()
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
@@ -75,7 +74,6 @@ class CommitRecord:
                 samples=(content["samples"][0], content["samples"][1]),
                 inputs=content["inputs"],
                 layers={name: LayerCommit(**layer) for name, layer in content["layers"].items()},
-                status_sha256=content["status_sha256"],
                 quarantine=tuple(QuarantineEntry(**entry) for entry in content["quarantine"]),
                 dropped_pixels=content["dropped_pixels"],
             )

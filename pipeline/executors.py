@@ -5,7 +5,7 @@ All three run the same function on the same tasks and so leave the same bytes.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -29,7 +29,7 @@ _WORKER_ENVIRONMENT = {
 
 
 def run_tasks(
-    tasks: Iterable[ShardTask], *, scheduler: str, workers: int | None = None, memory_limit: int | None = None
+    tasks: Sequence[ShardTask], *, scheduler: str, workers: int | None = None, memory_limit: int | None = None
 ) -> Iterator[ShardReport]:
     """Run tasks and yield their reports as they complete, in no particular order.
 
@@ -45,6 +45,8 @@ def run_tasks(
                 raise _failed(task, error) from error
             yield report
         return
+    if not tasks:
+        return  # a cluster takes seconds to start
     with _client(scheduler, workers, memory_limit) as client:
         yield from _windowed(client, tasks)
 

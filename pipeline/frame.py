@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..structure_extractors.interface import Labels
 from ..structure_extractors.patch_counts import CELL_PX
 from .errors import FrameError
 
@@ -61,13 +62,13 @@ class Frame:
             image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         )
 
-    def resize_labels(self, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    def resize_labels(self, labels: Labels) -> Labels:
         """Label map (H, W) at the frame's size, each pixel taken from the nearest source pixel centre."""
         size = self.size(*labels.shape)
         if size == labels.shape:
             return labels
         rows, columns = (_nearest(source, target) for source, target in zip(labels.shape, size, strict=True))
-        return labels[rows[:, None], columns]
+        return labels[rows][:, columns]
 
     def place(self, plane: npt.NDArray[np.generic], fill: int) -> npt.NDArray[np.generic]:
         """The canvas (canvas, canvas) that holds ``plane`` (h, w) at its top left and ``fill`` elsewhere."""

@@ -1,6 +1,5 @@
 """What a run has to do, known before it does anything: shards, layers, reasons, bytes and memory."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from ..manifests.table import Manifest
 from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor
 from .commits import CommitRecord, read_commit
-from .errors import StoreCorruptError
+from .errors import StoreCorruptError, StoreError
 from .schema import STATUS, StoreSchema
-from .shard_task import LABELS_LAYER, Clock, ShardBuffer, ShardTask, compute_planes
+from .shard_files import ShardBuffer
+from .shard_task import LABELS_LAYER, Clock, ShardTask, compute_planes
 
 WORKER_BASE_BYTES = 300 * 2**20
 """Resident memory of a worker process with Dask, OpenCV and Zarr imported, before any image; measured."""
@@ -54,7 +54,7 @@ def make_plan(
     root: str | None = None,
     retry_quarantined: bool = False,
 ) -> Plan:
-    """Compare every shard's commit record with today's inputs and settings; what differs or is missing becomes a task."""
+    """Compare each shard's commit record with today's inputs and settings; what differs becomes a task."""
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
     status_files = _names(store / STATUS.name / "c")
     tasks: list[ShardTask] = []
@@ -78,6 +78,7 @@ def make_plan(
             reason = _layers_reason(todo, record)
         if not todo:
             continue
+        _check_computable(store, todo, extractors)
         reasons[reason] += 1
         samples += stop - start
         tasks.append(
@@ -124,7 +125,11 @@ def probe(schema: StoreSchema, manifest: Manifest, extractors: Sequence[Extracto
 
 
 def memory_per_worker(schema: StoreSchema, manifest: Manifest, bytes_per_sample: float) -> int:
-    """Bytes one worker needs: the process, its largest image in flight, one shard's compressed chunks (twice: chunks and file)."""
+    """Bytes one worker needs at its peak.
+
+    The process itself, the largest image in flight, the sample's planes, and one shard's compressed chunks twice (once
+    as chunks, once joined into files).
+    """
     columns = manifest.table
     largest = max(pc.max(pc.multiply(columns.column("height"), columns.column("width"))).as_py() or 0, 1)
     image_bytes = largest * (3 + 3 + 2 + 2)  # decoded, turned or resized copy, labels, resized labels
@@ -140,6 +145,16 @@ def _read_record(store: Path, shard: int) -> tuple[CommitRecord | None, str]:
     return record, "" if record else "not computed yet"
 
 
+def _check_computable(store: Path, todo: set[str], extractors: Sequence[Extractor]) -> None:
+    missing = todo.difference({LABELS_LAYER}, (extractor.name for extractor in extractors))
+    if missing:
+        layer = min(missing)
+        raise StoreError(
+            f"{store}: layer {layer} has to be computed again, and its weights were not given",
+            hint=f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`",
+        )
+
+
 def _layers_reason(todo: set[str], record: CommitRecord) -> str:
     changed = sorted(layer for layer in todo if layer in record.layers)
     added = sorted(todo.difference(record.layers))
@@ -150,6 +165,6 @@ def _layers_reason(todo: set[str], record: CommitRecord) -> str:
 
 def _names(directory: Path) -> set[str]:
     try:
-        return set(os.listdir(directory))
+        return {entry.name for entry in directory.iterdir()}
     except FileNotFoundError:
         return set()

@@ -229,7 +229,7 @@ def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> t
     if existing is None:
         return ()
     return tuple(
-        f"the store was begun with {name} {existing.made_with.get(name)}, this is {version}: results may differ in detail"
+        f"the store was begun with {name} {existing.made_with.get(name)}, this is {version}: details may differ"
         for name, version in now.items()
         if existing.made_with.get(name) != version
     )

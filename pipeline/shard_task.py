@@ -7,7 +7,7 @@ record last; so whatever kills it, a second run of the same task gives the same 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,15 @@ from ..manifests.errors import ContentError
 from ..manifests.table import Manifest
 from ..manifests.whole_file import write_whole
 from ..structure_extractors.errors import ExtractorError
-from ..structure_extractors.interface import Extractor
+from ..structure_extractors.interface import Extractor, Labels
 from ..structure_extractors.patch_counts import CELL_PX
 from .commits import CommitRecord, LayerCommit, QuarantineEntry, read_commit, sha256, write_commit
 from .errors import StoreCorruptError
-from .schema import DONE, QUARANTINED, STATUS, ArraySpec, StoreSchema
-from .shard_codec import compress, encode_shard
+from .schema import DONE, QUARANTINED, SPECS, STATUS, StoreSchema
+from .shard_files import Planes, ShardBuffer, encode_rows
 from .store import open_schema, read_manifest
 
 LABELS_LAYER = "labels"
-
-Planes = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,20 +74,24 @@ def compute_shard(task: ShardTask) -> ShardReport:
         if reason:
             quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
     with clock.part("write"):
-        record, bytes_written = _write(store, schema, task, manifest.row_digest(start, stop), shard, quarantine)
+        files = shard.files(task.shard)
+        for path, data in files.items():
+            write_whole(store / path, data)
+        inputs = manifest.row_digest(start, stop)
+        record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
     return ShardReport(
         shard=task.shard,
         num_samples=stop - start,
         quarantine=record.quarantine,
         dropped_pixels=record.dropped_pixels,
-        bytes_written=bytes_written,
+        bytes_written=sum(map(len, files.values())),
         seconds=clock.seconds,
     )
 
 
 def compute_planes(
     image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
+    labels: Labels,
     schema: StoreSchema,
     extractors: Sequence[Extractor],
     clock: "Clock | None" = None,
@@ -107,8 +109,7 @@ def compute_planes(
     for extractor in extractors:
         with clock.part(extractor.name):
             if "cell_counts" in extractor.arrays:
-                padded = np.pad(labels, [(0, -edge % CELL_PX) for edge in labels.shape], constant_values=ignore_index)
-                planes |= extractor(image, padded, ignore_index=ignore_index)
+                planes |= extractor(image, _to_whole_cells(labels, ignore_index), ignore_index=ignore_index)
             else:
                 planes |= extractor(image, labels, ignore_index=ignore_index)
     return planes
@@ -129,58 +130,6 @@ def _compute_sample(
         return " ".join(str(error).split()), {}
 
 
-class ShardBuffer:
-    """The growing files of one shard: compressed chunks, one per sample, and the arrays too small for that."""
-
-    def __init__(self, schema: StoreSchema, specs: Sequence[ArraySpec]) -> None:
-        self.schema = schema
-        self.specs = specs
-        self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
-        self.rows: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in specs if not spec.is_sharded}
-        self._empty: dict[str, bytes] = {}
-
-    def append(self, planes: Planes) -> None:
-        """Add one sample; arrays that ``planes`` lacks (a quarantined sample) hold fill."""
-        for spec in self.specs:
-            plane = planes.get(spec.name)
-            if not spec.is_sharded:
-                empty = np.full(self.schema.sample_shape(spec), self.schema.fill(spec), self.schema.dtype(spec))
-                self.rows[spec.name].append(empty if plane is None else np.asarray(plane, dtype=empty.dtype))
-            elif plane is None:
-                self.chunks[spec.name].append(self._empty_chunk(spec))
-            else:
-                self.chunks[spec.name].append(compress(_on_canvas(plane, spec, self.schema)))
-
-    def files(self, shard: int) -> dict[str, bytes]:
-        """Path inside the store -> bytes."""
-        files = {}
-        for spec in self.specs:
-            if spec.is_sharded:
-                data = encode_shard(self.chunks[spec.name], self.schema.samples_per_shard)
-            else:
-                data = encode_rows(self.rows[spec.name], spec, self.schema)
-            files[self.schema.shard_file(spec, shard)] = data
-        return files
-
-    def dropped_pixels(self) -> int | None:
-        rows = self.rows.get("cell_dropped")
-        return None if rows is None else int(np.sum(rows))
-
-    def _empty_chunk(self, spec: ArraySpec) -> bytes:
-        if spec.name not in self._empty:
-            shape = (1, *self.schema.sample_shape(spec))
-            self._empty[spec.name] = compress(np.full(shape, self.schema.fill(spec), self.schema.dtype(spec)))
-        return self._empty[spec.name]
-
-
-def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
-    """The one-chunk file of an unsharded array: a row per sample, then fill (Zarr stores edge chunks whole)."""
-    shape = (schema.samples_per_shard, *schema.sample_shape(spec))
-    chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))
-    chunk[: len(rows)] = rows
-    return compress(chunk)
-
-
 def status_rows(record_range: tuple[int, int], quarantine: Sequence[QuarantineEntry]) -> npt.NDArray[np.uint8]:
     """Status of each sample of a shard whose layers are all committed."""
     start, stop = record_range
@@ -189,55 +138,44 @@ def status_rows(record_range: tuple[int, int], quarantine: Sequence[QuarantineEn
     return status
 
 
-def _on_canvas(plane: npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> npt.NDArray[Any]:
-    """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept."""
-    dtype = schema.dtype(spec)
-    if plane.dtype != dtype:
-        raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
-    canvas = np.full((1, *schema.sample_shape(spec)), schema.fill(spec), dtype=dtype)
-    canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
-    return canvas
+def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
+    height, width = (edge + -edge % CELL_PX for edge in labels.shape)
+    padded: Labels = np.full((height, width), ignore_index, dtype=labels.dtype)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    return padded
 
 
-def _write(
+def _commit(
     store: Path,
     schema: StoreSchema,
-    task: ShardTask,
+    shard: int,
     inputs: str,
-    shard: ShardBuffer,
+    files: Mapping[str, bytes],
     quarantine: Sequence[QuarantineEntry],
-) -> tuple[CommitRecord, int]:
-    """Write the shard's files, then its status, then its record; keeps what the record knows of other layers."""
-    files = shard.files(task.shard)
+    *,
+    dropped: int | None,
+) -> CommitRecord:
+    """Write the shard's status, then its record; what the earlier record knows of other, current layers is kept."""
+    computed: dict[str, dict[str, str]] = {}
     for path, data in files.items():
-        write_whole(store / path, data)
-    computed = {spec.layer: {} for spec in shard.specs}  # type: dict[str, dict[str, str]]
-    for spec in shard.specs:
-        path = schema.shard_file(spec, task.shard)
-        computed[spec.layer][path] = sha256(files[path])
-    kept = _kept_layers(store, schema, task.shard, inputs, computed)
-    layers = kept.layers if kept else {}
-    entries = {entry.index: entry for entry in (kept.quarantine if kept else ())}
-    entries |= {entry.index: entry for entry in quarantine}
+        computed.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
+    kept = _kept_layers(store, schema, shard, inputs, computed)
+    entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *quarantine)}
     merged = tuple(entries[index] for index in sorted(entries))
-    sample_range = schema.shard_range(task.shard)
+    sample_range = schema.shard_range(shard)
     status = encode_rows(list(status_rows(sample_range, merged)), STATUS, schema)
-    write_whole(store / schema.shard_file(STATUS, task.shard), status)
-    dropped = shard.dropped_pixels()
+    write_whole(store / schema.shard_file(STATUS, shard), status)
+    layers = {name: LayerCommit(settings=schema.layer_digest(name), files=paths) for name, paths in computed.items()}
     record = CommitRecord(
-        shard=task.shard,
+        shard=shard,
         samples=sample_range,
         inputs=inputs,
-        layers={
-            **layers,
-            **{name: LayerCommit(settings=schema.layer_digest(name), files=paths) for name, paths in computed.items()},
-        },
-        status_sha256=sha256(status),
+        layers={**(kept.layers if kept else {}), **layers},
         quarantine=merged,
         dropped_pixels=(kept.dropped_pixels if kept else 0) if dropped is None else dropped,
     )
     write_commit(store, record)
-    return record, sum(map(len, files.values())) + len(status)
+    return record
 
 
 def _kept_layers(
@@ -253,15 +191,7 @@ def _kept_layers(
     layers = {name: commit for name, commit in record.layers.items() if name not in computed and name in schema.layers}
     if not layers:
         return None
-    return CommitRecord(
-        shard=record.shard,
-        samples=record.samples,
-        inputs=record.inputs,
-        layers=layers,
-        status_sha256=record.status_sha256,
-        quarantine=record.quarantine,
-        dropped_pixels=record.dropped_pixels,
-    )
+    return replace(record, layers=layers)
 
 
 class Clock:

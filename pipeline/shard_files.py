@@ -1,0 +1,76 @@
+"""The files of one shard while they grow: compressed sample by sample, so that memory stays at a few megabytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..structure_extractors.errors import ExtractorError
+from .schema import ArraySpec, StoreSchema
+from .shard_codec import compress, encode_shard
+
+Planes = dict[str, npt.NDArray[Any]]
+"""Arrays of one sample at frame size, by name."""
+
+
+class ShardBuffer:
+    """The growing files of one shard: compressed chunks, one per sample, and the arrays too small for that."""
+
+    def __init__(self, schema: StoreSchema, specs: Sequence[ArraySpec]) -> None:
+        self.schema = schema
+        self.specs = specs
+        self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
+        self.rows: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in specs if not spec.is_sharded}
+        self._empty: dict[str, bytes] = {}
+
+    def append(self, planes: Planes) -> None:
+        """Add one sample; arrays that ``planes`` lacks (a quarantined sample) hold fill."""
+        for spec in self.specs:
+            plane = planes.get(spec.name)
+            if not spec.is_sharded:
+                empty = np.full(self.schema.sample_shape(spec), self.schema.fill(spec), self.schema.dtype(spec))
+                self.rows[spec.name].append(empty if plane is None else np.asarray(plane, dtype=empty.dtype))
+            elif plane is None:
+                self.chunks[spec.name].append(self._empty_chunk(spec))
+            else:
+                self.chunks[spec.name].append(compress(_on_canvas(plane, spec, self.schema)))
+
+    def files(self, shard: int) -> dict[str, bytes]:
+        """Path inside the store -> bytes."""
+        files = {}
+        for spec in self.specs:
+            if spec.is_sharded:
+                data = encode_shard(self.chunks[spec.name], self.schema.samples_per_shard)
+            else:
+                data = encode_rows(self.rows[spec.name], spec, self.schema)
+            files[self.schema.shard_file(spec, shard)] = data
+        return files
+
+    def dropped_pixels(self) -> int | None:
+        rows = self.rows.get("cell_dropped")
+        return None if rows is None else int(np.sum(rows))
+
+    def _empty_chunk(self, spec: ArraySpec) -> bytes:
+        if spec.name not in self._empty:
+            shape = (1, *self.schema.sample_shape(spec))
+            self._empty[spec.name] = compress(np.full(shape, self.schema.fill(spec), self.schema.dtype(spec)))
+        return self._empty[spec.name]
+
+
+def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
+    """The one-chunk file of an unsharded array: a row per sample, then fill (Zarr stores edge chunks whole)."""
+    shape = (schema.samples_per_shard, *schema.sample_shape(spec))
+    chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))
+    chunk[: len(rows)] = rows
+    return compress(chunk)
+
+
+def _on_canvas(plane: npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> npt.NDArray[Any]:
+    """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept."""
+    dtype = schema.dtype(spec)
+    if plane.dtype != dtype:
+        raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
+    canvas = np.full((1, *schema.sample_shape(spec)), schema.fill(spec), dtype=dtype)
+    canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
+    return canvas

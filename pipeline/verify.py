@@ -1,0 +1,217 @@
+"""Deep check of a store: every byte against its commit record, every metadata file against the schema.
+
+A fault is anything that differs from what an uninterrupted run would have left. Repair rewrites metadata from the
+schema, forgets the records of faulty shards and computes exactly those again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..manifests.errors import ManifestError
+from ..manifests.table import Manifest
+from ..manifests.whole_file import PARTIAL_SUFFIX, write_whole
+from .commits import PROVENANCE, CommitRecord, delete_commit, read_commit, sha256
+from .errors import StoreCorruptError, StoreError
+from .executors import default_workers
+from .schema import STATUS, StoreSchema
+from .shard_files import encode_rows
+from .shard_task import status_rows
+from .store import MANIFEST_FILE, locked, metadata_documents, open_schema, open_schema_copy, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that is wrong with a store."""
+
+    path: str
+    """File inside the store."""
+    problem: str
+    """What was expected and what was found."""
+    shard: int | None = None
+    """The shard to compute again; None for metadata."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """Everything that was checked and found."""
+
+    faults: tuple[Fault, ...]
+    num_shards: int
+    files_checked: int
+    bytes_checked: int
+
+    @property
+    def faulty_shards(self) -> tuple[int, ...]:
+        return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
+
+
+def verify(store: Path, *, progress: bool = True) -> VerifyReport:
+    """Check every file of a store; raises StoreError only where there is no store at all."""
+    schema, root_faults = _schema_or_copy(store)
+    faults = [*root_faults, *_check_metadata(store, schema)]
+    manifest, manifest_faults = _manifest(store, schema)
+    faults += manifest_faults
+    faults += _check_strays(store, schema)
+    files = size = 0
+    with (
+        ThreadPoolExecutor(default_workers()) as pool,
+        tqdm(total=schema.num_shards, unit="shard", disable=not progress) as bar,
+    ):
+        for found, checked, nbytes in pool.map(
+            lambda shard: _check_shard(store, schema, manifest, shard), range(schema.num_shards)
+        ):
+            faults += found
+            files += checked
+            size += nbytes
+            bar.update()
+    return VerifyReport(faults=tuple(faults), num_shards=schema.num_shards, files_checked=files, bytes_checked=size)
+
+
+def repair(
+    store: Path,
+    report: VerifyReport,
+    recompute: Callable[[Manifest], Any],
+    *,
+    root: str | None = None,
+) -> None:
+    """Mend what ``report`` names: rewrite metadata, forget faulty shards, then let ``recompute`` compute them.
+
+    ``recompute`` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
+    StoreError where the manifest itself is damaged: it cannot be derived from the store.
+    """
+    with locked(store):
+        schema, _ = _schema_or_copy(store)
+        for path, data in metadata_documents(schema).items():
+            if not _holds(store / path, data):
+                write_whole(store / path, data)
+        manifest = read_manifest(store, schema, root)
+        for fault in report.faults:
+            if fault.shard is None and fault.problem == STRAY:
+                (store / fault.path).unlink(missing_ok=True)
+        for shard in report.faulty_shards:
+            # Status first, as always: from here on nobody reads the shard until it is committed again.
+            (store / schema.shard_file(STATUS, shard)).unlink(missing_ok=True)
+            delete_commit(store, shard)
+    if report.faulty_shards:
+        recompute(manifest)
+
+
+STRAY = "does not belong to the store"
+
+
+def _schema_or_copy(store: Path) -> tuple[StoreSchema, list[Fault]]:
+    try:
+        return open_schema(store), []
+    except StoreError as error:
+        try:
+            return open_schema_copy(store), [Fault(path="zarr.json", problem=f"damaged: {error.args[0]}")]
+        except StoreError:
+            raise error from None
+
+
+def _check_metadata(store: Path, schema: StoreSchema) -> Iterator[Fault]:
+    for path, data in metadata_documents(schema).items():
+        if not (store / path).exists():
+            yield Fault(path=path, problem="metadata file is missing")
+        elif not _holds(store / path, data):
+            yield Fault(path=path, problem="metadata differs from the schema's")
+
+
+def _manifest(store: Path, schema: StoreSchema) -> tuple[Manifest | None, list[Fault]]:
+    try:
+        return read_manifest(store, schema), []
+    except (ManifestError, StoreError, OSError) as error:
+        return None, [Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}")]
+
+
+def _check_strays(store: Path, schema: StoreSchema) -> Iterator[Fault]:
+    """Files that no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
+    known = {MANIFEST_FILE, *metadata_documents(schema)}
+    known |= {f"{PROVENANCE}/commits/{shard:06d}.json" for shard in range(schema.num_shards)}
+    known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
+    for file in store.rglob("*"):
+        path = file.relative_to(store).as_posix()
+        if file.is_file() and path not in known and not path.endswith(PARTIAL_SUFFIX):
+            yield Fault(path=path, problem=STRAY)
+
+
+def _check_shard(
+    store: Path, schema: StoreSchema, manifest: Manifest | None, shard: int
+) -> tuple[list[Fault], int, int]:
+    """Faults of one shard, and how many files and bytes were read."""
+    record_path = f"{PROVENANCE}/commits/{shard:06d}.json"
+    try:
+        record = read_commit(store, shard)
+    except StoreCorruptError as error:
+        return [Fault(path=record_path, problem=error.args[0], shard=shard)], 1, 0
+    if record is None:
+        return [Fault(path=record_path, problem="shard is not committed", shard=shard)], 0, 0
+    faults = [Fault(path=record_path, problem=problem, shard=shard) for problem in _stale(schema, manifest, record)]
+    expected = _expected_files(schema, record)
+    size = 0
+    for path, digest in expected.items():
+        try:
+            data = (store / path).read_bytes()
+        except FileNotFoundError:
+            faults.append(Fault(path=path, problem="shard file is missing", shard=shard))
+            continue
+        size += len(data)
+        found = sha256(data)
+        if found != digest:
+            problem = f"expected sha256 {digest[:12]}, got {found[:12]} ({len(data)} bytes)"
+            faults.append(Fault(path=path, problem=problem, shard=shard))
+    return faults, len(expected) + 1, size
+
+
+def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord) -> Iterator[str]:
+    start, stop = schema.shard_range(record.shard)
+    if record.samples != (start, stop):
+        yield f"expected samples {start}..{stop}, got {record.samples[0]}..{record.samples[1]}"
+    if manifest is not None and record.inputs != manifest.row_digest(start, stop):
+        yield "was computed from other inputs than the store's manifest names"
+    for layer in schema.layers:
+        commit = record.layers.get(layer)
+        if commit is None:
+            yield f"layer {layer} is not computed"
+        elif commit.settings != schema.layer_digest(layer):
+            yield f"layer {layer} was computed with other settings than the store's"
+
+
+def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, str]:
+    """Path -> sha256 of every file the shard must have; the status follows from the record alone."""
+    files: dict[str, str] = {}
+    for layer, commit in record.layers.items():
+        if layer in schema.layers:
+            files |= commit.files
+    for spec in schema.specs[:-1]:
+        files.setdefault(schema.shard_file(spec, record.shard), "no hash in the record")
+    status = encode_rows(list(status_rows(record.samples, record.quarantine)), STATUS, schema)
+    files[schema.shard_file(STATUS, record.shard)] = sha256(status)
+    return files
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    try:
+        return file.read_bytes() == data
+    except OSError:
+        return False
+
+
+def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
+    """Lines for a person: what was checked, then each fault up to ``limit``."""
+    lines = [
+        f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked: "
+        + (f"{len(report.faults)} faults in {len(report.faulty_shards)} shards" if report.faults else "no fault")
+    ]
+    lines += [f"  {fault}" for fault in report.faults[:limit]]
+    if len(report.faults) > limit:
+        lines.append(f"  ... and {len(report.faults) - limit} more")
+    return lines
