@@ -23,3 +23,11 @@ class ShardFailedError(PhyssegError, RuntimeError):
     """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
 
     exit_code = 2
+
+
+class DrawError(PhyssegError, ValueError):
+    """Arrays that are to be drawn do not fit each other, or there is no such way to draw them."""
+
+
+class InspectError(PhyssegError, ValueError):
+    """What is to be looked at is not there: no such sample, class or picture; carries close matches."""

@@ -1,0 +1,177 @@
+"""Text on pictures: a font that every machine has, legends, captions, and names written where they fit.
+
+Pillow's own font ships with Pillow but covers little beyond ASCII; other scripts use a font of the machine where there
+is one, and otherwise lose their accents or become question marks rather than boxes.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+UInt8 = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+PAPER: Colour = (250, 250, 248)
+INK: Colour = (28, 32, 38)
+FAINT_INK: Colour = (98, 106, 116)
+RULE: Colour = (196, 201, 207)
+
+_MACHINE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial.ttf", "Arial Unicode.ttf")
+_LONGEST_NAME_EM = 14
+"""Names longer than this many font heights are shortened in legends."""
+_COVERED = 0.92
+"""Share of a name's box that must lie on its region."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One row of a legend."""
+
+    colour: Colour
+    name: str
+    value: str
+    """What stands at the right, e.g. ``12.4%``."""
+
+
+def text_px(height: int, width: int) -> int:
+    """Font size in px that reads well on a picture of that size."""
+    return int(np.clip(round((height * width) ** 0.5 / 28), 12, 96))
+
+
+def text_size(text: str, size_px: int) -> tuple[int, int]:
+    """Height and width in px of a line of text; the height is that of any line."""
+    text, font = _drawable(text, size_px)
+    return round(size_px * 1.25), round(font.getlength(text)) if text else 0
+
+
+def write(canvas: UInt8, text: str, x: int, y: int, size_px: int, colour: Colour = INK, *, halo: bool = False) -> None:
+    """Write a line into ``canvas`` (H, W, 3), its box's top left at x, y; ``halo``: outlined letters."""
+    height, width = text_size(text, size_px)
+    margin = max(2, size_px // 6) if halo else 2
+    top, left = max(y - margin, 0), max(x - margin, 0)
+    bottom, right = min(y + height + margin, canvas.shape[0]), min(x + width + margin, canvas.shape[1])
+    if bottom <= top or right <= left:
+        return
+    text, font = _drawable(text, size_px)
+    patch = Image.fromarray(np.ascontiguousarray(canvas[top:bottom, left:right]))
+    ImageDraw.Draw(patch).text(
+        (x - left, y - top + height / 2),
+        text,
+        font=font,
+        fill=colour,
+        anchor="lm",
+        stroke_width=max(1, round(size_px / 9)) if halo else 0,
+        stroke_fill=_opposite(colour) if halo else None,
+    )
+    canvas[top:bottom, left:right] = np.asarray(patch)
+
+
+def shorten(text: str, size_px: int, width: int) -> str:
+    """The text, or as much of it as fits into ``width`` px with an ellipsis at the end."""
+    if text_size(text, size_px)[1] <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text_size(text[:middle].rstrip() + "…", size_px)[1] <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "…"
+
+
+def legend(
+    entries: Sequence[LegendEntry], size_px: int, *, height: int | None = None, width: int | None = None
+) -> UInt8:
+    """A legend on paper: as many columns as a given height needs, or as a given width allows; (H, W, 3) uint8."""
+    row = round(size_px * 1.6)
+    pad = size_px
+    names = [shorten(entry.name, size_px, _LONGEST_NAME_EM * size_px) for entry in entries]
+    name_width = max((text_size(name, size_px)[1] for name in names), default=0)
+    value_width = max((text_size(entry.value, size_px)[1] for entry in entries), default=0)
+    column = size_px + size_px // 2 + name_width + size_px + value_width
+    if width is not None:
+        columns = int(np.clip((width - pad) // (column + pad), 1, max(len(entries), 1)))
+    else:
+        columns = -(-len(entries) // max(4, ((height or 0) - 2 * pad) // row)) or 1
+    rows = -(-len(entries) // columns)
+    canvas = np.full((2 * pad + max(rows, 1) * row, pad + columns * (column + pad), 3), PAPER, np.uint8)
+    for number, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        x, y = pad + number // rows * (column + pad), pad + number % rows * row
+        text_y = y + (row - text_size(name, size_px)[0]) // 2
+        swatch = (slice(y + (row - size_px) // 2, y + (row + size_px) // 2), slice(x, x + size_px))
+        canvas[swatch] = entry.colour
+        write(canvas, name, x + size_px + size_px // 2, text_y, size_px)
+        value_x = x + column - text_size(entry.value, size_px)[1]
+        write(canvas, entry.value, value_x, text_y, size_px, FAINT_INK)
+    return canvas
+
+
+def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]) -> tuple[int, int, int] | None:
+    """Where a text's box lies on a region (H, W): x, y of its top left and the font size; None if it fits nowhere.
+
+    Tries the sizes in order; of all boxes that the region covers, the one whose middle lies deepest.
+    """
+    if not region.any():
+        return None
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    window = np.ascontiguousarray(region[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    sums = cv2.integral(window)
+    depth = cv2.distanceTransform(np.pad(window, 1), cv2.DIST_L1, 3)[1:-1, 1:-1]
+    for size_px in sizes_px:
+        height, width = text_size(text, size_px)
+        if height > window.shape[0] or width > window.shape[1]:
+            continue
+        inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+        y, x = np.nonzero(inside >= _COVERED * height * width)
+        if len(y):
+            best = int(np.argmax(depth[y + height // 2, x + width // 2]))
+            return int(x[best]) + left, int(y[best]) + top, size_px
+    return None
+
+
+def _opposite(colour: Colour) -> Colour:
+    return (0, 0, 0) if sum(colour) > 382 else (255, 255, 255)
+
+
+@lru_cache(maxsize=4096)
+def _drawable(text: str, size_px: int) -> tuple[str, Font]:
+    """The text on one line with a font that has all its characters, or with what has no glyph replaced."""
+    text = "".join(" " if unicodedata.category(character) in {"Cc", "Zl", "Zp"} else character for character in text)
+    own = _own_font(size_px)
+    for font in (own, *_machine_fonts(size_px)):
+        if all(_has_glyph(font, character) for character in text):
+            return text, font
+    plain = unicodedata.normalize("NFKD", text.replace("…", "..."))
+    plain = "".join(character for character in plain if not unicodedata.combining(character))
+    return "".join(character if _has_glyph(own, character) else "?" for character in plain), own
+
+
+@lru_cache(maxsize=64)
+def _own_font(size_px: int) -> Font:
+    return ImageFont.load_default(size_px)
+
+
+@lru_cache(maxsize=64)
+def _machine_fonts(size_px: int) -> tuple[Font, ...]:
+    fonts: list[Font] = []
+    for name in _MACHINE_FONTS:
+        try:
+            fonts.append(ImageFont.truetype(name, size_px))
+        except OSError:  # not on this machine
+            continue
+    return tuple(fonts)
+
+
+@lru_cache(maxsize=16384)
+def _has_glyph(font: Font, character: str) -> bool:
+    """Whether the font draws the character itself and not the box that stands for a missing one."""
+    return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffe"))
