@@ -10,6 +10,7 @@ import typer
 from . import PhyssegError, __version__
 
 if TYPE_CHECKING:
+    from .manifests.checking import Checked, CheckSettings
     from .pipeline.frame import Frame
 
 app = typer.Typer(
@@ -37,6 +38,123 @@ def root(
 
 
 # --- manifest -------------------------------------------------------------------------------------------------------
+
+ImagesFolder = Annotated[Path | None, typer.Option("--images", help="Folder of the photographs (JPEG or PNG).")]
+LabelsFolder = Annotated[Path | None, typer.Option("--labels", help="Folder of the label pictures, one id per pixel.")]
+ManifestOut = Annotated[Path, typer.Option("--out", help="The manifest to write, e.g. coco.parquet.")]
+ListFile = Annotated[
+    Path | None, typer.Option("--list", help="Use only these samples: one file name without extension per line.")
+]
+Exif = Annotated[
+    str, typer.Option(help="Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.")
+]
+MaxMegapixels = Annotated[float, typer.Option(help="Larger images are quarantined before they are decoded.")]
+Threads = Annotated[int, typer.Option("--workers", min=0, help="Threads; 0 = the cores you may use.")]
+AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share of every class.")]
+
+
+@manifest_app.command("coco-stuff")
+def manifest_coco_stuff(
+    out: ManifestOut,
+    root_folder: Annotated[Path | None, typer.Option("--root", help="Data set folder; needs --split.")] = None,
+    split: Annotated[str | None, typer.Option(help="train2017 or val2017.")] = None,
+    images: ImagesFolder = None,
+    labels: LabelsFolder = None,
+    stuff_json: Annotated[Path | None, typer.Option(help="Stuff annotations, painted first.")] = None,
+    instances_json: Annotated[Path | None, typer.Option(help="Instance annotations, painted over the stuff.")] = None,
+    write_labels: Annotated[Path | None, typer.Option(help="New folder for the label PNGs painted from JSON.")] = None,
+    list_file: ListFile = None,
+    name: Annotated[str, typer.Option(help="Name of the data set in the manifest.")] = "coco-stuff",
+    exif: Exif = "error",
+    max_megapixels: MaxMegapixels = 100.0,
+    workers: Threads = 0,
+    allow_quarantine: AllowQuarantine = False,
+    verbose: Verbose = False,
+) -> None:
+    """COCO-Stuff, 171 classes, from `stuffthingmaps` PNGs or from the stuff and instances JSON files.
+
+    Exit code 3: the manifest is written, but some samples were quarantined.
+    """
+    from .manifests import build
+
+    checked = build.coco_stuff(
+        root=root_folder,
+        split=split,
+        images=images,
+        labels=labels,
+        stuff_json=stuff_json,
+        instances_json=instances_json,
+        write_labels=write_labels,
+        listed=list_file,
+        name=name,
+        settings=_check_settings(exif, max_megapixels, workers, out),
+    )
+    _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+@manifest_app.command("folder")
+def manifest_folder(
+    out: ManifestOut,
+    classes: Annotated[Path, typer.Option(help="One class per line, in the order of their ids; commas: synonyms.")],
+    root_folder: Annotated[
+        Path | None, typer.Option("--root", help="Folder with images/ and labels/, or images/SPLIT and labels/SPLIT.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Name of the split, e.g. train.")] = None,
+    images: ImagesFolder = None,
+    labels: LabelsFolder = None,
+    ignore: Annotated[
+        list[int] | None, typer.Option(help="Id that means no class; repeatable. Default 255 (16-bit ids: 65535).")
+    ] = None,
+    first_id: Annotated[int, typer.Option(min=0, help="Id of the class in line 1, e.g. 1 where 0 is unlabelled.")] = 0,
+    list_file: ListFile = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's name.")] = None,
+    exif: Exif = "error",
+    max_megapixels: MaxMegapixels = 100.0,
+    workers: Threads = 0,
+    allow_quarantine: AllowQuarantine = False,
+    verbose: Verbose = False,
+) -> None:
+    """A data set of your own: images, label pictures (8-bit, palette or 16-bit PNG) and a class file.
+
+    Exit code 3: the manifest is written, but some samples were quarantined.
+    """
+    from .manifests import build
+
+    checked = build.folder(
+        classes=classes,
+        root=root_folder,
+        split=split,
+        images=images,
+        labels=labels,
+        ignore=ignore or (),
+        first_id=first_id,
+        listed=list_file,
+        name=name,
+        settings=_check_settings(exif, max_megapixels, workers, out),
+    )
+    _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+def _check_settings(exif: str, max_megapixels: float, workers: int, out: Path) -> "CheckSettings":
+    from .manifests.checking import CheckSettings
+    from .manifests.errors import ManifestError
+
+    if out.is_dir():
+        raise ManifestError(
+            f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {out / 'train.parquet'}"
+        )
+    return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
+
+
+def _finish_manifest(checked: "Checked", out: Path, *, verbose: bool, allow_quarantine: bool) -> None:
+    from .manifests.report import summary_lines
+
+    checked.manifest.write(out)
+    for line in summary_lines(checked, out, verbose=verbose):
+        typer.echo(line)
+    if checked.manifest.quarantined and not allow_quarantine:
+        raise typer.Exit(QUARANTINE_EXIT)
 
 
 # --- preprocess, verify, inspect ------------------------------------------------------------------------------------

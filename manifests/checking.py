@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ REPAIRS = {
     "unreadable label": "copy or download the files again",
     "image format": "convert to JPEG or PNG",
     "image too large": "check the files, or allow more with --max-megapixels",
-    "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at the result",
+    "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at it",
     "label format": LABEL_HINT,
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
@@ -40,7 +40,7 @@ REPAIRS = {
 class CheckSettings:
     """How strict the checks are."""
 
-    exif: Literal["error", "apply", "ignore"] = "error"  # EXIF orientation other than 1: quarantine, turn, leave
+    exif: str = "error"  # EXIF orientation other than 1: quarantine, turn, leave
     max_megapixels: float = 100.0  # larger images are refused from their header, before they are decoded
     workers: int = 0  # threads (the decoders run outside Python's lock); 0 = as many as the process may use
 
@@ -211,8 +211,8 @@ def judge_image(
             (False, False): "its size fits neither",
         }[label_size == facts.size_after(1), label_size == facts.size_after(facts.orientation)]
         problems.append(
-            f"EXIF orientation: {name}: expected 1, got {facts.orientation}; nothing says whether the label was drawn on "
-            "the stored or on the turned image" + (f" ({fits})" if label_size else "")
+            f"EXIF orientation: {name}: expected 1, got {facts.orientation}; nothing says whether the label was "
+            "drawn on the stored or on the turned image" + (f" ({fits})" if label_size else "")
         )
     elif facts.orientation != 1:
         notes.append("EXIF orientation applied" if exif == "apply" else "EXIF orientation ignored")
