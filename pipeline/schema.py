@@ -39,6 +39,8 @@ class ArraySpec:
     fill: int | str
     """Value outside the frame; ``ignore`` is the vocabulary's ignore index."""
     meaning: str
+    drawn: str = ""
+    """How `inspect` shows it: a kind of ``draw.structure_overlay``; empty if in a way of its own, or not at all."""
 
     @property
     def is_sharded(self) -> bool:
@@ -49,12 +51,26 @@ class ArraySpec:
 ARRAYS: Final[tuple[ArraySpec, ...]] = (
     ArraySpec("labels", "labels", "label", ("y", "x"), "ignore", "class ids; ignore index where unlabelled or outside"),
     ArraySpec("frame_size", "labels", "uint16", ("edge",), 0, "height and width of the frame on the canvas, px"),
-    ArraySpec("canny", "canny", "uint8", ("y", "x"), 0, "Canny edges of the image: 0 or 255"),
-    ArraySpec("mask_edges", "mask_edges", "uint8", ("y", "x"), 0, "edges of the label map (EdgeGT): 0 or 255"),
-    ArraySpec("sift", "sift", "uint8", ("y", "x"), 0, "SIFT keypoints: square-root coded confidence 1..255, else 0"),
-    ArraySpec("superpoint", "superpoint", "uint8", ("y", "x"), 0, "SuperPoint keypoints, coded as SIFT's"),
+    ArraySpec("canny", "canny", "uint8", ("y", "x"), 0, "Canny edges of the image: 0 or 255", "edges"),
+    ArraySpec("mask_edges", "mask_edges", "uint8", ("y", "x"), 0, "edges of the label map (EdgeGT): 0 or 255", "edges"),
     ArraySpec(
-        "superpoint_dense", "superpoint", "uint8", ("y", "x"), 0, "SuperPoint probability before suppression, coded"
+        "sift",
+        "sift",
+        "uint8",
+        ("y", "x"),
+        0,
+        "SIFT keypoints: square-root coded confidence 1..255, else 0",
+        "keypoints",
+    ),
+    ArraySpec("superpoint", "superpoint", "uint8", ("y", "x"), 0, "SuperPoint keypoints, coded as SIFT's", "keypoints"),
+    ArraySpec(
+        "superpoint_dense",
+        "superpoint",
+        "uint8",
+        ("y", "x"),
+        0,
+        "SuperPoint probability before suppression, coded",
+        "density",
     ),
     ArraySpec(
         "cell_classes", "patch_counts", "label", ("slot", "cell_y", "cell_x"), "ignore", "classes in each 8-px cell"
