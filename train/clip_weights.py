@@ -1,0 +1,127 @@
+"""Load CLIP weights from local files: OpenAI's .pt, open_clip's .bin, .pt and .safetensors.
+
+Nothing is executed from a file: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are TorchScript;
+their tensors are taken, their code is not run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .clip import Clip
+from .errors import CheckpointError
+
+# Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
+_DROPPED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
+_TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+
+def load_clip_weights(model: Clip, path: Path | str) -> None:
+    """Fill both encoders from a file; float16 tensors are widened.
+
+    Raises CheckpointError, naming the file, for an unreadable file, names that are missing or unknown, and other sizes.
+    """
+    path = Path(path)
+    state = from_open_clip(_read(path), source=str(path))
+    load_state(model, state, source=str(path))
+
+
+def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dict") -> dict[str, Tensor]:
+    """A state dict in OpenAI's or open_clip's layout (text encoder at the top or under `text.`) under our names."""
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if "visual.conv1.weight" not in state:
+        raise CheckpointError(
+            f"{source}: expected a CLIP ViT state dict (with visual.conv1.weight), got names like {sorted(state)[:3]}",
+            hint="OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not",
+        )
+    renamed = {
+        f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor
+        for name, tensor in state.items()
+        if name.removeprefix("text.") not in _DROPPED
+    }
+    return split_fused_projections(renamed)
+
+
+def split_fused_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace every fused `in_proj_weight` (3 C, C) by `q_proj_weight`, `k_proj_weight`, `v_proj_weight` (C, C)."""
+    separate: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith(".in_proj_weight"):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                separate[name.removesuffix("in_proj_weight") + f"{letter}_proj_weight"] = part
+        else:
+            separate[name] = tensor
+    return separate
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optional: tuple[str, ...] = ()) -> None:
+    """Copy `state` into the module, complete and of equal shapes, or raise CheckpointError naming what differs.
+
+    Names that begin with one of `optional` may be missing.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not name.startswith(optional or ("\0",))]
+    unknown = [name for name in state if name not in own]
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source}: {len(missing)} missing names ({', '.join(missing[:3]) or 'none'}), "
+            f"{len(unknown)} unknown names ({', '.join(unknown[:3]) or 'none'})",
+            hint="the file belongs to another architecture; check the `clip` preset",
+            path=source,
+        )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{source}: {name}: expected shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}",
+                hint="the file belongs to another architecture; check the `clip` preset",
+                path=source,
+                expected=tuple(own[name].shape),
+                got=tuple(tensor.shape),
+            )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, whatever its kind."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a file with CLIP weights, found none", path=str(path))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return _unwrap(_read_pickle(path), path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as CLIP weights ({type(error).__name__}: {str(error).splitlines()[0]})",
+            hint="expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too",
+            path=str(path),
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    """A torch file through the restricted unpickler; a TorchScript archive's state dict."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        return torch.jit.load(str(path), map_location="cpu").state_dict()
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict, also where a training checkpoint holds it under `state_dict`."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(
+            f"{path}: expected a state dict (names to tensors), got {type(content).__name__}", path=str(path)
+        )
+    return dict(content)

@@ -1,0 +1,221 @@
+"""The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads (METHOD.md, sections 2, 3 and 5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .alignment_head import AlignmentHead
+from .clip import Clip
+from .clip_presets import ClipArchitecture, clip_architecture
+from .cost_aggregator import CostAggregator
+from .errors import ConfigError, ShapeError
+from .structure_head import StructureHead
+from .text import TEMPLATE, tokenize
+
+# CLIP's normalisation, for RGB in 0..255.
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
+
+# What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
+_PUBLISHED: dict[str, Any] = {
+    "finetune": "qv",
+    "hidden_dim": 128,
+    "guidance_dim": 128,
+    "decoder_dims": (64, 32),
+    "decoder_guidance_dims": (256, 128),
+    "decoder_guidance_proj_dims": (32, 16),
+    "structure_dim": 256,
+}
+_TINY: dict[str, Any] = {
+    "finetune": "all",
+    "hidden_dim": 32,
+    "guidance_dim": 32,
+    "decoder_dims": (32, 16),
+    "decoder_guidance_dims": (32, 16),
+    "decoder_guidance_proj_dims": (16, 16),
+    "structure_dim": 32,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterConfig:
+    """Everything that decides the segmenter's parameters and what they compute.
+
+    Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction every
+    field holds its resolved value, so that a saved configuration is complete.
+
+    Raises ConfigError for unknown names and sizes that do not fit together.
+    """
+
+    clip: str = "ViT-B-16"  # a name from clip_presets.CLIP_PRESETS
+    finetune: Literal["preset", "qv", "all", "none"] = "preset"  # what trains of CLIP: q and v weights, all, nothing
+    templates: tuple[str, ...] = (TEMPLATE,)  # prompts, each with one {} for the class name: P = their number
+    num_layers: int = 2  # aggregator layers, each spatial then over classes
+    num_heads: int = 4  # attention heads of both kinds of aggregation
+    window: int = 12  # side of a window of spatial aggregation, in patches
+    pooling: int = 2  # average pooling before aggregation over classes, in training; in evaluation it is 1
+    pad_len: int = 256  # classes are padded to this many; of more, this many are preselected per image; 0: neither
+    hidden_dim: int = 0  # channels of the cost volume's embedding
+    guidance_dim: int = 0  # channels of projected image and text guidance
+    decoder_dims: tuple[int, ...] = ()  # channels of the decoder's two stages, multiples of 16
+    decoder_guidance_dims: tuple[int, ...] = ()  # channels of the upsampled CLIP levels at 48x48 and 96x96
+    decoder_guidance_proj_dims: tuple[int, ...] = ()  # the same after their projection
+    structures: tuple[str, ...] = ()  # maps the structure head predicts, in this order; () = no such head
+    structure_dim: int = 0  # channels of the structure head
+    alignment: bool = False  # whether there is a patch alignment head
+    alignment_dim: int = 0  # its space; 0 = CLIP's embedding size
+    alignment_normalize: bool = True  # both projections to unit length, as in CLIP
+
+    def __post_init__(self) -> None:
+        arch = clip_architecture(self.clip)
+        defaults = {**(_TINY if self.clip == "tiny" else _PUBLISHED), "alignment_dim": arch.embed_dim}
+        for name, value in defaults.items():
+            if getattr(self, name) in (0, (), "preset"):
+                object.__setattr__(self, name, value)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int") and value < (0 if field.name == "pad_len" else 1):
+                raise ConfigError(f"{field.name}: expected a positive number, got {value}")
+        for name in ("decoder_dims", "decoder_guidance_dims", "decoder_guidance_proj_dims"):
+            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
+                raise ConfigError(f"{name}: expected two positive numbers, got {getattr(self, name)}")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        if self.finetune not in ("qv", "all", "none"):
+            raise ConfigError(f"finetune: expected qv, all or none, got {self.finetune!r}")
+        if self.hidden_dim % self.num_heads:
+            raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
+        if any(dim % 16 for dim in self.decoder_dims):
+            raise ConfigError(f"decoder_dims: GroupNorm needs multiples of 16, got {self.decoder_dims}")
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise ConfigError(
+                f"templates: each needs exactly one {{}} for the class name, got {self.templates}",
+                hint=f"the published template is {TEMPLATE!r}",
+            )
+        if len(set(self.structures)) != len(self.structures):
+            raise ConfigError(f"structures: every name once, got {self.structures}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterOutput:
+    """What one forward pass yields; the auxiliary parts are None in evaluation or without their head."""
+
+    logits: Tensor  # (B, T, 4 g, 4 g), g = 24 patches: per-class scores, to be upsampled and put through a sigmoid
+    structure_logits: Tensor | None  # (B, S, 4 g, 4 g)
+    similarity: Tensor | None  # (B, g * g, T): patch-class similarities divided by the temperature
+
+
+class Segmenter(nn.Module):
+    """Images and class texts to one logit map per class; any set of classes, in training and after it.
+
+    `architecture` overrides the sizes that `config.clip` names (for weights of other sizes, and tests).
+    """
+
+    clip_mean: Tensor
+    clip_std: Tensor
+
+    def __init__(self, config: SegmenterConfig, *, architecture: ClipArchitecture | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.arch = arch = architecture or clip_architecture(config.clip)
+        self.clip = Clip(arch)
+        near, fine = config.decoder_guidance_dims
+        self.upsample1 = nn.ConvTranspose2d(arch.vision_width, near, kernel_size=2, stride=2)
+        self.upsample2 = nn.ConvTranspose2d(arch.vision_width, fine, kernel_size=4, stride=4)
+        self.aggregator = CostAggregator(
+            embed_dim=arch.embed_dim,
+            num_prompts=len(config.templates),
+            hidden_dim=config.hidden_dim,
+            guidance_dim=config.guidance_dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            window=config.window,
+            pooling=config.pooling,
+            pad_len=config.pad_len,
+            decoder_dims=config.decoder_dims,
+            decoder_guidance_dims=config.decoder_guidance_dims,
+            decoder_guidance_proj_dims=config.decoder_guidance_proj_dims,
+        )
+        self.structure_head: StructureHead | None = None
+        self.alignment_head: AlignmentHead | None = None
+        if config.structures:
+            self.structure_head = StructureHead([arch.vision_width] * 4, len(config.structures), config.structure_dim)
+        if config.alignment:
+            self.alignment_head = AlignmentHead(
+                arch.embed_dim, config.alignment_dim, normalize=config.alignment_normalize
+            )
+        self.register_buffer("clip_mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("clip_std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        for name, parameter in self.clip.named_parameters():
+            parameter.requires_grad = self._trains(name)
+
+    def tokenize(self, names: Sequence[str]) -> Tensor:
+        """Token ids (T, P, L) int64 on the CPU, cut to the longest prompt; of synonyms the first is used."""
+        return tokenize(names, self.config.templates, context_length=self.arch.context_length)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text features (T, P, D) of token ids (T, P, L); differentiable, not normalised. Tokens may be on the CPU."""
+        features: Tensor = self.clip.text(tokens.flatten(0, 1))
+        return torch.unflatten(features, 0, tokens.shape[:2])
+
+    def forward(self, images: Tensor, text_features: Tensor) -> SegmenterOutput:
+        """Segment crops.
+
+        Args:
+            images: (B, 3, S, S) float, RGB in 0..255; resized bilinearly to the encoder's size where that differs.
+            text_features: (T, P, D) as `encode_text` gives them, the same for all images.
+        """
+        self._check(images, text_features)
+        arch = self.arch
+        encoder_size = (arch.image_px, arch.image_px)
+        normalised = (images - self.clip_mean) / self.clip_std
+        if normalised.shape[-2:] != encoder_size:
+            normalised = F.interpolate(normalised, size=encoder_size, mode="bilinear", align_corners=False)
+        wanted = {*arch.guidance_blocks, *(arch.structure_blocks if self._predicts_structure() else ())}
+        dense = self.clip.visual(normalised, keep_blocks=wanted)
+        patches = dense.tokens[:, 1:]
+        near, fine = (_as_map(dense.blocks[block], arch.grid) for block in arch.guidance_blocks)
+        guidance = (self.upsample1(near), self.upsample2(fine))
+        logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance)
+        structure_logits = similarity = None
+        if self.training and self.structure_head is not None:
+            levels = [_as_map(dense.blocks[block], arch.grid) for block in reversed(arch.structure_blocks)]
+            structure_logits = self.structure_head(levels)
+        if self.training and self.alignment_head is not None:
+            similarity = self.alignment_head(patches, text_features.mean(dim=1))
+        return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
+
+    def clip_parameter_names(self) -> frozenset[str]:
+        """Names (as in `named_parameters`) of CLIP's parameters: those that take the scaled-down learning rate."""
+        return frozenset(f"clip.{name}" for name, _ in self.clip.named_parameters())
+
+    def _predicts_structure(self) -> bool:
+        return self.training and self.structure_head is not None
+
+    def _trains(self, name: str) -> bool:
+        """Whether a parameter of CLIP trains."""
+        if self.config.finetune == "qv":
+            return name.endswith(("attn.q_proj_weight", "attn.v_proj_weight"))
+        last = f"visual.transformer.resblocks.{self.arch.vision_layers - 1}.attn."
+        # The last image block has no attention, so its query and key weights cannot learn.
+        return self.config.finetune == "all" and name not in (last + "q_proj_weight", last + "k_proj_weight")
+
+    def _check(self, images: Tensor, text_features: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ShapeError(f"images: expected float (B, 3, S, S) in 0..255, got {images.dtype} {tuple(images.shape)}")
+        expected = (len(self.config.templates), self.arch.embed_dim)
+        if text_features.ndim != 3 or text_features.shape[1:] != expected or not len(text_features):
+            raise ShapeError(
+                f"text_features: expected (T, {expected[0]}, {expected[1]}), got {tuple(text_features.shape)}",
+                hint="pass what Segmenter.encode_text returned",
+            )
+
+
+def _as_map(tokens: Tensor, side: int) -> Tensor:
+    """Patch tokens (B, side * side, C) as a map (B, C, side, side), a view."""
+    return torch.unflatten(tokens.transpose(1, 2), 2, (side, side))
