@@ -23,7 +23,8 @@ def detect_sift(
     """Return keypoints (N, 2) x, y in pixels and their responses (N,), float32, of an RGB image (H, W, 3) uint8.
 
     The response is the contrast |D(x)| at the extremum of the difference of Gaussians, for grey values in [0, 1]: at
-    least contrast_threshold / octave_layers, not bounded above. A point with several orientations counts once.
+    least contrast_threshold / octave_layers, not bounded above. OpenCV repeats a point for each of its orientations; here
+    it comes once. Order is by x, then y.
 
     The first octave is upsampled precisely: OpenCV's default leaves every point 0.25 px too far to the right and below
     (0.5 px between an image and its mirror image, which would break the flip of cached maps).
@@ -37,6 +38,7 @@ def detect_sift(
     )
     found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     points = np.array([(*point.pt, point.response) for point in found], np.float32).reshape(-1, 3)
+    points = np.unique(points, axis=0)
     return points[:, :2], points[:, 2]
 
 

@@ -1,0 +1,169 @@
+"""Making extractors from names and settings, their identity, and the checks of their inputs."""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from physseg.structure_extractors.errors import ExtractorError
+from physseg.structure_extractors.registry import DEFAULT, EXTRACTORS, build, options
+
+CHANGES = {
+    "canny": {
+        "low": "50",
+        "high": "250.5",
+        "aperture": "5",
+        "l2_gradient": "true",
+        "blur_sigma": "1",
+    },
+    "mask_edges": {"radius_px": "2", "ignore_borders": "no"},
+    "sift": {
+        "octave_layers": "4",
+        "contrast_threshold": "0.1",
+        "edge_threshold": "5",
+        "sigma": "2",
+        "full_response": "0.2",
+        "nms_radius": "0",
+        "max_keypoints": "100",
+    },
+    "patch_counts": {"max_classes": "4"},
+}
+
+
+def test_the_default_needs_no_weights_and_yields_each_array_once():
+    extractors = build(DEFAULT)
+    assert [extractor.name for extractor in extractors] == list(DEFAULT)
+    arrays = [array for extractor in extractors for array in extractor.arrays]
+    assert arrays == ["canny", "mask_edges", "sift", "cell_classes", "cell_counts", "cell_dropped"]
+
+
+def test_each_extractor_yields_just_what_it_announces():
+    image = np.zeros((16, 24, 3), np.uint8)
+    labels = np.zeros((16, 24), np.uint8)
+    for extractor in build(DEFAULT):
+        assert tuple(extractor(image, labels, ignore_index=255)) == extractor.arrays
+
+
+def test_text_is_read_as_the_type_of_the_option():
+    (canny, sift) = build(
+        ["canny", "sift"],
+        {"canny": {"low": "50", "aperture": "5", "l2_gradient": "yes"}, "sift": {"max_keypoints": "none", "sigma": 2}},
+    )
+    assert (canny.low, canny.aperture, canny.l2_gradient) == (50.0, 5, True)
+    assert sift.max_keypoints is None
+    assert isinstance(sift.sigma, float)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_every_setting_changes_the_identity_and_survives_json(name):
+    (default,) = build([name])
+    identity = default.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert set(CHANGES[name]) == {f.name for f in fields(default)}  # a new option belongs in the table above
+    for option, value in CHANGES[name].items():
+        (changed,) = build([name], {name: {option: value}})
+        assert changed.identity() != identity, option
+        known = {key: value for key, value in changed.identity().items() if key not in ("extractor", "revision")}
+        assert EXTRACTORS[name](**known) == changed
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_extractors_travel_to_workers(name):
+    (extractor,) = build([name])
+    copy = pickle.loads(pickle.dumps(extractor))
+    assert copy == extractor
+    assert copy.identity() == extractor.identity()
+    assert hash(copy) == hash(extractor)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ExtractorError, match="unknown structure extractor 'hog', expected one of: canny, mask_edges"):
+        build(["canny", "hog"])
+
+
+def test_an_unknown_option_lists_the_known_ones():
+    with pytest.raises(ExtractorError, match="canny has no option 'lo'") as caught:
+        build(["canny"], {"canny": {"lo": 1}})
+    assert "low (number, default 100.0)" in str(caught.value)
+    assert "aperture (integer, default 3)" in str(caught.value)
+
+
+def test_names_twice_and_settings_of_nobody_are_errors():
+    with pytest.raises(ExtractorError, match="named twice: canny, canny"):
+        build(["canny", "canny"])
+    with pytest.raises(ExtractorError, match="settings for 'sift', which is not among the structures asked for: canny"):
+        build(["canny"], {"sift": {}})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("low", "many", "number"),
+        ("low", None, "number"),
+        ("low", True, "number"),
+        ("aperture", 3.0, "integer"),
+        ("aperture", "3.5", "integer"),
+        ("l2_gradient", "maybe", "true or false"),
+        ("l2_gradient", 1, "true or false"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(option, value, expected):
+    with pytest.raises(ExtractorError, match=rf"canny\.{option}: expected {expected}, got {value!r}"):
+        build(["canny"], {"canny": {option: value}})
+
+
+def test_options_are_described_for_help_texts():
+    assert options("mask_edges") == {
+        "radius_px": "integer, default 1",
+        "ignore_borders": "true or false, default True",
+    }
+    assert options("sift")["max_keypoints"] == "integer or none, default None"
+    assert options("superpoint")["precision"] == "'float32' or 'bfloat16', default 'float32'"
+    assert "weights_sha256" not in options("superpoint")
+
+
+@pytest.mark.parametrize("name", ["canny", "sift"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3)),
+        np.zeros((0, 8, 3), np.uint8),
+        None,
+    ],
+)
+def test_a_wrong_image_is_an_error_that_says_what_came(name, image):
+    (extractor,) = build([name])
+    with pytest.raises(ExtractorError, match=f"{name}: expected an .*, got (uint8|float64|NoneType)"):
+        extractor(image, np.zeros((8, 8), np.uint8), ignore_index=255)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_strides_do_not_matter_and_inputs_stay_as_they_are(name):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 48, 3), np.uint8)
+    labels = rng.integers(0, 3, (32, 48), np.uint8).repeat(2, 0)[:32]
+    (extractor,) = build([name])
+    before = image.copy(), labels.copy()
+    flipped = extractor(image[:, ::-1], labels[:, ::-1], ignore_index=255)
+    copied = extractor(image[:, ::-1].copy(), labels[:, ::-1].copy(), ignore_index=255)
+    for array in extractor.arrays:
+        np.testing.assert_array_equal(flipped[array], copied[array])
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+
+
+def test_settings_are_frozen():
+    (canny,) = build(["canny"])
+    with pytest.raises(AttributeError):
+        canny.low = 1
+    assert replace(canny, low=1.0).low == 1.0
+
+
+def test_the_registry_does_not_load_torch():
+    code = "import sys, physseg.structure_extractors.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,115 @@
+"""SIFT on blobs whose place and strength are known, mirror images, and what its settings do."""
+
+import cv2
+import numpy as np
+import pytest
+from physseg.structure_extractors.errors import ExtractorError
+from physseg.structure_extractors.keypoints import decode_confidence, keypoints_of
+from physseg.structure_extractors.sift import Sift, detect_sift
+
+LABELS = np.zeros((1, 1), np.uint8)
+
+
+def blobs(*centres: tuple[float, float], size: tuple[int, int] = (96, 128), height: float = 150, sigma: float = 4):
+    """Bright Gaussians at (x, y) on grey 50."""
+    yy, xx = np.mgrid[: size[0], : size[1]]
+    image = np.full(size, 50.0)
+    for x, y in centres:
+        image += height * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * sigma**2))
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def texture(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.standard_normal((120, 160, 3)), (0, 0), 2)
+    return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def extract(image: np.ndarray, **settings: object) -> np.ndarray:
+    return Sift(**settings)(image, LABELS, ignore_index=255)["sift"]
+
+
+def test_a_blob_is_found_at_its_centre():
+    heatmap = extract(blobs((70, 41)))
+    assert heatmap.dtype == np.uint8
+    assert heatmap.shape == (96, 128)
+    points, _ = keypoints_of(heatmap)
+    assert points.tolist() == [[70, 41]]
+
+
+def test_convention_points_are_not_shifted_by_the_upsampled_octave():
+    # OpenCV's default upscaling would put both 0.25 px to the right and below.
+    points, _ = detect_sift(blobs((70.0, 41.0), sigma=2.0))
+    assert len(points) == 1
+    np.testing.assert_allclose(points[0], (70, 41), atol=0.05)
+
+
+def test_mirrored_image_gives_the_mirrored_points():
+    image = texture(0)
+    points, response = detect_sift(image)
+    mirrored, _ = detect_sift(np.ascontiguousarray(image[:, ::-1]))
+    mirrored[:, 0] = image.shape[1] - 1 - mirrored[:, 0]
+    distance = np.abs(points[:, None] - mirrored[None]).max(axis=2).min(axis=1)
+    strong = response > 0.03  # points near the threshold come and go with rounding
+    assert strong.sum() > 50
+    assert np.mean(distance[strong] < 0.1) > 0.95
+
+
+def test_confidence_is_the_response_over_a_fixed_reference():
+    image = blobs((40, 40), (90, 60))
+    _, response = detect_sift(image)
+    heatmap = extract(image, full_response=0.2)
+    expected = np.sort(np.minimum(response / 0.2, 1))
+    got = np.sort(decode_confidence(heatmap[heatmap > 0]))
+    np.testing.assert_allclose(got, expected, atol=1 / 255)
+    assert 0 < expected[0] < 1
+    # A reference below the response clips to 1; a strong neighbour in the image does not change a point's value.
+    assert extract(image, full_response=0.001).max() == 255
+    alone = extract(blobs((40, 40)), full_response=0.2)
+    assert alone[40, 40] == heatmap[40, 40] > 0
+
+
+def test_radius_and_number_limit_the_points():
+    image = texture(1)
+    points, _ = keypoints_of(extract(image, nms_radius=6))
+    gaps = np.abs(points[:, None] - points[None]).max(axis=2) + 99 * np.eye(len(points))
+    assert len(points) > 20
+    assert gaps.min() > 6
+    everything = extract(image, nms_radius=0)
+    assert (everything > 0).sum() > len(points)
+    ten = extract(image, nms_radius=0, max_keypoints=10)
+    assert (ten > 0).sum() == 10
+    assert ten[ten > 0].min() >= np.sort(everything[everything > 0])[-10]
+
+
+def test_thresholds_reach_the_detector():
+    image = texture(2)
+    count = np.count_nonzero(extract(image))
+    assert np.count_nonzero(extract(image, contrast_threshold=0.12)) < count
+    assert np.count_nonzero(extract(image, edge_threshold=2.0)) < count
+
+
+def test_same_bytes_again_and_with_any_number_of_threads():
+    image = texture(3)
+    threads = cv2.getNumThreads()
+    try:
+        results = []
+        for count in (1, 2, 4):
+            cv2.setNumThreads(count)
+            results += [extract(image).tobytes() for _ in range(3)]
+    finally:
+        cv2.setNumThreads(threads)
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (8, 8)])
+def test_flat_and_tiny_images_have_no_points(size):
+    assert not extract(np.full((*size, 3), 90, np.uint8)).any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"octave_layers": 0}, {"full_response": 0}, {"nms_radius": -1}, {"max_keypoints": 0}]
+)
+def test_wrong_options_are_named(wrong):
+    with pytest.raises(ExtractorError, match=rf"sift\.{next(iter(wrong))}: expected "):
+        Sift(**wrong)
