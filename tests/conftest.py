@@ -1,0 +1,70 @@
+"""Fixtures that several packages' tests share: small data sets made in code, and stores computed from them."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from physseg.manifests.table import Manifest, Sample, Vocabulary
+from PIL import Image
+
+NUM_CLASSES = 5
+
+
+def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy RGB image of rectangles and discs, and its label map (0 background, 1..4 shapes, 255 a void strip)."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((height, width), np.uint8)
+    for class_id in range(1, NUM_CLASSES):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        size = int(rng.integers(height // 6, height // 3))
+        if class_id % 2:
+            cv2.rectangle(labels, (x, y), (x + size, y + size), class_id, -1)
+        else:
+            cv2.circle(labels, (x, y), size, class_id, -1)
+    colours = rng.integers(40, 216, (NUM_CLASSES, 3))
+    noise = rng.normal(0, 12, (height, width, 3))
+    image = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+    labels[:, : width // 20] = 255
+    return image, labels
+
+
+@pytest.fixture
+def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
+    """``make_manifest(count, name="data")``: writes JPEGs and label PNGs of mixed sizes, returns their manifest."""
+
+    def make(count: int, name: str = "data", *, sizes: tuple[tuple[int, int], ...] = ((48, 64), (64, 48))) -> Manifest:
+        root = tmp_path / name
+        samples = []
+        for index in range(count):
+            height, width = sizes[index % len(sizes)]
+            image, labels = draw_sample(index, height, width)
+            paths = root / f"images/{index:03d}.jpg", root / f"labels/{index:03d}.png"
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(paths[0], quality=92)
+            Image.fromarray(labels).save(paths[1])
+            samples.append(
+                Sample(
+                    sample_id=f"{index:03d}",
+                    image_path=f"images/{index:03d}.jpg",
+                    label_path=f"labels/{index:03d}.png",
+                    height=height,
+                    width=width,
+                    image_sha256=hashlib.sha256(paths[0].read_bytes()).hexdigest(),
+                    label_sha256=hashlib.sha256(paths[1].read_bytes()).hexdigest(),
+                    split="train",
+                )
+            )
+        return Manifest(
+            root=str(root),
+            dataset="shapes",
+            vocabulary=Vocabulary(name="shapes", classes=("ground", "box", "disc", "square", "ball")),
+            raw_to_class={raw: raw for raw in range(NUM_CLASSES)},
+            raw_ignore=(255,),
+            samples=samples,
+        )
+
+    return make

@@ -1,0 +1,117 @@
+"""Verify finds every kind of damage, and repair computes exactly what is damaged."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from physseg.manifests.table import Manifest
+from physseg.pipeline import run
+from physseg.pipeline.errors import StoreError
+from physseg.pipeline.verify import repair, summary, verify
+
+from .test_store import assert_same_bytes, preprocess
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Set by the first test that needs it: a store of three shards and its data, to be copied and damaged."""
+    return tmp_path_factory.mktemp("pristine")
+
+
+@pytest.fixture
+def store(pristine: Path, make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
+    if not (pristine / "s.zarr").exists():
+        manifest = make_manifest(130)
+        shutil.copytree(manifest.root, pristine / "data")
+        manifest.write(pristine / "m.parquet")
+        preprocess(Manifest.read(pristine / "m.parquet", root=str(pristine / "data")), pristine / "s.zarr")
+    shutil.copytree(pristine / "s.zarr", tmp_path / "s.zarr")
+    return tmp_path / "s.zarr"
+
+
+def mend(store: Path) -> list[int]:
+    """Repair; returns the shards that were computed."""
+    computed: list[int] = []
+
+    def recompute(manifest: Manifest) -> None:
+        job = run.prepare(manifest, store)
+        computed.extend(task.shard for task in job.plan.tasks)
+        run.execute(job, scheduler="sync", progress=False)
+
+    repair(store, verify(store, progress=False), recompute)
+    return computed
+
+
+def test_a_sound_store_has_no_fault(store: Path) -> None:
+    report = verify(store, progress=False)
+    assert report.faults == ()
+    assert report.files_checked == 3 * 10
+    assert summary(report)[0].endswith("no fault")
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_mended(store: Path, pristine: Path) -> None:
+    """One random bit of each file in turn, metadata, manifest copy and commit records included."""
+    draw = random.Random(0)
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    assert len(files) >= 40
+    for file in files:
+        data = bytearray(file.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        original = file.read_bytes()
+        file.write_bytes(data)
+        path = file.relative_to(store).as_posix()
+        faults = verify(store, progress=False).faults
+        assert any(fault.path == path for fault in faults), f"{path}: not found among {faults}"
+        if path.endswith("manifest.parquet"):
+            with pytest.raises((StoreError, ValueError)):
+                mend(store)
+            file.write_bytes(original)  # only its owner can bring it back
+        else:
+            mend(store)
+        assert_same_bytes(pristine / "s.zarr", store)
+
+
+def test_exactly_the_damaged_shard_is_computed(store: Path, pristine: Path) -> None:
+    (store / "sift/c/1/0/0").unlink()
+    assert mend(store) == [1]
+    assert_same_bytes(pristine / "s.zarr", store)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda s: (s / "canny/c/2/0/0").write_bytes(b""), "canny/c/2/0/0"),
+        (lambda s: (s / "status/c/0").unlink(), "status/c/0"),
+        (lambda s: shutil.copy(s / "canny/c/0/0/0", s / "canny/c/1/0/0"), "canny/c/1/0/0"),
+        (lambda s: shutil.copy(s / "provenance/commits/000000.json", s / "provenance/commits/000001.json"), "000001"),
+        (lambda s: (s / "provenance/commits/000002.json").unlink(), "not committed"),
+        (lambda s: (s / "canny/zarr.json").unlink(), "canny/zarr.json: metadata file is missing"),
+        (lambda s: (s / "zarr.json").write_bytes(b"{"), "zarr.json: damaged"),
+        (lambda s: shutil.copy(s / "canny/c/0/0/0", s / "canny/c/stray"), "does not belong"),
+        (lambda s: shutil.rmtree(s / "canny/c"), "canny/c/0/0/0: shard file is missing"),
+    ],
+)
+def test_other_damage_is_found_and_mended(
+    damage: Callable[[Path], object], found: str, store: Path, pristine: Path
+) -> None:
+    damage(store)
+    report = verify(store, progress=False)
+    assert found in "\n".join(summary(report))
+    mend(store)
+    assert_same_bytes(pristine / "s.zarr", store)
+
+
+def test_a_record_of_other_inputs_is_stale(store: Path, make_manifest: Callable[..., Manifest]) -> None:
+    """A commit record copied from a store of other images is whole, and wrong."""
+    other = make_manifest(130, "other", sizes=((40, 40),))
+    preprocess(other, store.parent / "other.zarr")
+    shutil.copy(store.parent / "other.zarr/provenance/commits/000001.json", store / "provenance/commits/000001.json")
+    text = "\n".join(summary(verify(store, progress=False)))
+    assert "was computed from other inputs" in text
+
+
+def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store here"):
+        verify(tmp_path / "nothing.zarr", progress=False)
