@@ -18,6 +18,8 @@ from ..structure_extractors.interface import Labels
 from ..structure_extractors.patch_counts import CELL_PX
 from .errors import FrameError
 
+__all__ = ["CELL_PX", "Frame"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
