@@ -1,0 +1,78 @@
+"""The structure head: shapes, gradient to every level, detail inside a patch, the prior, errors."""
+
+import doctest
+
+import pytest
+import torch
+from physseg.train import structure_head
+from physseg.train.errors import ConfigError, ShapeError
+from physseg.train.structure_head import PRIOR, StructureHead
+from torch import Tensor
+
+
+def levels(batch: int = 2, grid: tuple[int, int] = (3, 4)) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(batch, dim, *grid, generator=generator) for dim in (6, 8, 10, 12)]
+
+
+@pytest.fixture
+def head() -> StructureHead:
+    torch.manual_seed(0)
+    return StructureHead([6, 8, 10, 12], structures=2, hidden=8)
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(structure_head).failed == 0
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (24, 24)])
+def test_logits_lie_on_four_times_the_patch_grid(head: StructureHead, grid: tuple[int, int]) -> None:
+    assert head(levels(grid=grid)).shape == (2, 2, 4 * grid[0], 4 * grid[1])
+
+
+def test_every_level_and_parameter_gets_a_gradient(head: StructureHead) -> None:
+    inputs = [level.requires_grad_() for level in levels()]
+    head(inputs).square().sum().backward()
+    for tensor in [*inputs, *head.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().max() > 0
+
+
+def test_samples_do_not_mix(head: StructureHead) -> None:
+    inputs = levels()
+    torch.testing.assert_close(head([level[1:] for level in inputs]), head(inputs)[1:])
+
+
+def test_detail_inside_a_patch_can_be_predicted() -> None:
+    """From features that are the same in every patch, bilinear upsampling could only ever draw a flat map."""
+    torch.manual_seed(0)
+    head = StructureHead([6, 8, 10, 12], structures=1, hidden=16)
+    same = [torch.randn(1, dim, 1, 1).expand(1, dim, 4, 4) + 0.01 * torch.randn(1, dim, 4, 4) for dim in (6, 8, 10, 12)]
+    pattern = torch.zeros(1, 1, 16, 16)
+    pattern[..., 1::4, :] = 1  # one thin line through every patch
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head(same), pattern)
+        loss.backward()
+        optimizer.step()
+    assert ((head(same) > 0) == pattern.bool()).float().mean().item() > 0.99
+
+
+def test_predictions_start_near_the_prior(head: StructureHead) -> None:
+    assert head(levels()).sigmoid().mean().item() == pytest.approx(PRIOR, abs=0.05)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="fuses 4 levels, got 3"):
+        StructureHead([8, 8, 8], 1, 8)
+    with pytest.raises(ConfigError, match="at least one structure, got 0"):
+        StructureHead([8] * 4, 0, 8)
+    with pytest.raises(ConfigError, match="multiple of 8, got 20"):
+        StructureHead([8] * 4, 1, 20)
+
+
+def test_levels_are_checked(head: StructureHead) -> None:
+    with pytest.raises(ShapeError, match="expected 4 levels on one grid"):
+        head(levels()[:3])
+    with pytest.raises(ShapeError, match=r"expected 4 levels on one grid, got shapes .*\(2, 12, 2, 4\)"):
+        head([*levels()[:3], levels()[3][:, :, :2]])
