@@ -42,7 +42,25 @@ STRUCTURE_COLOURS: Final[tuple[Colour, ...]] = (
 EDGES, KEYPOINTS, DENSITY = "edges", "keypoints", "density"
 """Kinds of structure map: 0 or 255; coded confidences at keypoints; a coded confidence everywhere."""
 
-_DIM = 0.42
+_FIRST = np.array((70, 120, 190))
+"""Class 0 is a background in many vocabularies: a calm colour."""
+_LIGHTNESS_WEIGHT = 0.6
+"""Under half-transparent colours the photograph changes the lightness, so hue has to tell classes apart."""
+_RGB_TO_LMS = np.array(
+    [
+        (0.4122214708, 0.5363325363, 0.0514459929),
+        (0.2119034982, 0.6806995451, 0.1073969566),
+        (0.0883024619, 0.2817188376, 0.6299787005),
+    ]
+)
+_LMS_TO_LAB = np.array(
+    [
+        (0.2104542553, 0.7936177850, -0.0040720468),
+        (1.9779984951, -2.4285922050, 0.4505937099),
+        (0.0259040371, 0.7827717662, -0.8086757660),
+    ]
+)
+_DIM = 0.5
 _HEAT = np.array([(40, 20, 90), (130, 35, 130), (215, 60, 90), (250, 130, 50), (255, 220, 110)], np.float64)
 """Colours of weights from 0 to 1, evenly spaced, dark to bright so that they read in grey as well."""
 
@@ -54,32 +72,35 @@ def palette(num_classes: int) -> UInt8:
     """Colours (num_classes, 3) uint8, far apart from each other and from the grey of ignored pixels.
 
     A class id has the same colour whatever the number of classes. Greedy choice: each colour is the one furthest, in
-    CIELAB, from all before it. Colours repeat where candidates run out (beyond some 2,000 classes).
+    Oklab with lightness counting less, from all before it. Colours repeat where candidates run out (after 1,700).
     """
     candidates, lab = _candidates()
     count = min(num_classes, len(candidates))
     order = np.zeros(count, np.intp)
-    distance = ((lab - _lab(np.array([IGNORED], np.uint8))) ** 2).sum(axis=1)
+    distance = ((lab - _oklab(np.array(IGNORED))) ** 2).sum(axis=1)
     for position in range(count):
-        order[position] = distance.argmax()
+        order[position] = distance.argmax() if position else ((lab - _oklab(_FIRST)) ** 2).sum(axis=1).argmin()
         distance = np.minimum(distance, ((lab - lab[order[position]]) ** 2).sum(axis=1))
         distance[order[position]] = -1
     return np.asarray(candidates[order[np.arange(num_classes) % max(count, 1)]])
 
 
 @lru_cache(maxsize=1)
-def _candidates() -> tuple[UInt8, npt.NDArray[np.float32]]:
-    """Colours to choose from (N, 3), and the same in CIELAB: no near-greys, near-blacks, near-whites, no neon."""
+def _candidates() -> tuple[UInt8, npt.NDArray[np.float64]]:
+    """Colours to choose from (N, 3), and the same in Oklab: no near-greys, near-blacks, near-whites, no neon."""
     axis = np.linspace(0, 255, 16).round().astype(np.uint8)
     rgb = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _lab(rgb)
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    usable = (lab[:, 0] > 38) & (lab[:, 0] < 90) & (chroma > 25) & (chroma < 90)
+    lab = _oklab(rgb)
+    lightness, chroma = lab[:, 0] / _LIGHTNESS_WEIGHT, np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lightness > 0.45) & (lightness < 0.92) & (chroma > 0.07) & (chroma < 0.18)
     return rgb[usable], lab[usable]
 
 
-def _lab(rgb: UInt8) -> npt.NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor((rgb[None] / 255).astype(np.float32), cv2.COLOR_RGB2Lab)[0], np.float32)
+def _oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Colours (..., 3) in Oklab (Ottosson 2020), where distance is about what the eye sees; lightness weighted."""
+    value = rgb / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    return np.asarray(np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T * (_LIGHTNESS_WEIGHT, 1, 1))
 
 
 def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
@@ -128,11 +149,17 @@ def overlay(
     if not max_legend:
         return picture
     height, width = labels.shape
-    entries = _legend_entries(shares, names, ignore_index=ignore_index, max_legend=max_legend)
-    size_px = text_px(height, width)
-    if width > 1.8 * height:
-        return stack([picture, legend(entries, size_px, width=width)], axis=0)
-    return stack([picture, legend(entries, size_px, height=height)], axis=1)
+    wide = width > 1.8 * height
+    side = label_legend(
+        labels,
+        names,
+        ignore_index=ignore_index,
+        max_legend=max_legend,
+        size_px=text_px(height, width),
+        height=None if wide else height,
+        width=width if wide else None,
+    )
+    return stack([picture, side], axis=0 if wide else 1)
 
 
 def blend_labels(
@@ -160,17 +187,28 @@ def class_shares(labels: npt.NDArray[np.integer[Any]]) -> list[tuple[int, float]
     return [(int(ids[i]), float(counts[i] / labels.size)) for i in order]
 
 
-def _legend_entries(
-    shares: Sequence[tuple[int, float]], names: Sequence[str], *, ignore_index: int, max_legend: int
-) -> list[LegendEntry]:
+def label_legend(
+    labels: npt.NDArray[np.integer[Any]],
+    names: Sequence[str],
+    *,
+    ignore_index: int,
+    max_legend: int,
+    size_px: int,
+    height: int | None = None,
+    width: int | None = None,
+) -> UInt8:
+    """Classes of a label map (H, W) by share, at most ``max_legend`` of them, then ignored pixels; a picture."""
     colours = palette(len(names))
+    shares = class_shares(labels)
     classes = [(index, share) for index, share in shares if index != ignore_index]
     entries = [LegendEntry(_rgb(colours[index]), names[index], percent(share)) for index, share in classes[:max_legend]]
     rest = classes[max_legend:]
     if rest:
         entries.append(LegendEntry(PAPER, f"and {len(rest)} more", percent(sum(share for _, share in rest))))
     ignored = dict(shares).get(ignore_index)
-    return entries if ignored is None else [*entries, LegendEntry(IGNORED, "(ignored)", percent(ignored))]
+    if ignored is not None:
+        entries.append(LegendEntry(IGNORED, "(ignored)", percent(ignored)))
+    return legend(entries, size_px, height=height, width=width)
 
 
 def _write_names(
@@ -218,13 +256,13 @@ def structure_alpha(plane: UInt8, kind: str) -> npt.NDArray[np.float32]:
         raise DrawError(f"unknown kind of structure {kind!r}, expected {EDGES}, {KEYPOINTS} or {DENSITY}")
     dots = np.zeros(plane.shape, np.uint8)
     y, x = np.nonzero(plane)
-    codes = plane[y, x].astype(np.float64) / 255  # the square root of the confidence: a dot's area goes with it
-    radius = _dot_radius(plane.shape) * codes
+    codes = plane[y, x].astype(np.float64) / 255  # square roots of the confidences
+    radius = _dot_radius(plane.shape) * (0.1 + 0.9 * codes)
     for i in np.argsort(codes, kind="stable"):  # the strong ones last, on top
         # OpenCV takes centre and radius as fixed-point numbers with ``shift`` fractional bits.
         centre = (int(x[i]) * 16, int(y[i]) * 16)
-        level = round(255 * (0.4 + 0.6 * codes[i]))
-        cv2.circle(dots, centre, max(16, round(16 * radius[i])), level, -1, cv2.LINE_AA, shift=4)
+        level = round(255 * (0.3 + 0.7 * codes[i]))
+        cv2.circle(dots, centre, round(16 * radius[i]), level, -1, cv2.LINE_AA, shift=4)
     return np.asarray(dots / np.float32(255), np.float32)
 
 
@@ -236,7 +274,7 @@ def dim(image: UInt8) -> UInt8:
 
 def _dot_radius(shape: tuple[int, ...]) -> float:
     """Radius in px of a fully confident keypoint's dot."""
-    return max(2.5, min(shape) / 85)
+    return max(3.0, min(shape) / 85)
 
 
 # --- patch weights --------------------------------------------------------------------------------------------------
@@ -251,7 +289,7 @@ def heat_colours(values: Floats) -> UInt8:
 
 
 def heat_map(
-    image: UInt8, weights: Floats, *, patch_px: int = 16, alpha: float = 0.75, title: str = "", bar: bool = True
+    image: UInt8, weights: Floats, *, patch_px: int = 16, alpha: float = 0.8, title: str = "", bar: bool = True
 ) -> UInt8:
     """Patch weights (rows, columns) in [0, 1] as translucent squares over the dimmed image, with a scale below.
 
@@ -285,51 +323,50 @@ def _scale_bar(width: int, size_px: int, title: str) -> UInt8:
 
 
 def tile(panels: Sequence[tuple[UInt8, str]], *, columns: int | None = None, title: str = "") -> UInt8:
-    """Pictures in rows, each under its caption, on paper; as square as it gets unless ``columns`` is given."""
+    """Pictures in a grid, each under its caption, on paper; about square unless ``columns`` is given."""
     if not panels:
         raise DrawError("expected at least one picture, got none")
     columns = columns or max(1, round(len(panels) ** 0.5))
     size_px = max(text_px(*image.shape[:2]) for image, _ in panels)
-    rows = [
-        stack([_captioned(image, caption, size_px) for image, caption in panels[start : start + columns]], axis=1)
-        for start in range(0, len(panels), columns)
-    ]
+    cells = [_captioned(image, caption, size_px) for image, caption in panels]
+    width = max(cell.shape[1] for cell in cells)
+    cells = [_extend(cell, cell.shape[0], width) for cell in cells]
+    rows = [stack(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
     page = stack(rows, axis=0)
-    margin = size_px
-    page = np.pad(page, ((0, margin), (0, margin), (0, 0)), constant_values=PAPER[0])
-    page[-margin:], page[:, -margin:] = PAPER, PAPER
-    if title:
-        head = np.full((round(size_px * 2.6), page.shape[1], 3), PAPER, np.uint8)
-        big = round(size_px * 1.3)
-        write(head, shorten(title, big, page.shape[1] - 2 * margin), margin, margin, big)
-        page = stack([head, page], axis=0)
-    return page
+    page = _extend(page, page.shape[0] + size_px, page.shape[1] + size_px)
+    return stack([heading(title, page.shape[1], size_px), page], axis=0) if title else page
+
+
+def heading(title: str, width: int, size_px: int) -> UInt8:
+    """A page's head: its title, larger than the captions of size ``size_px``."""
+    canvas = np.full((round(size_px * 2.6), width, 3), PAPER, np.uint8)
+    big = round(size_px * 1.3)
+    write(canvas, shorten(title, big, width - 2 * size_px), size_px, size_px, big)
+    return canvas
 
 
 def stack(images: Sequence[UInt8], *, axis: int) -> UInt8:
     """Pictures below (axis 0) or beside (axis 1) each other, paper where the smaller ones leave room."""
-    other = 1 - axis
-    room = max(image.shape[other] for image in images)
-    padded = []
-    for image in images:
-        missing = [(0, 0), (0, 0), (0, 0)]
-        missing[other] = (0, room - image.shape[other])
-        full = np.pad(image, missing)
-        rest = (slice(None), slice(image.shape[1], None)) if other else (slice(image.shape[0], None), slice(None))
-        full[rest] = PAPER
-        padded.append(full)
-    return np.concatenate(padded, axis=axis)
+    room = max(image.shape[1 - axis] for image in images)
+    sizes = [(image.shape[0], room) if axis == 0 else (room, image.shape[1]) for image in images]
+    return np.concatenate([_extend(image, *size) for image, size in zip(images, sizes, strict=True)], axis=axis)
+
+
+def _extend(image: UInt8, height: int, width: int) -> UInt8:
+    """The picture at the top left of a larger piece of paper."""
+    canvas = np.full((height, width, 3), PAPER, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
 
 
 def _captioned(image: UInt8, caption: str, size_px: int) -> UInt8:
     """The picture with its caption above, and a margin at the left and above."""
-    line, margin = text_size("x", size_px)[0], size_px
-    width = image.shape[1] + margin
-    head = np.full((line + margin + margin // 3, width, 3), PAPER, np.uint8)
-    write(head, shorten(caption, size_px, image.shape[1]), margin, margin, size_px)
-    body = np.full((image.shape[0], width, 3), PAPER, np.uint8)
-    body[:, margin:] = image
-    return stack([head, body], axis=0)
+    margin = size_px
+    top = text_size(caption, size_px)[0] + margin + margin // 3
+    canvas = np.full((top + image.shape[0], margin + image.shape[1], 3), PAPER, np.uint8)
+    write(canvas, shorten(caption, size_px, image.shape[1]), margin, margin, size_px)
+    canvas[top:, margin:] = image
+    return canvas
 
 
 def _rgb(colour: UInt8) -> Colour:
