@@ -13,9 +13,9 @@ class UpBlock(nn.Module):
         self.cost_dim = in_dim - guidance_dim
         self.up = nn.ConvTranspose2d(in_dim, self.cost_dim, kernel_size=2, stride=2)
         self.conv1 = nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(out_dim // 16, out_dim)
+        self.norm1 = nn.GroupNorm(max(1, out_dim // 16), out_dim)
         self.conv2 = nn.Conv2d(out_dim, out_dim, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(out_dim // 16, out_dim)
+        self.norm2 = nn.GroupNorm(max(1, out_dim // 16), out_dim)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B * T, C, h, w) and guidance (B, G, 2 h, 2 w) to (B * T, C', 2 h, 2 w).

@@ -23,6 +23,7 @@ CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 # What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
 _PUBLISHED: dict[str, Any] = {
     "finetune": "qv",
+    "num_heads": 4,
     "hidden_dim": 128,
     "guidance_dim": 128,
     "decoder_dims": (64, 32),
@@ -32,11 +33,12 @@ _PUBLISHED: dict[str, Any] = {
 }
 _TINY: dict[str, Any] = {
     "finetune": "all",
+    "num_heads": 2,
     "hidden_dim": 32,
     "guidance_dim": 32,
-    "decoder_dims": (32, 16),
+    "decoder_dims": (16, 8),
     "decoder_guidance_dims": (32, 16),
-    "decoder_guidance_proj_dims": (16, 16),
+    "decoder_guidance_proj_dims": (16, 8),
     "structure_dim": 32,
 }
 
@@ -55,13 +57,13 @@ class SegmenterConfig:
     finetune: Literal["preset", "qv", "all", "none"] = "preset"  # what trains of CLIP: q and v weights, all, nothing
     templates: tuple[str, ...] = (TEMPLATE,)  # prompts, each with one {} for the class name: P = their number
     num_layers: int = 2  # aggregator layers, each spatial then over classes
-    num_heads: int = 4  # attention heads of both kinds of aggregation
+    num_heads: int = 0  # attention heads of both kinds of aggregation
     window: int = 12  # side of a window of spatial aggregation, in patches
     pooling: int = 2  # average pooling before aggregation over classes, in training; in evaluation it is 1
     pad_len: int = 256  # classes are padded to this many; of more, this many are preselected per image; 0: neither
     hidden_dim: int = 0  # channels of the cost volume's embedding
     guidance_dim: int = 0  # channels of projected image and text guidance
-    decoder_dims: tuple[int, ...] = ()  # channels of the decoder's two stages, multiples of 16
+    decoder_dims: tuple[int, ...] = ()  # channels of the decoder's two stages, below 16 or multiples of 16
     decoder_guidance_dims: tuple[int, ...] = ()  # channels of the upsampled CLIP levels at 48x48 and 96x96
     decoder_guidance_proj_dims: tuple[int, ...] = ()  # the same after their projection
     structures: tuple[str, ...] = ()  # maps the structure head predicts, in this order; () = no such head
@@ -90,8 +92,8 @@ class SegmenterConfig:
             raise ConfigError(f"finetune: expected qv, all or none, got {self.finetune!r}")
         if self.hidden_dim % self.num_heads:
             raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
-        if any(dim % 16 for dim in self.decoder_dims):
-            raise ConfigError(f"decoder_dims: GroupNorm needs multiples of 16, got {self.decoder_dims}")
+        if any(dim > 16 and dim % 16 for dim in self.decoder_dims):
+            raise ConfigError(f"decoder_dims: groups of 16 channels are normalised, got {self.decoder_dims}")
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ConfigError(
                 f"templates: each needs exactly one {{}} for the class name, got {self.templates}",

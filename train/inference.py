@@ -1,0 +1,136 @@
+"""Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole (METHOD.md 5).
+
+The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are 10 GB.
+So classes are brought to full size a few at a time, and a label map keeps only the running best.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ConfigError, ShapeError
+from .segmenter import Segmenter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceSettings:
+    """How an image is cut and how much is held at once. The defaults are the published protocol."""
+
+    windows: bool = True  # windows and the whole image; False: the whole image alone, a fifth of the work
+    window_px: int = 384  # side of a window, and of the whole image as the network sees it
+    stride_px: int = 256  # from one window to the next
+    canvas_px: int = 640  # the image is resized to this square before it is cut
+    batch_windows: int = 5  # crops that go through the network together
+    full_size_bytes: int = 512 * 2**20  # bound on what bringing classes to full size may hold at a time
+
+    def __post_init__(self) -> None:
+        for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "full_size_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px:
+            raise ConfigError(
+                f"windows of {self.window_px} px at stride {self.stride_px} do not cover {self.canvas_px} px exactly",
+                hint="canvas_px - window_px must be a multiple of stride_px, and stride_px at most window_px",
+            )
+
+    @property
+    def offsets(self) -> tuple[tuple[int, int], ...]:
+        """Top left corners (y, x) of the windows on the canvas."""
+        steps = range(0, self.canvas_px - self.window_px + 1, self.stride_px)
+        return tuple((y, x) for y in steps for x in steps) if self.windows else ()
+
+
+PUBLISHED = InferenceSettings()
+
+
+def predict_probabilities(
+    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
+) -> npt.NDArray[np.float32]:
+    """Per-class probabilities (T, H, W) in [0, 1] of an RGB image (H, W, 3) uint8, at its own size.
+
+    Classes are independent: the probabilities of a pixel need not sum to 1. `text_features` (T, P, D) as
+    `Segmenter.encode_text` gives them. Raises ShapeError for another kind of image.
+    """
+    probabilities = np.empty((len(text_features), *image.shape[:2]), dtype=np.float32)
+    for start, chunk in _full_size(model, image, text_features, settings):
+        probabilities[start : start + len(chunk)] = chunk.float().cpu().numpy()
+    return probabilities
+
+
+def predict_label_map(
+    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """The most probable class of every pixel of an RGB image (H, W, 3) uint8: ids (H, W), the lower id on a tie.
+
+    uint8 for at most 255 classes, else uint16, as label maps are stored.
+    """
+    best: Tensor | None = None
+    labels = torch.empty(0)
+    for start, chunk in _full_size(model, image, text_features, settings):
+        highest, index = chunk.max(dim=0)
+        if best is None:
+            best, labels = highest, index
+        else:
+            better = highest > best
+            labels = torch.where(better, index + start, labels)
+            best = torch.where(better, highest, best)
+    found: npt.NDArray[np.int64] = labels.cpu().numpy()
+    return found.astype(np.uint8) if len(text_features) <= 255 else found.astype(np.uint16)
+
+
+@torch.no_grad()
+def _full_size(
+    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities at the image's size, (c, H, W) a few classes at a time, each with its first class's index."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ShapeError(f"image: expected uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
+    size = (image.shape[0], image.shape[1])
+    crops = cut(torch.from_numpy(np.ascontiguousarray(image)).to(text_features.device), settings)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = torch.cat([model(part, text_features).logits for part in crops.split(settings.batch_windows)])
+    finally:
+        model.train(was_training)
+    # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.
+    pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * size[0] * size[1]
+    count = max(1, settings.full_size_bytes // (4 * pixels))
+    for start in range(0, logits.shape[1], count):
+        yield start, merge(logits[:, start : start + count], settings, size)
+
+
+def cut(image: Tensor, settings: InferenceSettings = PUBLISHED) -> Tensor:
+    """The crops of an image (H, W, 3) uint8: windows in reading order, then the whole; (n, 3, window, window) float."""
+    planes = image.permute(2, 0, 1)[None].float()
+    window, canvas_px = settings.window_px, settings.canvas_px
+    canvas = F.interpolate(planes, size=(canvas_px, canvas_px), mode="bilinear", align_corners=False)
+    crops = [canvas[:, :, y : y + window, x : x + window] for y, x in settings.offsets]
+    whole = F.interpolate(planes, size=(window, window), mode="bilinear", align_corners=False)
+    return torch.cat([*crops, whole])
+
+
+def merge(logits: Tensor, settings: InferenceSettings, size: tuple[int, int]) -> Tensor:
+    """Logits (n, c, h, w) of the crops that `cut` gives to probabilities (c, H, W) at the image's own size.
+
+    Windows are averaged where they overlap; then the mean of that and of the whole image's map is taken.
+    """
+    window, canvas_px = settings.window_px, settings.canvas_px
+    maps = F.interpolate(logits, size=(window, window), mode="bilinear", align_corners=False).sigmoid()
+    merged = maps[-1:]
+    if settings.windows:
+        total = maps.new_zeros(1, maps.shape[1], canvas_px, canvas_px)
+        cover = maps.new_zeros(1, 1, canvas_px, canvas_px)
+        for (y, x), part in zip(settings.offsets, maps[:-1], strict=True):
+            total[:, :, y : y + window, x : x + window] += part
+            cover[:, :, y : y + window, x : x + window] += 1
+        whole = F.interpolate(merged, size=(canvas_px, canvas_px), mode="bilinear", align_corners=False)
+        merged = (total / cover + whole) / 2
+    if merged.shape[-2:] != size:
+        merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
+    return merged[0]
