@@ -97,5 +97,5 @@ def _root_and_split(root: Path | None, split: str | None) -> tuple[Path, str]:
 
 def _where(root: str) -> ManifestError:
     return ManifestError(
-        "expected to hear where the files are, got no folders", hint=f"{root}, or --images and --labels"
+        "expected the folders of images and labels, got neither", hint=f"{root}, or --images and --labels"
     )

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image, decode_label, is_png
 from .errors import DecodeError, ManifestError
-from .pairing import Pair, common_root, some
+from .pairing import Pair, common_root
 from .table import Manifest, Sample, Vocabulary, describe_unknown
 
 GREY_MODES = ("L", "1")
 COLOUR_MODES = ("RGB", "P")
-CHUNK = 16  # samples per task: large enough to hide the bookkeeping, small enough for a smooth progress bar
+CHUNK = 4  # samples per task: hides the bookkeeping, keeps the progress bar smooth and short runs parallel
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
 REPAIRS = {
@@ -32,7 +32,7 @@ REPAIRS = {
     "label format": LABEL_HINT,
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
-    "unknown ids": "correct the label, add the class, or declare the id with --ignore where the command has it",
+    "unknown ids": "correct the label, or say what the id means: a line in --classes, --ignore, or --first-id 1",
 }
 
 
@@ -100,7 +100,8 @@ def check_samples(
     broken = [sample for sample in samples if sample.problem]
     if len(broken) == len(samples):
         raise ManifestError(
-            f"none of {len(samples)} samples can be used: " + some(f"\n  {s.sample_id}: {s.problem}" for s in broken),
+            f"none of {len(samples)} samples can be used; the first:\n  "
+            + "\n  ".join(f"{sample.sample_id}: {sample.problem}" for sample in broken[:5]),
             hint=REPAIRS[broken[0].problem.split(":")[0]],
             problems=[sample.problem for sample in broken],
         )

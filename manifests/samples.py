@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 from typing import overload
 
@@ -118,30 +119,34 @@ class SampleTable(Sequence[Sample]):
         return digest.hexdigest()
 
 
-def check_rows(path: Path | str, table: pa.Table) -> None:
-    """The checks of Sample, for all rows at once: what is read lazily later must not fail in the middle of a run."""
+def checked_rows(path: Path | str, table: pa.Table) -> SampleTable:
+    """A file's columns as rows, after the checks of Sample for all of them at once.
+
+    Samples are made lazily, and must not fail in the middle of a run. Raises ManifestError, which names `path`.
+    """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ManifestError(f"{path}: columns {missing} are missing", hint=REBUILD_HINT, path=str(path))
     if any(table.column(name).null_count for name in COLUMNS):
-        raise ManifestError(
-            f"{path}: expected a value in every cell, got empty cells", hint=REBUILD_HINT, path=str(path)
-        )
-    suspicious = pc.or_(
-        pc.or_(
-            pc.match_substring_regex(table.column("image_path"), r"^$|^/|(^|/)\.\.(/|$)"),
-            pc.match_substring_regex(table.column("label_path"), r"^$|^/|(^|/)\.\.(/|$)"),
-        ),
-        pc.or_(
-            pc.or_(pc.less(table.column("orientation"), 1), pc.greater(table.column("orientation"), 8)),
-            pc.and_(
-                pc.or_(pc.less(table.column("height"), 1), pc.less(table.column("width"), 1)),
-                pc.equal(table.column("problem"), ""),
-            ),
-        ),
-    )
-    for row in table.select(COLUMNS).filter(suspicious).slice(0, 1).to_pylist():
+        raise ManifestError(f"{path}: expected a value in every cell, got none", hint=REBUILD_HINT, path=str(path))
+    try:
+        table = table.select(COLUMNS).replace_schema_metadata(None).cast(SCHEMA)
+    except pa.ArrowException as error:
+        raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT, path=str(path)) from error
+    column = table.column
+    outside = r"^$|^/|(^|/)\.\.(/|$)"
+    suspicious = [
+        pc.equal(column("sample_id"), ""),
+        pc.match_substring_regex(column("image_path"), outside),
+        pc.match_substring_regex(column("label_path"), outside),
+        pc.less(column("orientation"), 1),
+        pc.greater(column("orientation"), 8),
+        pc.and_(pc.equal(column("problem"), ""), pc.less(column("height"), 1)),
+        pc.and_(pc.equal(column("problem"), ""), pc.less(column("width"), 1)),
+    ]
+    for row in table.filter(reduce(pc.or_, suspicious)).slice(0, 1).to_pylist():
         try:
             Sample(**row)
         except ManifestError as error:
             raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+    return SampleTable(table)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from .decoding import decode_image, decode_label, is_url, read_bytes
 from .errors import ContentError, DecodeError, ManifestError
-from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, SCHEMA, Sample, SampleTable, check_rows
+from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
 from .vocabulary import Vocabulary
 from .whole_file import write_whole
 
@@ -117,19 +117,25 @@ class Manifest:
                 f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=str(path)
             ) from error
         header = _read_header(path, table)
-        check_rows(path, table)
-        vocabulary = header["vocabulary"]
+        rows = checked_rows(path, table)
         try:
+            vocabulary = header["vocabulary"]
             return cls(
                 root=header["root"] if root is None else _absolute(root),
                 dataset=header["dataset"],
                 vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
                 raw_to_class=dict(header["raw_to_class"]),
                 raw_ignore=tuple(header["raw_ignore"]),
-                samples=SampleTable(table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)),
+                samples=rows,
             )
         except ManifestError as error:
             raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(
+                f"{path}: its metadata is incomplete: {error!r}",
+                hint=REBUILD_HINT,
+                path=str(path),
+            ) from error
 
     # --- content ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,191 @@
+"""Bytes to arrays: ids stay ids, colours stay colours, and nothing turns by itself."""
+
+import io
+
+import numpy as np
+import pytest
+from physseg.manifests.decoding import check_image, check_png, decode_image, decode_label, read_bytes, turn
+from physseg.manifests.errors import DecodeError
+from PIL import Image, ImageOps
+
+
+def jpeg(pixels, mode="RGB", orientation=1, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", quality=95, exif=exif, **options)
+    return buffer.getvalue()
+
+
+def encoded(picture, form="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+
+def test_convention_images_are_rgb_and_rows_come_first():
+    pixels = np.zeros((16, 40, 3), np.uint8)
+    pixels[..., 0] = 200  # red
+    image = decode_image(jpeg(pixels))
+    assert image.shape == (16, 40, 3)
+    assert image.dtype == np.uint8
+    assert abs(int(image[8, 8, 0]) - 200) < 5
+    assert image[8, 8, 2] < 5
+
+
+def test_png_images_are_exact(toys):
+    assert (decode_image(encoded(Image.fromarray(toys.photo()))) == toys.photo()).all()
+
+
+def test_grey_gives_three_equal_channels(toys):
+    image = decode_image(jpeg(toys.photo(), mode="L"))
+    assert image.shape == (24, 32, 3)
+    assert (image[..., 0] == image[..., 1]).all()
+    assert (image[..., 0] == image[..., 2]).all()
+
+
+def test_orientation_in_the_file_is_not_applied(toys):
+    assert (decode_image(jpeg(toys.photo(), orientation=6)) == decode_image(jpeg(toys.photo()))).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_convention_exif_orientation_as_pillow_applies_it(orientation, toys):
+    pixels = toys.photo()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(pixels), exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert (turn(pixels, orientation) == expected).all()
+    assert (decode_image(data, orientation) == expected).all()
+
+
+def test_unknown_orientation_is_refused(toys):
+    with pytest.raises(DecodeError, match=r"expected 1\.\.8, got 9"):
+        decode_image(jpeg(toys.photo()), orientation=9)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_picture_is_refused(data):
+    for decode in (decode_image, decode_label, check_image):
+        with pytest.raises(DecodeError):
+            decode(data)
+
+
+# --- strict check -----------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_those_of_the_stored_picture(toys):
+    facts = check_image(jpeg(toys.photo(), orientation=8))
+    assert (facts.height, facts.width, facts.mode, facts.orientation) == (24, 32, "RGB", 8)
+    assert facts.size_after(8) == (32, 24)
+    assert facts.size_after(3) == (24, 32)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("L", "L"), ("CMYK", "CMYK")])
+def test_modes_of_jpegs(mode, expected, toys):
+    assert check_image(jpeg(toys.photo(), mode=mode)).mode == expected
+
+
+def test_sixteen_bit_images_are_recognised():
+    assert ";16" in check_image(encoded(Image.fromarray(np.full((4, 4), 1000, np.uint16)))).mode
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2, 3, 50, 400])
+def test_truncated_jpeg_is_refused_to_the_last_byte(missing, progressive, toys):
+    data = jpeg(toys.photo(), progressive=progressive)
+    check_image(data)
+    with pytest.raises(DecodeError, match=r"truncated|not a picture"):
+        check_image(data[:-missing])
+
+
+def test_truncated_png_is_refused_to_the_last_byte(toys):
+    data = encoded(Image.fromarray(toys.photo()))
+    check_png(data)
+    for missing in range(1, len(data) - 8):
+        with pytest.raises(DecodeError):
+            check_png(data[:-missing])
+
+
+def test_any_flipped_bit_of_a_png_is_found(toys):
+    data = bytearray(encoded(Image.fromarray(toys.photo()[..., 0])))
+    for position in range(8, len(data), 7):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises(DecodeError):
+            check_png(bytes(damaged))
+
+
+def test_absurd_size_is_refused_from_the_header_alone():
+    data = encoded(Image.new("L", (4000, 4000)))[:200]  # nothing there to decode
+    with pytest.raises(DecodeError, match=r"at most 10 megapixels, got 16\.0 \(4000 x 4000 pixels\)"):
+        check_image(data, max_megapixels=10)
+
+
+def test_other_formats_are_refused(toys):
+    with pytest.raises(DecodeError, match="expected JPEG or PNG, got GIF"):
+        check_image(encoded(Image.fromarray(toys.photo()), "GIF"))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+IDS = np.array([[0, 1, 2, 3], [20, 181, 254, 255]], np.uint8)
+
+
+def test_convention_grey_labels_are_ids():
+    labels = decode_label(encoded(Image.fromarray(IDS)))
+    assert labels.dtype == np.uint8
+    assert (labels == IDS).all()
+
+
+def test_convention_palette_labels_are_indices_never_colours():
+    picture = Image.fromarray(IDS)
+    picture.putpalette([(37 * i + 11) % 256 for i in range(768)])
+    data = encoded(picture)
+    assert Image.open(io.BytesIO(data)).mode == "P"
+    assert (decode_label(data) == IDS).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("colour_type", [0, 3])
+def test_convention_low_bit_labels_are_not_stretched(bits, colour_type, low_bit_png):
+    ids = (np.arange(35, dtype=np.uint8) % 2**bits).reshape(5, 7)
+    data = low_bit_png(ids, bits, colour_type)
+    labels = decode_label(data)
+    assert labels.dtype == np.uint8
+    assert (labels == ids).all()
+    if colour_type == 0 and bits > 1:  # the trap is real
+        assert not (np.asarray(Image.open(io.BytesIO(data))) == ids).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_labels(form):
+    ids = np.array([[0, 1, 255], [256, 846, 65535]], np.uint16)
+    labels = decode_label(encoded(Image.fromarray(ids), form))
+    assert labels.dtype == np.uint16
+    assert (labels == ids).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_colour_labels_are_refused_with_the_repair(mode):
+    with pytest.raises(DecodeError, match="one channel of class ids") as caught:
+        decode_label(encoded(Image.fromarray(IDS).convert(mode)))
+    assert "turn colour-coded maps into ids" in str(caught.value)
+
+
+def test_lossy_labels_are_refused():
+    with pytest.raises(DecodeError, match="expected a label picture in PNG or TIFF, got JPEG"):
+        decode_label(encoded(Image.fromarray(IDS), "JPEG"))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_come_from_folders_and_from_urls(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.bin").write_bytes(b"content")
+    assert read_bytes(str(tmp_path), "a/x.bin") == b"content"
+    assert read_bytes(f"file://{tmp_path}", "a/x.bin") == b"content"

@@ -1,0 +1,436 @@
+"""The manifest as a table: written and read back, fingerprints, and loading what its rows describe."""
+
+import hashlib
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from physseg.manifests.errors import ContentError, ManifestError
+from physseg.manifests.table import METADATA_KEY, Manifest, Sample, SampleTable, Vocabulary
+
+PETS = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
+
+
+def sample(sample_id="a", **changes):
+    fields = {
+        "sample_id": sample_id,
+        "image_path": f"images/{sample_id}.jpg",
+        "label_path": f"labels/{sample_id}.png",
+        "height": 24,
+        "width": 32,
+        "image_sha256": "1" * 64,
+        "label_sha256": "2" * 64,
+        "split": "train",
+    }
+    return Sample(**(fields | changes))
+
+
+def manifest(*samples, **changes):
+    fields = {
+        "root": "/data",
+        "dataset": "toys",
+        "vocabulary": PETS,
+        "raw_to_class": {7: 0, 9: 1},
+        "raw_ignore": (255, 0),
+        "samples": samples or (sample("a"), sample("b")),
+    }
+    return Manifest(**(fields | changes))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample_id": ""},
+        {"image_path": "/etc/passwd"},
+        {"label_path": "labels/../../x.png"},
+        {"label_path": ""},
+        {"orientation": 0},
+        {"orientation": 9},
+        {"height": 0},
+    ],
+)
+def test_impossible_samples_are_refused(changes):
+    with pytest.raises(ManifestError):
+        sample(**({"sample_id": "a"} | changes))
+
+
+def test_an_unreadable_image_may_have_no_size():
+    assert sample(height=0, width=0, problem="unreadable image: x").problem
+
+
+def test_rows_behave_as_a_tuple():
+    rows = [sample(f"s{i}") for i in range(5)]
+    table = SampleTable.of(rows)
+    assert len(table) == 5
+    assert table[1] == rows[1]
+    assert table[-1] == rows[4]
+    assert table[np.int64(2)] == rows[2]
+    assert table[1:4] == tuple(rows[1:4])
+    assert list(table) == rows
+    assert table == rows
+    with pytest.raises(IndexError):
+        table[5]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_written_and_read_back(tmp_path):
+    ours = manifest(sample("a", note="grey", orientation=6), sample("ü b", problem="size mismatch: ä", height=0))
+    ours.write(tmp_path / "m.parquet")
+    read = Manifest.read(tmp_path / "m.parquet")
+    assert read == ours
+    assert read.fingerprint == ours.fingerprint
+    assert read.raw_to_class == {7: 0, 9: 1}
+    assert read.raw_ignore == (0, 255)
+    assert [row.sample_id for row in read.quarantined] == ["ü b"]
+    assert pickle.loads(pickle.dumps(read)) == ours
+    assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=8).filter(
+    lambda s: s != ".."
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ids=st.lists(texts, min_size=1, max_size=6, unique=True),
+    size=st.tuples(st.integers(1, 2**31 - 1), st.integers(1, 99)),
+    problem=st.one_of(st.just(""), texts),
+    orientation=st.integers(1, 8),
+)
+def test_any_manifest_survives_writing(tmp_path_factory, ids, size, problem, orientation):
+    rows = [
+        sample(i, height=size[0], width=size[1], problem=problem, orientation=orientation, split=ids[0]) for i in ids
+    ]
+    path = tmp_path_factory.mktemp("any") / "m.parquet"
+    ours = manifest(*rows)
+    ours.write(path)
+    read = Manifest.read(path)
+    assert list(read.samples) == rows
+    assert read.fingerprint == ours.fingerprint
+
+
+def test_equal_manifests_give_equal_bytes(tmp_path):
+    manifest().write(tmp_path / "a.parquet")
+    manifest(raw_to_class={9: 1, 7: 0}, raw_ignore=(0, 255)).write(tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_plain_parquet_readers_see_the_columns(tmp_path):
+    manifest().write(tmp_path / "m.parquet")
+    assert pq.read_table(tmp_path / "m.parquet").column("sample_id").to_pylist() == ["a", "b"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.parquet"
+    manifest().write(path)
+    before = path.read_bytes()
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        manifest(sample("c")).write(path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_root_can_be_replaced(tmp_path):
+    manifest().write(tmp_path / "m.parquet")
+    assert Manifest.read(tmp_path / "m.parquet").root == "/data"
+    assert Manifest.read(tmp_path / "m.parquet", root=str(tmp_path)).root == str(tmp_path)
+    assert Manifest.read(tmp_path / "m.parquet", root="s3://bucket/x").root == "s3://bucket/x"
+    assert Manifest.read(tmp_path / "m.parquet", root="/x").fingerprint == manifest().fingerprint
+
+
+def rewritten(path, change):
+    """Write a manifest whose Parquet table was tampered with."""
+    manifest().write(path)
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+    return path
+
+
+def with_value(column, value):
+    def change(table):
+        values = table.column(column).to_pylist()
+        values[1] = value
+        index = table.column_names.index(column)
+        return table.set_column(index, column, pa.array(values, table.schema.field(column).type))
+
+    return change
+
+
+def with_metadata(table, **changes):
+    header = json.loads(table.schema.metadata[METADATA_KEY]) | changes
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (with_value("image_path", "../secret.jpg"), "path inside the manifest's root"),
+        (with_value("label_path", "/etc/x.png"), "path inside the manifest's root"),
+        (with_value("label_path", "a/.."), "path inside the manifest's root"),
+        (with_value("height", 0), "expected a size"),
+        (with_value("orientation", 9), "orientation"),
+        (with_value("sample_id", "a"), "'a' stands in 2 rows"),
+        (with_value("sample_id", ""), "without an id"),
+        (lambda table: with_value("width", "wide")(table.set_column(4, "width", [["1", "2"]])), "another type"),
+        (lambda table: with_metadata(table, vocabulary={}), r"metadata is incomplete: KeyError\('name'\)"),
+        (lambda table: table.drop_columns(["label_sha256"]), r"\['label_sha256'\] are missing"),
+        (lambda table: table.replace_schema_metadata(None), "not a manifest of physseg"),
+        (
+            lambda table: table.replace_schema_metadata(
+                {
+                    k: v.replace(b'"format_version": 1', b'"format_version": 99')
+                    for k, v in table.schema.metadata.items()
+                }
+            ),
+            "expected manifest format 1, got 99",
+        ),
+    ],
+)
+def test_tampered_manifests_are_refused_on_reading(change, match, tmp_path):
+    path = rewritten(tmp_path / "m.parquet", change)
+    with pytest.raises(ManifestError, match=match) as caught:
+        Manifest.read(path)
+    assert "m.parquet" in str(caught.value)
+
+
+def test_empty_cells_are_refused(tmp_path):
+    def change(table):
+        fields = [field.with_nullable(True) for field in table.schema]
+        return with_value("split", None)(table.cast(pa.schema(fields, table.schema.metadata)))
+
+    with pytest.raises(ManifestError, match="in every cell"):
+        Manifest.read(rewritten(tmp_path / "m.parquet", change))
+
+
+def test_what_is_no_manifest_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match="no such manifest"):
+        Manifest.read(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(ManifestError, match=r"expected a manifest \(Parquet\)"):
+        Manifest.read(tmp_path / "text.parquet")
+    with pytest.raises(ManifestError):
+        Manifest.read(tmp_path)
+    manifest().write(tmp_path / "m.parquet")
+    (tmp_path / "half.parquet").write_bytes((tmp_path / "m.parquet").read_bytes()[:-100])
+    with pytest.raises(ManifestError):
+        Manifest.read(tmp_path / "half.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"raw_to_class": {0: 2}}, "class id below 2, got 2"),
+        ({"raw_to_class": {-1: 0}}, "got -1"),
+        ({"raw_ignore": (70000,)}, "got 70000"),
+        ({"raw_ignore": (7,)}, "raw id 7 means both class 0 and ignore"),
+        ({"samples": (sample("a"), sample("a"))}, "'a' stands in 2 rows"),
+    ],
+)
+def test_contradictions_are_refused(changes, match):
+    with pytest.raises(ManifestError, match=match):
+        manifest(**changes)
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_covers_everything_but_the_root():
+    ours = manifest()
+    assert manifest(root="/elsewhere").fingerprint == ours.fingerprint
+    others = [
+        manifest(raw_to_class={7: 1, 9: 0}),
+        manifest(raw_ignore=(255,)),
+        manifest(vocabulary=Vocabulary(name="pets", classes=("dog", "cat, kitten"))),
+        manifest(sample("b"), sample("a")),
+        manifest(sample("a"), sample("b", note="x")),
+        manifest(sample("a"), sample("b", image_path="elsewhere/b.jpg")),
+    ]
+    assert len({ours.fingerprint, *(other.fingerprint for other in others)}) == 7
+
+
+def test_row_digest_covers_content_of_its_rows_only():
+    ours = manifest(*(sample(f"s{i}") for i in range(6)))
+    changed = [replace(row) for row in ours.samples]
+    changed[4] = replace(changed[4], label_sha256="3" * 64)
+    other = manifest(*changed)
+    assert ours.row_digest(0, 4) == other.row_digest(0, 4)
+    assert ours.row_digest(4, 6) != other.row_digest(4, 6)
+    assert ours.row_digest(0, 2) != ours.row_digest(2, 4)
+    assert ours.row_digest(0, 2) != manifest(*changed, raw_ignore=(255,)).row_digest(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"split": "val"}, True),
+        ({"note": "x"}, True),
+        ({"image_path": "other/a.jpg"}, True),
+        ({"image_sha256": "9" * 64}, False),
+        ({"label_sha256": "9" * 64}, False),
+        ({"sample_id": "z"}, False),
+        ({"height": 25}, False),
+        ({"width": 25}, False),
+        ({"orientation": 3}, False),
+        ({"problem": "x"}, False),
+    ],
+)
+def test_row_digest_depends_on_what_changes_pixels(change, same):
+    assert (manifest(sample()).row_digest(0, 1) == manifest(replace(sample(), **change)).row_digest(0, 1)) is same
+
+
+def test_row_digest_is_stable_over_versions():
+    """A new value here makes every existing store recompute: change it only on purpose."""
+    assert manifest(sample()).row_digest(0, 1)[:16] == "1d536e33beb88efa"
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def loadable(toys):
+    """One sample on disk with raw ids 7, 9, 0 and 255, and its manifest."""
+    ids = np.full((24, 32), 7, np.uint8)
+    ids[:, 10:20], ids[:, 20:24], ids[:, 24:] = 9, 0, 255
+    image, label = toys.image("images/a.jpg"), toys.label("labels/a.png", ids, palette=True)
+    return manifest(sample(image_sha256=sha(image), label_sha256=sha(label)), root=str(toys.folder))
+
+
+def test_load_gives_rgb_and_class_ids(loadable, toys):
+    image, labels = loadable.load(0)
+    assert image.shape == (24, 32, 3)
+    assert np.abs(image.astype(int) - toys.photo()).mean() < 5
+    assert labels.dtype == np.uint8
+    assert labels[0, [0, 10, 20, 24]].tolist() == [0, 1, 255, 255]
+    assert (loadable.load_image(0) == image).all()
+
+
+def test_load_from_a_url_root(loadable):
+    there = replace(loadable, root=f"file://{loadable.root}")
+    assert (there.load(0)[1] == loadable.load(0)[1]).all()
+
+
+def test_load_turns_the_image_only(toys):
+    image = toys.image("images/a.jpg", toys.photo(24, 32), orientation=6)
+    label = toys.label("labels/a.png", np.full((32, 24), 7, np.uint8))
+    row = sample(height=32, width=24, orientation=6, image_sha256=sha(image), label_sha256=sha(label))
+    picture, labels = manifest(row, root=str(toys.folder)).load(0)
+    assert picture.shape == (32, 24, 3)
+    assert picture[2, 20].min() > 240  # the white mark went from the top left to the top right
+    assert labels.shape == (32, 24)
+
+
+def test_more_than_255_classes_use_sixteen_bits(toys):
+    ids = np.full((24, 32), 300, np.uint16)
+    ids[0, 0] = 65535
+    image, label = toys.image("images/a.jpg"), toys.label("labels/a.png", ids)
+    many = Vocabulary(name="many", classes=tuple(map(str, range(400))))
+    row = sample(image_sha256=sha(image), label_sha256=sha(label))
+    labels = manifest(
+        row,
+        root=str(toys.folder),
+        vocabulary=many,
+        raw_to_class={i: i for i in range(400)},
+        raw_ignore=(65535,),
+    ).load(0)[1]
+    assert labels.dtype == np.uint16
+    assert (labels[0, 0], labels[5, 5]) == (65535, 300)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    raw=st.lists(st.integers(0, 300), min_size=1, max_size=30),
+    wide=st.booleans(),
+    table=st.dictionaries(st.integers(0, 300), st.integers(0, 1), max_size=20),
+)
+def test_ids_are_mapped_as_by_a_dict(raw, wide, table):
+    ids = np.array([raw], np.uint16 if wide else np.uint8) if wide else np.array([[r % 256 for r in raw]], np.uint8)
+    ours = manifest(raw_to_class=table, raw_ignore=tuple({0, 255} - table.keys()))
+    labels, unknown = ours.map_ids(ids)
+    assert labels.tolist() == [[table.get(value, 255) for value in ids[0].tolist()]]
+    assert bool(unknown) == any(value not in table and value not in ours.raw_ignore for value in ids[0].tolist())
+
+
+def refused(loadable, match, **load):
+    with pytest.raises(ContentError, match=match) as caught:
+        loadable.load(0, **load)
+    assert caught.value.fields["sample_id"] == "a"
+    return caught.value
+
+
+def test_missing_file(loadable, toys):
+    (toys.folder / "labels/a.png").unlink()
+    error = refused(loadable, r"sample a: labels/a\.png: expected a readable file below .*, got FileNotFoundError")
+    assert error.fields["path"] == "labels/a.png"
+
+
+@pytest.mark.parametrize("path", ["images/a.jpg", "labels/a.png"])
+def test_changed_file(path, loadable, toys):
+    with (toys.folder / path).open("ab") as file:
+        file.write(b"x")
+    error = refused(loadable, f"{path}: expected sha256")
+    assert "make the manifest again" in str(error)
+    loadable.load(0, verify=False)
+    loadable.load_image(0)
+    if path == "images/a.jpg":
+        with pytest.raises(ContentError, match="sha256"):
+            loadable.load_image(0, verify=True)
+
+
+def test_undecodable_file(loadable, toys):
+    (toys.folder / "images/a.jpg").write_bytes(b"no jpeg")
+    refused(loadable, r"images/a\.jpg: cannot be decoded", verify=False)
+
+
+def test_image_of_another_size(loadable, toys):
+    toys.image("images/a.jpg", toys.photo(20, 30))
+    refused(loadable, r"expected 24 x 32 pixels \(h x w\) as in the manifest, got 20 x 30", verify=False)
+
+
+def test_label_of_another_size(loadable, toys):
+    toys.label("labels/a.png", np.full((32, 24), 7, np.uint8))
+    refused(loadable, r"labels/a\.png: expected 24 x 32 pixels \(h x w\) as the image, got 32 x 24", verify=False)
+
+
+def test_unknown_id(loadable, toys):
+    ids = np.full((24, 32), 7, np.uint8)
+    ids[0, :3], ids[0, 3] = 44, 45
+    toys.label("labels/a.png", ids)
+    error = refused(loadable, r"got id 44 \(3 pixels\), id 45 \(1 pixel\)", verify=False)
+    assert error.fields["got"] == "id 44 (3 pixels), id 45 (1 pixel)"
+
+
+def test_quarantined_samples_cannot_be_loaded(loadable):
+    broken = replace(loadable, samples=[replace(loadable.samples[0], problem="size mismatch: x")])
+    for load in (broken.load, broken.load_image):
+        with pytest.raises(ContentError, match="sample a is quarantined: size mismatch: x"):
+            load(0)
+
+
+def test_content_errors_survive_the_way_between_processes(loadable, toys):
+    (toys.folder / "labels/a.png").unlink()
+    with pytest.raises(ContentError) as caught:
+        loadable.load(0)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value)
+    assert copy.fields == caught.value.fields
