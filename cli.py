@@ -313,11 +313,11 @@ def main() -> None:
     """Entry point: runs the app, and turns our errors into one line, a hint and an exit code."""
     try:
         app()
-    except PhyssegError as error:
+    except (PhyssegError, OSError) as error:  # OSError: disk full, no permission; its text names the file
         if "--debug" in sys.argv:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, PhyssegError) else 1)
 
 
 if __name__ == "__main__":

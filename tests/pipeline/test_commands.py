@@ -1,0 +1,92 @@
+"""`physseg preprocess` and `physseg verify` as a user types them: output, exit codes, one-line errors."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from physseg.cli import main
+from physseg.manifests.table import Manifest
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.store import open_schema
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def physseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process; returns exit code, standard output and standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["physseg", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def table(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
+    make_manifest(5).write(tmp_path / "m.parquet")
+    return tmp_path / "m.parquet"
+
+
+SMALL = ("--scheduler", "sync", "--short-edge", "32")
+
+
+def test_the_whole_way(physseg: Run, table: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    code, out, _ = physseg("preprocess", table, store, *SMALL, "--dry-run")
+    assert code == 0
+    assert not store.exists(), "a dry run writes nothing"
+    for words in ("5 samples in 1 shards", "bytes", "memory", "1 shards: not computed yet"):
+        assert words in out
+    code, out, _ = physseg("preprocess", table, store, *SMALL, "--set", "canny.low=30")
+    assert (code, "5 of 5 samples done, 0 quarantined" in out) == (0, True)
+    assert (tmp_path / "s.zarr.log.jsonl").read_text().count('"event": "shard"') == 1
+    assert open_schema(store).frame == Frame(short_edge=32, max_long_edge=64, canvas=64)
+    assert open_schema(store).layers["canny"]["low"] == 30
+    code, out, _ = physseg("preprocess", table, store, "--scheduler", "sync")
+    assert (code, "nothing: every shard is committed" in out) == (0, True)
+    assert physseg("verify", store)[0] == 0
+    (store / "canny/c/0/0/0").write_bytes(b"damage")
+    code, out, err = physseg("verify", store)
+    assert (code, "canny/c/0/0/0: expected sha256" in out, "--repair" in err) == (1, True, True)
+    code, out, _ = physseg("verify", store, "--repair", "--scheduler", "sync")
+    assert (code, "after repair" in out and "no fault" in out) == (0, True)
+    assert physseg("verify", store)[0] == 0
+
+
+def test_quarantine_is_named_and_ends_with_3(physseg: Run, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "data/images/002.jpg").write_bytes(b"")
+    code, out, _ = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
+    assert code == 3
+    assert "4 of 5 samples done, 1 quarantined" in out
+    assert "quarantined 002: " in out and "images/002.jpg" in out
+    code, out, _ = physseg("preprocess", table, tmp_path / "s.zarr", "--scheduler", "sync", "--allow-quarantine")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nothing.parquet", "s.zarr"), "nothing.parquet: no such manifest"),
+        (("TABLE", "s.zarr", "--structures", "cany"), "unknown structure extractor 'cany'"),
+        (("TABLE", "s.zarr", "--set", "canny.lo=3"), "canny has no option 'lo'"),
+        (("TABLE", "s.zarr", "--set", "canny.low=much"), "canny.low: expected number"),
+        (("TABLE", "s.zarr", "--structures", "superpoint"), "superpoint"),
+        (("TABLE", "s.zarr", "--short-edge", "999", "--canvas", "800"), "must satisfy"),
+    ],
+)
+def test_errors_are_one_line_and_a_hint(
+    words: tuple[str, ...], message: str, physseg: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = physseg("preprocess", *(str(table) if word == "TABLE" else word for word in words))
+    assert code == 1
+    assert err.startswith("error: ") and message in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 3
+    assert not (tmp_path / "s.zarr").exists(), "nothing half-written stays behind"
