@@ -1,0 +1,85 @@
+"""A store and a model small enough that a training step takes milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from physseg.manifests.table import Manifest
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.run import preprocess
+from physseg.train.clip_presets import CLIP_PRESETS, ClipArchitecture
+from physseg.train.config import TrainConfig
+from physseg.train.config_reading import build
+
+TINIER = ClipArchitecture(
+    embed_dim=16,
+    image_px=96,
+    patch_px=16,
+    position_grid=6,
+    vision_width=32,
+    vision_layers=4,
+    vision_heads=2,
+    text_width=16,
+    text_layers=1,
+    text_heads=1,
+    guidance_blocks=(0, 2),
+    quick_gelu=False,
+)
+"""For crops of 96 px: 6x6 patches, logits of 24x24."""
+
+MODEL = {
+    "clip": "tinier",
+    "finetune": "all",
+    "structures": ["canny", "sift"],
+    "window": 6,
+    "num_layers": 1,
+    "pad_len": 8,
+    "hidden_dim": 16,
+    "guidance_dim": 16,
+    "decoder_dims": [16, 16],
+    "decoder_guidance_dims": [16, 16],
+    "decoder_guidance_proj_dims": [8, 8],
+    "structure_dim": 16,
+}
+
+
+@pytest.fixture
+def train_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
+    """Seven images, some larger and some smaller than the crop."""
+    return make_manifest(7, sizes=((100, 140), (240, 160), (96, 96), (80, 230)))
+
+
+@pytest.fixture
+def store(train_manifest: Manifest, tmp_path: Path) -> Path:
+    """Their store, with Canny edges and SIFT keypoints, on frames of 96 px and up to 192."""
+    path = tmp_path / "store.zarr"
+    frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
+    preprocess(train_manifest, path, structures=["canny", "sift"], frame=frame, scheduler="sync", progress=False)
+    return path
+
+
+@pytest.fixture
+def make_config(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
+    """``make_config(steps=3, data={"flip": 0}, ...)``: a configuration of the tinier model on the store."""
+    monkeypatch.setitem(CLIP_PRESETS, "tinier", TINIER)
+    torch.set_num_threads(1)
+
+    def make(**changes: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "run": str(tmp_path / "run"),
+            "data": {"store": str(store), "crop": 96, "num_workers": 0},
+            "model": dict(MODEL),
+            "steps": 6,
+            "batch_size": 3,
+            "seed": 5,
+            "log_every": 1,
+            "checkpoint_every": 100,
+            "device": "cpu",
+        }
+        for key, value in changes.items():
+            values[key] = values[key] | value if isinstance(values.get(key), dict) else value
+        return build(TrainConfig, values, base=tmp_path)
+
+    return make

@@ -1,0 +1,205 @@
+"""Training batches: what a sample is, against the whole arrays; the same with any workers, ranks and start."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from physseg import PhyssegError
+from physseg.manifests.errors import ContentError
+from physseg.manifests.table import Manifest
+from physseg.pipeline.errors import StoreIncompleteError
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.reader import StoreReader
+from physseg.pipeline.run import preprocess
+from physseg.train.config import TrainConfig
+from physseg.train.data import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
+from physseg.train.errors import ConfigError, TrainDataError
+from physseg.train.losses import patch_weights
+from physseg.train.order import PositionBatches
+
+STRUCTURES = ("canny", "sift")
+ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts")
+
+
+def open_store(store: Path, **changes: object) -> TrainSamples:
+    config = replace(DataConfig(store=store, crop=96, num_workers=0), **changes)
+    return open_samples(config, STRUCTURES, True, seed=3)
+
+
+def walk(samples: TrainSamples, *, start: int = 0, stop: int = 3, size: int = 4, **ranks: int) -> list[Batch]:
+    return list(batches(samples, PositionBatches(start=start, stop=stop, batch_size=size, **ranks)))
+
+
+def assert_equal(ours: Batch, theirs: Batch) -> None:
+    assert ours["sample_ids"] == theirs["sample_ids"]
+    for key in ours:
+        if key != "sample_ids":
+            assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_batch_has_the_promised_shapes(store: Path) -> None:
+    (batch,) = walk(open_store(store), stop=1)
+    assert {key: tuple(value.shape) for key, value in batch.items() if isinstance(value, torch.Tensor)} == {
+        "images": (4, 3, 96, 96),
+        "labels": (4, 96, 96),
+        "structures": (4, 2, 96, 96),
+        "valid": (4, 96, 96),
+        "cell_classes": (4, 8, 12, 12),
+        "cell_counts": (4, 8, 12, 12),
+        "jitter": (4, 5),
+        "positions": (4,),
+    }
+    moved = to_device(batch, torch.device("cpu"))
+    assert moved["labels"].dtype == moved["cell_classes"].dtype == torch.int64
+    assert batch["images"].dtype == batch["structures"].dtype == torch.uint8
+    assert batch["jitter"].dtype == torch.float32
+
+
+def test_samples_are_windows_of_the_whole_arrays(store: Path) -> None:
+    """Guards that image, labels and structures are cut alike: each crop must be found, whole, in its canvas."""
+    samples = open_store(store, jitter=False)
+    reader = StoreReader(store, ARRAYS)
+    for batch in walk(samples, stop=7, size=3):
+        for row, position in enumerate(batch["positions"].tolist()):
+            index = int(reader.usable[samples.order(position)])
+            whole = reader.read(index)
+            image = reader.schema.frame.resize_image(reader.manifest.load_image(index))
+            assert batch["sample_ids"][row] == reader.manifest.samples[index].sample_id
+            assert any(
+                _equals_window(batch, row, image, whole, top, left, flip)
+                for top in range(0, 97, 8)
+                for left in range(0, 97, 8)
+                for flip in (False, True)
+            )
+
+
+def _equals_window(batch: Batch, row: int, image: np.ndarray, whole: dict, top: int, left: int, flip: bool) -> bool:
+    window = slice(top, top + 96), slice(left, left + 96)
+    cut = [whole["labels"][window], whole["canny"][window], whole["sift"][window]]
+    padded = np.full((192, 192, 3), 128, np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    inside = np.zeros((192, 192), bool)
+    inside[: image.shape[0], : image.shape[1]] = True
+    planes = [*cut, inside[window], *padded[window].transpose(2, 0, 1)]
+    found = [batch["labels"][row], *batch["structures"][row], batch["valid"][row], *batch["images"][row]]
+    return all(np.array_equal(b.numpy(), a[:, ::-1] if flip else a) for a, b in zip(planes, found, strict=True))
+
+
+def test_patch_weights_equal_counting_the_crop(store: Path) -> None:
+    """The cached cells, cropped and mirrored with the image, give the shares that counting its labels gives."""
+    for batch in walk(open_store(store), stop=4):
+        moved = to_device(batch, torch.device("cpu"))
+        weights = patch_weights(moved["cell_classes"], moved["cell_counts"], 5, 2, cell_px=8, ignore_index=255)
+        one_hot = torch.stack([moved["labels"] == index for index in range(5)], dim=-1).double()
+        patches = one_hot.unflatten(1, (6, 16)).unflatten(3, (6, 16)).mean(dim=(2, 4)).flatten(1, 2)
+        torch.testing.assert_close(weights.double(), patches, atol=0, rtol=0)
+
+
+def test_same_batches_with_workers(store: Path) -> None:
+    """Worker processes change nothing: not the order, not a pixel, not a draw. Also from a later start."""
+    alone = walk(open_store(store), stop=5)
+    shared = walk(open_store(store, num_workers=2), start=2, stop=5)
+    for ours, theirs in zip(alone[2:], shared, strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_same_global_batches_with_ranks(store: Path) -> None:
+    samples = open_store(store)
+    for step, whole in enumerate(walk(samples)):
+        parts = [walk(samples, start=step, stop=step + 1, rank=rank, num_ranks=2)[0] for rank in range(2)]
+        assert parts[0]["sample_ids"] + parts[1]["sample_ids"] == whole["sample_ids"]
+        for key in ("images", "labels", "structures", "cell_counts", "jitter"):
+            assert torch.equal(torch.cat([parts[0][key], parts[1][key]]), whole[key])
+
+
+def test_seed_and_position_change_the_draws(store: Path) -> None:
+    config = DataConfig(store=store, crop=96, num_workers=0)
+    one, two = (open_samples(config, (), False, seed=seed) for seed in (0, 1))
+    assert [one.order(p) for p in range(7)] != [two.order(p) for p in range(7)]
+    jitter = [tuple(one.batch([position])["jitter"][0].tolist()) for position in (0, 7, 14)]
+    assert len(set(jitter)) == 3
+    assert one.batch([0])["cell_counts"].shape == (1, 0, 12, 12)
+    assert one.batch([0])["structures"].shape == (1, 0, 96, 96)
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+
+
+def test_a_structure_that_is_not_cached_names_the_repair(store: Path) -> None:
+    with pytest.raises(TrainDataError, match="wants superpoint, the store has labels") as caught:
+        open_samples(DataConfig(store=store, crop=96), ("superpoint",), True, seed=0)
+    assert "--structures superpoint" in (caught.value.hint or "")
+
+
+def test_crop_larger_than_the_frame_or_the_canvas(store: Path) -> None:
+    with pytest.raises(TrainDataError, match="crop is 104 px, but the store's short edge is 96 px"):
+        open_store(store, crop=104)
+    with pytest.raises(TrainDataError, match="crop is 384 px, but the store's canvas is 192 px") as caught:
+        open_store(store, crop=384)
+    assert "Set data.crop to 96" in (caught.value.hint or "")
+
+
+def test_missing_samples_are_counted(store: Path) -> None:
+    shutil.rmtree(store / "status/c")
+    with pytest.raises(StoreIncompleteError, match="7 of 7 samples have not been computed") as caught:
+        open_store(store)
+    assert "physseg preprocess" in (caught.value.hint or "")
+
+
+def test_quarantined_samples_are_left_out_and_zero_usable_is_refused(
+    make_manifest: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    manifest = make_manifest(3, sizes=((96, 96),))
+    (Path(manifest.root) / "images/001.jpg").write_bytes(b"not a picture")
+    frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
+    preprocess(manifest, tmp_path / "one.zarr", frame=frame, scheduler="sync", progress=False)
+    samples = open_samples(DataConfig(store=tmp_path / "one.zarr", crop=96, num_workers=0), (), False, seed=0)
+    assert {name for batch in walk(samples, stop=4) for name in batch["sample_ids"]} == {"000", "002"}
+    for name in ("000", "002"):
+        (Path(manifest.root) / f"images/{name}.jpg").unlink()
+    preprocess(manifest, tmp_path / "none.zarr", frame=frame, scheduler="sync", progress=False)
+    with pytest.raises(TrainDataError, match="no usable sample: all 3 are quarantined"):
+        open_samples(DataConfig(store=tmp_path / "none.zarr", crop=96), (), False, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanished_stops_with_one_line(store: Path, train_manifest: Manifest, workers: int) -> None:
+    """An error in a worker arrives as itself, not as its traceback's text."""
+    (Path(train_manifest.root) / "images/002.jpg").unlink()
+    with pytest.raises(ContentError) as caught:
+        walk(open_store(store, num_workers=workers), stop=7, size=1)
+    assert isinstance(caught.value, PhyssegError)
+    assert str(caught.value).startswith("sample 002: images/002.jpg: expected a readable file")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_moved_images_are_found_under_another_root(store: Path, train_manifest: Manifest) -> None:
+    root = Path(train_manifest.root)
+    moved = root.rename(root.with_name("elsewhere"))
+    assert len(walk(open_store(store, images=str(moved)), stop=1)) == 1
+
+
+def test_an_image_of_another_size_is_named(store: Path, train_manifest: Manifest) -> None:
+    samples = open_store(store)
+    samples.reader.__dict__["_frame_sizes"] = np.full((7, 2), 96, np.uint16)
+    with pytest.raises(TrainDataError, match=r"sample 00\d: the image's frame is .* px, the store's 96x96"):
+        walk(samples, stop=7, size=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"crop": 100}, "data.crop must be a positive multiple of 8 px, got 100"),
+        ({"flip": 1.5}, "data.flip is a probability"),
+        ({"num_workers": -1}, "data.num_workers must be >= 0"),
+        ({"crop": 80}, "losses.lambda_sac with the 6x6 patches of tinier needs a multiple of 48"),
+    ],
+)
+def test_bad_settings(make_config: Callable[..., TrainConfig], data: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(data=data)
+    assert message in str(caught.value)

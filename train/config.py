@@ -1,0 +1,147 @@
+"""What a training run is: the settings of its parts in one tree, read from TOML.
+
+    physseg train config.toml --set losses.lambda_p=0 --set seed=1
+
+`example.toml` beside this file shows every key with its default; `physseg train --example` prints it.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from ..pipeline.frame import CELL_PX
+from .clip_presets import clip_architecture
+from .config_reading import apply_override, build
+from .data import DataConfig
+from .errors import ConfigError
+from .losses import LossConfig
+from .optim import OptimConfig
+from .segmenter import SegmenterConfig
+
+HARMLESS = frozenset(
+    {
+        "data.store",  # where it is; what is in it is compared on its own
+        "data.images",
+        "data.num_workers",
+        "data.prefetch",
+        "run",
+        "device",
+        "log_every",
+        "checkpoint_every",
+        "keep_last",
+        "eval.manifest",
+        "eval.every",
+        "eval.max_images",
+        "eval.windows",
+    }
+)
+"""Settings that a run may be resumed with other values of: none of them touches a weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation during training."""
+
+    manifest: Path | None = None
+    """Manifest to evaluate on; none, no evaluation."""
+    every: int = 5000
+    """Steps between evaluations; there is always one after the last step."""
+    max_images: int | None = 100
+    """Evaluate on the first so many images only."""
+    windows: bool = False
+    """Windows and whole image, as published; without, the whole image only: about five times faster."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.max_images is not None and self.max_images < 1):
+            raise ConfigError(
+                f"eval.every and eval.max_images must be at least 1, got {self.every} and {self.max_images}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run. What is not said in the file has the value given here."""
+
+    data: DataConfig
+    model: SegmenterConfig = field(default_factory=SegmenterConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: Path | None = None
+    """Run folder; `--out` says the same on the command line."""
+    seed: int = 0
+    """Of initial weights, sample order and augmentation."""
+    steps: int = 80_000
+    """Optimizer steps; the schedule ends there, so a run cannot be resumed with another value."""
+    batch_size: int = 4
+    """Samples per step, over all ranks."""
+    device: str = "auto"
+    """"auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of the model's forward pass; weights, losses and optimizer stay float32."""
+    log_every: int = 10
+    """Steps between log lines; a line holds means over the steps since the one before."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; there is always one after the last step."""
+    keep_last: int = 3
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        # The losses are the switches; a head without its loss would only take memory.
+        structures = self.model.structures if self.losses.lambda_p > 0 else ()
+        model = replace(self.model, structures=structures, alignment=self.losses.lambda_sac > 0)
+        object.__setattr__(self, "model", model)
+        self._check_crop()
+        if self.losses.lambda_p > 0 and not structures:
+            raise ConfigError(
+                f"losses.lambda_p is {self.losses.lambda_p:g}, but model.structures names no structure to predict",
+                hint='Write `structures = ["canny"]` in [model], or `lambda_p = 0` in [losses].',
+            )
+
+    def _check_crop(self) -> None:
+        """A patch must hold whole cells of the cached counts, and a structure logit whole pixels."""
+        grid = clip_architecture(self.model.clip).grid
+        for name, weight, multiple in (
+            ("lambda_sac", self.losses.lambda_sac, grid * CELL_PX),
+            ("lambda_p", self.losses.lambda_p, grid * 4),
+        ):
+            if weight > 0 and self.data.crop % multiple:
+                raise ConfigError(
+                    f"data.crop is {self.data.crop} px; losses.{name} with the {grid}x{grid} patches of "
+                    f"{self.model.clip} needs a multiple of {multiple}",
+                    hint=f"Set data.crop to {max(1, round(self.data.crop / multiple)) * multiple}, or {name} to 0.",
+                )
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file and apply `key.sub=value` overrides; paths in the file are relative to it.
+
+    Raises ConfigError, which names the file, the key and the repair.
+    """
+    file = Path(path)
+    try:
+        values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        hint = "`physseg train --example > config.toml` writes one to start from."
+        raise ConfigError(f"{file}: no such configuration file", hint=hint) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: not a TOML file: {error}") from error
+    for text in overrides:
+        apply_override(values, text, base=Path.cwd())
+    try:
+        return build(TrainConfig, values, base=file.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.args[0]}", hint=error.hint, **error.fields) from error
+
+
+def example_config() -> str:
+    """The commented example, every key with its default."""
+    return resources.files(__package__).joinpath("example.toml").read_text(encoding="utf-8")

@@ -1,0 +1,227 @@
+"""How well a run does on a manifest: one confusion matrix at the labels' own resolution, and what follows from it.
+
+The classes are the manifest's, whatever the run was trained on. A class counts as *seen* if one of its names is among
+the names of the training vocabulary; the others are the open-vocabulary part and are averaged on their own.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from .. import __version__
+from ..manifests.table import Manifest
+from ..manifests.whole_file import write_whole
+from . import checkpoint
+from .config_reading import build, plain
+from .errors import EvaluationError
+from .inference import PUBLISHED, InferenceSettings, predict_label_map
+from .metrics import ConfusionMatrix
+from .run_folder import RunFolder
+from .segmenter import Segmenter, SegmenterConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A confusion matrix with everything needed to read it."""
+
+    confusion: ConfusionMatrix
+    classes: tuple[str, ...]
+    """Class names as prompted, in the matrix's order."""
+    seen: tuple[bool, ...]
+    """Whether the training vocabulary names the class."""
+    num_images: int
+    quarantined: tuple[str, ...]
+    """Ids of samples that the manifest quarantines; they were left out."""
+    source: Mapping[str, Any]
+    """What was evaluated on what: run, step, data set, protocol."""
+
+    def group_miou(self, seen: bool) -> float | None:
+        """Mean IoU over the classes of the ground truth that are seen, or unseen; None where there are none.
+
+        Over the ground truth's classes only: a seen class that is wrongly predicted costs the class it was taken for.
+        """
+        iou, true = self.confusion.iou(), self.confusion.matrix.sum(axis=1)
+        members = (np.array(self.seen) == seen) & (true > 0)
+        return float(iou[members].mean()) if members.any() else None
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON: fractions 0..1, None where there is nothing to average."""
+        summary = self.confusion.summary(self.classes)
+        for row, seen in zip(summary["classes"], self.seen, strict=True):
+            row["seen"] = seen
+        groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
+        return {
+            "physseg": __version__,
+            **self.source,
+            "num_images": self.num_images,
+            "quarantined": list(self.quarantined),
+            **groups,
+            **summary,
+        }
+
+    def table(self, *, rows: int = 10) -> str:
+        """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
+        names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
+        lines = [self.confusion.table(names, rows=rows)]
+        if not all(self.seen):
+            lines.append("")
+            for name, flag in _GROUPS:
+                value = self.group_miou(flag)
+                shown = "no pixels" if value is None else f"mIoU {100 * value:6.2f}"
+                lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
+        if self.quarantined:
+            lines.append(f"\n{len(self.quarantined)} quarantined samples left out: {', '.join(self.quarantined[:5])}")
+        return "\n".join(lines)
+
+    def scalars(self) -> dict[str, float]:
+        """The averages under the training log's names; those that do not exist are left out."""
+        values = {
+            "eval/miou": self.confusion.miou(),
+            "eval/pixel_accuracy": self.confusion.pixel_accuracy(),
+            "eval/miou_seen": self.group_miou(True),
+            "eval/miou_unseen": self.group_miou(False),
+        }
+        return {name: value for name, value in values.items() if value is not None and not np.isnan(value)}
+
+    def write(self, folder: Path, name: str) -> Path:
+        """Write `name.json`, and the matrix with its class names as `name.npz`; returns the JSON's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / f"{name}.npz", confusion=self.confusion.matrix, classes=np.array(self.classes))
+        path = folder / f"{name}.json"
+        write_whole(path, (json.dumps(self.document(), indent=1) + "\n").encode())
+        return path
+
+
+_GROUPS = (("seen", True), ("unseen", False))
+
+
+def evaluate_run(
+    run: Path,
+    manifest: Manifest,
+    *,
+    step: int | None = None,
+    device: torch.device | str = "cpu",
+    max_images: int | None = None,
+    settings: InferenceSettings = PUBLISHED,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate a run's checkpoint (the latest unless `step` is given) on a manifest."""
+    loaded = load_run(run, step=step, device=device)
+    return evaluate_model(
+        loaded.model,
+        manifest,
+        trained_on=loaded.classes,
+        max_images=max_images,
+        settings=settings,
+        progress=progress,
+        source={"run": str(run), "step": loaded.step},
+    )
+
+
+def evaluate_model(
+    model: Segmenter,
+    manifest: Manifest,
+    *,
+    trained_on: Sequence[str],
+    max_images: int | None = None,
+    settings: InferenceSettings = PUBLISHED,
+    progress: bool = True,
+    source: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Predict every sample of a manifest that is not quarantined (the first `max_images`) and count pixels.
+
+    Raises EvaluationError if there is none, ContentError for a file that is not what the manifest says.
+    """
+    vocabulary = manifest.vocabulary
+    indices = _usable(manifest)
+    quarantined = tuple(sample.sample_id for sample in manifest.quarantined)
+    if not indices:
+        raise EvaluationError(
+            f"{manifest.dataset}: nothing to evaluate: {len(manifest)} samples, {len(quarantined)} of them quarantined",
+            hint="Check the manifest's problems with `physseg manifest`.",
+        )
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        text_features = model.encode_text(model.tokenize(vocabulary.classes).to(device))
+    confusion = ConfusionMatrix(vocabulary.num_classes, vocabulary.ignore_index)
+    chosen = indices[:max_images]
+    for image, labels in tqdm(_loaded(manifest, chosen), total=len(chosen), unit="img", disable=not progress):
+        confusion.update(predict_label_map(model, image, text_features, settings), labels)
+    return Evaluation(
+        confusion=confusion,
+        classes=vocabulary.prompt_names,
+        seen=seen_classes(vocabulary.classes, trained_on),
+        num_images=len(chosen),
+        quarantined=quarantined,
+        source={
+            **(source or {}),
+            "dataset": manifest.dataset,
+            "vocabulary": vocabulary.name,
+            "manifest": manifest.fingerprint,
+            "protocol": {"templates": list(model.config.templates), "synonyms": "first", **plain(settings)},
+        },
+    )
+
+
+def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[bool, ...]:
+    """Which classes have a name (any synonym, letter case aside) that is a name of a training class.
+
+    >>> seen_classes(["sofa, couch", "Tree", "sea star"], ["couch", "tree, shrub"])
+    (True, True, False)
+    """
+    known = {name for entry in trained_on for name in _synonyms(entry)}
+    return tuple(not known.isdisjoint(_synonyms(entry)) for entry in classes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedRun:
+    """A model with a checkpoint's weights, in evaluation mode."""
+
+    model: Segmenter
+    classes: tuple[str, ...]
+    """Training vocabulary."""
+    step: int
+
+
+def load_run(run: Path | str, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedRun:
+    """Load a run's checkpoint (the latest unless `step` is given) for evaluation and prediction.
+
+    Raises RunFolderError for what is no run folder, CheckpointError for a checkpoint that is missing, torn or foreign.
+    """
+    folder = RunFolder(Path(run))
+    settings = folder.read()["model"]
+    path = checkpoint.path_of(folder.checkpoints, step)
+    model = Segmenter(build(SegmenterConfig, settings, base=folder.path))
+    state = checkpoint.load_model(path, model, settings)
+    return LoadedRun(model=model.to(device).eval(), classes=state.classes, step=state.step)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _usable(manifest: Manifest) -> list[int]:
+    problems = manifest.table.column("problem").to_pylist()
+    return [index for index, problem in enumerate(problems) if not problem]
+
+
+def _loaded(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:
+    """Images and labels in order, each decoded while the one before is being predicted."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(manifest.load, indices[0])
+        for following in [*indices[1:], None]:
+            current = upcoming.result()
+            if following is not None:
+                upcoming = pool.submit(manifest.load, following)
+            yield current
+
+
+def _synonyms(entry: str) -> set[str]:
+    return {name.strip().casefold() for name in entry.split(",") if name.strip()}
