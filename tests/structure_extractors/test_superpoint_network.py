@@ -19,13 +19,19 @@ HEAD = 12
 
 
 def random_network(seed: int = 0, **architecture: object) -> DetectorNetwork:
-    """Random weights and running statistics, so that each place and epsilon of a normalisation shows in the output."""
+    """Random weights and running statistics, strong enough that the image and each normalisation show in the output."""
     torch.manual_seed(seed)
     network = DetectorNetwork(Architecture(widths=WIDTHS, head_width=HEAD, **architecture))
     for name, value in network.state_dict().items():
-        if "norm" in name and value.is_floating_point():
-            value.copy_(torch.rand_like(value) * 0.5 + (0.01 if name.endswith("running_var") else 0.4))
-    return network.eval()
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(value, nonlinearity="relu")
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 2.0)
+        elif name.endswith(("running_mean", "norm.bias")):
+            value.uniform_(-0.1, 0.1)
+    logits = network.eval()(torch.rand(2, 1, 64, 64))
+    assert logits.std(dim=(2, 3)).mean() > 0.2  # else the tests below would compare constants
+    return network
 
 
 def batch_norm(state: dict[str, torch.Tensor], unit: str, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -103,12 +109,12 @@ def test_a_cell_and_its_dustbin_sum_to_one():
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 48), (32, 41), (39, 47), (5, 3), (1, 1)])
 def test_any_size_is_padded_by_repetition_and_nothing_is_lost(size):
-    network = random_network(order="conv-bn-relu", norm_logits=True)
+    network = random_network(order="conv-bn-relu", norm_logits=True).double()
     grey = np.random.default_rng(0).integers(0, 256, (2, *size), np.uint8)
     padded = np.pad(grey, [(0, 0), (0, -size[0] % 8), (0, -size[1] % 8)], mode="edge")
     got = probability_maps(network, grey)
     with torch.no_grad():
-        expected = keypoint_probability(network(torch.from_numpy(padded)[:, None] / 255))
+        expected = keypoint_probability(network((torch.from_numpy(padded)[:, None] / 255).double()))
     assert got.shape == (2, *size)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected.numpy()[:, : size[0], : size[1]], rtol=1e-5, atol=1e-8)
