@@ -74,6 +74,11 @@ def palette(num_classes: int) -> UInt8:
     A class id has the same colour whatever the number of classes. Greedy choice: each colour is the one furthest, in
     Oklab with lightness counting less, from all before it. Colours repeat where candidates run out (after 1,700).
     """
+    return _palette(num_classes).copy()
+
+
+@lru_cache(maxsize=16)
+def _palette(num_classes: int) -> UInt8:
     candidates, lab = _candidates()
     count = min(num_classes, len(candidates))
     order = np.zeros(count, np.intp)

@@ -76,6 +76,11 @@ class SampleViews:
     def vocabulary(self) -> Vocabulary:
         return self.reader.schema.vocabulary
 
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch, px."""
+        return CELLS_PER_PATCH * self.reader.schema.cell_px
+
     def find(self, text: str) -> int:
         """Index of the sample with that id, or else with that index; raises InspectError with close matches."""
         ids = self.reader.manifest.table.column("sample_id")
@@ -121,8 +126,7 @@ class SampleViews:
         reader = self.reader
         planes = reader.read(index)
         height, width = reader.frame_size(index)
-        patch_px = CELLS_PER_PATCH * reader.schema.cell_px
-        rows, columns = (CELLS_PER_PATCH * -(-edge // patch_px) for edge in (height, width))
+        rows, columns = (CELLS_PER_PATCH * -(-edge // self.patch_px) for edge in (height, width))
         cells = [_even(planes[name])[:, :rows, :columns] for name in ("cell_classes", "cell_counts")]
         problem = ""
         try:
@@ -142,7 +146,7 @@ class SampleViews:
             structures={spec.name: (spec, planes[spec.name][:height, :width]) for spec in self.drawn},
             cell_classes=cells[0],
             cell_counts=cells[1],
-            patch_px=patch_px,
+            patch_px=self.patch_px,
         )
 
 
