@@ -56,9 +56,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.max_images is not None and self.max_images < 1):
-            raise ConfigError(
-                f"eval.every and eval.max_images must be at least 1, got {self.every} and {self.max_images}"
-            )
+            raise ConfigError(f"every and max_images must be at least 1, got {self.every} and {self.max_images}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,11 +48,9 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
             raise ConfigError(f"`{_dotted(where, name)}` is missing", hint="It has no default; add it to the file.")
     try:
         return cls(**arguments)
-    except ConfigError:
-        raise
     except (PhyssegError, ValueError, TypeError) as error:
-        hint = error.hint if isinstance(error, PhyssegError) else None
-        raise ConfigError(f"[{where or 'top level'}] {error.args[0] if error.args else error}", hint=hint) from error
+        hint, facts = (error.hint, error.fields) if isinstance(error, PhyssegError) else (None, {})
+        raise ConfigError(f"{f'[{where}] ' if where else ''}{error.args[0]}", hint=hint, **facts) from error
 
 
 def plain(config: Any) -> Any:

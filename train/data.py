@@ -50,12 +50,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.crop < CELL_PX or self.crop % CELL_PX:
-            raise ConfigError(f"data.crop must be a positive multiple of {CELL_PX} px, got {self.crop}")
+            raise ConfigError(f"crop must be a positive multiple of {CELL_PX} px, got {self.crop}")
         if not 0 <= self.flip <= 1:
-            raise ConfigError(f"data.flip is a probability in [0, 1], got {self.flip}")
+            raise ConfigError(f"flip is a probability in [0, 1], got {self.flip}")
         if self.num_workers < 0 or self.prefetch < 1:
             raise ConfigError(
-                f"data.num_workers must be >= 0 and data.prefetch >= 1, got {self.num_workers} and {self.prefetch}"
+                f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}"
             )
 
 

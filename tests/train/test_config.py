@@ -1,0 +1,106 @@
+"""The configuration file: the example shows every setting and its default; what does not fit together is refused."""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from physseg.train.config import HARMLESS, TrainConfig, example_config, load_config
+from physseg.train.config_reading import differing_keys, plain
+from physseg.train.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def dotted_keys(cls: type[Any], prefix: str = "") -> set[str]:
+    keys = set()
+    for field in fields(cls):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            keys |= dotted_keys(field.type, f"{prefix}{field.name}.")
+        else:
+            keys.add(prefix + field.name)
+    return keys
+
+
+def test_example_is_a_working_configuration(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, example_config()))
+    assert config.data.store == tmp_path / "coco.zarr"
+    assert config.model.structures == ("canny",)
+    assert config.model.alignment
+
+
+def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    """Guards against a setting that is added or changed in code only."""
+    shown = load_config(write(tmp_path, example_config()))
+    all_lines = re.sub(r"^#(?=\w+ =)", "", example_config(), flags=re.MULTILINE)
+    everything = load_config(write(tmp_path, all_lines))
+    table, keys = "", set()
+    for line in all_lines.splitlines():
+        if match := re.match(r"\[(\w+)\]", line):
+            table = f"{match[1]}."
+        elif match := re.match(r"(\w+) =", line):
+            keys.add(table + match[1])
+    assert keys == dotted_keys(TrainConfig) - {"model.alignment"}  # follows from losses.lambda_sac
+    assert differing_keys(plain(shown), plain(everything)) == {
+        "run": (None, str(tmp_path / "runs/first")),
+        "data.images": (None, "/data/coco"),
+        "eval.manifest": (None, str(tmp_path / "val.parquet")),
+    }
+
+
+def test_overrides_win_and_errors_name_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, '[data]\nstore = "s.zarr"\n[model]\nclip = "tiny"\nstructures = ["sift"]\n')
+    config = load_config(path, ["losses.lambda_sac=0", "seed=7", "run=/r"])
+    assert (config.seed, config.run, config.losses.lambda_sac, config.model.alignment) == (7, Path("/r"), 0.0, False)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: unknown key `losses.lamda_p`; did you mean `lambda_p`?")):
+        load_config(path, ["losses.lamda_p=0"])
+
+
+def test_a_file_that_is_not_there_or_not_toml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file") as caught:
+        load_config(tmp_path / "none.toml")
+    assert "--example" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match=r"not a TOML file: .*line 1"):
+        load_config(write(tmp_path, "store = coco"))
+
+
+def test_lambdas_switch_the_heads(make_config: Callable[..., TrainConfig]) -> None:
+    """The four rows of the paper's Table 3 from one file."""
+    heads = {
+        (p, sac): (config.model.structures, config.model.alignment)
+        for p in (0, 1)
+        for sac in (0, 1)
+        for config in [make_config(losses={"lambda_p": p, "lambda_sac": sac})]
+    }
+    both = ("canny", "sift")
+    assert heads == {(0, 0): ((), False), (0, 1): ((), True), (1, 0): (both, False), (1, 1): (both, True)}
+
+
+def test_structure_loss_needs_a_structure(make_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"lambda_p is 1, but model\.structures names no structure"):
+        make_config(model={"structures": []})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be in"),
+        ({"eval": {"every": 0}}, "[eval] every and max_images must be at least 1"),
+        ({"precision": "fp16"}, "`precision` must be one of 'fp32', 'bf16', got 'fp16'"),
+    ],
+)
+def test_values_out_of_range(make_config: Callable[..., TrainConfig], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(**changes)
+    assert message in str(caught.value)
+
+
+def test_harmless_keys_exist() -> None:
+    assert dotted_keys(TrainConfig) >= HARMLESS
