@@ -16,14 +16,18 @@ from physseg.structure_extractors.superpoint_network import Architecture, Detect
 from safetensors.torch import save_file
 
 LABELS = np.zeros((1, 1), np.uint8)
-SETTINGS = {"threshold": 0.016, "nms_radius": 4, "border": 4}
+SETTINGS = {"threshold": 0.03, "nms_radius": 4, "border": 4}
 
 
 def make_network(seed: int = 0) -> DetectorNetwork:
     torch.manual_seed(seed)
     widths = (8, 8, 8, 8, 16, 16, 16, 16)
     network = DetectorNetwork(Architecture(widths=widths, head_width=16, order="conv-bn-relu", norm_logits=True))
-    torch.nn.init.normal_(network.logits.conv.weight, std=2.0)
+    for name, value in network.state_dict().items():
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(value, nonlinearity="relu")
+        elif name.endswith("running_var"):
+            value.fill_(0.5)
     return network.eval()
 
 
@@ -87,7 +91,7 @@ def test_the_whole_extractor_is_network_then_post_processing(weights):
         "superpoint": (np.uint8, (61, 78)),
         "superpoint_dense": (np.uint8, (61, 78)),
     }
-    expected = greedy_reference(probability, 0.016, 4, 4, None)
+    expected = greedy_reference(probability, 0.03, 4, 4, None)
     assert np.count_nonzero(expected) > 10
     np.testing.assert_array_equal(out["superpoint"], encode_confidence(expected))
     np.testing.assert_array_equal(out["superpoint_dense"], encode_confidence(probability))

@@ -26,7 +26,7 @@ def random_network(seed: int = 0, **architecture: object) -> DetectorNetwork:
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(value, nonlinearity="relu")
         elif name.endswith("running_var"):
-            value.uniform_(0.5, 2.0)
+            value.uniform_(0.2, 1.0)
         elif name.endswith(("running_mean", "norm.bias")):
             value.uniform_(-0.1, 0.1)
     logits = network.eval()(torch.rand(2, 1, 64, 64))
