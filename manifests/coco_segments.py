@@ -11,19 +11,20 @@ from pycocotools import mask as coco_mask
 def segment_mask(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
     """Pixels of one annotation's `segmentation` as (H, W) bool. Raises ValueError for one that does not fit the image.
 
-    All is checked before pycocotools sees it: it takes a polygon of two points for a box, ignores an odd coordinate,
-    and leaves the pixels behind the end of a short run-length code uninitialised.
+    pycocotools turns polygons into run lengths; those are checked and unrolled here. Left to itself it takes a polygon
+    of two points for a box, ignores an odd coordinate, and leaves the pixels behind a short code uninitialised.
     """
     if isinstance(segmentation, Mapping):
-        code = _checked_rle(segmentation, height, width)
+        size, counts = list(segmentation["size"]), segmentation["counts"]
+        if size != [height, width]:
+            raise ValueError(f"expected a segment of {height} x {width} pixels (h x w) as its image, got size {size}")
     else:
-        for polygon in segmentation or [[]]:
-            if len(polygon) < 6 or len(polygon) % 2:
-                raise ValueError(f"expected polygons of at least three points (x, y), got {len(polygon)} coordinates")
-            if not np.isfinite(np.asarray(polygon, np.float64)).all():
-                raise ValueError("expected finite coordinates")
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return np.asarray(coco_mask.decode(code), dtype=np.bool_)
+        counts = _polygon_counts(segmentation, height, width)
+    runs = run_lengths(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f"expected runs over {height} x {width} = {height * width} pixels, got {int(runs.sum())}")
+    inside = np.arange(len(runs)) % 2 == 1  # the first run lies outside
+    return np.asarray(np.repeat(inside, runs).reshape(width, height).T)  # runs go down the columns
 
 
 def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
@@ -49,16 +50,12 @@ def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
     return runs
 
 
-def _checked_rle(segmentation: Mapping[str, Any], height: int, width: int) -> Mapping[str, Any]:
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(
-            f"expected a segment of {height} x {width} pixels (h x w) as its image, got size {segmentation['size']}"
-        )
-    counts = segmentation["counts"]
-    runs = run_lengths(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"expected runs over {height} x {width} = {height * width} pixels, got {int(runs.sum())}")
-    if isinstance(counts, str | bytes):
-        return segmentation
-    code: Mapping[str, Any] = coco_mask.frPyObjects(dict(segmentation), height, width)
-    return code
+def _polygon_counts(polygons: Any, height: int, width: int) -> bytes:
+    """Compressed run lengths of the union of polygons, each a flat list x, y, x, y, ..."""
+    for polygon in polygons or [[]]:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"expected polygons of at least three points (x, y), got {len(polygon)} coordinates")
+        if not (np.abs(np.asarray(polygon, np.float64)) <= 10 * max(height, width)).all():  # long edges take memory
+            raise ValueError(f"expected coordinates in or near {width} x {height} pixels (w x h), got others")
+    counts: bytes = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"]
+    return counts

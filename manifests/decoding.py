@@ -158,7 +158,7 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
         megapixels = picture.width * picture.height / 1e6
         if megapixels > max_megapixels:
             raise DecodeError(
-                f"expected at most {max_megapixels:g} megapixels, got {megapixels:.1f} "
+                f"expected at most {max_megapixels:g} megapixels, got {megapixels:.3g} "
                 f"({picture.height} x {picture.width} pixels)",
                 hint="check the file, or allow more with --max-megapixels",
                 expected=max_megapixels,

@@ -63,7 +63,9 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
         )
     files: dict[str, Path] = {}
     others: dict[str, int] = {}
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith(".") or not entry.is_file():
             kind = "folders" if entry.is_dir() else "hidden files"
@@ -73,6 +75,8 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
             kind = f"{path.suffix or 'suffixless'} files"
             others[kind] = others.get(kind, 0) + 1
             continue
+        if not entry.name.isprintable():  # line breaks, or bytes that are not UTF-8
+            raise ManifestError(f"{folder}: a file name with unprintable characters: {entry.name!r}", hint="rename it")
         if path.stem in files:
             raise ManifestError(
                 f"{folder}: expected one file per name, got {files[path.stem].name} and {path.name}",
@@ -81,9 +85,9 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
             )
         files[path.stem] = path
     if not files:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
+        got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
         raise ManifestError(
-            f"{folder}: expected {what} ({', '.join(suffixes)}), got {found}",
+            f"{folder}: expected {what} ({', '.join(suffixes)}), got {got}",
             hint="name the folder that holds the files themselves",
             path=str(folder),
         )

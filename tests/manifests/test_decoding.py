@@ -121,7 +121,7 @@ def test_any_flipped_bit_of_a_png_is_found(toys):
 
 def test_absurd_size_is_refused_from_the_header_alone():
     data = encoded(Image.new("L", (4000, 4000)))[:200]  # nothing there to decode
-    with pytest.raises(DecodeError, match=r"at most 10 megapixels, got 16\.0 \(4000 x 4000 pixels\)"):
+    with pytest.raises(DecodeError, match=r"at most 10 megapixels, got 16 \(4000 x 4000 pixels\)"):
         check_image(data, max_megapixels=10)
 
 

@@ -1,0 +1,115 @@
+"""Which image belongs to which label; everything left over is an error with both sides named."""
+
+import pytest
+from physseg.manifests.errors import ManifestError
+from physseg.manifests.pairing import common_root, pair_files, read_list, some
+
+
+def test_pairs_are_by_stem_and_sorted(toys):
+    toys.image("images/b.JPG")
+    toys.image("images/a.jpeg")
+    toys.image("images/c.d.png")
+    for stem in ("a", "b", "c.d"):
+        toys.label(f"labels/{stem}.png")
+    toys.lines("images/notes.txt", "x")
+    toys.lines("images/._a.jpg", "hidden, as some systems leave them")
+    pairs = pair_files(toys.folder / "images", toys.folder / "labels")
+    assert [(pair.sample_id, pair.image.name, pair.label.name) for pair in pairs] == [
+        ("a", "a.jpeg", "a.png"),
+        ("b", "b.JPG", "b.png"),
+        ("c.d", "c.d.png", "c.d.png"),
+    ]
+
+
+def test_leftovers_name_both_sides_counts_and_the_repair(toys):
+    toys.pairs(["x"])
+    for stem in ("a", "b", "c", "d", "e", "f"):
+        toys.image(f"images/{stem}.jpg")
+    toys.label("labels/z.png")
+    with pytest.raises(ManifestError) as caught:
+        pair_files(toys.folder / "images", toys.folder / "labels")
+    message = str(caught.value)
+    assert "6 of 7 images in" in message
+    assert "(a, b, c, d, e and 1 more)" in message
+    assert "1 of 2 labels in" in message
+    assert "(z)" in message
+    assert "--list FILE" in message
+
+
+def test_a_list_selects_and_leftovers_outside_do_not_matter(toys):
+    toys.pairs(["a", "b", "c"])
+    toys.image("images/lone.jpg")
+    listed = toys.lines("list.txt", "c", "", " a ")
+    pairs = pair_files(toys.folder / "images", toys.folder / "labels", listed=listed)
+    assert [pair.sample_id for pair in pairs] == ["a", "c"]
+
+
+def test_listed_names_without_files_are_named(toys):
+    toys.pairs(["a", "b"])
+    toys.image("images/lone.jpg")
+    folders = toys.folder / "images", toys.folder / "labels"
+    with pytest.raises(ManifestError, match=r"1 listed names have no image in .*images \(nope\)"):
+        pair_files(*folders, listed=toys.lines("list.txt", "a", "nope"))
+    with pytest.raises(ManifestError, match=r"1 listed names have no label picture in .*labels \(lone\)"):
+        pair_files(*folders, listed=toys.lines("list.txt", "a", "lone"))
+    with pytest.raises(ManifestError, match="list names without their extension"):
+        pair_files(*folders, listed=toys.lines("list.txt", "a.jpg"))
+
+
+def test_two_images_with_one_stem(toys):
+    toys.pairs(["a"])
+    toys.image("images/a.png")
+    with pytest.raises(ManifestError, match=r"one file per name, got a\.(jpg and a\.png|png and a\.jpg)"):
+        pair_files(toys.folder / "images", toys.folder / "labels")
+
+
+@pytest.mark.parametrize("side", ["images", "labels"])
+def test_missing_empty_and_wrong_folders(side, toys):
+    folders = toys.folder / "images", toys.folder / "labels"
+    other = "labels" if side == "images" else "images"
+    toys.pairs(["a"], **{side: "elsewhere"})
+    assert (toys.folder / other).is_dir()
+    with pytest.raises(ManifestError, match=rf"/{side}: expected a folder of (images|label pictures), got none there"):
+        pair_files(*folders)
+    (toys.folder / side).write_text("a file")
+    with pytest.raises(ManifestError, match="got a file"):
+        pair_files(*folders)
+    (toys.folder / side).unlink()
+    (toys.folder / side).mkdir()
+    with pytest.raises(ManifestError, match="got nothing"):
+        pair_files(*folders)
+    (toys.folder / side / "train").mkdir()
+    toys.lines(f"{side}/readme.txt", "x")
+    with pytest.raises(ManifestError, match=r"got 1 \.txt files, 1 folders"):
+        pair_files(*folders)
+
+
+def test_one_folder_for_both(toys):
+    toys.pairs(["a"])
+    with pytest.raises(ManifestError, match="in one folder"):
+        pair_files(toys.folder / "images", toys.folder / "labels" / ".." / "images")
+
+
+def test_unprintable_names_are_refused(toys):
+    toys.pairs(["a"])
+    toys.image("images/line\nbreak.jpg")
+    with pytest.raises(ManifestError, match="unprintable"):
+        pair_files(toys.folder / "images", toys.folder / "labels")
+
+
+def test_list_files(toys):
+    with pytest.raises(ManifestError, match=r"line 3: 'a' already stands in line 1"):
+        read_list(toys.lines("twice.txt", "a", "b", "a"))
+    with pytest.raises(ManifestError, match="got none"):
+        read_list(toys.lines("empty.txt", "", ""))
+    with pytest.raises(ManifestError, match="No such file"):
+        read_list(toys.folder / "missing.txt")
+
+
+def test_common_root(tmp_path):
+    assert common_root(tmp_path / "a" / "b", tmp_path / "a" / "c") == tmp_path.resolve() / "a"
+
+
+def test_some():
+    assert some(["b", "a"]) == "a, b"
+    assert some(map(str, range(7)), 3) == "0, 1, 2 and 4 more"
