@@ -305,6 +305,119 @@ def _bytes(text: str | None) -> int | None:
 
 # --- train, evaluate, predict ---------------------------------------------------------------------------------------
 
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: `run` of the configuration.")]
+Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
+Checkpoint = Annotated[int | None, typer.Option("--checkpoint", help="Step to load; default: the latest.")]
+NoWindows = Annotated[
+    bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
+]
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="TOML file; `--example` prints one.")] = None,
+    out: Out = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+    ] = None,
+    stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
+) -> None:
+    """Train a segmenter on a store. The same command again goes on where the run stopped."""
+    from .train.config import example_config, load_config
+
+    if example:
+        typer.echo(example_config(), nl=False)
+        return
+    if config is None:
+        raise typer.BadParameter("name a TOML file, or print one with --example", param_hint="CONFIG")
+    from .train.loop import train as run_training
+
+    result = run_training(load_config(config, settings or (), run=out), stop_at=stop_at)
+    if result.finished and result.first_step == result.step:
+        typer.echo(f"{result.run}: finished already, at step {result.step}")
+    elif result.finished:
+        typer.echo(f"{result.run}: finished at step {result.step}, {result.seconds:.0f} s")
+    else:
+        cause = f" by {result.stopped_by}" if result.stopped_by else ""
+        typer.echo(f"{result.run}: stopped{cause} at step {result.step}; the same command goes on from there")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder that `physseg train` wrote.")],
+    manifests: Annotated[list[Path], typer.Argument(help="Manifests to evaluate on, of any vocabulary.")],
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
+    checkpoint: Checkpoint = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the images are, if they moved; folder or URL.")] = None,
+    no_windows: NoWindows = False,
+    all_classes: Annotated[
+        bool, typer.Option("--all-classes", help="Show every class, not the best and worst.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution."""
+    from .manifests.table import Manifest
+    from .train.evaluate import evaluate_model, load_run
+    from .train.inference import InferenceSettings
+    from .train.loop import choose_device
+    from .train.run_folder import RunFolder
+
+    if len({path.stem for path in manifests}) < len(manifests):
+        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
+    tables = [Manifest.read(path, root=root) for path in manifests]
+    loaded = load_run(run, step=checkpoint, device=choose_device(device))
+    for path, manifest in zip(manifests, tables, strict=True):
+        result = evaluate_model(
+            loaded.model,
+            manifest,
+            trained_on=loaded.classes,
+            max_images=max_images,
+            settings=InferenceSettings(windows=not no_windows),
+            source={"run": str(run), "step": loaded.step},
+        )
+        typer.echo(f"\n{path} ({result.num_images} images), {run} at step {loaded.step}")
+        typer.echo(result.table(rows=10**6 if all_classes else 10))
+        written = result.write(out or RunFolder(run).evaluations, f"{path.stem}-step_{loaded.step:08d}")
+        typer.echo(f"written to {written}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder that `physseg train` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
+    classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="The same from a file: one class per line, synonyms separated by commas.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    checkpoint: Checkpoint = None,
+    no_windows: NoWindows = False,
+    device: Device = "auto",
+) -> None:
+    """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
+    from .pipeline.draw import percent
+    from .train.evaluate import load_run
+    from .train.inference import InferenceSettings
+    from .train.loop import choose_device
+    from .train.predict import find_images, predict_files, read_words
+
+    vocabulary, files = read_words(classes, classes_file), find_images(images)
+    loaded = load_run(run, step=checkpoint, device=choose_device(device))
+    failed = 0
+    settings = InferenceSettings(windows=not no_windows)
+    for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
+        if done.error:
+            failed += 1
+            typer.echo(f"error: {done.error}", err=True)
+        else:
+            shares = ", ".join(f"{name} {percent(share)}" for name, share in done.shares[:5])
+            typer.echo(f"{done.overlay}: {shares}")
+    if failed:
+        typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
+        raise typer.Exit(1)
+
 
 # --- demo -----------------------------------------------------------------------------------------------------------
 

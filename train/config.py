@@ -119,8 +119,8 @@ class TrainConfig:
                 )
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply `key.sub=value` overrides; paths in the file are relative to it.
+def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | None = None) -> TrainConfig:
+    """Read a TOML file and apply `key.sub=value` overrides; paths in the file are relative to it. `run` wins over both.
 
     Raises ConfigError, which names the file, the key and the repair.
     """
@@ -134,6 +134,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{file}: not a TOML file: {error}") from error
     for text in overrides:
         apply_override(values, text, base=Path.cwd())
+    if run is not None:
+        values["run"] = str(run.absolute())
     try:
         return build(TrainConfig, values, base=file.resolve().parent)
     except ConfigError as error:
