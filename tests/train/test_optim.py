@@ -41,7 +41,8 @@ class Model(nn.Module):
         self.norm = nn.GroupNorm(1, 2)
         self.classes = nn.Embedding(4, 2)
         self.padding = nn.Parameter(torch.zeros(2))
-        self.tied = self.conv
+        self.tied = nn.Conv2d(2, 2, 1, bias=False)
+        self.tied.weight = self.conv.weight
 
     def clip_parameter_names(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("clip.")}
