@@ -44,7 +44,7 @@ EDGES, KEYPOINTS, DENSITY = "edges", "keypoints", "density"
 
 _FIRST = np.array((70, 120, 190))
 """Class 0 is a background in many vocabularies: a calm colour."""
-_LIGHTNESS_WEIGHT = 0.6
+_LIGHTNESS_WEIGHT = 0.35
 """Under half-transparent colours the photograph changes the lightness, so hue has to tell classes apart."""
 _RGB_TO_LMS = np.array(
     [
@@ -293,10 +293,8 @@ def heat_colours(values: Floats) -> UInt8:
     return np.asarray(np.rint(_HEAT[low] * (1 - part) + _HEAT[low + 1] * part), np.uint8)
 
 
-def heat_map(
-    image: UInt8, weights: Floats, *, patch_px: int = 16, alpha: float = 0.8, title: str = "", bar: bool = True
-) -> UInt8:
-    """Patch weights (rows, columns) in [0, 1] as translucent squares over the dimmed image, with a scale below.
+def heat_map(image: UInt8, weights: Floats, *, patch_px: int = 16, alpha: float = 0.8) -> UInt8:
+    """Patch weights (rows, columns) in [0, 1] as translucent squares over the dimmed image; see also `scale_bar`.
 
     ``weights[i, j]`` belongs to the ``patch_px`` square at row i, column j from the top left; the last ones may reach
     over the image's border. Patches of weight 0 stay clear.
@@ -305,17 +303,17 @@ def heat_map(
     big = np.repeat(np.repeat(weights, patch_px, axis=0), patch_px, axis=1)[:height, :width]
     if big.shape != (height, width):
         raise DrawError(f"weights {weights.shape} of {patch_px}-px patches do not cover an image of {height} x {width}")
-    picture = blend(dim(image), heat_colours(big), np.where(big > 0, alpha, 0.0))
-    return stack([picture, _scale_bar(width, text_px(height, width), title)], axis=0) if bar else picture
+    return blend(dim(image), heat_colours(big), np.where(big > 0, alpha, 0.0))
 
 
-def _scale_bar(width: int, size_px: int, title: str) -> UInt8:
+def scale_bar(width: int, size_px: int, title: str) -> UInt8:
+    """The colours of weights from 0 to 1 under a title, on paper."""
     line = text_size("0", size_px)[0]
-    pad = size_px // 2
-    canvas = np.full((3 * line + 3 * pad, width, 3), PAPER, np.uint8)
+    pad = size_px
+    canvas = np.full((3 * line + 2 * pad, width, 3), PAPER, np.uint8)
     write(canvas, shorten(title, size_px, width - 2 * pad), pad, pad, size_px)
     length = max(1, min(width - 2 * pad, 24 * size_px))
-    top = 2 * pad + line
+    top = pad + line + size_px // 4
     canvas[top : top + line, pad : pad + length] = heat_colours(np.linspace(0, 1, length))[None]
     for value in (0.0, 0.5, 1.0):
         text = f"{value:g}"

@@ -114,7 +114,7 @@ def _page(summary: StoreSummary, cards: Sequence[str], scripts: Sequence[str], u
 {_tables(summary)}
 <h2>Samples{selection}</h2>
 <div class="bar">
-<input type="search" id="search" placeholder="sample id or class; several with commas" aria-label="search">
+<input type="search" id="search" placeholder="sample id or class; commas: all of several" aria-label="search">
 <span class="choice"><button type="button" value="labels" aria-pressed="true">labels</button>
 <button type="button" value="photo" aria-pressed="false">photos</button></span>
 <span class="faint" id="count"></span></div>
@@ -131,7 +131,7 @@ def _page(summary: StoreSummary, cards: Sequence[str], scripts: Sequence[str], u
 """
 
 
-_DIALOG: Final = """<dialog aria-labelledby="title">
+_DIALOG: Final = """<dialog aria-labelledby="title" autofocus>
 <div class="top"><h2 id="title"></h2><span class="faint" id="about"></span>
 <button type="button" id="previous" aria-label="previous sample">&larr;</button>
 <button type="button" id="next" aria-label="next sample">&rarr;</button>
@@ -153,7 +153,7 @@ def _tiles(summary: StoreSummary) -> str:
         ("samples done", f"{summary.done:,}", False),
         ("missing", f"{summary.missing:,}", summary.missing > 0),
         ("quarantined", f"{summary.quarantined:,}", summary.quarantined > 0),
-        (f"classes in {summary.vocabulary}", f"{summary.num_classes:,}", False),
+        ("classes", f"{summary.num_classes:,}", False),
         ("bytes per image", per_image, False),
         ("on disk", human(summary.disk_bytes), False),
     ]
@@ -247,7 +247,12 @@ def _card(view: SampleView) -> str:
 def _sample(view: SampleView) -> dict[str, Any]:
     """What the large view shows of one sample."""
     ignore_index = view.vocabulary.ignore_index
-    layers = {"labels": {"src": _label_layer(view), "about": f"{len(view.shares)} classes"}}
+    layers = {
+        "labels": {
+            "src": _label_layer(view),
+            "about": f"{len(view.shares)} class{'' if len(view.shares) == 1 else 'es'}",
+        }
+    }
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
         alpha = draw.structure_alpha(plane, spec.drawn)
         layers[name] = {"src": _alpha_layer(alpha, structure_colour(position)), "about": describe(spec, plane)}

@@ -117,7 +117,7 @@ def legend(
 def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]) -> tuple[int, int, int] | None:
     """Where a text's box lies on a region (H, W): x, y of its top left and the font size; None if it fits nowhere.
 
-    Tries the sizes in order; of all boxes that the region covers, the one whose middle lies deepest.
+    Tries the sizes in order; of all boxes that the region covers, one whose middle lies deep and central.
     """
     if not region.any():
         return None
@@ -133,7 +133,9 @@ def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]
         inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
         y, x = np.nonzero(inside >= _COVERED * height * width)
         if len(y):
-            best = int(np.argmax(depth[y + height // 2, x + width // 2]))
+            middle_y, middle_x = y + height // 2, x + width // 2
+            off_centre = np.hypot(middle_y - window.shape[0] / 2, middle_x - window.shape[1] / 2)
+            best = int(np.argmax(depth[middle_y, middle_x] - 0.1 * off_centre))
             return int(x[best]) + left, int(y[best]) + top, size_px
     return None
 

@@ -164,38 +164,57 @@ def describe(spec: ArraySpec, plane: UInt8) -> str:
     return f"up to {plane.max() / 255:.2f} (square root)"
 
 
-def panels(view: SampleView, class_ids: Sequence[int]) -> Iterator[tuple[str, str, UInt8]]:
-    """File stem, caption and picture of the image, the labels, each structure and the patch weights of each class."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One picture of a sample."""
+
+    stem: str
+    """Of its file."""
+    caption: str
+    picture: UInt8
+    """As it stands among others, at the frame's size."""
+    alone: UInt8
+    """The same with what explains it: a legend or a scale."""
+
+
+def panels(view: SampleView, class_ids: Sequence[int]) -> Iterator[Panel]:
+    """The image, the labels, each structure, and the patch weights of each class."""
     names, ignore_index = view.vocabulary.prompt_names, view.vocabulary.ignore_index
     size = f"{view.sample.width} x {view.sample.height} px, frame {view.image.shape[1]} x {view.image.shape[0]}"
-    yield "image", f"image ({size})", view.image
-    labels = draw.overlay(view.image, view.labels, names, ignore_index=ignore_index, max_legend=0)
-    yield "labels", "labels", labels
+    yield Panel(stem="image", caption=f"image ({size})", picture=view.image, alone=view.image)
+    alone = draw.overlay(view.image, view.labels, names, ignore_index=ignore_index)
+    height, width = view.labels.shape
+    yield Panel(stem="labels", caption="labels", picture=alone[:height, :width], alone=alone)
     for position, (spec, plane) in enumerate(view.structures.values()):
         picture = draw.structure_overlay(view.image, plane, spec.drawn, colour=structure_colour(position))
-        yield spec.name, f"{spec.name} ({describe(spec, plane)})", picture
+        caption = f"{spec.name} ({describe(spec, plane)})"
+        yield Panel(stem=spec.name, caption=caption, picture=picture, alone=picture)
     shares = dict(view.shares)
     for class_id in class_ids:
-        note = "" if class_id in shares else " (not in this image)"
-        title = f"share of each {view.patch_px}-px patch"
-        picture = draw.heat_map(view.image, view.patch_weights(class_id), patch_px=view.patch_px, title=title)
-        yield f"weights_{_safe(names[class_id])}", f"patch weights: {names[class_id]}{note}", picture
+        caption = f"patch weights: {names[class_id]}{'' if class_id in shares else ' (not in this image)'}"
+        picture = draw.heat_map(view.image, view.patch_weights(class_id), patch_px=view.patch_px)
+        title = f"share of each {view.patch_px}-px patch that is {names[class_id]}"
+        scale = draw.scale_bar(width, text_px(height, width), title)
+        stem = f"weights_{_safe(names[class_id])}"
+        yield Panel(stem=stem, caption=caption, picture=picture, alone=draw.stack([picture, scale], axis=0))
 
 
-def composite(view: SampleView, pictures: Sequence[tuple[str, str, UInt8]], *, max_legend: int = 30) -> UInt8:
-    """All panels on one page, with the legend of the label map as the last one."""
+def composite(view: SampleView, shown: Sequence[Panel], *, max_legend: int = 30) -> UInt8:
+    """All panels on one page, with the legend of the label map and the scale of the weights beside them."""
     size_px = text_px(*view.labels.shape)
+    page = draw.tile([(panel.picture, panel.caption) for panel in shown], columns=_columns(view, len(shown)))
     legend = draw.label_legend(
         view.labels,
         view.vocabulary.prompt_names,
         ignore_index=view.vocabulary.ignore_index,
         max_legend=max_legend,
         size_px=size_px,
-        height=view.labels.shape[0],
+        height=page.shape[0] - 5 * size_px,  # the scale stands below
     )
-    page = draw.tile([(image, caption) for _, caption, image in pictures], columns=_columns(view, len(pictures)))
-    title = draw.heading(f"{view.sample.sample_id}   (sample {view.index})", page.shape[1] + legend.shape[1], size_px)
-    return draw.stack([title, draw.stack([page, legend], axis=1)], axis=0)
+    scale = draw.scale_bar(max(legend.shape[1], 18 * size_px), size_px, f"share of each {view.patch_px}-px patch")
+    side = draw.stack([legend, scale], axis=0)
+    title = draw.heading(f"{view.sample.sample_id}   (sample {view.index})", page.shape[1] + side.shape[1], size_px)
+    return draw.stack([title, draw.stack([page, side], axis=1)], axis=0)
 
 
 def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> Path:
@@ -203,17 +222,13 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
 
     Without ``class_ids`` the patch weights are those of the most present class.
     """
-    chosen = list(class_ids) or [class_id for class_id, _ in view.shares[:1]]
-    pictures = list(panels(view, chosen))
+    shown = list(panels(view, list(class_ids) or [class_id for class_id, _ in view.shares[:1]]))
     name = _safe(view.sample.sample_id)
     if name != view.sample.sample_id:
         name = f"{name}-{view.index}"  # two ids may be alike once made safe for a file name
-    with_legend = draw.overlay(
-        view.image, view.labels, view.vocabulary.prompt_names, ignore_index=view.vocabulary.ignore_index
-    )
-    for stem, _, image in pictures:
-        write_whole(out / name / f"{stem}.png", encode_png(with_legend if stem == "labels" else image))
-    write_whole(out / f"{name}.png", encode_png(composite(view, pictures)))
+    for panel in shown:
+        write_whole(out / name / f"{panel.stem}.png", encode_png(panel.alone))
+    write_whole(out / f"{name}.png", encode_png(composite(view, shown)))
     return out / f"{name}.png"
 
 
