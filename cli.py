@@ -265,6 +265,54 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def inspect(
+    store: Store,
+    json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    measure: Annotated[int, typer.Option(min=0, help="Samples to read for the column `filled`.")] = 64,
+    sample: Annotated[
+        list[str] | None, typer.Option(metavar="ID|INDEX", help="Draw this sample; needs --out or --html. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs of the samples.")] = None,
+    class_names: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, about 120 KB a sample.")] = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="Samples on the page, evenly spread over the store.")] = 200,
+    root: Root = None,
+) -> None:
+    """Show what a store holds: a table, pictures of single samples, or a page to browse.
+
+    Nothing is read of samples that are missing or quarantined, so a store may be looked at while it is computed.
+    """
+    if bool(sample) != bool(out or (sample and html)) or (class_names and not out):
+        raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
+    if not sample and not html:
+        from .pipeline.inspection import summarise
+        from .pipeline.inspection_report import summary_lines
+
+        summary = summarise(store, measure=measure, root=root)
+        typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
+        return
+    from .pipeline.sample_view import SampleViews, write_sample
+
+    views = SampleViews(store, root=root)
+    indices = [views.find(text) for text in sample or []]
+    class_ids = [views.find_class(name) for name in class_names or []]
+    if out:
+        for index in indices:
+            typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
+    if html:
+        from .pipeline.html_page import write_page
+        from .pipeline.report import human
+
+        page = write_page(store, html, samples=indices or None, max_samples=max_samples, root=root, progress=True)
+        typer.echo(f"wrote {page.path}: {human(page.num_bytes)}, samples: {page.samples}")
+        for problem in page.image_problems:
+            typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 

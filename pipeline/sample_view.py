@@ -19,10 +19,11 @@ from ..manifests.table import Sample
 from ..manifests.vocabulary import Vocabulary
 from ..manifests.whole_file import write_whole
 from . import draw
+from .commits import read_commit
 from .errors import InspectError
 from .lettering import Colour, text_px
 from .reader import StoreReader
-from .schema import ArraySpec
+from .schema import QUARANTINED, ArraySpec
 from .store import open_schema
 
 CELLS_PER_PATCH = 2
@@ -120,10 +121,13 @@ class SampleViews:
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
         """The view of one sample; its image must be the one the store was computed from.
 
-        Raises StoreIncompleteError unless the sample's status is done. An image that cannot be read is an InspectError,
-        or with ``need_image`` False a grey one, and the reason in ``image_problem``.
+        Raises StoreIncompleteError for a sample that is not computed, InspectError for a quarantined one. An image that
+        cannot be read is an InspectError, or with ``need_image`` False a grey one, and its fault in ``image_problem``.
         """
         reader = self.reader
+        if reader.status[index] == QUARANTINED:
+            name = reader.manifest.samples[index].sample_id
+            raise InspectError(f"{reader.path}: sample {index} ({name}) is quarantined: {self._why(index)}", got=name)
         planes = reader.read(index)
         height, width = reader.frame_size(index)
         rows, columns = (CELLS_PER_PATCH * -(-edge // self.patch_px) for edge in (height, width))
@@ -148,6 +152,12 @@ class SampleViews:
             cell_counts=cells[1],
             patch_px=self.patch_px,
         )
+
+    def _why(self, index: int) -> str:
+        """Why a sample is quarantined, from its shard's commit record."""
+        record = read_commit(self.reader.path, index // self.reader.schema.samples_per_shard)
+        entries = record.quarantine if record else ()
+        return next((entry.reason for entry in entries if entry.index == index), "its commit record does not say why")
 
 
 def structure_colour(position: int) -> Colour:
