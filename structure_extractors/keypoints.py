@@ -6,6 +6,7 @@ least 1. The square root spends the codes where detectors need them: SuperPoint'
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from .errors import ExtractorError
 Scores = npt.NDArray[np.float32]
 
 
-def encode_confidence(confidence: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Code confidences in [0, 1] of any shape as uint8: 0 stays 0, all else is 1..255."""
     code = np.rint(255.0 * np.sqrt(confidence, dtype=np.float32)).astype(np.uint8)
     heatmap: npt.NDArray[np.uint8] = np.maximum(code, (confidence > 0).view(np.uint8))
@@ -31,7 +32,9 @@ def decode_confidence(heatmap: npt.NDArray[np.uint8]) -> Scores:
 _DECODED: Scores = ((np.arange(256, dtype=np.float64) / 255.0) ** 2).astype(np.float32)
 
 
-def score_map(keypoints: npt.NDArray[np.floating], scores: npt.NDArray[np.floating], size: tuple[int, int]) -> Scores:
+def score_map(
+    keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
+) -> Scores:
     """Put keypoints (N, 2) x, y with confidences (N,) in (0, 1] on a map of ``size`` (H, W), float32.
 
     Of several keypoints on a pixel the strongest wins. A point outside the map, or a confidence outside (0, 1], is an
@@ -55,7 +58,7 @@ def score_map(keypoints: npt.NDArray[np.floating], scores: npt.NDArray[np.floati
 
 
 def rasterise(
-    keypoints: npt.NDArray[np.floating], scores: npt.NDArray[np.floating], size: tuple[int, int]
+    keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """Return the heatmap (H, W) uint8 of keypoints (N, 2) with confidences (N,); see :func:`score_map`."""
     return encode_confidence(score_map(keypoints, scores, size))

