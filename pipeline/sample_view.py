@@ -171,7 +171,7 @@ def describe(spec: ArraySpec, plane: UInt8) -> str:
         return f"{np.count_nonzero(plane):,} keypoints"
     if spec.drawn == draw.EDGES:
         return f"{draw.percent(np.count_nonzero(plane) / plane.size)} of the pixels"
-    return f"up to {plane.max() / 255:.2f} (square root)"
+    return f"highest {(plane.max() / 255) ** 2:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
