@@ -1,13 +1,23 @@
 """The training loop: exact resume, clean ends, and a bad number that changes no weight."""
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
-from physseg.train import checkpoint
-from physseg.train.config import TrainConfig
-from physseg.train.loop import train
+from physseg.manifests.table import Manifest
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.run import preprocess
+from physseg.train import checkpoint, loop
+from physseg.train.config import EvalConfig, TrainConfig
+from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError
+from physseg.train.loop import choose_device, train
 from physseg.train.run_folder import RunFolder
 from physseg.train.run_log import read_log
 
@@ -19,19 +29,164 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path / checkpoint.MODEL_FILE)
 
 
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def differing(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
     assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not different
+    return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-def test_resume_is_bitwise(make_config: Make, tmp_path: Path) -> None:
-    """Six steps at once, and three and three in two processes' worth of state, end in the same bits."""
+def test_resume_is_bitwise_with_any_number_of_workers(make_config: Make, tmp_path: Path) -> None:
+    """Six steps at once, and three and three with another number of data workers, end in the same bits."""
     whole = train(make_config(run=str(tmp_path / "whole")), progress=False)
     first = train(make_config(), stop_at=3, progress=False)
-    second = train(make_config(), progress=False)
+    halfway = weights(tmp_path / "run")
+    second = train(make_config(data={"num_workers": 1}), progress=False)
     assert (whole.step, first.step, second.first_step, second.step) == (6, 3, 3, 6)
     assert (whole.finished, first.finished, second.finished) == (True, False, True)
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert differing(halfway, weights(tmp_path / "run"))  # the second half did train
+    assert not differing(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     logs = [read_log(RunFolder(tmp_path / name).log_file, "step") for name in ("whole", "run")]
-    assert [entry["loss/loss"] for entry in logs[0]] == [entry["loss/loss"] for entry in logs[1]]
+    assert [entry["step"] for entry in logs[1]] == [1, 2, 3, 4, 5, 6]
+    for key in ("loss/loss", "loss/structure/sift", "loss/alignment", "gradient/norm", "learning_rate/clip/plain"):
+        assert [entry[key] for entry in logs[0]] == [entry[key] for entry in logs[1]]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at step 5 while it wrote: the checkpoint of step 4 counts, and what was logged later is logged anew."""
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = make_config(checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        save = checkpoint.save
+        patch.setattr(
+            checkpoint, "save", lambda folder, state, *rest: die() if state.step > 4 else save(folder, state, *rest)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
+    with (RunFolder(tmp_path / "run").log_file).open("a") as log:
+        log.write('{"event": "step", "st')
+    again = train(config, progress=False)
+    assert (again.first_step, again.step) == (4, 6)
+    assert [entry["step"] for entry in read_log(RunFolder(tmp_path / "run").log_file, "step")] == [1, 2, 3, 4, 5, 6]
+    whole = train(make_config(run=str(tmp_path / "whole")), progress=False)
+    assert whole.step == 6
+    assert not differing(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_finished_run_says_so_and_keeps_the_last_checkpoints(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(steps=3, checkpoint_every=1, keep_last=2)
+    train(config, progress=False)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [2, 3]
+    again = train(config, progress=False)
+    assert (again.finished, again.first_step, again.step) == (True, 3, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    optimizer_step = torch.optim.AdamW.step
+
+    def step_and_signal(self: torch.optim.AdamW, *args: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return optimizer_step(self, *args)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_signal)
+    result = train(make_config(), progress=False)
+    assert (result.step, result.finished, result.stopped_by) == (1, False, number.name)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [1]
+    assert signal.getsignal(number) == before
+
+
+def test_a_non_finite_loss_changes_no_weight(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
+    forward = loop.Objective.forward
+
+    def poisoned(self: loop.Objective, batch: Any) -> dict[str, torch.Tensor]:
+        seen.append((self.model, {name: value.clone() for name, value in self.model.state_dict().items()}))
+        parts = forward(self, batch)
+        return parts | {"loss": parts["loss"] * (float("nan") if len(seen) == 2 else 1.0)}
+
+    monkeypatch.setattr(loop.Objective, "forward", poisoned)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(make_config(), progress=False)
+    model, before = seen[-1]
+    assert not differing(before, model.state_dict())
+    assert differing(seen[0][1], before)  # the first step was a good one
+    fields = caught.value.fields
+    assert fields["step"] == 1
+    assert len(fields["sample_ids"]) == 3
+    assert str(fields["parts"]["loss"]) == "nan"
+    (entry,) = read_log(RunFolder(tmp_path / "run").log_file, "non_finite")
+    assert entry["sample_ids"] == fields["sample_ids"]
+    assert entry["parts"]["loss"] == "nan"
+
+
+def test_other_settings_are_refused_by_name(make_config: Make, tmp_path: Path, store: Path) -> None:
+    train(make_config(steps=1), progress=False)
+    with pytest.raises(RunFolderError) as caught:
+        train(make_config(steps=2, optim={"learning_rate": 1e-3}, model={"hidden_dim": 32}), progress=False)
+    message = str(caught.value)
+    assert "steps: run 1, now 2" in message
+    assert "optim.learning_rate: run 0.0002, now 0.001" in message
+    assert "model.hidden_dim: run 16, now 32" in message
+    harmless = make_config(steps=1, keep_last=9, log_every=5, data={"prefetch": 7, "images": "/nowhere"})
+    assert train(harmless, progress=False).finished
+    moved = store.rename(store.with_name("moved.zarr"))
+    assert train(make_config(steps=1, data={"store": str(moved)}), progress=False).finished
+
+
+def test_another_store_in_the_same_place_is_refused(
+    make_config: Make, make_manifest: Callable[..., Manifest], store: Path
+) -> None:
+    train(make_config(steps=1), progress=False)
+    shutil.rmtree(store)
+    frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
+    preprocess(make_manifest(8), store, structures=["canny", "sift"], frame=frame, scheduler="sync", progress=False)
+    with pytest.raises(RunFolderError, match=r"store\.num_usable: run 7, now 8"):
+        train(make_config(steps=1), progress=False)
+
+
+def test_a_torn_checkpoint_stops_the_resume(make_config: Make, tmp_path: Path) -> None:
+    train(make_config(), stop_at=1, progress=False)
+    path = tmp_path / "run/checkpoints/step_00000001/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="torn or changed since it was written"):
+        train(make_config(), progress=False)
+
+
+def test_evaluation_during_training_is_logged(make_config: Make, tmp_path: Path, train_manifest: Manifest) -> None:
+    train_manifest.write(tmp_path / "val.parquet")
+    evaluation = EvalConfig(manifest=tmp_path / "val.parquet", every=2, max_images=1)
+    with_evaluation = replace(make_config(steps=3), eval=evaluation)
+    train(with_evaluation, progress=False)
+    logged = [entry for entry in read_log(RunFolder(tmp_path / "run").log_file, "step") if "eval/miou" in entry]
+    assert [entry["step"] for entry in logged] == [2, 3]
+    assert all(0 <= entry["eval/miou"] <= 1 and "eval/miou_unseen" not in entry for entry in logged)
+    other = make_config(steps=3, run=str(tmp_path / "without"))
+    train(other, progress=False)
+    assert not differing(weights(tmp_path / "run"), weights(tmp_path / "without"))  # looking changes nothing
+
+
+def test_bf16_trains_float32_weights(make_config: Make, tmp_path: Path) -> None:
+    train(make_config(steps=1, precision="bf16"), progress=False)
+    assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_run_folder_and_device_errors(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run folder given"):
+        train(make_config(run=None), progress=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="not empty and not a run folder"):
+        train(make_config(run=str(tmp_path / "full")), progress=False)
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="another process is training"):
+        train(make_config(), progress=False)
+    with pytest.raises(ConfigError, match="device: cannot use 'abacus'"):
+        choose_device("abacus")

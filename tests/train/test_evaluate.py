@@ -1,0 +1,159 @@
+"""Evaluation on a case worked out by hand, seen against unseen classes, and any vocabulary."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from physseg.manifests.table import Manifest, Sample, Vocabulary
+from physseg.train import evaluate
+from physseg.train.config import TrainConfig
+from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
+from physseg.train.evaluate import evaluate_model, load_run, seen_classes
+from physseg.train.inference import InferenceSettings
+from physseg.train.loop import train
+from physseg.train.run_folder import RunFolder
+from physseg.train.run_log import read_log
+from physseg.train.segmenter import SegmenterConfig
+from PIL import Image
+
+# Two images of 2x4 and 2x2 pixels; 255 is ignored.
+TRUTH = {"a": [[0, 0, 1, 1], [2, 2, 255, 0]], "b": [[1, 1], [1, 1]]}
+GUESS = {"a": [[0, 1, 1, 1], [2, 0, 2, 0]], "b": [[3, 3], [3, 3]]}
+CONFUSION = [[2, 1, 0, 0], [0, 2, 0, 4], [1, 0, 1, 0], [0, 0, 0, 0]]
+IOU = [2 / 4, 2 / 7, 1 / 2, 0.0]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    samples = []
+    for name, labels in TRUTH.items():
+        ids = np.array(labels, np.uint8)
+        Image.fromarray(np.full((*ids.shape, 3), 9, np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(ids).save(tmp_path / f"{name}_ids.png")
+        facts: dict[str, Any] = {"height": ids.shape[0], "width": ids.shape[1]}
+        hashes = [_sha256(tmp_path / f"{name}{end}.png") for end in ("", "_ids")]
+        samples.append(
+            Sample(
+                sample_id=name,
+                image_path=f"{name}.png",
+                label_path=f"{name}_ids.png",
+                image_sha256=hashes[0],
+                label_sha256=hashes[1],
+                split="val",
+                **facts,
+            )
+        )
+    bad = replace(samples[0], sample_id="bad", problem="images/bad.png: truncated")
+    return Manifest(
+        root=str(tmp_path),
+        dataset="hand",
+        vocabulary=Vocabulary(name="hand", classes=("sofa, couch", "Tree", "sea star", "road")),
+        raw_to_class={index: index for index in range(4)},
+        raw_ignore=(255,),
+        samples=[samples[0], bad, samples[1]],
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> evaluate.Evaluation:
+    guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
+    monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
+    return evaluate_model(_TextOnly(), manifest, trained_on=("couch", "tree, shrub", "car"), progress=False)
+
+
+class _TextOnly(torch.nn.Module):
+    """As much of a segmenter as evaluation touches besides `predict_label_map`."""
+
+    config = SegmenterConfig(clip="tiny")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def tokenize(self, names: tuple[str, ...]) -> torch.Tensor:
+        return torch.zeros(len(names), 1, 3, dtype=torch.int64)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.weight.expand(tokens.shape[0], 1, 4)
+
+
+def test_confusion_by_hand(evaluation: evaluate.Evaluation) -> None:
+    assert evaluation.confusion.matrix.tolist() == CONFUSION
+    np.testing.assert_allclose(evaluation.confusion.iou(), IOU)
+    document = evaluation.document()
+    assert document["miou"] == pytest.approx(sum(IOU) / 4)
+    assert document["pixel_accuracy"] == pytest.approx(5 / 11)
+    assert (document["num_images"], document["quarantined"]) == (2, ["bad"])
+
+
+def test_seen_and_unseen_are_averaged_apart(evaluation: evaluate.Evaluation) -> None:
+    assert evaluation.seen == (True, True, False, False)
+    assert evaluation.group_miou(True) == pytest.approx((IOU[0] + IOU[1]) / 2)
+    assert evaluation.group_miou(False) == pytest.approx(IOU[2])  # "road" has no pixel in the labels
+    table = evaluation.table()
+    assert "sea star (unseen)" in table
+    assert "unseen  classes mIoU  50.00" in table
+    assert "1 quarantined samples left out: bad" in table
+    assert evaluation.scalars()["eval/miou_unseen"] == pytest.approx(0.5)
+
+
+def test_results_are_written_as_json_and_matrix(evaluation: evaluate.Evaluation, tmp_path: Path) -> None:
+    path = evaluation.write(tmp_path / "out", "val")
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert document["unseen"] == {"miou": 0.5, "classes": 2}
+    assert [row["seen"] for row in document["classes"]] == [True, True, False, False]
+    assert document["protocol"]["window_px"] == 384
+    with np.load(tmp_path / "out/val.npz") as arrays:
+        assert arrays["confusion"].tolist() == CONFUSION
+        assert arrays["classes"].tolist() == ["sofa", "Tree", "sea star", "road"]
+
+
+def test_one_image_only(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guess = np.array(GUESS["a"], np.uint8)
+    monkeypatch.setattr(evaluate, "predict_label_map", lambda *_: guess)
+    result = evaluate_model(_TextOnly(), manifest, trained_on=("sofa",), max_images=1, progress=False)
+    assert result.confusion.matrix.sum() == 7
+    assert result.num_images == 1
+
+
+def test_nothing_usable_is_refused(manifest: Manifest) -> None:
+    empty = replace(manifest, samples=[manifest.samples[1]])
+    with pytest.raises(EvaluationError, match="nothing to evaluate: 1 samples, 1 of them quarantined"):
+        evaluate_model(_TextOnly(), empty, trained_on=(), progress=False)
+
+
+def test_seen_by_any_synonym() -> None:
+    assert seen_classes(["sofa, couch", "Tree", "trees", "x"], ["COUCH", "tree , shrub"]) == (True, True, False, False)
+
+
+def test_a_loaded_run_is_the_one_that_was_trained(
+    make_config: Callable[..., TrainConfig], train_manifest: Manifest, tmp_path: Path
+) -> None:
+    """The evaluation at the end of training, from memory, and that of the checkpoint agree to the last bit."""
+    train_manifest.write(tmp_path / "val.parquet")
+    config = make_config(steps=2, eval={"manifest": str(tmp_path / "val.parquet"), "max_images": 2})
+    train(config, progress=False)
+    assert config.run is not None
+    loaded = load_run(config.run)
+    settings = InferenceSettings(windows=False)
+    result = evaluate_model(
+        loaded.model, train_manifest, trained_on=loaded.classes, max_images=2, settings=settings, progress=False
+    )
+    logged = read_log(RunFolder(config.run).log_file, "step")[-1]
+    assert {key: logged[key] for key in result.scalars()} == result.scalars()
+    assert (loaded.step, loaded.classes) == (2, train_manifest.vocabulary.classes)
+    assert not loaded.model.training
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; there are 2"):
+        load_run(config.run, step=7)
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        load_run(config.run.parent)

@@ -1,0 +1,189 @@
+"""Prediction of files: what is written, what a bad file does to the others, and the command line from end to end."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from physseg.cli import app, main
+from physseg.manifests.errors import ManifestError
+from physseg.manifests.table import Manifest, Vocabulary
+from physseg.train import predict
+from physseg.train.config import TrainConfig
+from physseg.train.config_reading import plain
+from physseg.train.errors import PredictionError
+from physseg.train.predict import find_images, predict_files, read_words
+from PIL import Image
+from typer.testing import CliRunner
+
+WORDS = Vocabulary(name="words", classes=("cat", "dog"))
+
+
+class _TextOnly(torch.nn.Module):
+    """As much of a segmenter as prediction touches besides `predict_label_map`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def tokenize(self, names: tuple[str, ...]) -> torch.Tensor:
+        return torch.zeros(len(names), 1, 3, dtype=torch.int64)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.weight.expand(tokens.shape[0], 1, 4)
+
+
+@pytest.fixture
+def left_is_dog(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """Predicts class 1 for the left quarter of an image, class 0 elsewhere."""
+
+    def predicted(model: Any, image: np.ndarray, text: torch.Tensor, settings: Any) -> np.ndarray:
+        labels = np.zeros(image.shape[:2], np.uint8 if len(text) <= 255 else np.uint16)
+        labels[:, : image.shape[1] // 4] = len(text) - 1
+        return labels
+
+    monkeypatch.setattr(predict, "predict_label_map", predicted)
+    return _TextOnly()
+
+
+def picture(path: Path, height: int = 40, width: int = 80, **options: Any) -> Path:
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path, **options)
+    return path
+
+
+def test_labels_and_overlay_are_written(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
+    (done,) = predict_files(left_is_dog, [picture(tmp_path / "a.jpg")], WORDS, tmp_path / "out")
+    assert done.error == ""
+    assert done.shares == (("cat", 0.75), ("dog", 0.25))
+    with Image.open(tmp_path / "out/a_labels.png") as file:
+        assert file.mode == "L"
+        labels = np.asarray(file)
+    assert labels.shape == (40, 80)
+    assert (labels[:, :20] == 1).all()
+    assert (labels[:, 20:] == 0).all()
+    with Image.open(tmp_path / "out/a_overlay.png") as file:
+        assert file.mode == "RGB"
+        assert file.width > 80  # picture and legend
+
+
+def test_more_than_255_classes_take_16_bits(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
+    many = Vocabulary(name="many", classes=tuple(f"word {index}" for index in range(300)))
+    (done,) = predict_files(left_is_dog, [picture(tmp_path / "a.png")], many, tmp_path)
+    with Image.open(tmp_path / "a_labels.png") as file:
+        assert file.mode == "I;16"
+        assert np.asarray(file)[0, 0] == 299
+    assert done.shares[1] == ("word 299", 0.25)
+
+
+def test_orientation_is_applied(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (done,) = predict_files(left_is_dog, [picture(tmp_path / "a.jpg", exif=exif)], WORDS, tmp_path)
+    assert done.labels is not None
+    with Image.open(done.labels) as file:
+        assert file.size == (40, 80)
+
+
+def test_a_bad_image_is_one_line_and_the_others_are_done(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
+    good = picture(tmp_path / "good.jpg")
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(good.read_bytes()[:-40])
+    done = list(predict_files(left_is_dog, [torn, tmp_path / "none.jpg", good], WORDS, tmp_path / "out"))
+    assert done[0].error.startswith(f"{torn}: ")
+    assert done[1].error == f"{tmp_path / 'none.jpg'}: No such file or directory"
+    assert all("\n" not in one.error for one in done)
+    assert done[2].error == ""
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_labels.png", "good_overlay.png"]
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(
+    left_is_dog: torch.nn.Module, tmp_path: Path
+) -> None:
+    files = [picture(tmp_path / "a.jpg"), picture(tmp_path / "a.png")]
+    with pytest.raises(PredictionError, match=r"a\.jpg and .*a\.png would both write a_labels\.png"):
+        list(predict_files(left_is_dog, files, WORDS, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_give_their_pictures(tmp_path: Path) -> None:
+    names = ["b.JPG", "a.png", "notes.txt"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_images([tmp_path, Path("x.webp")]) == [tmp_path / "a.png", tmp_path / "b.JPG", Path("x.webp")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PredictionError, match=r"no \.jpg, \.jpeg, \.png file in this folder"):
+        find_images([tmp_path / "empty"])
+
+
+def test_words(tmp_path: Path) -> None:
+    assert read_words(" cat, red sofa ,", None).classes == ("cat", "red sofa")
+    (tmp_path / "pets.txt").write_text("cat, kitten\ndog\n")
+    assert read_words(None, tmp_path / "pets.txt").classes == ("cat, kitten", "dog")
+    for words, file in ((None, None), ("cat", tmp_path / "pets.txt")):
+        with pytest.raises(PredictionError, match="either --classes or --classes-file"):
+            read_words(words, file)
+    with pytest.raises(ManifestError, match="both 'cat'"):
+        read_words("cat, dog, cat", None)
+    with pytest.raises(ManifestError, match="at least one class"):
+        read_words(" , ", None)
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_predict_from_the_command_line(
+    make_config: Callable[..., TrainConfig], train_manifest: Manifest, store: Path, tmp_path: Path
+) -> None:
+    model = plain(make_config().model)  # also registers the tinier architecture
+    del model["alignment"]
+    (tmp_path / "c.toml").write_text(
+        f"""
+        batch_size = 2
+        log_every = 1
+        data = {{ store = "{store.name}", crop = 96, num_workers = 0 }}
+        [model]
+        """
+        + "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items())
+    )
+    run, val = tmp_path / "run", tmp_path / "val.parquet"
+    train_manifest.write(val)
+
+    def call(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    trained = ["train", tmp_path / "c.toml", "--out", run, "--set", "steps=2", "--set", "device=cpu"]
+    assert "stopped at step 1; the same command goes on" in call(*trained, "--stop-at", 1)
+    assert "finished at step 2" in call(*trained)
+    assert "finished already" in call(*trained)
+    shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu")
+    assert "mIoU" in shown
+    assert (run / "evaluations/val-step_00000002.json").exists()
+    image = Path(train_manifest.root) / "images/000.jpg"
+    out = tmp_path / "out"
+    shown = call("predict", run, image, "--classes", "cat, blue sofa", "--out", out, "--no-windows", "--device", "cpu")
+    assert "000_overlay.png: " in shown
+    failed = CliRunner().invoke(
+        app, ["predict", str(run), str(image), "none.jpg", "--classes", "cat", "--out", str(out), "--no-windows"]
+    )
+    assert failed.exit_code == 1
+    assert "error: none.jpg: No such file or directory" in failed.stderr
+    assert "1 of 2 images could not be predicted" in failed.stderr
+
+
+def test_example_and_errors_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["train", "--example"])
+    assert result.exit_code == 0
+    assert tomllib.loads(result.stdout)["data"] == {"store": "coco.zarr"}
+    monkeypatch.setattr("sys.argv", ["physseg", "train", str(tmp_path / "none.toml")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.toml'}: no such configuration file\n  hint: ")

@@ -1,0 +1,77 @@
+"""The run's log and folder: whole lines only, nothing twice, one process at a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+from physseg.train.errors import RunFolderError
+from physseg.train.run_folder import RunFolder
+from physseg.train.run_log import RunLog, read_log
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def open_log(folder: Path, start_step: int = 0) -> RunLog:
+    return RunLog(folder / "log.jsonl", folder / "tensorboard", start_step=start_step)
+
+
+def test_scalars_reach_json_and_tensorboard(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.event("start", 0, samples=3)
+        log.scalars(10, {"loss/loss": 0.5, "speed/data_wait": 0.25})
+    start, step = read_log(tmp_path / "log.jsonl")
+    assert (start["event"], start["samples"]) == ("start", 3)
+    assert (step["event"], step["step"], step["loss/loss"]) == ("step", 10, 0.5)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss/loss")] == [(10, 0.5)]
+
+
+def test_resuming_drops_what_will_be_computed_again(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in range(1, 6):
+            log.scalars(step, {"loss/loss": float(step)})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"event": "step", "step": 6, "lo')  # killed here
+    with open_log(tmp_path, start_step=3) as log:
+        log.scalars(4, {"loss/loss": -4.0})
+    assert [entry["loss/loss"] for entry in read_log(tmp_path / "log.jsonl", "step")] == [1, 2, 3, -4]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss/loss")] == [(1, 1), (2, 2), (3, 3), (4, -4)]
+
+
+def test_a_line_is_always_json(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.event("non_finite", 3, parts={"loss": float("nan"), "list": [float("inf"), 1.0]})
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["parts"] == {"loss": "nan", "list": ["inf", 1.0]}
+
+
+def test_run_folder_remembers_its_settings(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert not run.exists()
+    training = {"seed": 1, "data": {"crop": 8}}
+    run.create(model={"clip": "tiny"}, training=training, data=None, classes=("cat, puss", "dog"))
+    assert run.exists()
+    assert run.classes() == ("cat, puss", "dog")
+    same = {"model": {"clip": "tiny"}, "training": training, "data": None}
+    run.check_same(same, harmless=frozenset())
+    other = same | {"training": {"seed": 2, "data": {"crop": 16}}, "model": {"clip": "big"}}
+    with pytest.raises(RunFolderError) as caught:
+        run.check_same(other, harmless=frozenset({"data.crop"}))
+    assert caught.value.fields["differing"] == ["model.clip", "seed"]
+    assert "seed: run 1, now 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"format": 7}'])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"not a run folder|format 7, this physseg reads 1"):
+        RunFolder(tmp_path).read()
+
+
+def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.locked(), pytest.raises(RunFolderError, match="another process"), run.locked():
+        pass
+    with run.locked():
+        pass
