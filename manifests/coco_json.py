@@ -98,7 +98,7 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
     images, and for two files that describe an image differently or have no image in common.
     """
     images: dict[int, AnnotatedImage] = {}
-    for path in paths:
+    for path in tqdm(paths, desc="reading", unit="file", disable=None):
         data = _read_json(path)
         try:
             _add_file(images, data, path)

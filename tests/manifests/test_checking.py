@@ -44,6 +44,14 @@ def test_workers_do_not_change_the_result(toys):
     assert check(toys, workers=1).manifest == check(toys, workers=4).manifest
 
 
+def test_order_is_by_id_whatever_the_order_of_the_pairs(toys):
+    toys.pairs(["c", "a", "b"])
+    pairs = pair_files(toys.folder / "images", toys.folder / "labels")
+    one, other = (check_samples(given, IDS, dataset="t", split="").manifest for given in (pairs, pairs[::-1]))
+    assert [sample.sample_id for sample in other.samples] == ["a", "b", "c"]
+    assert one.fingerprint == other.fingerprint
+
+
 def expect_problem(checked, reason, *words, sample_id="bad"):
     assert len(checked.manifest) == 2, "the table is never shorter"
     sample = row(checked, sample_id)

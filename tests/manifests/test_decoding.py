@@ -110,6 +110,12 @@ def test_truncated_png_is_refused_to_the_last_byte(toys):
             check_png(data[:-missing])
 
 
+def test_png_images_are_checked_to_the_end_too(toys):
+    data = encoded(Image.fromarray(toys.photo()))
+    with pytest.raises(DecodeError, match="ends after"):
+        check_image(data[:-1])  # Pillow does not mind
+
+
 def test_any_flipped_bit_of_a_png_is_found(toys):
     data = bytearray(encoded(Image.fromarray(toys.photo()[..., 0])))
     for position in range(8, len(data), 7):
