@@ -71,8 +71,9 @@ def test_quarantine_is_listed_by_name_and_makes_the_exit_code(toys, physseg):
     toys.image("images/grey.jpg", mode="L")
     toys.label("labels/grey.png")
     command = ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "m.parquet")
-    code, out, _ = physseg(*command)
+    code, out, err = physseg(*command)
     assert code == 3
+    assert "--allow-quarantine" in err
     assert "samples      4: 3 usable, 1 quarantined" in out
     assert "quarantined  1 x unknown ids; repair: correct the label" in out
     assert "- bad: labels/bad.png: expected ids of the 3 classes, got id 9 (768 pixels)" in out
