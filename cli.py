@@ -154,7 +154,7 @@ def _finish_manifest(checked: "Checked", out: Path, *, verbose: bool, allow_quar
     for line in summary_lines(checked, out, verbose=verbose):
         typer.echo(line)
     if checked.manifest.quarantined and not allow_quarantine:
-        typer.echo(f"exit code {QUARANTINE_EXIT} for the quarantined samples; --allow-quarantine accepts them", err=True)
+        typer.echo(f"exit code {QUARANTINE_EXIT} for quarantined samples; --allow-quarantine accepts them", err=True)
         raise typer.Exit(QUARANTINE_EXIT)
 
 
