@@ -4,6 +4,7 @@ The dataset is indexed by *lists of positions* (see order.py), one list per batc
 sample is cropped straight into its place, so nothing larger than the crop leaves a worker.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,9 +224,11 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
     config = samples.config
     workers: dict[str, Any] = {}
     if config.num_workers:
-        # Forked copies of a process that has read from the store can hang; fresh ones cost about two seconds, once.
+        # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         workers = {
-            "multiprocessing_context": "forkserver",
+            "multiprocessing_context": context,
             "prefetch_factor": config.prefetch,
             "worker_init_fn": _start_worker,
         }
