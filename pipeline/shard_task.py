@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -140,9 +140,9 @@ def status_rows(record_range: tuple[int, int], quarantine: Sequence[QuarantineEn
 
 def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
     height, width = (edge + -edge % CELL_PX for edge in labels.shape)
-    padded: Labels = np.full((height, width), ignore_index, dtype=labels.dtype)
+    padded = np.full((height, width), ignore_index, dtype=labels.dtype)
     padded[: labels.shape[0], : labels.shape[1]] = labels
-    return padded
+    return cast(Labels, padded)
 
 
 def _commit(
@@ -179,7 +179,7 @@ def _commit(
 
 
 def _kept_layers(
-    store: Path, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, Any]
+    store: Path, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, object]
 ) -> CommitRecord | None:
     """The earlier record, reduced to the layers that this task leaves alone and that are still current."""
     try:
