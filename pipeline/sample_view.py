@@ -88,7 +88,7 @@ class SampleViews:
         position = pc.index(ids, text).as_py()
         if position >= 0:
             return int(position)
-        if re.fullmatch(r"[0-9]{1,12}", text) and int(text) < len(self.reader):
+        if re.fullmatch(r"0|[1-9][0-9]{0,11}", text) and int(text) < len(self.reader):
             return int(text)
         raise InspectError(
             f"{self.reader.path}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",

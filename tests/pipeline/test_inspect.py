@@ -1,0 +1,353 @@
+"""`physseg inspect`: the figures, the pictures of single samples, the command."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from physseg.cli import main
+from physseg.manifests.table import Manifest, Vocabulary
+from physseg.pipeline import draw
+from physseg.pipeline.commits import delete_commit
+from physseg.pipeline.errors import InspectError, StoreIncompleteError
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.inspection import evenly, summarise
+from physseg.pipeline.inspection_report import summary_lines
+from physseg.pipeline.run import preprocess
+from physseg.pipeline.sample_view import SampleViews, panels, write_sample
+from physseg.pipeline.schema import ARRAYS, SPECS
+from physseg.structure_extractors.patch_counts import CELL_PX
+from PIL import Image
+
+FRAME = Frame(short_edge=48, max_long_edge=72, canvas=72)  # 9 cells: the last patch has only one of two
+CLASSES = ("ground, floor", "box", "disc, box", "square", "ball, disc")
+
+
+def renamed(manifest: Manifest, ids: dict[int, str]) -> Manifest:
+    samples = [
+        dataclasses.replace(sample, sample_id=ids.get(i, sample.sample_id)) for i, sample in enumerate(manifest.samples)
+    ]
+    return dataclasses.replace(manifest, samples=samples, vocabulary=Vocabulary(name="shapes", classes=CLASSES))
+
+
+def compute(manifest: Manifest, store: Path, structures: tuple[str, ...] = ("canny", "mask_edges", "sift")) -> Path:
+    preprocess(manifest, store, scheduler="sync", frame=FRAME, structures=structures, progress=False)
+    return store
+
+
+@pytest.fixture
+def store(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
+    """Five samples, the last one quarantined: its image changed after the manifest was made."""
+    manifest = renamed(make_manifest(5), {1: "2", 3: "a/b: c"})
+    Path(manifest.root, "images/004.jpg").write_bytes(b"no longer an image")
+    return compute(manifest, tmp_path / "s.zarr")
+
+
+@pytest.fixture
+def unfinished(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
+    """66 samples in two shards, of which the second is not computed."""
+    manifest = make_manifest(66, sizes=((16, 24),))
+    path = tmp_path / "half.zarr"
+    preprocess(
+        manifest, path, scheduler="sync", frame=Frame(short_edge=16, max_long_edge=24, canvas=24), progress=False
+    )
+    delete_commit(path, 1)
+    (path / "status/c/1").unlink()
+    for array in ("labels/c/1/0/0", "canny/c/1/0/0"):
+        (path / array).unlink()
+    return path
+
+
+# --- figures ---
+
+
+def test_what_is_there_is_counted(store: Path) -> None:
+    summary = summarise(store)
+    assert (summary.samples, summary.done, summary.missing, summary.quarantined) == (5, 4, 0, 1)
+    assert (summary.shards, summary.shards_committed, summary.damaged) == (1, 1, ())
+    (entry,) = summary.quarantine
+    assert (entry.index, entry.sample_id) == (4, "004")
+    assert "sha256" in entry.reason
+    assert summary.measured_samples == 4
+
+
+def test_every_array_of_the_schema_table_is_listed_with_its_bytes(store: Path) -> None:
+    summary = summarise(store)
+    expected = [spec.name for spec in ARRAYS if spec.layer != "superpoint"]
+    assert [array.name for array in summary.arrays] == [*expected, "status"]
+    for array in summary.arrays:
+        size = sum(file.stat().st_size for file in (store / array.name / "c").rglob("*") if file.is_file())
+        assert array.disk_bytes == size
+        assert array.bytes_per_image == size / 5
+        raw = np.prod(array.shape) * np.dtype(array.dtype).itemsize
+        assert array.compression == pytest.approx(raw / size)
+        assert array.meaning == SPECS[array.name].meaning
+    assert summary.bytes_per_image == pytest.approx(sum(array.disk_bytes for array in summary.arrays) / 5)
+    assert summary.projected_bytes == pytest.approx(summary.bytes_per_image * 118_287)
+    assert summary.disk_bytes == sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+def test_fill_is_measured_inside_the_frame_only(store: Path) -> None:
+    import zarr
+
+    fills = {array.name: array.fill for array in summarise(store).arrays}
+    group = zarr.open_group(store, mode="r")
+    inside = [(i, *map(int, group["frame_size"][i])) for i in range(4)]
+    labels = np.concatenate([group["labels"][i, :h, :w].ravel() for i, h, w in inside])
+    canny = np.concatenate([group["canny"][i, :h, :w].ravel() for i, h, w in inside])
+    cells = np.concatenate(
+        [group["cell_counts"][i, :, : -(-h // CELL_PX), : -(-w // CELL_PX)].ravel() for i, h, w in inside]
+    )
+    assert fills["labels"] == pytest.approx((labels != 255).mean())
+    assert fills["canny"] == pytest.approx((canny != 0).mean())
+    assert fills["cell_counts"] == pytest.approx((cells != 0).mean())
+    assert fills["frame_size"] == 1
+    assert fills["status"] is None
+
+
+def test_layers_come_with_settings_and_progress(store: Path) -> None:
+    layers = {layer.name: layer for layer in summarise(store).layers}
+    assert layers["canny"].settings["low"] == 100
+    assert {layer.shards_current for layer in layers.values()} == {1}
+
+
+def test_an_unfinished_store(unfinished: Path) -> None:
+    summary = summarise(unfinished, measure=10)
+    assert (summary.done, summary.missing, summary.shards_committed) == (64, 2, 1)
+    assert summary.measured_samples == 10
+    labels = next(array for array in summary.arrays if array.name == "labels")
+    assert labels.bytes_per_image == labels.disk_bytes / 64
+    assert {layer.shards_current for layer in summary.layers} == {1}
+    assert "not finished" in "\n".join(summary_lines(summary))
+
+
+def test_a_store_without_any_sample(store: Path) -> None:
+    delete_commit(store, 0)
+    (store / "status/c/0").unlink()
+    summary = summarise(store)
+    assert (summary.done, summary.missing, summary.bytes_per_image, summary.projected_bytes) == (0, 5, None, None)
+    assert all(array.fill is None for array in summary.arrays)
+    assert summary_lines(summary)
+
+
+def test_only_done_samples_are_read(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from physseg.pipeline.reader import StoreReader
+
+    read: list[int] = []
+    original = StoreReader.read
+    monkeypatch.setattr(StoreReader, "read", lambda self, index: (read.append(index), original(self, index))[1])
+    summarise(unfinished, measure=1000)
+    assert read == list(range(64))
+
+
+def test_damage_is_named(store: Path) -> None:
+    (store / "cell_dropped/c/0").write_bytes((store / "cell_dropped/c/0").read_bytes())
+    (store / "provenance/commits/000000.json").write_text("{}")
+    summary = summarise(store)
+    assert summary.shards_committed == 0
+    assert "not a whole commit record" in summary.damaged[0]
+    assert "damaged" in "\n".join(summary_lines(summary))
+
+
+def test_a_lost_file_is_named(store: Path) -> None:
+    (store / "canny/c/0/0/0").unlink()
+    with pytest.raises(StoreIncompleteError, match="canny"):
+        summarise(store)
+    assert "canny/c/0/0/0: missing" in summarise(store, measure=0).damaged[0]
+
+
+def test_the_json_holds_what_the_table_says(store: Path) -> None:
+    summary = summarise(store)
+    content = json.loads(summary.to_json())
+    assert content["quarantine"][0]["sample_id"] == "004"
+    assert content["layers"][0].keys() == {"name", "settings", "shards_current"}
+    text = "\n".join(summary_lines(summary))
+    for words in ("4 done, 0 missing, 1 quarantined", "1 of 1 committed", "118,287", "004: ", "low=100.0"):
+        assert words in text
+    for array in summary.arrays:
+        assert array.name in text
+
+
+def test_many_quarantined_samples_are_cut(store: Path) -> None:
+    summary = summarise(store)
+    many = dataclasses.replace(summary, quarantine=summary.quarantine * 8)
+    lines = summary_lines(many)
+    assert sum("004: " in line for line in lines) == 5
+    assert "  and 3 more; --json lists them all" in lines
+
+
+def test_samples_are_chosen_evenly() -> None:
+    assert evenly(range(10), 3) == [0, 3, 6]
+    assert evenly(range(3), 10) == [0, 1, 2]
+    assert evenly([], 5) == []
+
+
+# --- finding ---
+
+
+def test_an_id_comes_before_an_index(store: Path) -> None:
+    views = SampleViews(store)
+    assert views.find("2") == 1
+    assert views.find("002") == 2
+    assert views.find("3") == 3
+    assert views.find("a/b: c") == 3
+
+
+@pytest.mark.parametrize("text", ["5", "-1", "a/b", "", "9" * 40])
+def test_an_unknown_sample_is_refused_with_close_matches(store: Path, text: str) -> None:
+    with pytest.raises(InspectError, match="neither as an id nor as an index below 5") as error:
+        SampleViews(store).find(text)
+    if text == "a/b":
+        assert "did you mean 'a/b: c'?" in str(error.value)
+
+
+def test_classes_are_found_by_entry_and_by_synonym(store: Path) -> None:
+    views = SampleViews(store)
+    assert [views.find_class(name) for name in ("ground, floor", "Floor", "box", " disc,  box", "ball")] == [
+        0,
+        0,
+        1,
+        2,
+        4,
+    ]
+    with pytest.raises(InspectError, match="may be one of several") as error:
+        views.find_class("disc")
+    assert "'disc, box'; 'ball, disc'" in str(error.value)
+    with pytest.raises(InspectError, match="no class 'squre' in shapes") as error:
+        views.find_class("squre")
+    assert "did you mean 'square'" in str(error.value)
+
+
+# --- views ---
+
+
+def test_a_view_is_cut_to_the_frame(store: Path) -> None:
+    view = SampleViews(store).view(1)
+    assert view.labels.shape == view.image.shape[:2] == (64, 48)
+    assert set(view.structures) == {"canny", "mask_edges", "sift"}
+    assert all(plane.shape == (64, 48) for _, plane in view.structures.values())
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_patch_weights_equal_counting_the_label_map(store: Path, index: int) -> None:
+    view = SampleViews(store).view(index)
+    height, width = view.labels.shape
+    for class_id in range(5):
+        padded = np.zeros((-(-height // 16) * 16, -(-width // 16) * 16))
+        padded[:height, :width] = view.labels == class_id
+        expected = padded.reshape(padded.shape[0] // 16, 16, -1, 16).mean(axis=(1, 3))
+        np.testing.assert_allclose(view.patch_weights(class_id), expected, atol=1e-6)
+
+
+def test_patches_cover_a_frame_that_fills_an_odd_number_of_cells(
+    make_manifest: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    path = compute(make_manifest(1, sizes=((48, 72),)), tmp_path / "odd.zarr")
+    view = SampleViews(path).view(0)
+    assert view.labels.shape == (48, 72)
+    assert view.patch_weights(0).shape == (3, 5)
+    assert draw.heat_map(view.image, view.patch_weights(0), patch_px=16).shape == (48, 72, 3)
+
+
+def test_panels_show_the_sample(store: Path) -> None:
+    view = SampleViews(store).view(0)
+    shown = {panel.stem: panel for panel in panels(view, [0, 4])}
+    assert list(shown) == ["image", "labels", "canny", "mask_edges", "sift", "weights_ground", "weights_ball"]
+    np.testing.assert_array_equal(shown["image"].picture, view.image)
+    edge = view.structures["canny"][1] > 0
+    assert edge.any()
+    assert (shown["canny"].picture[edge] == draw.STRUCTURE_COLOURS[0]).all()
+    assert all(panel.picture.shape == view.image.shape for panel in shown.values())
+    coloured = draw.blend_labels(view.image, view.labels, 5, ignore_index=255)
+    written = (shown["labels"].picture != coloured).any(axis=2)
+    assert written.mean() < 0.2  # the names
+
+
+def test_pictures_are_written_under_safe_names(store: Path, tmp_path: Path) -> None:
+    views = SampleViews(store)
+    assert write_sample(views.view(0), tmp_path / "out").name == "000.png"
+    assert write_sample(views.view(3), tmp_path / "out", [2]).name == "a_b_c-3.png"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000", "000.png", "a_b_c-3", "a_b_c-3.png"}
+    assert (tmp_path / "out/a_b_c-3/weights_disc.png").exists()
+    with Image.open(tmp_path / "out/000.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_a_quarantined_sample_is_refused_with_its_reason(store: Path) -> None:
+    with pytest.raises(InspectError, match=r"sample 4 \(004\) is quarantined: .*sha256"):
+        SampleViews(store).view(4)
+
+
+def test_a_missing_sample_is_refused(unfinished: Path) -> None:
+    with pytest.raises(StoreIncompleteError, match="not computed"):
+        SampleViews(unfinished).view(65)
+
+
+def test_moved_images_are_found_below_another_root(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(InspectError, match="expected a readable file below") as error:
+        SampleViews(store).view(0)
+    assert "--root DIR" in str(error.value)
+    grey = SampleViews(store).view(0, need_image=False)
+    assert (grey.image == 128).all()
+    assert "readable file" in grey.image_problem
+    assert SampleViews(store, root=str(tmp_path / "moved")).view(0).image_problem == ""
+
+
+def test_an_image_that_changed_since_is_not_drawn(store: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "data/images/000.jpg")
+    with pytest.raises(InspectError, match="sha256"):
+        SampleViews(store).view(0)
+
+
+# --- command ---
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def physseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process; returns exit code, standard output and standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["physseg", "inspect", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_the_command_prints_the_table(physseg: Run, store: Path) -> None:
+    code, out, _ = physseg(store)
+    assert (code, "1 quarantined" in out, "mask_edges" in out) == (0, True, True)
+    code, out, _ = physseg(store, "--json")
+    assert (code, json.loads(out)["done"]) == (0, 4)
+
+
+def test_the_command_draws_samples_and_the_page(physseg: Run, store: Path, tmp_path: Path) -> None:
+    code, out, _ = physseg(store, "--sample", "000", "--sample", 2, "--out", tmp_path / "out", "--class", "ball")
+    assert code == 0
+    assert out.splitlines() == [f"wrote {tmp_path / 'out/000.png'}", f"wrote {tmp_path / 'out/2.png'}"]
+    assert (tmp_path / "out/000/weights_ball.png").exists()
+    code, out, _ = physseg(store, "--html", tmp_path / "page.html", "--max-samples", 3)
+    assert (code, "samples: 3" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "words", [("--sample", "000"), ("--out", "x"), ("--class", "box"), ("--html", "x", "--class", "box")]
+)
+def test_options_that_do_not_go_together(physseg: Run, store: Path, words: tuple[str, ...]) -> None:
+    code, _, err = physseg(store, *words)
+    assert (code, "--sample goes with" in err) == (2, True)
+
+
+def test_the_command_s_errors_are_one_line_and_a_hint(physseg: Run, store: Path, tmp_path: Path) -> None:
+    code, _, err = physseg(store, "--sample", "00", "--out", tmp_path / "out")
+    assert (code, err.startswith("error: "), "did you mean '000'" in err) == (1, True, True)
+    code, _, err = physseg(tmp_path / "none.zarr")
+    assert (code, "no store here" in err) == (1, True)
