@@ -14,8 +14,8 @@ _MAX_SCALE = 100.0
 class AlignmentHead(nn.Module):
     """`sim(i, j) / temperature` between linear projections of patch tokens and of class texts.
 
-    The temperature is learned as the logarithm of its inverse and never falls below 1 / 100. With `normalize` (the default;
-    the paper is silent) both projections are brought to unit length, so that similarities are cosines.
+    The temperature is learned as the logarithm of its inverse and never falls below 1 / 100. With `normalize` (the
+    default; the paper is silent) both projections are brought to unit length, so that similarities are cosines.
     """
 
     def __init__(self, embed_dim: int, dim: int, *, normalize: bool = True) -> None:
@@ -34,8 +34,10 @@ class AlignmentHead(nn.Module):
         return similarity
 
     def scale(self) -> Tensor:
-        """1 / temperature, at most 100: the parameter itself is held below the bound, as CLIP does, so that its gradient
-        never vanishes and it can come back."""
+        """1 / temperature, at most 100.
+
+        The parameter itself is held below the bound, as CLIP does: a bound on the result would end its gradient.
+        """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(_MAX_SCALE))
         return self.log_scale.exp()

@@ -1,7 +1,7 @@
 """Published CAT-Seg checkpoints: their parameter names, and a segmenter of the sizes that their shapes tell.
 
-Heads of the aggregator, pooling, padding length and guidance blocks leave no trace in a state dict; they take the published
-values unless given.
+Heads of the aggregator, pooling, padding length and guidance blocks leave no trace in a state dict; they take the
+published values unless given.
 """
 
 import re
@@ -52,7 +52,10 @@ _DROPPED = re.compile(r".*\.attn_mask|.*\.clip_model\.(logit_scale|input_resolut
 
 
 def our_name(name: str) -> str | None:
-    """Our parameter's name for a published one; None for what is dropped. CheckpointError for a name of neither kind."""
+    """Our parameter's name for a published one; None for what is dropped.
+
+    Raises CheckpointError for a name of neither kind.
+    """
     if _DROPPED.fullmatch(name):
         return None
     for rules in (_RENAMES, _AGGREGATOR_RENAMES):

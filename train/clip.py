@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
         return fed
 
     def dense(self, x: Tensor) -> Tensor:
-        """The last image block without attention: value path plus the class token of the block's input, then the MLP."""
+        """The last image block, without attention: value path plus the input's class token, then the MLP."""
         return self.feed_forward(self.attn.value_path(self.ln_1(x)) + x[:, :1])
 
 
@@ -148,8 +148,8 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
         """Dense features of normalised images (B, 3, H, W), H and W multiples of the patch size.
 
-        All blocks but the last run as usual; the last one is `ResidualBlock.dense`; ln_post and the projection then act on
-        every token (METHOD.md, section 5, after Zhou et al., MaskCLIP).
+        All blocks but the last run as usual; the last one is `ResidualBlock.dense`; ln_post and the projection then
+        act on every token (METHOD.md, section 5, after Zhou et al., MaskCLIP).
         """
         patches = self.conv1(images)
         grid = patches.shape[-2:]
@@ -182,9 +182,9 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Text features (M, D) of token ids (M, L), L at most the context length; not normalised.
 
-        Under a causal mask a position depends on what stands before it only. So what follows the longest prompt can be cut
-        (`text.tokenize`), the words that all prompts begin with are computed once instead of M times, and in the last block
-        only the end-of-text position is worked out: the same numbers for about half of the arithmetic.
+        Under a causal mask a position depends on what stands before it only. So what follows the longest prompt can
+        be cut (`text.tokenize`), the words that all prompts begin with are computed once instead of M times, and in
+        the last block only the end-of-text position is worked out: the same numbers for about half of the arithmetic.
         """
         # Best with tokens on the CPU: these two numbers steer Python, and reading them from a GPU would wait for it.
         shared = shared_prefix(tokens)
@@ -224,7 +224,7 @@ class Clip(nn.Module):
 
 
 def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positional embedding (1 + n * n, C) for a patch grid (h, w): bicubic, align_corners False, class row untouched."""
+    """Positional embedding (1 + n², C) for a patch grid (h, w): bicubic, align_corners False, class row kept."""
     side = round((len(embedding) - 1) ** 0.5)
     if grid == (side, side):
         return embedding
@@ -242,7 +242,7 @@ def shared_prefix(tokens: Tensor) -> int:
 
 
 def _keys_values(block: ResidualBlock, prefix: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values over whole rows, (M, heads, L, d): those of the prefix are computed once and repeated as a view."""
+    """Keys and values over whole rows, (M, heads, L, d); those of the prefix are computed once."""
     prefix_key, prefix_value = block.attn.keys_values(block.ln_1(prefix))
     rest_key, rest_value = block.attn.keys_values(block.ln_1(rest))
     rows = len(rest)

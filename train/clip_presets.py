@@ -92,7 +92,7 @@ _H14 = ClipArchitecture(
     guidance_blocks=(10, 20),
     quick_gelu=False,
 )
-# Random weights, for tests and the demo: a training step of batch 4 with 16 classes takes a fraction of a second on 2 cores.
+# Random weights, for tests and the demo: a step of batch 4 with 16 classes takes about half a second on 2 cores.
 _TINY = ClipArchitecture(
     embed_dim=64,
     image_px=384,

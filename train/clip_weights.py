@@ -1,7 +1,7 @@
 """Load CLIP weights from local files: OpenAI's .pt, open_clip's .bin, .pt and .safetensors.
 
-Nothing is executed from a file: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are TorchScript;
-their tensors are taken, their code is not run.
+Nothing is executed from a file: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are
+TorchScript; their tensors are taken, their code is not run.
 """
 
 from collections.abc import Mapping
@@ -113,7 +113,8 @@ def _read_pickle(path: Path) -> Any:
     except RuntimeError as error:
         if "TorchScript" not in str(error):
             raise
-        return torch.jit.load(str(path), map_location="cpu").state_dict()
+        archive: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        return archive.state_dict()
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

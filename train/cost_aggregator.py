@@ -1,9 +1,9 @@
 """CAT-Seg's cost aggregation: refine image-text similarities over space, then over classes (Cho et al., 2303.11797).
 
 Where the reference concatenates guidance to the cost and projects both, the two halves of the weight are applied apart:
-image guidance is the same for every class and text guidance for every position, so their half is computed once and added.
-Everything between the first convolution and the decoder lives in one layout, (B, T, h, w, C): image, class, row, column,
-channel.
+image guidance is the same for every class and text guidance for every position, so their half is computed once and
+added. Everything between the first convolution and the decoder lives in one layout, (B, T, h, w, C): image, class,
+row, column, channel.
 """
 
 import torch
@@ -51,7 +51,7 @@ class SpatialBlock(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B, 1, h, w, G), already normalised."""
-        projected = self.attn(self.norm1(x), guidance).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
+        projected = torch.unflatten(self.attn(self.norm1(x), guidance).flatten(0, 1), -1, (3, self.heads, -1))
         rows, columns = (window_sizes(size, self.window, self.shift) for size in x.shape[2:4])
         x = x + self.proj(attend_in_rectangles(projected, rows, columns)).view_as(x)
         fed: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
@@ -90,14 +90,14 @@ class ClassAggregation(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B or 1, T, G). Pooled in training only."""
-        batch, classes, height, width, _ = x.shape
+        batch, _, height, width, _ = x.shape
         pooling = self.pooling if self.training else 1
         pooled = _to_tokens(F.avg_pool2d(_to_maps(x), pooling), batch) if pooling > 1 else x
         rows, columns = pooled.shape[2:4]
         tokens = pooled.flatten(2, 3).transpose(1, 2).contiguous()  # (B, positions, T, C)
         tokens = tokens + self._attend(self.norm1(tokens), guidance[:, None])
         tokens = tokens + self.fc2(F.relu(self.fc1(self.norm2(tokens))))
-        refined = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        refined = torch.unflatten(tokens.transpose(1, 2), 2, (rows, columns))
         if pooling > 1:
             maps = F.interpolate(_to_maps(refined), size=(height, width), mode="bilinear", align_corners=True)
             refined = _to_tokens(maps, batch)
@@ -106,13 +106,13 @@ class ClassAggregation(nn.Module):
     def _attend(self, tokens: Tensor, guidance: Tensor) -> Tensor:
         """(B, N, T, C) with guidance (B or 1, 1, T, G): every class gathers from all classes and the padding rows."""
         padding = max(0, self.pad_len - tokens.shape[2])
-        query, key, value = self.attn(tokens, guidance).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        query, key, value = torch.unflatten(self.attn(tokens, guidance), -1, (3, self.heads, -1)).unbind(-3)
         query, key = F.elu(query) + 1, F.elu(key) + 1
         key_sum = key.sum(dim=2)  # (B, N, H, d)
         key_value = torch.einsum("bnthd,bnthv->bnhdv", key, value)
         if padding:
             # All padding rows are equal: their share is a multiple of one, and what they would gather is never used.
-            row = self.attn(self.norm1(self.padding_token), self.padding_guidance).unflatten(-1, (3, self.heads, -1))
+            row = self.attn(self.norm1(self.padding_token), self.padding_guidance).view(3, self.heads, -1)
             row_key, row_value = F.elu(row[1]) + 1, row[2]
             key_sum = key_sum + padding * row_key
             key_value = key_value + padding * row_key[:, :, None] * row_value[:, None, :]
@@ -212,9 +212,12 @@ def preselect(cost: Tensor, count: int) -> Tensor:
 def window_sizes(size: int, window: int, shift: int) -> list[int]:
     """Lengths of the pieces into which windows of `window` shifted by `shift` cut an axis of `size`.
 
-    >>> window_sizes(24, 12, 0), window_sizes(24, 12, 6)
-    ([12, 12], [6, 12, 6])
+    An axis that fits into one window is not shifted, as in Swin.
+
+    >>> window_sizes(24, 12, 0), window_sizes(24, 12, 6), window_sizes(12, 12, 6)
+    ([12, 12], [6, 12, 6], [12])
     """
+    shift = shift if size > window else 0
     sizes = [shift] if shift else []
     full, rest = divmod(size - shift, window)
     return sizes + [window] * full + ([rest] if rest else [])
@@ -223,17 +226,17 @@ def window_sizes(size: int, window: int, shift: int) -> list[int]:
 def attend_in_rectangles(projected: Tensor, rows: list[int], columns: list[int]) -> Tensor:
     """Self-attention inside each rectangle of a grid of cuts.
 
-    A cyclically shifted window with Swin's mask lets pixels see each other only if they were neighbours before the shift:
-    exactly attention inside the rectangles that the shifted cuts leave, without rolling, without a mask, and with half of
-    the pairs. `projected` (N, h, w, 3, heads, d) holds queries, keys, values; returns (N, h, w, heads * d).
+    A cyclically shifted window with Swin's mask lets pixels see each other only if they were neighbours before the
+    shift: exactly attention inside the rectangles that the shifted cuts leave, without rolling, without a mask, and
+    with half of the pairs. `projected` (N, h, w, 3, H, d) holds queries, keys, values; returns (N, h, w, H * d).
     """
     bands = []
-    for band in projected.split(rows, dim=1):
+    for band in torch.split(projected, rows, dim=1):
         parts = []
-        for part in band.split(columns, dim=2):
+        for part in torch.split(band, columns, dim=2):
             query, key, value = part.flatten(1, 2).permute(2, 0, 3, 1, 4)
             attended = F.scaled_dot_product_attention(query, key, value)
-            parts.append(attended.transpose(1, 2).flatten(2).unflatten(1, part.shape[1:3]))
+            parts.append(torch.unflatten(attended.transpose(1, 2).flatten(2), 1, part.shape[1:3]))
         bands.append(torch.cat(parts, dim=2))
     return torch.cat(bands, dim=1)
 
@@ -245,4 +248,4 @@ def _to_maps(x: Tensor) -> Tensor:
 
 def _to_tokens(maps: Tensor, batch: int) -> Tensor:
     """(B * T, C, h, w) to (B, T, h, w, C)."""
-    return maps.permute(0, 2, 3, 1).contiguous().unflatten(0, (batch, -1))
+    return torch.unflatten(maps.permute(0, 2, 3, 1).contiguous(), 0, (batch, -1))

@@ -1,12 +1,21 @@
 """CAT-Seg's upsampling decoder: aggregated cost, guided by earlier CLIP levels, to logits at four times the grid."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class UpBlock(nn.Module):
-    """Double the resolution, join the image guidance, and convolve twice."""
+    """Double the resolution, join the image guidance, and convolve twice.
+
+    Published form: transposed convolution (kernel 2, stride 2), concatenate the guidance repeated for all T classes,
+    3x3 convolution. Here the first two convolutions are one (`upsampling_kernel`) and the guidance, the same for all
+    classes of an image, goes through its half of the weight once: the same numbers for half of the arithmetic,
+    without the upsampled cost, the largest tensor of the published form.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, guidance_dim: int) -> None:
         super().__init__()
@@ -18,16 +27,12 @@ class UpBlock(nn.Module):
         self.norm2 = nn.GroupNorm(max(1, out_dim // 16), out_dim)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (B * T, C, h, w) and guidance (B, G, 2 h, 2 w) to (B * T, C', 2 h, 2 w).
-
-        The first convolution sees [cost, guidance]; it is applied to the two halves apart, because the guidance is the same
-        for all T classes of an image.
-        """
+        """x (B * T, C, h, w), guidance (B, G, 2 h, 2 w) to (B * T, C', 2 h, 2 w); channels last in memory."""
         of_cost, of_guidance = torch.split(self.conv1.weight, [self.cost_dim, guidance.shape[1]], dim=1)
-        mixed = F.conv2d(self.up(x), of_cost, padding=1)
-        shared = F.conv2d(guidance, of_guidance, padding=1)
-        mixed = (torch.unflatten(mixed, 0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
-        hidden = F.relu(self.norm1(mixed), inplace=True)
+        bias = torch.as_tensor(self.up.bias)[:, None, None].expand(-1, *guidance.shape[2:])[None]
+        shared = F.conv2d(guidance, of_guidance, padding=1) + F.conv2d(bias, of_cost, padding=1)
+        phases = F.conv2d(x, upsampling_kernel(self.up.weight, of_cost), padding=1)
+        hidden = F.relu(self.norm1(interleave(phases, shared)), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden)), inplace=True)
 
 
@@ -55,3 +60,71 @@ class Decoder(nn.Module):
         maps = self.up2(maps, F.relu(self.guidance2(guidance[1])))
         logits: Tensor = self.head(maps)
         return torch.unflatten(logits[:, 0], 0, x.shape[:2])
+
+
+# _REACH[a, j, tap, s] is 1 where, for an output row 2 y + a, this tap (0..2) of a 3x3 convolution falls on the
+# sub-row s that a stride-2 transposed convolution makes of the input row y - 1 + a + j.
+_REACH = torch.zeros(2, 2, 3, 2)
+_REACH[0, 0, 0, 1] = _REACH[0, 1, 1, 0] = _REACH[0, 1, 2, 1] = 1
+_REACH[1, 0, 0, 0] = _REACH[1, 0, 1, 1] = _REACH[1, 1, 2, 0] = 1
+
+
+def upsampling_kernel(up: Tensor, conv: Tensor) -> Tensor:
+    """One 2x2 kernel per sub-position that does what upsampling by `up` and then convolving by `conv` does.
+
+    A transposed convolution `up` (C, M, 2, 2) with stride 2 followed by a 3x3 convolution `conv` (O, M, 3, 3) is
+    linear, and each output pixel sees 2x2 input pixels only. Returns (4 O, C, 2, 2), ordered by sub-row, sub-column,
+    output channel, to be applied with padding 1 and then laid out by `interleave`.
+    """
+    with torch.autocast(up.device.type, enabled=False):  # products of weights: too few to be worth rounding
+        reach = _REACH.to(up)
+        rows = torch.einsum("ajds,cmst->ajdcmt", reach, up)
+        mixed = torch.einsum("ajdcmt,omde->ajcote", rows, conv)
+        kernel = torch.einsum("ajcote,bket->abocjk", mixed, reach)
+    return kernel.flatten(0, 2)
+
+
+def interleave(phases: Tensor, shared: Tensor) -> Tensor:
+    """Sub-positions to space, plus `shared` for every class of an image.
+
+    phases (B * T, 4 O, h + 1, w + 1) from a convolution by `upsampling_kernel`, shared (B, O, 2 h, 2 w); returns
+    (B * T, O, 2 h, 2 w). Pixel (2 y + a, 2 x + b) takes sub-position (a, b) at (y + a, x + b).
+    """
+    laid_out: Tensor = _Interleave.apply(phases, shared)
+    return laid_out
+
+
+class _Interleave(torch.autograd.Function):
+    """One pass over memory each way; as slices and sums autograd would make eight."""
+
+    @staticmethod
+    def forward(ctx: Any, phases: Tensor, shared: Tensor) -> Tensor:
+        phases = phases.contiguous(memory_format=torch.channels_last)
+        ctx.shapes = phases.shape, shared.shape
+        batch, channels, height, width = shared.shape
+        pixels = torch.unflatten(_by_pixel(phases), 0, (batch, -1))
+        image = shared.permute(0, 2, 3, 1).reshape(batch, 1, height // 2, 2, width // 2, 2, channels)
+        laid_out = phases.new_empty(pixels.shape)
+        torch.add(pixels, image, out=laid_out)
+        return laid_out.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        shape, (batch, channels, height, width) = ctx.shapes
+        grad = grad.permute(0, 2, 3, 1).contiguous()
+        phases = grad.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+        _by_pixel(phases).copy_(grad.view(-1, height // 2, 2, width // 2, 2, channels))
+        shared = grad.view(batch, -1, height * width * channels).sum(dim=1)
+        return phases, shared.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _by_pixel(phases: Tensor) -> Tensor:
+    """Phases (N, 4 O, h + 1, w + 1), channels last, as a view (N, h, 2, w, 2, O) in the order of the output's
+    pixels."""
+    number, channels, rows, columns = phases.shape
+    part = channels // 4
+    image, row, column = rows * columns * channels, columns * channels, channels
+    return phases.as_strided(
+        (number, rows - 1, 2, columns - 1, 2, part), (image, row, row + 2 * part, column, column + part, 1)
+    )

@@ -1,7 +1,7 @@
-"""Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole (METHOD.md 5).
+"""Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole.
 
-The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are 10 GB.
-So classes are brought to full size a few at a time, and a label map keeps only the running best.
+The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are
+10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best.
 """
 
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def _full_size(
     was_training = model.training
     model.eval()
     try:
-        logits = torch.cat([model(part, text_features).logits for part in crops.split(settings.batch_windows)])
+        logits = torch.cat([model(part, text_features).logits for part in torch.split(crops, settings.batch_windows)])
     finally:
         model.train(was_training)
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.

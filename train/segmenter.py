@@ -1,4 +1,4 @@
-"""The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads (METHOD.md, sections 2, 3 and 5)."""
+"""The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +23,7 @@ CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 # What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
 _PUBLISHED: dict[str, Any] = {
     "finetune": "qv",
+    "num_layers": 2,
     "num_heads": 4,
     "hidden_dim": 128,
     "guidance_dim": 128,
@@ -33,6 +34,7 @@ _PUBLISHED: dict[str, Any] = {
 }
 _TINY: dict[str, Any] = {
     "finetune": "all",
+    "num_layers": 1,
     "num_heads": 2,
     "hidden_dim": 32,
     "guidance_dim": 32,
@@ -47,8 +49,8 @@ _TINY: dict[str, Any] = {
 class SegmenterConfig:
     """Everything that decides the segmenter's parameters and what they compute.
 
-    Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction every
-    field holds its resolved value, so that a saved configuration is complete.
+    Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction
+    every field holds its resolved value, so that a saved configuration is complete.
 
     Raises ConfigError for unknown names and sizes that do not fit together.
     """
@@ -56,7 +58,7 @@ class SegmenterConfig:
     clip: str = "ViT-B-16"  # a name from clip_presets.CLIP_PRESETS
     finetune: Literal["preset", "qv", "all", "none"] = "preset"  # what trains of CLIP: q and v weights, all, nothing
     templates: tuple[str, ...] = (TEMPLATE,)  # prompts, each with one {} for the class name: P = their number
-    num_layers: int = 2  # aggregator layers, each spatial then over classes
+    num_layers: int = 0  # aggregator layers, each spatial then over classes
     num_heads: int = 0  # attention heads of both kinds of aggregation
     window: int = 12  # side of a window of spatial aggregation, in patches
     pooling: int = 2  # average pooling before aggregation over classes, in training; in evaluation it is 1
