@@ -78,6 +78,8 @@ def save(
             "files": {name: _facts(partial / name) for name in names},
         }
         (partial / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        # safetensors makes private files; this one may be read by whoever may read the others.
+        (partial / MODEL_FILE).chmod((partial / STATE_FILE).stat().st_mode)
         for name in [*names, STATE_FILE]:
             _sync_file(partial / name)
         sync_directory(partial)
