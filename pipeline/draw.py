@@ -110,10 +110,11 @@ def _oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
     """The label map (H, W) in its classes' colours, ignored pixels grey; raises DrawError for an id without a class."""
+    if 0 <= ignore_index < num_classes:
+        raise DrawError(f"ignore index {ignore_index} is also the id of one of {num_classes} classes")
     table = np.empty((max(num_classes, ignore_index + 1), 3), np.uint8)
     table[:] = IGNORED
     table[:num_classes] = palette(num_classes)
-    table[ignore_index] = IGNORED
     known = (labels >= 0) & ((labels < num_classes) | (labels == ignore_index))
     if not known.all():
         raise DrawError(

@@ -73,6 +73,8 @@ def test_sixteen_bit_labels() -> None:
 def test_an_id_without_a_class_is_refused() -> None:
     with pytest.raises(DrawError, match="label id 3: expected one of 3 classes or 255"):
         draw.colour_labels(np.array([[0, 3]], np.uint8), 3, ignore_index=255)
+    with pytest.raises(DrawError, match="ignore index 2 is also the id of one of 3 classes"):
+        draw.colour_labels(np.array([[0, 1]], np.uint8), 3, ignore_index=2)
     with pytest.raises(DrawError, match="label id -1"):
         draw.colour_labels(np.array([[0, -1]], np.int64), 3, ignore_index=255)
 
@@ -279,3 +281,6 @@ def test_text_is_placed_inside_its_region_or_nowhere() -> None:
     assert region[y : y + height, x : x + width].mean() > 0.9
     assert lettering.place_text(region, "a name too long for this region", [16]) is None
     assert lettering.place_text(np.zeros((60, 200), bool), "box", [16]) is None
+    corner = np.zeros((60, 200), bool)
+    corner[:, :12] = corner[:12] = True  # large enough as a whole, too thin everywhere
+    assert lettering.place_text(corner, "box", [16]) is None
