@@ -1,9 +1,11 @@
 """Load CLIP weights from local files: OpenAI's .pt, open_clip's .bin, .pt and .safetensors.
 
-Nothing is executed from a file: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are
-TorchScript; their tensors are taken, their code is not run.
+No Python from a file is executed: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are
+TorchScript; their tensors are taken, their forward code is not run.
 """
 
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,23 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    """A torch file through the restricted unpickler; a TorchScript archive's state dict."""
-    try:
+    """A torch file through the restricted unpickler, or a TorchScript archive's state dict."""
+    if not _is_torchscript(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # TorchScript is on its way out; OpenAI's files stay what they are
         archive: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        return archive.state_dict()
+    return archive.state_dict()
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Both kinds are zip files; only TorchScript's holds a table of constants."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,211 @@
+"""CLIP's encoders against open_clip's own forward passes on the same random weights."""
+
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from physseg.train.clip import Clip, resize_positions, shared_prefix
+from physseg.train.clip_presets import CLIP_PRESETS, ClipArchitecture, clip_architecture
+from physseg.train.clip_weights import from_open_clip, load_state
+from physseg.train.errors import ConfigError
+from physseg.train.text import tokenize
+from torch import Tensor
+
+SMALL = ClipArchitecture(
+    embed_dim=24,
+    image_px=32,
+    patch_px=8,
+    position_grid=4,
+    vision_width=32,
+    vision_layers=3,
+    vision_heads=2,
+    text_width=16,
+    text_layers=3,
+    text_heads=2,
+    guidance_blocks=(0, 1),
+    quick_gelu=True,
+    vocabulary_size=49408,
+)
+
+
+def open_clip_model(arch: ClipArchitecture) -> open_clip.CLIP:
+    vision = {
+        "image_size": arch.patch_px * arch.position_grid,
+        "layers": arch.vision_layers,
+        "width": arch.vision_width,
+        "head_width": arch.vision_width // arch.vision_heads,
+        "patch_size": arch.patch_px,
+    }
+    text = {
+        "context_length": arch.context_length,
+        "vocab_size": arch.vocabulary_size,
+        "width": arch.text_width,
+        "heads": arch.text_heads,
+        "layers": arch.text_layers,
+    }
+    model = open_clip.CLIP(arch.embed_dim, vision, text, quick_gelu=arch.quick_gelu)
+    for parameter in model.parameters():  # biases and norms too: zeros and ones would hide a mistake
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def ours(model: torch.nn.Module, arch: ClipArchitecture) -> Clip:
+    clip = Clip(arch)
+    load_state(clip, from_open_clip(model.state_dict()), source="test")
+    return clip.eval()
+
+
+def open_clip_dense(visual: torch.nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Dense features (METHOD.md, section 5) built from open_clip's own modules; also every block's output."""
+    x = visual.conv1(images).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
+    x = visual.ln_pre(x)
+    outputs = []
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        x = block(x)
+        outputs.append(x)
+    width = x.shape[-1]
+    value = F.linear(last.ln_1(x), last.attn.in_proj_weight, last.attn.in_proj_bias)[..., 2 * width :]
+    x = last.attn.out_proj(value) + x[:, :1]
+    x = x + last.mlp(last.ln_2(x))
+    return visual.ln_post(x) @ visual.proj, [*outputs, x]
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@torch.no_grad()
+def test_dense_image_features(quick_gelu: bool) -> None:
+    torch.manual_seed(0)
+    arch = replace(SMALL, quick_gelu=quick_gelu)
+    model = open_clip_model(arch)
+    images = torch.randn(2, 3, 32, 32)
+    expected, blocks = open_clip_dense(model.visual, images)
+    found = ours(model, arch).visual(images, keep_blocks={0, 2})
+    torch.testing.assert_close(found.tokens, expected, rtol=1e-5, atol=1e-5)
+    assert set(found.blocks) == {0, 2}
+    for index, tokens in found.blocks.items():
+        torch.testing.assert_close(tokens, blocks[index][:, 1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("names", [["cat", "a very long name of something", "dog"], ["dog"], ["dog", "dog"]])
+@torch.no_grad()
+def test_text_features_equal_the_full_context(names: list[str], quick_gelu: bool) -> None:
+    """Cut at the longest prompt, shared words computed once, one position in the last block: the numbers stay."""
+    torch.manual_seed(1)
+    arch = replace(SMALL, quick_gelu=quick_gelu)
+    model = open_clip_model(arch)
+    tokens = tokenize(names, ["a photo of a {} in the scene"])[:, 0]
+    assert tokens.shape[1] < 20
+    expected = model.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1])))
+    torch.testing.assert_close(ours(model, arch).text(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_text_gradients_equal_open_clip() -> None:
+    torch.manual_seed(2)
+    model = open_clip_model(SMALL)
+    clip = ours(model, SMALL)
+    tokens = tokenize(["cat", "sea lion", "dog"], ["a photo of a {} in the scene"])[:, 0]
+    target = torch.randn(3, 24)
+    (model.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1]))) * target).sum().backward()
+    (clip.text(tokens) * target).sum().backward()
+    expected = from_open_clip(
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        | {"visual.conv1.weight": model.visual.conv1.weight}
+    )
+    for name, parameter in clip.text.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, expected[f"text.{name}"], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5), min_size=1, max_size=4), st.booleans())
+@torch.no_grad()
+def test_any_tokens(rows: list[list[int]], common_start: bool) -> None:
+    """Whatever rows share, also nothing or everything; 9 plays the end-of-text token."""
+    torch.manual_seed(3)
+    arch = replace(SMALL, vocabulary_size=10, context_length=8)
+    model = open_clip_model(arch)
+    rows = [[*([7] if common_start else []), *row, 9] for row in rows]
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    expected = model.encode_text(F.pad(tokens, (0, 8 - tokens.shape[1])))
+    torch.testing.assert_close(ours(model, arch).text(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shared_prefix_by_hand() -> None:
+    assert shared_prefix(torch.tensor([[5, 1, 2, 9], [5, 1, 3, 9]])) == 2
+    assert shared_prefix(torch.tensor([[5, 1, 9, 0], [5, 1, 3, 9]])) == 2
+    assert shared_prefix(torch.tensor([[5, 9, 0], [5, 9, 0]])) == 1  # the end-of-text token is each row's own
+    assert shared_prefix(torch.tensor([[4, 9], [5, 9]])) == 0
+    assert shared_prefix(torch.tensor([[5, 1, 2, 9]])) == 0
+
+
+def test_convention_patch_order() -> None:
+    """Patch tokens run row by row: token y * grid + x describes the patch at row y, column x."""
+    torch.manual_seed(0)
+    clip = Clip(replace(SMALL, vision_layers=1, guidance_blocks=(0, 0))).eval()
+    image = torch.zeros(1, 3, 32, 32)
+    other = image.clone()
+    other[:, :, 8:16, 24:32] = 1.0  # patch row 1, column 3; the only block is dense, so patches do not mix
+    with torch.no_grad():
+        changed = (clip.visual(image).tokens - clip.visual(other).tokens).abs().sum(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [1 + 1 * 4 + 3]
+
+
+def test_positions_resize_keeps_the_class_row_and_is_bicubic() -> None:
+    embedding = torch.randn(1 + 9, 4)
+    assert resize_positions(embedding, (3, 3)) is embedding
+    resized = resize_positions(embedding, (6, 5))
+    assert resized.shape == (31, 4)
+    torch.testing.assert_close(resized[0], embedding[0])
+    plane = embedding[1:, 2].view(1, 1, 3, 3)
+    expected = F.interpolate(plane, size=(6, 5), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(resized[1:, 2].view(6, 5), expected[0, 0])
+
+
+@pytest.mark.parametrize("name", CLIP_PRESETS)
+def test_presets(name: str) -> None:
+    arch = clip_architecture(name)
+    assert arch.grid == 24
+    assert len(set(arch.structure_blocks)) == 4
+    assert arch.structure_blocks[-1] == arch.vision_layers - 1
+
+
+def test_convention_levels() -> None:
+    """Guidance blocks as published; structure levels at quarters of the depth."""
+    assert clip_architecture("ViT-B-16").guidance_blocks == (3, 7)
+    assert clip_architecture("ViT-L-14-336").guidance_blocks == (7, 15)
+    assert clip_architecture("ViT-B-16").structure_blocks == (2, 5, 8, 11)
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'ViT-B/16'[\s\S]*ViT-B-16"):
+        clip_architecture("ViT-B/16")
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_px": 30}, {"vision_heads": 3}, {"text_heads": 3}, {"guidance_blocks": (0, 3)}]
+)
+def test_contradicting_sizes(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="CLIP sizes"):
+        replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("preset", ["ViT-B-16", "ViT-L-14-336", "ViT-H-14"])
+def test_presets_have_open_clips_names_and_shapes(preset: str) -> None:
+    """Every parameter of open_clip's model of that name has its place in ours; nothing is allocated."""
+    arch = clip_architecture(preset)
+    with torch.device("meta"):
+        model = open_clip.create_model(preset, pretrained=None, force_image_size=None, device="meta")
+        clip = Clip(arch)
+    renamed = from_open_clip(model.state_dict())
+    assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in clip.state_dict().items()}
+    config = open_clip.get_model_config(preset)
+    assert arch.vision_heads == arch.vision_width // config["vision_cfg"].get("head_width", 64)
+    assert arch.text_heads == config["text_cfg"]["heads"]
