@@ -120,8 +120,11 @@ def test_seed_and_position_change_the_draws(store: Path) -> None:
     config = DataConfig(store=store, crop=96, num_workers=0)
     one, two = (open_samples(config, (), False, seed=seed) for seed in (0, 1))
     assert [one.order(p) for p in range(7)] != [two.order(p) for p in range(7)]
-    jitter = [tuple(one.batch([position])["jitter"][0].tolist()) for position in (0, 7, 14)]
-    assert len(set(jitter)) == 3
+    epochs = [next(p for p in range(7 * epoch, 7 * epoch + 7) if one.order(p) == 4) for epoch in range(8)]
+    batch = one.batch(epochs)
+    assert len(set(batch["sample_ids"])) == 1  # one sample, eight times
+    assert len({tuple(row) for row in batch["jitter"].tolist()}) == 8
+    assert len({image.tobytes() for image in batch["images"].numpy()}) > 1
     assert one.batch([0])["cell_counts"].shape == (1, 0, 12, 12)
     assert one.batch([0])["structures"].shape == (1, 0, 96, 96)
 

@@ -12,6 +12,7 @@ import torch
 from physseg.cli import app, main
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.table import Manifest, Vocabulary
+from physseg.pipeline.draw import overlay
 from physseg.train import predict
 from physseg.train.config import TrainConfig
 from physseg.train.config_reading import plain
@@ -51,7 +52,7 @@ def left_is_dog(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
 
 
 def picture(path: Path, height: int = 40, width: int = 80, **options: Any) -> Path:
-    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path, **options)
+    Image.fromarray(np.full((height, width, 3), (200, 90, 10), np.uint8)).save(path, **options)
     return path
 
 
@@ -66,8 +67,10 @@ def test_labels_and_overlay_are_written(left_is_dog: torch.nn.Module, tmp_path: 
     assert (labels[:, :20] == 1).all()
     assert (labels[:, 20:] == 0).all()
     with Image.open(tmp_path / "out/a_overlay.png") as file:
-        assert file.mode == "RGB"
-        assert file.width > 80  # picture and legend
+        drawn = np.asarray(file)
+    with Image.open(tmp_path / "a.jpg") as file:
+        image = np.asarray(file)
+    np.testing.assert_array_equal(drawn, overlay(image, labels, ("cat", "dog"), ignore_index=255))
 
 
 def test_more_than_255_classes_take_16_bits(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
