@@ -7,6 +7,8 @@ indices out as they are. Orientation is never applied behind our back: the manif
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import cv2
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import DecodeError
 
@@ -23,6 +26,13 @@ IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behi
 LABEL_FORMATS = ("PNG", "TIFF")  # lossless; a JPEG would smear ids
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # positions in the file; the header chunk always comes first
+# TIFF tag -> its name, what holds where it is absent, and what leaves the stored numbers alone.
+PLAIN_TIFF = {
+    258: ("bits per pixel", 1, (8, 16)),
+    262: ("photometric interpretation", 1, (1, 3)),  # 0 is black, or a palette
+    274: ("orientation", 1, (1,)),
+    339: ("sample format", 1, (1,)),  # unsigned
+}
 LABEL_HINT = (
     "labels must be single-channel pictures of class ids (8-bit, palette or 16-bit PNG); turn colour-coded maps into "
     "ids first, e.g. with a dict from colour to class index"
@@ -122,12 +132,9 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
                 got=picture.mode,
                 reason="label format",
             )
-        if picture.format == "TIFF" and set(picture.tag_v2.get(258, (1,))) - {8, 16}:  # type: ignore[attr-defined]
-            raise DecodeError("expected a TIFF of 8 or 16 bits per pixel", hint=LABEL_HINT, reason="label format")
-        try:
+        with _damage_named():
+            _check_plain(picture)
             ids = np.asarray(picture)
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise _undecodable(str(error)) from error
         mode = picture.mode
     if mode in ("L", "1"):
         return _unstretch(ids.astype(np.uint8), data)
@@ -165,11 +172,9 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
                 got=megapixels,
                 reason="image too large",
             )
-        try:
+        with _damage_named():
             picture.load()
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise _undecodable(str(error)) from error
         is_16_bit_colour = is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode
         facts = ImageFacts(
             height=picture.height,
@@ -200,17 +205,52 @@ def check_png(data: bytes) -> None:
         offset = end
 
 
+def _check_plain(picture: Image.Image) -> None:
+    """Refuse label pictures whose stored numbers Pillow would not hand out as they are, in their order, all of them.
+
+    It inverts 8-bit TIFFs in which 0 is white, turns TIFFs by their orientation tag, and shows one page of many.
+    """
+    got = []
+    if isinstance(picture, TiffImageFile):
+        got = [
+            f"{what} {value}"
+            for tag, (what, default, allowed) in PLAIN_TIFF.items()
+            for value in np.atleast_1d(picture.tag_v2.get(tag, default)).tolist()
+            if value not in allowed
+        ]
+    if getattr(picture, "n_frames", 1) > 1:
+        got.append(f"{picture.n_frames} pages")  # type: ignore[attr-defined]
+    if got:
+        raise DecodeError(
+            f"expected one plain page of 8 or 16 bits per pixel, 0 as black, got {', '.join(got)}",
+            hint=LABEL_HINT,
+            reason="label format",
+        )
+
+
 def _opened(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError(
             "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
         )
+    with _damage_named():
+        try:
+            return Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
+            raise DecodeError(f"absurdly large: {error}", hint="check the file", reason="image too large") from error
+        except UnidentifiedImageError as error:
+            raise _undecodable("not a picture in any known format") from error
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Whatever Pillow raises becomes a DecodeError: on damaged bytes its parsers fail with any error there is."""
     try:
-        return Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
-        raise DecodeError(f"absurdly large: {error}", hint="check the file", reason="image too large") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise _undecodable("not a picture in any known format") from error
+        yield
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:
+        raise _undecodable(str(error) or type(error).__name__) from error
 
 
 def _undecodable(reason: str) -> DecodeError:
@@ -224,12 +264,6 @@ def _undecodable(reason: str) -> DecodeError:
 
 def _unstretch(ids: npt.NDArray[np.uint8], data: bytes) -> npt.NDArray[np.uint8]:
     """Undo Pillow's stretching of 2- and 4-bit grey PNGs to 0..255 (a 4-bit id 3 arrives as 51)."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n":
-        return ids
-    bit_depth, colour_type = (
-        data[24],
-        data[25],
-    )  # IHDR follows the signature: length, name, width, height, depth, colour
-    if colour_type == 0 and bit_depth in (2, 4):
-        return ids // np.uint8(255 // (2**bit_depth - 1))
+    if is_png(data) and data[PNG_COLOUR_TYPE] == 0 and data[PNG_DEPTH] in (2, 4):
+        return ids // np.uint8(255 // (2 ** data[PNG_DEPTH] - 1))
     return ids
