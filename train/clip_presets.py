@@ -1,5 +1,6 @@
 """Sizes of the CLIP models that physseg knows, by name."""
 
+import math
 from dataclasses import dataclass, replace
 
 from .errors import ConfigError
@@ -46,7 +47,7 @@ class ClipArchitecture:
     @property
     def structure_blocks(self) -> tuple[int, ...]:
         """Four equally spaced blocks, zero-based, the last one last: the levels of the structure head."""
-        return tuple(round(self.vision_layers * part / 4) - 1 for part in (1, 2, 3, 4))
+        return tuple(math.ceil(self.vision_layers * part / 4) - 1 for part in (1, 2, 3, 4))
 
 
 _B16 = ClipArchitecture(

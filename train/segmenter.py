@@ -96,6 +96,13 @@ class SegmenterConfig:
             raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if any(dim > 16 and dim % 16 for dim in self.decoder_dims):
             raise ConfigError(f"decoder_dims: groups of 16 channels are normalised, got {self.decoder_dims}")
+        for dim, of_guidance in zip(
+            (self.hidden_dim, self.decoder_dims[0]), self.decoder_guidance_proj_dims, strict=True
+        ):
+            if of_guidance >= dim:
+                raise ConfigError(
+                    f"decoder_guidance_proj_dims: {of_guidance} of a stage's {dim} channels leave none to the cost"
+                )
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ConfigError(
                 f"templates: each needs exactly one {{}} for the class name, got {self.templates}",

@@ -1,0 +1,49 @@
+"""The patch alignment head: cosines by hand, a bounded temperature."""
+
+import math
+
+import pytest
+import torch
+from physseg.train.alignment_head import AlignmentHead
+
+
+def head(*, normalize: bool = True) -> AlignmentHead:
+    """Both projections the identity, temperature 1."""
+    module = AlignmentHead(2, 2, normalize=normalize)
+    with torch.no_grad():
+        module.image_projection.weight.copy_(torch.eye(2))
+        module.text_projection.weight.copy_(torch.eye(2))
+        module.log_scale.zero_()
+    return module
+
+
+PATCHES = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
+TEXTS = torch.tensor([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+
+
+def test_cosines_by_hand() -> None:
+    expected = torch.tensor([[[0.6, 0.8, -0.6], [0.0, 1.0, 0.0]]])
+    torch.testing.assert_close(head()(PATCHES, TEXTS), expected)
+
+
+def test_plain_products_when_not_normalised() -> None:
+    expected = torch.tensor([[[15.0, 4.0, -3.0], [0.0, 2.0, 0.0]]])
+    torch.testing.assert_close(head(normalize=False)(PATCHES, TEXTS), expected)
+
+
+def test_starts_at_clips_temperature_and_learns_it() -> None:
+    module = AlignmentHead(2, 4)
+    assert module.scale().item() == pytest.approx(1 / 0.07)
+    module(PATCHES, TEXTS).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_temperature_is_bounded_and_can_come_back() -> None:
+    module = head()
+    with torch.no_grad():
+        module.log_scale.fill_(math.log(1e6))
+    similarity = module(PATCHES, TEXTS)
+    assert similarity.abs().max().item() == pytest.approx(100.0)
+    similarity[0, 0, 0].backward()
+    assert module.log_scale.grad is not None
+    assert module.log_scale.grad.item() == pytest.approx(60.0)

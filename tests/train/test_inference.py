@@ -1,0 +1,147 @@
+"""Sliding windows by hand and against torch's fold, and label maps that do not depend on how much is held at once."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from physseg.train.errors import ConfigError, ShapeError
+from physseg.train.inference import InferenceSettings, cut, merge, predict_label_map, predict_probabilities
+from physseg.train.segmenter import Segmenter
+from torch import Tensor, nn
+
+WHOLE = InferenceSettings(windows=False)
+
+
+class Colours(nn.Module):
+    """Stands in for a segmenter: class t's logits are one colour channel of the crop, at a quarter of its size."""
+
+    calls = 0
+
+    def forward(self, crops: Tensor, text_features: Tensor) -> SimpleNamespace:
+        assert not self.training
+        self.calls += 1
+        channels = F.avg_pool2d(crops, 4)[:, torch.arange(len(text_features)) % 3]
+        return SimpleNamespace(logits=channels / 32 - 4)
+
+
+def colours() -> tuple[Segmenter, Colours]:
+    model = Colours().train()
+    return cast(Any, model), model
+
+
+def texts(classes: int) -> Tensor:
+    return torch.zeros(classes, 1, 2)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return cv_resize(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8), height, width)
+
+
+def cv_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    import cv2
+
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def test_convention_published_windows() -> None:
+    settings = InferenceSettings()
+    assert settings.offsets == ((0, 0), (0, 256), (256, 0), (256, 256))
+    assert (settings.window_px, settings.canvas_px) == (384, 640)
+    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8)).shape == (5, 3, 384, 384)
+    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8), WHOLE).shape == (1, 3, 384, 384)
+
+
+def test_crops_by_hand() -> None:
+    """At 640x640 the canvas is the image; windows are plain crops, the last crop is the whole image made smaller."""
+    image = torch.from_numpy(photograph(640, 640))
+    crops = cut(image)
+    planes = image.permute(2, 0, 1).float()
+    for crop, (y, x) in zip(crops, InferenceSettings().offsets, strict=False):
+        assert torch.equal(crop, planes[:, y : y + 384, x : x + 384])
+    expected = F.interpolate(planes[None], size=(384, 384), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(crops[4], expected)
+
+
+def test_merging_equals_fold_and_unfold() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 3, 96, 96)
+    maps = F.interpolate(logits, size=(384, 384), mode="bilinear", align_corners=False).sigmoid()
+    unfold, fold = nn.Unfold(384, stride=256), nn.Fold((640, 640), 384, stride=256)
+    cover = fold(unfold(torch.ones(1, 1, 640, 640)))
+    windows = fold(maps[:-1].flatten(1).T[None]) / cover
+    whole = F.interpolate(maps[-1:], size=(640, 640), mode="bilinear", align_corners=False)
+    expected = F.interpolate((windows + whole) / 2, size=(120, 500), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(merge(logits, InferenceSettings(), (120, 500)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_logits_give_equal_probabilities_everywhere() -> None:
+    probabilities = merge(torch.full((5, 2, 96, 96), 0.3), InferenceSettings(), (70, 90))
+    torch.testing.assert_close(probabilities, torch.full((2, 70, 90), 0.3).sigmoid())
+
+
+@pytest.mark.parametrize("settings", [InferenceSettings(), WHOLE, InferenceSettings(batch_windows=2)])
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (384, 384), (97, 40)])
+def test_label_map_is_the_argmax_whatever_the_budget(settings: InferenceSettings, height: int, width: int) -> None:
+    model, _ = colours()
+    image = photograph(height, width)
+    probabilities = predict_probabilities(model, image, texts(7), settings)
+    assert probabilities.shape == (7, height, width)
+    assert probabilities.dtype == np.float32
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+    expected = probabilities.argmax(axis=0)  # classes 0, 3, 6 are equal: the lower id wins
+    assert expected.max() == 2
+    per_class = 4 * 10 * 384 * 384  # about three classes at a time
+    for budget in (1, 3 * per_class, 2**30):
+        small = InferenceSettings(
+            windows=settings.windows, batch_windows=settings.batch_windows, full_size_bytes=budget
+        )
+        labels = predict_label_map(model, image, texts(7), small)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(predict_probabilities(model, image, texts(7), small), probabilities)
+
+
+def test_many_classes_need_sixteen_bits() -> None:
+    model, _ = colours()
+    assert predict_label_map(model, photograph(48, 64), texts(255), WHOLE).dtype == np.uint8
+    assert predict_label_map(model, photograph(48, 64), texts(256), WHOLE).dtype == np.uint16
+
+
+def test_windows_go_through_together_and_training_mode_comes_back() -> None:
+    model, counter = colours()
+    predict_label_map(model, photograph(48, 64), texts(3), InferenceSettings(batch_windows=2))
+    assert counter.calls == 3
+    assert counter.training
+
+
+def test_a_flat_image_is_one_class() -> None:
+    model, _ = colours()
+    image = np.zeros((30, 50, 3), np.uint8)
+    image[..., 1] = 200
+    assert (predict_label_map(model, image, texts(3)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(image: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match=r"image: expected uint8 \(H, W, 3\) RGB"):
+        predict_label_map(colours()[0], image, texts(3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride_px": 200}, "do not cover 640 px exactly"),
+        ({"stride_px": 512, "canvas_px": 896}, "do not cover"),
+        ({"batch_windows": 0}, "batch_windows: expected a positive number"),
+    ],
+)
+def test_settings_that_leave_gaps(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InferenceSettings(**settings)
