@@ -410,7 +410,7 @@ def evaluate(
     from .manifests.table import Manifest
     from .train.evaluate import evaluate_model, load_run
     from .train.inference import InferenceSettings
-    from .train.loop import choose_device
+    from .train.process import choose_device
     from .train.run_folder import RunFolder
 
     if len({path.stem for path in manifests}) < len(manifests):
@@ -449,8 +449,8 @@ def predict(
     from .pipeline.draw import percent
     from .train.evaluate import load_run
     from .train.inference import InferenceSettings
-    from .train.loop import choose_device
     from .train.predict import find_images, predict_files, read_words
+    from .train.process import choose_device
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     loaded = load_run(run, step=checkpoint, device=choose_device(device))

@@ -68,6 +68,8 @@ class TrainConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    clip_weights: Path | None = None
+    """Pretrained CLIP to begin with: OpenAI's .pt or open_clip's .bin or .safetensors; none, random weights."""
     run: Path | None = None
     """Run folder; `--out` says the same on the command line."""
     seed: int = 0

@@ -5,7 +5,6 @@ sample is cropped straight into its place, so nothing larger than the crop leave
 """
 
 import multiprocessing
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from .config_reading import PathText
 from .crop import CropWindow
 from .errors import ConfigError, TrainDataError
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
+from .process import ignore_stop_signals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +55,7 @@ class DataConfig:
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip is a probability in [0, 1], got {self.flip}")
         if self.num_workers < 0 or self.prefetch < 1:
-            raise ConfigError(
-                f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}"
-            )
+            raise ConfigError(f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}")
 
 
 class Batch(TypedDict):
@@ -276,8 +274,6 @@ def _as_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    # Slurm signals every process of a job; the training process alone decides what to do about it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    ignore_stop_signals()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -4,13 +4,11 @@ Same run folder, same settings: the weights after step n are bitwise the same ho
 between, and with any number of data workers (on one device type; see the README for what PyTorch promises beyond it).
 """
 
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,10 +16,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
 
+from .. import PhyssegError
 from ..manifests.table import Manifest
 from . import checkpoint
 from .augment import color_jitter
 from .checkpoint import CheckpointState
+from .clip_weights import load_clip_weights
 from .config import HARMLESS, TrainConfig
 from .config_reading import plain
 from .data import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
@@ -31,6 +31,7 @@ from .inference import InferenceSettings
 from .losses import total_loss
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from .order import PositionBatches
+from .process import StopSignals, choose_device, random_state, set_random_state
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .segmenter import Segmenter
@@ -53,11 +54,11 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = True) -> TrainResult:
-    """Train, or go on training, until `config.steps` or `stop_at` steps or a SIGTERM or SIGUSR1.
+    """Train, or go on training, until `config.steps` or `stop_at` steps, or a signal (see process.StopSignals).
 
-    Every end but an error leaves a checkpoint of the last step. Raises ConfigError, TrainDataError,
-    StoreIncompleteError, RunFolderError or CheckpointError before anything is computed, and NonFiniteLossError with the
-    weights of the last good step still in the last checkpoint.
+    Raises ConfigError, TrainDataError, StoreIncompleteError, RunFolderError or CheckpointError before anything is
+    computed. Every end that we can see coming leaves a checkpoint of the last good step: reaching the last one, a
+    signal, NonFiniteLossError, a sample that cannot be read any more.
     """
     if config.run is None:
         raise ConfigError("no run folder given", hint='Say --out RUN, or write `run = "..."` in the configuration.')
@@ -103,55 +104,62 @@ class _Training:
         self.samples = open_samples(config.data, config.model.structures, config.losses.lambda_sac > 0, config.seed)
         self.vocabulary = self.samples.reader.schema.vocabulary
         self.identity = data_identity(self.samples)
+        self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
         self._begin_or_check_run()
         torch.manual_seed(config.seed)
         self.model = Segmenter(config.model)
         classes = self.vocabulary.classes
         self.objective = Objective(self.model, config, classes, self.vocabulary.ignore_index).to(self.device).train()
         self.optimizer: AdamW = build_optimizer(self.model, config.optim)
-        self.step = self._resume() if checkpoint.steps(run.checkpoints) else 0
+        self.step = self.saved_step = self._resume_or_begin()
 
     def go_on(self, stop_at: int, *, progress: bool) -> TrainResult:
-        """Train until `stop_at` steps have been taken; the loop itself."""
+        """Train until `stop_at` steps have been taken."""
         started, first_step = time.perf_counter(), self.step
-        config, optimizer, objective = self.config, self.optimizer, self.objective
         with (
             RunLog(self.run.log_file, self.run.tensorboard, start_step=first_step) as log,
-            tqdm(total=config.steps, initial=first_step, unit="step", disable=not progress, smoothing=0.1) as bar,
+            tqdm(total=self.config.steps, initial=first_step, unit="step", disable=not progress, smoothing=0.1) as bar,
             StopSignals() as stop,
         ):
             self._log_start(log, stop_at)
-            meter = _Meter(config.batch_size)
-            stream = self._stream(stop_at)
-            batch = self._next(stream, meter, stop)
-            while batch is not None:
-                rate = learning_rate_factor(self.step, config.steps, config.optim.warmup_steps)
-                set_learning_rate(optimizer, rate)
-                parts = objective(to_device(batch, self.device))
-                parts["loss"].backward()
-                parts["gradient_norm"] = clip_gradients(optimizer, config.optim.max_gradient_norm)
-                upcoming = self._next(stream, meter, stop)  # while the device is at work
-                self._take_step(log, batch, parts, meter)
-                bar.update()
-                last = self.step == stop_at or stop.received is not None
-                if last or self.step % config.log_every == 0:
-                    values = meter.take() | learning_rates(optimizer)
-                    log.scalars(self.step, values)
-                    bar.set_postfix_str(f"loss {values['loss/loss']:.3f}, data wait {values['speed/data_wait']:.0%}")
-                if last or self.step % config.checkpoint_every == 0:
+            try:
+                self._loop(stop_at, log, bar, stop)
+            except PhyssegError:
+                if self.step > self.saved_step:  # raised between steps: the weights are whole
                     self._save()
-                with meter.paused():
-                    self._evaluate_if_due(log)
-                batch = None if last else upcoming
-            log.event("end", self.step, finished=self.step >= config.steps, stopped_by=stop.received)
+                raise
+            log.event("end", self.step, finished=self.step >= self.config.steps, stopped_by=stop.received)
         return TrainResult(
             run=self.run.path,
             step=self.step,
             first_step=first_step,
-            finished=self.step >= config.steps,
+            finished=self.step >= self.config.steps,
             stopped_by=stop.received,
             seconds=time.perf_counter() - started,
         )
+
+    def _loop(self, stop_at: int, log: RunLog, bar: "tqdm[Any]", stop: StopSignals) -> None:
+        config, optimizer, meter = self.config, self.optimizer, _Meter(self.config.batch_size)
+        stream = self._stream(stop_at)
+        batch = self._next(stream, meter, stop)
+        while batch is not None:
+            set_learning_rate(optimizer, learning_rate_factor(self.step, config.steps, config.optim.warmup_steps))
+            parts = self.objective(to_device(batch, self.device))
+            parts["loss"].backward()
+            parts["gradient_norm"] = clip_gradients(optimizer, config.optim.max_gradient_norm)
+            upcoming = self._next(stream, meter, stop)  # while the device is at work
+            self._take_step(log, batch, parts, meter)
+            bar.update()
+            last = self.step == stop_at or stop.received is not None
+            if last or self.step % config.log_every == 0:
+                values = meter.take() | learning_rates(optimizer)
+                log.scalars(self.step, values)
+                bar.set_postfix_str(f"loss {values['loss/total']:.3f}, data wait {values['speed/data_wait']:.0%}")
+            if last or self.step % config.checkpoint_every == 0:
+                self._save()
+            with meter.paused():
+                self._evaluate_if_due(log)
+            batch = None if last else upcoming
 
     def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: "_Meter") -> None:
         """Change the weights, unless a number says that would ruin them."""
@@ -165,7 +173,7 @@ class _Training:
         self.step += 1
         meter.count(values)
 
-    def _next(self, stream: Iterator[Batch], meter: "_Meter", stop: "StopSignals") -> Batch | None:
+    def _next(self, stream: Iterator[Batch], meter: "_Meter", stop: StopSignals) -> Batch | None:
         """The next batch; None at the end, or once a signal asked to stop."""
         try:
             with meter.waiting():
@@ -195,9 +203,15 @@ class _Training:
         trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()}
         checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
         checkpoint.prune(self.run.checkpoints, self.config.keep_last)
+        self.saved_step = self.step
 
-    def _resume(self) -> int:
+    def _resume_or_begin(self) -> int:
+        """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
         checkpoint.remove_unfinished(self.run.checkpoints)
+        if not checkpoint.steps(self.run.checkpoints):
+            if self.config.clip_weights is not None:
+                load_clip_weights(self.model.clip, self.config.clip_weights)
+            return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
         state = checkpoint.load_model(path, self.model, plain(self.config.model))
         trainer = checkpoint.load_trainer(path)
@@ -207,12 +221,12 @@ class _Training:
 
     def _evaluate_if_due(self, log: RunLog) -> None:
         settings = self.config.eval
-        if settings.manifest is None or (self.step % settings.every and self.step != self.config.steps):
+        if self.eval_manifest is None or (self.step % settings.every and self.step != self.config.steps):
             return
         self.model.eval()
         result = evaluate_model(
             self.model,
-            Manifest.read(settings.manifest),
+            self.eval_manifest,
             trained_on=self.vocabulary.classes,
             max_images=settings.max_images,
             settings=InferenceSettings(windows=settings.windows),
@@ -236,29 +250,6 @@ class _Training:
         if left_out:
             shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
             tqdm.write(f"{len(left_out)} quarantined samples are left out: {shown}")
-
-
-class StopSignals:
-    """Remembers SIGTERM or SIGUSR1 (what Slurm sends before it takes a node back), so that the step can be finished."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            try:
-                self._previous[number] = signal.signal(number, self._remember)
-            except ValueError:  # not in the main thread: the caller keeps its own handlers
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
 
 
 class _Meter:
@@ -298,6 +289,7 @@ class _Meter:
         """Means since the last call, under the log's names; starts anew."""
         seconds = time.perf_counter() - self._since
         means = {f"loss/{name}": total / self._steps for name, total in self._sums.items()}
+        means["loss/total"] = means.pop("loss/loss")
         means["gradient/norm"] = means.pop("loss/gradient_norm")
         means["speed/images_per_second"] = self._steps * self.batch_size / seconds
         means["speed/data_wait"] = min(1.0, self._waited / seconds)
@@ -308,28 +300,3 @@ class _Meter:
 def learning_rates(optimizer: AdamW) -> dict[str, float]:
     """Current rate of every parameter group, under the log's names."""
     return {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one. Raises ConfigError if PyTorch cannot use it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"device: cannot use {name!r}: {first}", hint='Use "auto", "cpu" or "cuda".') from error
-    return device
-
-
-def random_state() -> dict[str, Any]:
-    """State of PyTorch's generators, for a checkpoint. Data and augmentation have none: see order.py."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Inverse of `random_state`; generators of devices that are not here are left out."""
-    torch.set_rng_state(state["cpu"])
-    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, index)

@@ -48,6 +48,7 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
             keys.add(table + match[1])
     assert keys == dotted_keys(TrainConfig) - {"model.alignment"}  # follows from losses.lambda_sac
     assert differing_keys(plain(shown), plain(everything)) == {
+        "clip_weights": (None, str(tmp_path / "vitb16.pt")),
         "run": (None, str(tmp_path / "runs/first")),
         "data.images": (None, "/data/coco"),
         "eval.manifest": (None, str(tmp_path / "val.parquet")),

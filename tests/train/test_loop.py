@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from physseg.manifests.errors import ContentError
 from physseg.manifests.table import Manifest
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.run import preprocess
 from physseg.train import checkpoint, loop
 from physseg.train.config import EvalConfig, TrainConfig
+from physseg.train.data import open_samples
 from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError
-from physseg.train.loop import choose_device, train
+from physseg.train.loop import train
+from physseg.train.process import StopSignals, choose_device
 from physseg.train.run_folder import RunFolder
 from physseg.train.run_log import read_log
+from physseg.train.segmenter import Segmenter
 
 Make = Callable[..., TrainConfig]
 
@@ -46,7 +50,7 @@ def test_resume_is_bitwise_with_any_number_of_workers(make_config: Make, tmp_pat
     assert not differing(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     logs = [read_log(RunFolder(tmp_path / name).log_file, "step") for name in ("whole", "run")]
     assert [entry["step"] for entry in logs[1]] == [1, 2, 3, 4, 5, 6]
-    for key in ("loss/loss", "loss/structure/sift", "loss/alignment", "gradient/norm", "learning_rate/clip/plain"):
+    for key in ("loss/total", "loss/structure/sift", "loss/alignment", "gradient/norm", "learning_rate/clip/plain"):
         assert [entry[key] for entry in logs[0]] == [entry[key] for entry in logs[1]]
 
 
@@ -84,7 +88,7 @@ def test_a_finished_run_says_so_and_keeps_the_last_checkpoints(make_config: Make
     assert (again.finished, again.first_step, again.step) == (True, 3, 3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_checkpoint(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -126,6 +130,8 @@ def test_a_non_finite_loss_changes_no_weight(
     (entry,) = read_log(RunFolder(tmp_path / "run").log_file, "non_finite")
     assert entry["sample_ids"] == fields["sample_ids"]
     assert entry["parts"]["loss"] == "nan"
+    assert not differing(before, weights(tmp_path / "run"))  # the last good weights are saved
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [1]
 
 
 def test_other_settings_are_refused_by_name(make_config: Make, tmp_path: Path, store: Path) -> None:
@@ -153,6 +159,29 @@ def test_another_store_in_the_same_place_is_refused(
         train(make_config(steps=1), progress=False)
 
 
+def test_a_sample_that_vanishes_stops_with_a_checkpoint(
+    make_config: Make, tmp_path: Path, train_manifest: Manifest
+) -> None:
+    first = open_samples(make_config().data, ("canny", "sift"), True, make_config().seed).batch(range(6, 7))
+    image = Path(train_manifest.root) / f"images/{first['sample_ids'][0]}.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(ContentError, match="expected a readable file"):
+        train(make_config(), progress=False)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [1]  # step 2's batch was asked for during step 1
+    image.write_bytes(content)
+    train(make_config(), progress=False)
+    train(make_config(run=str(tmp_path / "whole")), progress=False)
+    assert not differing(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_second_interrupt_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_torn_checkpoint_stops_the_resume(make_config: Make, tmp_path: Path) -> None:
     train(make_config(), stop_at=1, progress=False)
     path = tmp_path / "run/checkpoints/step_00000001/model.safetensors"
@@ -172,6 +201,21 @@ def test_evaluation_during_training_is_logged(make_config: Make, tmp_path: Path,
     other = make_config(steps=3, run=str(tmp_path / "without"))
     train(other, progress=False)
     assert not differing(weights(tmp_path / "run"), weights(tmp_path / "without"))  # looking changes nothing
+
+
+def test_pretrained_clip_weights_are_where_a_run_begins(make_config: Make, tmp_path: Path) -> None:
+    """Their file is read once: a resumed run takes what it had learned."""
+    clip = Segmenter(make_config().model).clip
+    with torch.no_grad():
+        clip.visual.ln_post.weight.fill_(3.5)
+    safetensors.torch.save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+    config = make_config(clip_weights=str(tmp_path / "clip.safetensors"), optim={"learning_rate": 1e-9})
+    train(config, stop_at=1, progress=False)
+    torch.testing.assert_close(weights(tmp_path / "run")["clip.visual.ln_post.weight"], torch.full((32,), 3.5))
+    (tmp_path / "clip.safetensors").unlink()
+    assert train(config, stop_at=2, progress=False).step == 2
+    with pytest.raises(CheckpointError, match="expected a file with CLIP weights, found none"):
+        train(replace(config, run=tmp_path / "other"), progress=False)
 
 
 def test_bf16_trains_float32_weights(make_config: Make, tmp_path: Path) -> None:
