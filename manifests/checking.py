@@ -16,10 +16,10 @@ from tqdm import tqdm
 from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image, decode_label, is_png
 from .errors import DecodeError, ManifestError
 from .pairing import Pair, common_root
-from .table import Manifest, Sample, Vocabulary, describe_unknown
+from .table import Manifest, Sample, Vocabulary, check_id_map, describe_unknown
 
 GREY_MODES = ("L", "1")
-COLOUR_MODES = ("RGB", "P")
+PILLOW_MEGAPIXELS = 178  # Pillow refuses pictures of more than twice its MAX_IMAGE_PIXELS
 CHUNK = 4  # samples per task: hides the bookkeeping, keeps the progress bar smooth and short runs parallel
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
@@ -47,8 +47,11 @@ class CheckSettings:
     def __post_init__(self) -> None:
         if self.exif not in ("error", "apply", "ignore"):
             raise ManifestError(f"exif: expected error, apply or ignore, got {self.exif!r}")
-        if self.max_megapixels <= 0:
-            raise ManifestError(f"max_megapixels: expected a positive number, got {self.max_megapixels}")
+        if not 0 < self.max_megapixels <= PILLOW_MEGAPIXELS:
+            raise ManifestError(
+                f"max_megapixels: expected more than 0 and at most {PILLOW_MEGAPIXELS} (Pillow's own limit), "
+                f"got {self.max_megapixels}"
+            )
         if self.workers < 0:
             raise ManifestError(f"workers: expected 0 or more, got {self.workers}")
 
@@ -60,6 +63,9 @@ class LabelIds:
     vocabulary: Vocabulary
     raw_to_class: Mapping[int, int]  # raw id -> class id
     raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
+
+    def __post_init__(self) -> None:
+        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)  # now, not after all files were read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from .checking import available_cpus
 from .coco_segments import segment_mask
-from .coco_stuff import CATEGORY_TO_CLASS, UNLABELLED, coco_stuff_vocabulary
+from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .errors import ManifestError
 from .pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list, some
 
 OTHER_CATEGORY = 183
 """In stuff files "other" = every pixel that is a thing. Instances say which; the rest stays unlabelled."""
+LAST_THING = 91
+MAX_EDGE = 65535  # pixels; as many as a JPEG can have
 MAX_PROBLEMS_SHOWN = 10
 
 
@@ -147,14 +149,29 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _add_file(images: dict[int, AnnotatedImage], data: Mapping[str, Any], path: Path) -> None:
     _check_categories(path, data)
+    if images:
+        _check_second_file(images, data, path)
     listed = {image["id"] for image in data["images"]}
-    if images and not listed & images.keys():
-        first = next(iter(images.values())).files[0]
-        raise ManifestError(f"{first} and {path.name} have no image in common", hint="give two files of the same split")
+    named = {category["id"] for category in data["categories"]}
     for entry in data["images"]:
         _add_image(images, entry, path)
     for annotation in data["annotations"]:
-        _add_segment(images, annotation, path, listed)
+        _add_segment(images, annotation, path, listed, named)
+
+
+def _check_second_file(images: Mapping[int, AnnotatedImage], data: Mapping[str, Any], path: Path) -> None:
+    """The second file covers the first, so it has to be that of the instances, and of the same photographs."""
+    first = next(iter(images.values())).files[0]
+    if not {image["id"] for image in data["images"]} & images.keys():
+        raise ManifestError(f"{first} and {path.name} have no image in common", hint="give two files of the same split")
+    for annotation in data["annotations"]:
+        if LAST_THING < annotation["category_id"] <= NUM_CATEGORIES:
+            raise ManifestError(
+                f"{path}: annotation {annotation.get('id')} is stuff (category {annotation['category_id']}); painted "
+                f"after {first}, it would cover the things there",
+                hint="exchange --stuff-json and --instances-json",
+                path=str(path),
+            )
 
 
 def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
@@ -172,15 +189,23 @@ def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
 
 def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path: Path) -> None:
     known = images.get(entry["id"])
+    name, sizes = entry["file_name"], (entry["height"], entry["width"])
+    fits = all(type(size) is int and 1 <= size <= MAX_EDGE for size in sizes)
+    if not (fits and isinstance(name, str) and Path(name).stem):
+        raise ManifestError(
+            f"{path}: image {entry['id']}: expected a file name, and a height and width of 1..{MAX_EDGE}, got "
+            f"{name!r} and {sizes}",
+            path=str(path),
+        )
     if known is None:
         images[entry["id"]] = AnnotatedImage(
-            file_name=entry["file_name"], height=entry["height"], width=entry["width"], files=[path.name]
+            file_name=name, height=entry["height"], width=entry["width"], files=[path.name]
         )
         return
     if path.name in known.files:
         raise ManifestError(f"{path}: image id {entry['id']} stands there twice", path=str(path))
     ours = (known.file_name, known.height, known.width)
-    theirs = (entry["file_name"], entry["height"], entry["width"])
+    theirs = (name, *sizes)
     if ours != theirs:
         raise ManifestError(
             f"image {entry['id']}: {known.files[0]} says {ours}, {path.name} says {theirs} (name, height, width)",
@@ -191,7 +216,11 @@ def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path
 
 
 def _add_segment(
-    images: Mapping[int, AnnotatedImage], annotation: Mapping[str, Any], path: Path, listed: set[int]
+    images: Mapping[int, AnnotatedImage],
+    annotation: Mapping[str, Any],
+    path: Path,
+    listed: set[int],
+    named: set[int],
 ) -> None:
     category, name = annotation["category_id"], f"{path}: annotation {annotation.get('id')}"
     if category == OTHER_CATEGORY:
@@ -205,6 +234,8 @@ def _add_segment(
             annotation_id=annotation.get("id"),
             got=category,
         )
+    if category not in named:
+        raise ManifestError(f"{name}: its category {category} is not among the file's categories", path=str(path))
     if annotation["image_id"] not in listed:
         raise ManifestError(
             f"{name}: its image {annotation['image_id']} is not among the file's images", path=str(path)

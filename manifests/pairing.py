@@ -1,5 +1,6 @@
 """Which image belongs to which label picture: by file stem, and complaining about everything left over."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,7 +56,11 @@ def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> lis
 
 
 def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """The files of a flat folder that end as asked for (in any case), by stem. Hidden files do not count."""
+    """The files of a flat folder that end as asked for (in any case), by stem. Hidden files do not count.
+
+    Whatever else lies there is counted in a warning: a sample whose image *and* label are left aside has no partner
+    that would complain. A link to nothing, or a folder, with the name of such a file is an error for the same reason.
+    """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "none there"
         raise ManifestError(
@@ -67,14 +72,15 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
         entries = list(found)
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or not entry.is_file():
-            kind = "folders" if entry.is_dir() else "hidden files"
-            others[kind] = others.get(kind, 0) + 1
+        if entry.name.startswith("."):
             continue
         if path.suffix.lower() not in suffixes:
-            kind = f"{path.suffix or 'suffixless'} files"
+            kind = "folders" if entry.is_dir() else f"{path.suffix or 'suffixless'} files"
             others[kind] = others.get(kind, 0) + 1
             continue
+        if not entry.is_file():
+            got = "a folder" if entry.is_dir() else "a link to nothing" if entry.is_symlink() else "something else"
+            raise ManifestError(f"{path}: expected a file, got {got}", hint="restore or remove it", path=str(path))
         if not entry.name.isprintable():  # line breaks, or bytes that are not UTF-8
             raise ManifestError(f"{folder}: a file name with unprintable characters: {entry.name!r}", hint="rename it")
         if path.stem in files:
@@ -84,13 +90,15 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
                 path=str(path),
             )
         files[path.stem] = path
+    got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
     if not files:
-        got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
         raise ManifestError(
             f"{folder}: expected {what} ({', '.join(suffixes)}), got {got}",
             hint="name the folder that holds the files themselves",
             path=str(folder),
         )
+    if others:
+        logging.getLogger(__name__).warning("warning: %s: not used: %s", folder, got)
     return files
 
 

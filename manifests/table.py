@@ -46,7 +46,7 @@ class Manifest:
         object.__setattr__(self, "samples", table)
         object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
         object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
-        _check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
+        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
         repeated = pc.value_counts(table.column("sample_id").combine_chunks())
         for entry in repeated.filter(pc.greater(repeated.field("counts"), 1)).slice(0, 1).to_pylist():
             raise ManifestError(
@@ -252,7 +252,8 @@ def _absolute(root: str) -> str:
     return root if is_url(root) else str(Path(root).resolve())
 
 
-def _check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], vocabulary: Vocabulary) -> None:
+def check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], vocabulary: Vocabulary) -> None:
+    """Raise ManifestError unless every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
     for raw in (*raw_to_class, *raw_ignore):
         if not 0 <= raw <= MAX_RAW_ID:
             raise ManifestError(f"raw label ids: expected 0..{MAX_RAW_ID}, got {raw}")

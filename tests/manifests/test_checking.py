@@ -245,7 +245,16 @@ def test_a_file_that_vanishes_stops_the_run(toys):
         check_samples(pairs, IDS, dataset="toys", split="")
 
 
-@pytest.mark.parametrize("settings", [{"exif": "guess"}, {"max_megapixels": 0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exif": "guess"},
+        {"max_megapixels": 0},
+        {"max_megapixels": float("nan")},
+        {"max_megapixels": 500},
+        {"workers": -1},
+    ],
+)
 def test_settings_are_checked(settings):
     with pytest.raises(ManifestError):
         CheckSettings(**settings)

@@ -276,6 +276,16 @@ def test_another_data_set_with_the_same_ids_is_recognised(files):
         files.build(stuff_json=stuff)
 
 
+def test_files_in_the_wrong_places_are_recognised(files):
+    """Painted the other way round, stuff would cover the things it overlaps, without a word."""
+    stuff, instances = (
+        files.stuff(annotation(1, GRASS, polygon(0, 9, 0, 9))),
+        files.instances(annotation(2, PERSON, polygon(4, 12, 4, 12))),
+    )
+    with pytest.raises(ManifestError, match=r"stuff\.json: annotation 1 is stuff .*\n.*exchange"):
+        files.build(stuff_json=instances, instances_json=stuff)
+
+
 def test_two_files_must_describe_the_same_images(files):
     stuff = files.stuff(images=(1,))
     with pytest.raises(ManifestError, match=r"image 1: stuff\.json says .*24, 32.*instances\.json says .*32, 24"):
@@ -290,7 +300,7 @@ def test_two_files_must_describe_the_same_images(files):
         ("{", "expected JSON"),
         ("[]", "list of images"),
         ('{"images": [], "annotations": []}', "list of categories"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError: 'file_name'"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "KeyError: '(file_name|height)'"),
         ('{"images": [1], "annotations": [], "categories": []}', "list of images"),
     ],
 )
@@ -314,6 +324,14 @@ def test_missing_file(tmp_path):
         (
             {"annotations": [{"id": 5, "image_id": 1, "category_id": GRASS, "bbox": []}]},
             "annotation 5: has no segmentation",
+        ),
+        (
+            {"annotations": [annotation(5, GRASS, polygon(0, 4, 0, 4))], "categories": []},
+            f"annotation 5: its category {GRASS} is not among the file's",
+        ),
+        *(
+            ({"images": [coco([])["images"][0] | wrong]}, "image 1: expected a file name, and a height and width of")
+            for wrong in ({"height": "24"}, {"width": 0}, {"height": 10**9}, {"height": None}, {"file_name": 5})
         ),
     ],
 )

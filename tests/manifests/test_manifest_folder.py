@@ -14,6 +14,12 @@ def test_convention_class_id_is_the_line_index(toys):
     assert ids.vocabulary.prompt_names == ("sky", "road", "car")
 
 
+@pytest.mark.parametrize("wrong", [{"ignore": (-1,)}, {"ignore": (70000,)}, {"first_id": 65535}])
+def test_ids_that_no_picture_can_hold_are_refused_before_any_is_read(wrong, toys):
+    with pytest.raises(ManifestError, match=r"expected 0\.\.65535, got"):
+        folder_ids(toys.lines("classes.txt", "a", "b"), **({"ignore": (0,)} | wrong))
+
+
 def test_first_id_and_several_ignored_ids(toys):
     ids = folder_ids(toys.lines("classes.txt", "a", "b"), first_id=1, ignore=(0, 255))
     assert ids.raw_to_class == {1: 0, 2: 1}

@@ -90,6 +90,29 @@ def test_one_folder_for_both(toys):
         pair_files(toys.folder / "images", toys.folder / "labels" / ".." / "images")
 
 
+@pytest.mark.parametrize(("kind", "got"), [("folder", "a folder"), ("link", "a link to nothing")])
+def test_pairs_that_are_no_files_are_not_passed_over(kind, got, toys):
+    """Image and label both: neither has a partner that would complain."""
+    toys.pairs(["a"])
+    for path in (toys.folder / "images/b.jpg", toys.folder / "labels/b.png"):
+        path.mkdir() if kind == "folder" else path.symlink_to("/nowhere/b.jpg")
+    with pytest.raises(ManifestError, match=rf"images/b\.jpg: expected a file, got {got}"):
+        pair_files(toys.folder / "images", toys.folder / "labels")
+
+
+def test_what_is_left_aside_is_counted(toys, caplog):
+    toys.pairs(["a"])
+    toys.lines("images/b.webp", "an image in a format that is not read")
+    toys.lines("labels/b.bmp", "and its label")
+    toys.lines("images/.hidden", "does not count")
+    toys.pairs(["c"], images="images/sub", labels="labels/sub")
+    pair_files(toys.folder / "images", toys.folder / "labels")
+    assert [record.message.split("/")[-1] for record in caplog.records] == [
+        "images: not used: 1 .webp files, 1 folders",
+        "labels: not used: 1 .bmp files, 1 folders",
+    ]
+
+
 def test_unprintable_names_are_refused(toys):
     toys.pairs(["a"])
     toys.image("images/line\nbreak.jpg")
