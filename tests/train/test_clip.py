@@ -138,6 +138,13 @@ def test_any_tokens(rows: list[list[int]], common_start: bool) -> None:
     torch.testing.assert_close(ours(model, arch).text(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_tokens_are_open_clips() -> None:
+    prompts = ["a photo of Chips-and-salsa's café", "traffic light", "  Door\u00a0& \u00bd wall "]
+    expected = open_clip.tokenize(prompts)
+    tokens = tokenize(prompts, ["{}"])[:, 0]
+    assert torch.equal(F.pad(tokens, (0, 77 - tokens.shape[1])), expected)
+
+
 def test_shared_prefix_by_hand() -> None:
     assert shared_prefix(torch.tensor([[5, 1, 2, 9], [5, 1, 3, 9]])) == 2
     assert shared_prefix(torch.tensor([[5, 1, 9, 0], [5, 1, 3, 9]])) == 2
