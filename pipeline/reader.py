@@ -1,14 +1,19 @@
 """The trainer's way into a store: one sample's arrays at the cost of decoding them.
 
-Any Zarr reader opens a store; this one exists because it is on the trainer's hot path, where it takes about a fifth of
+Any Zarr reader opens a store; this one exists because it is on the trainer's hot path, where it takes about a tenth of
 zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what ``shard_codec`` writes and refuses
 everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
+
+Nearly all of its time is zstd's, and that is mostly memory: a whole canvas of an array is 590 KB. So a caller that
+wants a window asks for no more ``rows`` than that needs.
 """
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +52,10 @@ class StoreReader:
                     hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
                 )
             self._check_layout(SPECS[name])
-        self._open_shards: OrderedDict[tuple[str, int], tuple[int, npt.NDArray[np.uint64]]] = OrderedDict()
+        self._sharded = [_Plane.of(SPECS[name], self.schema) for name in self.arrays if SPECS[name].is_sharded]
+        self._columns = [name for name in self.arrays if not SPECS[name].is_sharded]
+        self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._column_cache: dict[str, npt.NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return self.schema.num_samples
@@ -76,24 +84,36 @@ class StoreReader:
         height, width = self._frame_sizes[index]
         return int(height), int(width)
 
-    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+    def read(self, index: int, *, rows: int | None = None) -> dict[str, npt.NDArray[Any]]:
         """All arrays of one sample, each a new array of its schema shape.
 
-        Raises StoreIncompleteError unless the sample's status is done, StoreCorruptError where bytes do not hold.
+        With ``rows``, arrays of pixels have only that many rows, from the top of the canvas (cell arrays come whole):
+        the rest is not decoded. Checksums are of all bytes either way. Raises StoreIncompleteError unless the sample's
+        status is done, StoreCorruptError where bytes do not hold.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
             self._refuse(index)
-        planes = {}
-        for name in self.arrays:
-            spec = SPECS[name]
-            if spec.is_sharded:
-                plane = np.empty(self.schema.sample_shape(spec), dtype=self.schema.dtype(spec))
-                self._read_chunk(spec, index, plane)
-                planes[name] = plane
-            else:
-                planes[name] = self.read_column(name)[index]
+        number, row = divmod(index, self.schema.samples_per_shard)
+        shard = self._shard(number)
+        planes: dict[str, npt.NDArray[Any]] = {}
+        for plane, descriptor, table in zip(self._sharded, shard.descriptors, shard.tables, strict=True):
+            offset, length = table[row]
+            if offset == ABSENT:
+                raise StoreCorruptError(
+                    f"{self._shard_file(plane, number)}: sample {index} is not in its shard",
+                    hint="run `physseg verify STORE --repair`",
+                    index=index,
+                )
+            out = np.empty(plane.shape_of(rows), plane.dtype)
+            try:
+                decompress_into(os.pread(descriptor, length, offset), out, chunk_bytes=plane.nbytes)
+            except StoreCorruptError as error:
+                raise _corrupt(self._shard_file(plane, number), error, index) from error
+            planes[plane.name] = out
+        for name in self._columns:
+            planes[name] = self._column(name)[index]
         return planes
 
     def read_column(self, name: str) -> npt.NDArray[Any]:
@@ -119,8 +139,7 @@ class StoreReader:
     def close(self) -> None:
         """Close the shard files; reading opens them again."""
         while self._open_shards:
-            _, (descriptor, _) = self._open_shards.popitem()
-            os.close(descriptor)
+            self._open_shards.popitem()[1].close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open_shards"):
@@ -130,49 +149,31 @@ class StoreReader:
         # Descriptors belong to a process; the columns are small and may travel.
         return self.__dict__ | {"_open_shards": OrderedDict()}
 
-    def _read_chunk(self, spec: ArraySpec, index: int, out: npt.NDArray[Any]) -> None:
-        shard, row = divmod(index, self.schema.samples_per_shard)
-        descriptor, table = self._shard(spec, shard)
-        offset, length = table[row]
-        if offset == ABSENT:
-            raise StoreCorruptError(
-                f"{self.path / self.schema.shard_file(spec, shard)}: sample {index} is not in its shard",
-                hint="run `physseg verify STORE --repair`",
-                index=index,
-            )
-        try:
-            decompress_into(os.pread(descriptor, int(length), int(offset)), out)
-        except StoreCorruptError as error:
-            raise _corrupt(self.path / self.schema.shard_file(spec, shard), error, index) from error
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._column_cache:
+            self._column_cache[name] = self.read_column(name)
+        return self._column_cache[name]
 
-    def _shard(self, spec: ArraySpec, shard: int) -> tuple[int, npt.NDArray[np.uint64]]:
-        """An open shard file and its index, from a bounded cache."""
-        key = (spec.name, shard)
-        if key in self._open_shards:
-            self._open_shards.move_to_end(key)
-            return self._open_shards[key]
-        file = self.path / self.schema.shard_file(spec, shard)
+    def _shard_file(self, plane: "_Plane", shard: int) -> Path:
+        return self.path / self.schema.shard_file(SPECS[plane.name], shard)
+
+    def _shard(self, number: int) -> "_Shard":
+        """The open files of a shard and their indexes, from a bounded cache."""
+        shard = self._open_shards.get(number)
+        if shard is not None:
+            self._open_shards.move_to_end(number)
+            return shard
+        shard = _Shard([], [])
         try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise StoreIncompleteError(
-                f"{file}: shard is missing although its samples count as done",
-                hint="run `physseg verify STORE --repair`",
-            ) from None
-        try:
-            size = os.fstat(descriptor).st_size
-            tail = min(size, index_size(self.schema.samples_per_shard))
-            table = decode_index(
-                os.pread(descriptor, tail, size - tail), self.schema.samples_per_shard, size, str(file)
-            )
+            for plane in self._sharded:
+                shard.open(self._shard_file(plane, number), self.schema.samples_per_shard)
         except BaseException:
-            os.close(descriptor)
+            shard.close()
             raise
-        while len(self._open_shards) >= MAX_OPEN_FILES:
-            _, (oldest, _) = self._open_shards.popitem(last=False)
-            os.close(oldest)
-        self._open_shards[key] = (descriptor, table)
-        return descriptor, table
+        while self._open_shards and (len(self._open_shards) + 1) * len(self._sharded) > MAX_OPEN_FILES:
+            self._open_shards.popitem(last=False)[1].close()
+        self._open_shards[number] = shard
+        return shard
 
     def _check_layout(self, spec: ArraySpec) -> None:
         """Refuse an array whose metadata is not, value for value, what this physseg writes."""
@@ -205,6 +206,55 @@ class StoreReader:
             index=index,
             sample_id=sample,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """What reading an array takes, worked out once."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    """Of one whole sample."""
+    nbytes: int
+    has_rows: bool
+
+    @classmethod
+    def of(cls, spec: ArraySpec, schema: StoreSchema) -> "_Plane":
+        shape, dtype = schema.sample_shape(spec), schema.dtype(spec)
+        nbytes = math.prod(shape) * dtype.itemsize
+        return cls(spec.name, dtype, shape, nbytes, spec.dims == ("y", "x"))
+
+    def shape_of(self, rows: int | None) -> tuple[int, ...]:
+        if rows is None or not self.has_rows:
+            return self.shape
+        return (min(rows, self.shape[0]), *self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Open files of one shard, and for each the offset and length in bytes of every sample."""
+
+    descriptors: list[int]
+    tables: list[list[list[int]]]
+
+    def open(self, file: Path, samples_per_shard: int) -> None:
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StoreIncompleteError(
+                f"{file}: shard is missing although its samples count as done",
+                hint="run `physseg verify STORE --repair`",
+            ) from None
+        self.descriptors.append(descriptor)
+        size = os.fstat(descriptor).st_size
+        tail = min(size, index_size(samples_per_shard))
+        index = decode_index(os.pread(descriptor, tail, size - tail), samples_per_shard, size, str(file))
+        self.tables.append(index.tolist())
+
+    def close(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

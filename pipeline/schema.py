@@ -144,7 +144,7 @@ class StoreSchema:
         """The Zarr v3 document (``zarr.json``) of one array."""
         shape = self.sample_shape(spec)
         shard_shape = [self.samples_per_shard, *shape]
-        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), _ZSTD]
+        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *_COMPRESSION]
         sharding = {
             "name": "sharding_indexed",
             "configuration": {
@@ -240,7 +240,10 @@ def markdown_table() -> str:
     return "\n".join(lines)
 
 
-_ZSTD: Final = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
+_COMPRESSION: Final = (
+    {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
+    {"name": "crc32c"},  # of the compressed bytes; see shard_codec
+)
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -63,13 +63,16 @@ def test_a_flipped_bit_in_any_file_is_found_and_mended(store: Path, pristine: Pa
         file.write_bytes(data)
         path = file.relative_to(store).as_posix()
         faults = verify(store, progress=False).faults
-        assert any(fault.path == path for fault in faults), f"{path}: not found among {faults}"
         if path.endswith("manifest.parquet"):
-            with pytest.raises((StoreError, ValueError)):
-                mend(store)
+            if faults:
+                with pytest.raises((StoreError, ValueError)):
+                    mend(store)
+            else:  # Parquet has bytes that mean nothing to a reader
+                assert Manifest.read(file) == Manifest.read(pristine / "s.zarr" / path)
             file.write_bytes(original)  # only its owner can bring it back
-        else:
-            mend(store)
+            continue
+        assert any(fault.path == path for fault in faults), f"{path}: not found among {faults}"
+        mend(store)
         assert_same_bytes(pristine / "s.zarr", store)
 
 
