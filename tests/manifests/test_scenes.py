@@ -84,15 +84,37 @@ def test_convention_pixel_edges_are_at_whole_numbers():
     np.testing.assert_array_equal(half[2:7, 3], 0.5)
 
 
-@pytest.mark.parametrize("shape", scenes.SHAPES)
-def test_coverage_sums_to_the_area_of_the_outline(shape: str):
-    corners = scenes._outline(shape) * 41.7 + 60.3
+@pytest.mark.parametrize(
+    "corners", [scenes._ball(), scenes._pebble(np.random.default_rng(0)), scenes._polar(np.tile((1.1, 0.5), 5))]
+)
+def test_coverage_sums_to_the_area_of_the_outline(corners: np.ndarray):
+    corners = corners * 41.7 + 60.3
     x, y = corners.T
     area = abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
     covered = scenes._coverage(corners, 120, 120)
     assert covered.sum() == pytest.approx(area, rel=0.005)
     partly_outside = scenes._coverage(corners - (60.3, 0), 120, 120)
     assert 0.2 * area < partly_outside.sum() < 0.8 * area
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"), [("plain", 1), ("stripes", 0.5), ("dots", np.pi * 0.32**2), ("checks", 0.5)]
+)
+def test_shapes_cover_their_share_whatever_the_turn(shape: str, share: float):
+    for seed in range(5):
+        painted = scenes._painted(shape, (240, 320), np.random.default_rng(seed))
+        assert painted.mean() == pytest.approx(share, abs=0.03)
+        assert (painted.min(), painted.max()) == ((1, 1) if shape == "plain" else (0, 1))
+
+
+def test_shapes_differ_in_the_way_their_names_say():
+    """Along a stripe nothing changes; every dot is an island; the corners of checks touch."""
+    flat = [
+        scenes._painted(shape, (240, 240), np.random.default_rng(1)) > 0.5 for shape in ("stripes", "dots", "checks")
+    ]
+    islands = [cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] for mask in flat]
+    assert islands[0] < 40 < islands[1]
+    assert cv2.connectedComponents((~flat[1]).astype(np.uint8))[0] < 60, "the ground between dots hangs together"
 
 
 def digests(root: Path) -> dict[str, str]:
