@@ -1,4 +1,4 @@
-"""Published CAT-Seg checkpoints: their parameter names, and a segmenter of the sizes that their shapes tell.
+"""Published CAT-Seg state dicts (the CVPR 2024 code): their parameter names, and the sizes that their shapes tell.
 
 Heads of the aggregator, pooling, padding length and guidance blocks leave no trace in a state dict; they take the
 published values unless given.
@@ -6,70 +6,72 @@ published values unless given.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .clip_presets import CLIP_PRESETS, ClipArchitecture
-from .clip_weights import load_state, split_fused_projections
+from .clip_weights import check_state, fit_positions, split_fused_projections
 from .errors import CheckpointError
 from .segmenter import Segmenter, SegmenterConfig
 
+# Published name and ours, both ways the first pair that matches. {n} and {m} are numbers, {b} is block_1 or block_2,
+# {rest} is anything.
 _PREDICTOR = "sem_seg_head.predictor."
-# Regular expressions over the whole name, the first that matches renames.
-_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"sem_seg_head\.predictor\.clip_model\.visual\.(.+)", r"clip.visual.\1"),
-    (r"sem_seg_head\.predictor\.clip_model\.(.+)", r"clip.text.\1"),
-    (r"sem_seg_head\.predictor\.transformer\.(.+)", r"aggregator.\1"),
-    (r"(upsample[12]\..+)", r"\1"),
+_AGGREGATOR = _PREDICTOR + "transformer."
+_NAMES: tuple[tuple[str, str], ...] = (
+    (_PREDICTOR + "clip_model.visual.{rest}", "clip.visual.{rest}"),
+    (_PREDICTOR + "clip_model.{rest}", "clip.text.{rest}"),
+    ("upsample{n}.{rest}", "upsample{n}.{rest}"),
+    (_AGGREGATOR + "conv1.{rest}", "aggregator.cost_embedding.{rest}"),
+    (_AGGREGATOR + "guidance_projection.0.{rest}", "aggregator.image_guidance.{rest}"),
+    (_AGGREGATOR + "text_guidance_projection.0.{rest}", "aggregator.text_guidance.{rest}"),
+    (_AGGREGATOR + "decoder_guidance_projection.0.0.{rest}", "aggregator.decoder.guidance1.{rest}"),
+    (_AGGREGATOR + "decoder_guidance_projection.1.0.{rest}", "aggregator.decoder.guidance2.{rest}"),
+    (_AGGREGATOR + "decoder{n}.up.{rest}", "aggregator.decoder.up{n}.up.{rest}"),
+    (_AGGREGATOR + "decoder{n}.conv.double_conv.0.{rest}", "aggregator.decoder.up{n}.conv1.{rest}"),
+    (_AGGREGATOR + "decoder{n}.conv.double_conv.1.{rest}", "aggregator.decoder.up{n}.norm1.{rest}"),
+    (_AGGREGATOR + "decoder{n}.conv.double_conv.3.{rest}", "aggregator.decoder.up{n}.conv2.{rest}"),
+    (_AGGREGATOR + "decoder{n}.conv.double_conv.4.{rest}", "aggregator.decoder.up{n}.norm2.{rest}"),
+    (_AGGREGATOR + "head.{rest}", "aggregator.decoder.head.{rest}"),
+    (_AGGREGATOR + "layers.{n}.swin_block.{b}.attn.proj.{rest}", "aggregator.layers.{n}.spatial.{b}.proj.{rest}"),
+    (_AGGREGATOR + "layers.{n}.swin_block.{b}.mlp.fc{m}.{rest}", "aggregator.layers.{n}.spatial.{b}.fc{m}.{rest}"),
+    (_AGGREGATOR + "layers.{n}.swin_block.{rest}", "aggregator.layers.{n}.spatial.{rest}"),
+    (_AGGREGATOR + "layers.{n}.attention.attention.{rest}", "aggregator.layers.{n}.classes.attn.{rest}"),
+    (_AGGREGATOR + "layers.{n}.attention.MLP.0.{rest}", "aggregator.layers.{n}.classes.fc1.{rest}"),
+    (_AGGREGATOR + "layers.{n}.attention.MLP.2.{rest}", "aggregator.layers.{n}.classes.fc2.{rest}"),
+    (_AGGREGATOR + "layers.{n}.attention.padding_tokens", "aggregator.layers.{n}.classes.padding_token"),
+    (_AGGREGATOR + "layers.{n}.attention.{rest}", "aggregator.layers.{n}.classes.{rest}"),
 )
-_AGGREGATOR_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"aggregator\.conv1\.(\w+)", r"aggregator.cost_embedding.\1"),
-    (r"aggregator\.guidance_projection\.0\.(\w+)", r"aggregator.image_guidance.\1"),
-    (r"aggregator\.text_guidance_projection\.0\.(\w+)", r"aggregator.text_guidance.\1"),
-    (r"aggregator\.decoder_guidance_projection\.0\.0\.(\w+)", r"aggregator.decoder.guidance1.\1"),
-    (r"aggregator\.decoder_guidance_projection\.1\.0\.(\w+)", r"aggregator.decoder.guidance2.\1"),
-    (r"aggregator\.decoder([12])\.up\.(\w+)", r"aggregator.decoder.up\1.up.\2"),
-    (r"aggregator\.decoder([12])\.conv\.double_conv\.0\.(\w+)", r"aggregator.decoder.up\1.conv1.\2"),
-    (r"aggregator\.decoder([12])\.conv\.double_conv\.1\.(\w+)", r"aggregator.decoder.up\1.norm1.\2"),
-    (r"aggregator\.decoder([12])\.conv\.double_conv\.3\.(\w+)", r"aggregator.decoder.up\1.conv2.\2"),
-    (r"aggregator\.decoder([12])\.conv\.double_conv\.4\.(\w+)", r"aggregator.decoder.up\1.norm2.\2"),
-    (r"aggregator\.head\.(\w+)", r"aggregator.decoder.head.\1"),
-    (
-        r"aggregator\.layers\.(\d+)\.swin_block\.(block_[12])\.attn\.proj\.(\w+)",
-        r"aggregator.layers.\1.spatial.\2.proj.\3",
-    ),
-    (r"aggregator\.layers\.(\d+)\.swin_block\.(block_[12])\.mlp\.(.+)", r"aggregator.layers.\1.spatial.\2.\3"),
-    (r"aggregator\.layers\.(\d+)\.swin_block\.(.+)", r"aggregator.layers.\1.spatial.\2"),
-    (r"aggregator\.layers\.(\d+)\.attention\.attention\.(.+)", r"aggregator.layers.\1.classes.attn.\2"),
-    (r"aggregator\.layers\.(\d+)\.attention\.MLP\.0\.(\w+)", r"aggregator.layers.\1.classes.fc1.\2"),
-    (r"aggregator\.layers\.(\d+)\.attention\.MLP\.2\.(\w+)", r"aggregator.layers.\1.classes.fc2.\2"),
-    (r"aggregator\.layers\.(\d+)\.attention\.padding_tokens", r"aggregator.layers.\1.classes.padding_token"),
-    (r"aggregator\.layers\.(\d+)\.attention\.(.+)", r"aggregator.layers.\1.classes.\2"),
+_PLACEHOLDERS = {"n": r"(?P<n>\d+)", "m": r"(?P<m>\d+)", "b": r"(?P<b>block_[12])", "rest": r"(?P<rest>.+)"}
+# Part of published files, of no use here: window masks follow from the sizes, our normalisation is fixed, and the
+# logits do not use CLIP's scale.
+_IGNORED = re.compile(
+    r".*\.attn_mask|.*\.clip_model\.(logit_scale|input_resolution|context_length|vocab_size)|(clip_)?pixel_(mean|std)"
 )
-# Part of a published state dict, of no use here: the window masks follow from the sizes, CLIP's scale is not used.
-_DROPPED = re.compile(r".*\.attn_mask|.*\.clip_model\.(logit_scale|input_resolution|context_length|vocab_size)")
 
 
 def our_name(name: str) -> str | None:
-    """Our parameter's name for a published one; None for what is dropped.
+    """Our parameter's name for a published one; None for what is of no use here.
 
     Raises CheckpointError for a name of neither kind.
     """
-    if _DROPPED.fullmatch(name):
+    if _IGNORED.fullmatch(name):
         return None
-    for rules in (_RENAMES, _AGGREGATOR_RENAMES):
-        for pattern, replacement in rules:
-            if match := re.fullmatch(pattern, name):
-                name = match.expand(replacement)
-                break
-        else:
-            if rules is _RENAMES:
-                raise CheckpointError(
-                    f"CAT-Seg checkpoint: unknown name {name!r}",
-                    hint="expected names that begin with sem_seg_head.predictor. or upsample1./upsample2.",
-                )
-    return name
+    ours = _translate(name, _FORWARD)
+    if ours is None:
+        raise CheckpointError(
+            f"CAT-Seg checkpoint: unknown name {name!r}",
+            hint="expected names that begin with sem_seg_head.predictor. or upsample1./upsample2.",
+        )
+    return ours
+
+
+def published_name(name: str) -> str:
+    """The inverse of `our_name`, for messages; a name that has no published form as it is."""
+    return _translate(name, _BACKWARD) or name
 
 
 def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,65 +84,71 @@ def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split_fused_projections(renamed)
 
 
+def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], **settings: Any) -> SegmenterConfig:
+    """The settings of a segmenter that a published state dict fits; `renamed` is the same through `from_catseg`.
+
+    `settings` are fields of SegmenterConfig that shapes cannot tell (num_heads, pooling, pad_len, finetune, templates).
+    Raises CheckpointError for a state dict that lacks what the sizes are read from.
+    """
+    masks = [tensor for name, tensor in state.items() if name.endswith("block_2.attn_mask")]
+    try:
+        has_text = any(name.startswith("clip.text.") for name in renamed)
+        return SegmenterConfig(**{**_sizes(renamed, masks), "text_encoder": has_text, **settings})
+    except KeyError as error:
+        raise CheckpointError(
+            f"CAT-Seg checkpoint: {published_name(error.args[0])!r} is missing", hint="is this a CAT-Seg state dict?"
+        ) from error
+
+
+def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """The state dict of a segmenter of these settings: complete, float32, of the right shapes, or CheckpointError."""
+    with torch.device("meta"):
+        segmenter = Segmenter(config)
+    state = {name: tensor.float() for name, tensor in renamed.items()}
+    state = fit_positions(state, config.clip_sizes.position_grid, name="clip.visual.positional_embedding")
+    check_state(segmenter, state, source=source, shown=published_name)
+    return state
+
+
 def segmenter_from_catseg(state: Mapping[str, Tensor], **settings: Any) -> Segmenter:
     """A segmenter with the sizes and weights of a published state dict (`{"model": ...}` already unpacked).
 
-    `settings` are fields of SegmenterConfig that shapes cannot tell (num_heads, pooling, pad_len, finetune, templates).
     A state dict without a text encoder gives a segmenter with a random one, for text features that come from elsewhere.
     """
-    masks = [tensor for name, tensor in state.items() if name.endswith("block_2.attn_mask")]
     renamed = from_catseg(state)
-    try:
-        arch = _architecture(renamed)
-        config = _config(renamed, arch, masks, settings)
-    except KeyError as error:
-        raise CheckpointError(
-            f"CAT-Seg checkpoint: {error.args[0]!r} (our name) is missing", hint="is this a CAT-Seg state dict?"
-        ) from error
-    segmenter = Segmenter(config, architecture=arch)
-    has_text = any(name.startswith("clip.text.") for name in renamed)
-    load_state(segmenter, renamed, source="CAT-Seg checkpoint", optional=() if has_text else ("clip.text.",))
+    config = sizes_from_catseg(state, renamed, **settings)
+    fitted = fitted_state(config, renamed, source="CAT-Seg checkpoint")
+    segmenter = Segmenter(replace(config, text_encoder=True))
+    segmenter.load_state_dict(segmenter.state_dict() | fitted)
     return segmenter
 
 
-def _architecture(state: Mapping[str, Tensor]) -> ClipArchitecture:
-    """CLIP's sizes: a preset's if they fit one, else heads of 64 channels, the rule of all CLIP models but H."""
-    conv = state["clip.visual.conv1.weight"]
-    width, _, patch, _ = conv.shape
-    layers = _count(state, r"clip\.visual\.transformer\.resblocks\.(\d+)\..+")
-    text_width = state["clip.text.ln_final.weight"].shape[0] if "clip.text.ln_final.weight" in state else 64
-    for preset in CLIP_PRESETS.values():
-        if (preset.vision_width, preset.vision_layers, preset.patch_px) == (width, layers, patch):
-            return preset
-    return ClipArchitecture(
-        embed_dim=state["clip.visual.proj"].shape[1],
-        image_px=24 * patch,
-        patch_px=patch,
-        position_grid=round((len(state["clip.visual.positional_embedding"]) - 1) ** 0.5),
-        vision_width=width,
-        vision_layers=layers,
-        vision_heads=max(1, width // 64),
-        text_width=text_width,
-        text_layers=_count(state, r"clip\.text\.transformer\.resblocks\.(\d+)\..+") or 1,
-        text_heads=max(1, text_width // 64),
-        guidance_blocks=(layers // 3 - 1, 2 * layers // 3 - 1),
-        quick_gelu=True,
-        context_length=len(state["clip.text.positional_embedding"])
-        if "clip.text.positional_embedding" in state
-        else 77,
-        vocabulary_size=len(state["clip.text.token_embedding.weight"])
-        if "clip.text.token_embedding.weight" in state
-        else 49408,
-    )
+# --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _config(
-    state: Mapping[str, Tensor], arch: ClipArchitecture, masks: list[Tensor], settings: Mapping[str, Any]
-) -> SegmenterConfig:
-    names = [name for name, preset in CLIP_PRESETS.items() if preset == arch]
+def _pattern(template: str) -> re.Pattern[str]:
+    """A regular expression for names of the form "layers.{n}.{rest}"."""
+    literal = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    return re.compile(literal.format(**_PLACEHOLDERS))
+
+
+_FORWARD = tuple((_pattern(theirs), ours) for theirs, ours in _NAMES)
+_BACKWARD = tuple((_pattern(ours), theirs) for theirs, ours in _NAMES)
+
+
+def _translate(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
+    for pattern, target in rules:
+        if match := pattern.fullmatch(name):
+            return target.format(**match.groupdict())
+    return None
+
+
+def _sizes(state: Mapping[str, Tensor], masks: list[Tensor]) -> dict[str, Any]:
+    """Fields of SegmenterConfig; KeyError, with our name, for what is missing."""
+    clip = _clip_sizes(state)
     cost, decoder = state["aggregator.cost_embedding.weight"], "aggregator.decoder."
     sizes: dict[str, Any] = {
-        "clip": names[0] if names else "ViT-B-16",
+        **clip,
         "finetune": "qv",
         "num_layers": _count(state, r"aggregator\.layers\.(\d+)\..+"),
         "hidden_dim": cost.shape[0],
@@ -151,9 +159,44 @@ def _config(
     }
     if masks:
         sizes["window"] = round(masks[0].shape[-1] ** 0.5)
+    if not any(name.endswith(".padding_token") for name in state):
+        sizes["pad_len"] = 0
     if cost.shape[1] > 1:
         sizes["templates"] = ("{}",) * cost.shape[1]
-    return SegmenterConfig(**{**sizes, **settings})
+    return sizes
+
+
+def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A preset's name if it has these sizes; else an architecture, with heads of 64 channels, as OpenAI's models."""
+    width, _, patch, _ = state["clip.visual.conv1.weight"].shape
+    layers = _count(state, r"clip\.visual\.transformer\.resblocks\.(\d+)\..+")
+    found = {
+        "embed_dim": state["clip.visual.proj"].shape[1],
+        "vision_width": width,
+        "vision_layers": layers,
+        "patch_px": patch,
+    }
+    if any(name.startswith("clip.text.") for name in state):
+        found |= {
+            "text_width": state["clip.text.ln_final.weight"].shape[0],
+            "text_layers": _count(state, r"clip\.text\.transformer\.resblocks\.(\d+)\..+"),
+            "context_length": len(state["clip.text.positional_embedding"]),
+            "vocabulary_size": len(state["clip.text.token_embedding.weight"]),
+        }
+    for name in ("ViT-B-16", "ViT-L-14-336", "ViT-H-14"):
+        if all(getattr(CLIP_PRESETS[name], field) == value for field, value in found.items()):
+            return {"clip": name}
+    sizes = {"text_width": 64, "text_layers": 1, **found}
+    arch = ClipArchitecture(
+        **sizes,
+        image_px=24 * patch,
+        position_grid=24,
+        vision_heads=max(1, width // 64),
+        text_heads=max(1, sizes["text_width"] // 64),
+        guidance_blocks=(max(0, layers // 3 - 1), max(0, 2 * layers // 3 - 1)),
+        quick_gelu=True,
+    )
+    return {"clip": "custom", "architecture": arch}
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -214,13 +214,13 @@ class TextTransformer(nn.Module):
 
 
 class Clip(nn.Module):
-    """Both encoders side by side: `visual` and `text`."""
+    """Both encoders side by side: `visual` and `text`; or, with `text=False`, the image encoder alone."""
 
-    def __init__(self, arch: ClipArchitecture) -> None:
+    def __init__(self, arch: ClipArchitecture, *, text: bool = True) -> None:
         super().__init__()
         self.arch = arch
         self.visual = VisionTransformer(arch)
-        self.text = TextTransformer(arch)
+        self.text: TextTransformer | None = TextTransformer(arch) if text else None
 
 
 def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:

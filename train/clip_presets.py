@@ -1,7 +1,7 @@
 """Sizes of the CLIP models that physseg knows, by name."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .errors import ConfigError
 
@@ -13,7 +13,7 @@ class ClipArchitecture:
     embed_dim: int  # D, the space that images and texts share
     image_px: int  # square size that images are resized to for the encoder
     patch_px: int  # patch size; image_px / patch_px is the side of the patch grid
-    position_grid: int  # side of the grid of the stored positional embedding; resized where it differs
+    position_grid: int  # side of the positional embedding's grid; published ones are resized to it on loading
     vision_width: int  # channels of an image token
     vision_layers: int  # blocks of the image encoder
     vision_heads: int  # attention heads of the image encoder
@@ -21,7 +21,7 @@ class ClipArchitecture:
     text_layers: int  # blocks of the text encoder
     text_heads: int  # attention heads of the text encoder
     guidance_blocks: tuple[int, int]  # zero-based image blocks whose outputs guide the decoder
-    quick_gelu: bool  # x sigmoid(1.702 x) instead of GELU: what OpenAI's weights were trained with
+    quick_gelu: bool  # x sigmoid(1.702 x) instead of GELU; in the presets, what the best known weights need
     context_length: int = 77  # longest prompt in tokens
     vocabulary_size: int = 49408  # of CLIP's byte-pair tokeniser
 
@@ -54,7 +54,7 @@ _B16 = ClipArchitecture(
     embed_dim=512,
     image_px=384,
     patch_px=16,
-    position_grid=14,
+    position_grid=24,
     vision_width=768,
     vision_layers=12,
     vision_heads=12,
@@ -82,7 +82,7 @@ _H14 = ClipArchitecture(
     embed_dim=1024,
     image_px=336,
     patch_px=14,
-    position_grid=16,
+    position_grid=24,
     vision_width=1280,
     vision_layers=32,
     vision_heads=16,
@@ -112,7 +112,6 @@ _TINY = ClipArchitecture(
 CLIP_PRESETS: dict[str, ClipArchitecture] = {
     "tiny": _TINY,
     "ViT-B-16": _B16,
-    "ViT-B-16-gelu": replace(_B16, quick_gelu=False),  # for weights that open_clip trained under the plain name
     "ViT-L-14-336": _L14,
     "ViT-H-14": _H14,
 }

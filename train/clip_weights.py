@@ -6,14 +6,14 @@ TorchScript; their tensors are taken, their forward code is not run.
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .clip import Clip
+from .clip import Clip, resize_positions
 from .errors import CheckpointError
 
 # Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
@@ -22,13 +22,35 @@ _TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_f
 
 
 def load_clip_weights(model: Clip, path: Path | str) -> None:
-    """Fill both encoders from a file; float16 tensors are widened.
+    """Fill both encoders from a file; float16 tensors are widened, positional embeddings resized to the model's grid.
 
     Raises CheckpointError, naming the file, for an unreadable file, names that are missing or unknown, and other sizes.
     """
     path = Path(path)
     state = from_open_clip(_read(path), source=str(path))
-    load_state(model, state, source=str(path))
+    load_state(model, fit_positions(state, model.arch.position_grid), source=str(path))
+
+
+def is_openai_form(path: Path | str) -> bool:
+    """Whether a file has the form of OpenAI's releases: a TorchScript archive, or a bare state dict in a .pt file.
+
+    Such weights need QuickGELU. What open_clip publishes (.bin, .safetensors, training checkpoints) needs it by model.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or not path.is_file():
+        return False
+    return _is_torchscript(path) or (path.suffix in (".pt", ".pth") and _is_bare_state(path))
+
+
+def fit_positions(
+    state: Mapping[str, Tensor], grid: int, name: str = "visual.positional_embedding"
+) -> dict[str, Tensor]:
+    """The state dict with its positional embedding (1 + n², C) resized to `grid`, as CAT-Seg does (bicubic)."""
+    fitted = dict(state)
+    stored = fitted.get(name)
+    if stored is not None and stored.ndim == 2 and (round((len(stored) - 1) ** 0.5)) ** 2 == len(stored) - 1 > 0:
+        fitted[name] = resize_positions(stored.float(), (grid, grid))
+    return fitted
 
 
 def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dict") -> dict[str, Tensor]:
@@ -59,14 +81,22 @@ def split_fused_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optional: tuple[str, ...] = ()) -> None:
-    """Copy `state` into the module, complete and of equal shapes, or raise CheckpointError naming what differs.
-
-    Names that begin with one of `optional` may be missing.
-    """
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy `state` into the module, complete and of equal shapes, or raise CheckpointError naming what differs."""
+    check_state(module, state, source=source)
     own = module.state_dict()
-    missing = [name for name in own if name not in state and not name.startswith(optional or ("\0",))]
-    unknown = [name for name in state if name not in own]
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def check_state(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: str, shown: Callable[[str], str] = str
+) -> None:
+    """Raise CheckpointError unless `state` is complete and of equal shapes; `shown` turns names into the file's."""
+    own = module.state_dict()
+    missing = [shown(name) for name in own if name not in state]
+    unknown = [shown(name) for name in state if name not in own]
     if missing or unknown:
         raise CheckpointError(
             f"{source}: {len(missing)} missing names ({', '.join(missing[:3]) or 'none'}), "
@@ -77,15 +107,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str, o
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(
-                f"{source}: {name}: expected shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}",
+                f"{source}: {shown(name)}: expected shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}",
                 hint="the file belongs to another architecture; check the `clip` preset",
                 path=source,
                 expected=tuple(own[name].shape),
                 got=tuple(tensor.shape),
             )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -118,6 +145,15 @@ def _read_pickle(path: Path) -> Any:
         )  # TorchScript is on its way out; OpenAI's files stay what they are
         archive: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return archive.state_dict()
+
+
+def _is_bare_state(path: Path) -> bool:
+    """Whether a torch file holds tensors by name at its top; an unreadable one does not."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever is wrong with it, reading the weights will say
+        return False
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..pipeline.frame import CELL_PX
-from .clip_presets import clip_architecture
-from .config_reading import apply_override, build
+from .config_reading import NameOrPath, apply_override, build
 from .data import DataConfig
 from .errors import ConfigError
 from .losses import LossConfig
@@ -68,8 +67,9 @@ class TrainConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    clip_weights: Path | None = None
-    """Pretrained CLIP to begin with: OpenAI's .pt or open_clip's .bin or .safetensors; none, random weights."""
+    clip_weights: NameOrPath | None = None
+    """Pretrained CLIP to begin with: a tag of `physseg weights list`, or a file (OpenAI's .pt, open_clip's .bin or
+    .safetensors); none, random weights."""
     run: Path | None = None
     """Run folder; `--out` says the same on the command line."""
     seed: int = 0
@@ -108,7 +108,7 @@ class TrainConfig:
 
     def _check_crop(self) -> None:
         """A patch must hold whole cells of the cached counts, and a structure logit whole pixels."""
-        grid = clip_architecture(self.model.clip).grid
+        grid = self.model.clip_sizes.grid
         for name, weight, multiple in (
             ("lambda_sac", self.losses.lambda_sac, grid * CELL_PX),
             ("lambda_p", self.losses.lambda_p, grid * 4),

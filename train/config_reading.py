@@ -1,8 +1,8 @@
 """From nested mappings (TOML, JSON) to frozen dataclasses and back: every key known, every value of the right type.
 
 The types are read from the dataclasses themselves, so a setting exists in exactly one place. Understood: bool, int,
-float (an integer is taken too), str, ``PathText``, ``Literal``, ``X | None``, ``tuple[X, ...]``, ``tuple[X, Y]``,
-``Mapping[str, X]`` and nested dataclasses.
+float (an integer is taken too), str, ``PathText``, ``NameOrPath``, ``Literal``, ``X | None``, ``tuple[X, ...]``,
+``tuple[X, Y]``, ``Mapping[str, X]`` and nested dataclasses.
 """
 
 import difflib
@@ -24,7 +24,21 @@ class _RelativePath:
     """Marks text that is a path or a URL; a relative path is resolved against the file it was written in."""
 
 
+class _RelativePathUnlessName:
+    """The same for text that may also be a name: a bare word without a dot or a slash is one."""
+
+
 PathText = Annotated[str, _RelativePath]
+NameOrPath = Annotated[str, _RelativePathUnlessName]
+
+
+def is_name(text: str) -> bool:
+    """Whether a `NameOrPath` is a name.
+
+    >>> is_name("openai"), is_name("openai.pt"), is_name("./openai")
+    (True, False, False)
+    """
+    return not set(text) & {".", "/", "\\"}
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "") -> T:
@@ -130,7 +144,7 @@ def _convert(value: Any, hint: Any, *, base: Path, where: str) -> Any:
         result = _convert_optional(value, arguments, base=base, where=where)
     elif origin is Annotated:
         result = _convert(value, arguments[0], base=base, where=where)
-        if _RelativePath in arguments[1:]:
+        if _RelativePath in arguments[1:] or (_RelativePathUnlessName in arguments[1:] and not is_name(result)):
             result = _resolved(result, base)
     elif origin is Literal:
         if value not in arguments:

@@ -1,7 +1,7 @@
 """The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from .alignment_head import AlignmentHead
 from .clip import Clip
 from .clip_presets import ClipArchitecture, clip_architecture
+from .config_reading import NameOrPath
 from .cost_aggregator import CostAggregator
 from .errors import ConfigError, ShapeError
 from .structure_head import StructureHead
-from .text import TEMPLATE, tokenize
+from .text import TEMPLATE, Synonyms, mean_over_synonyms, read_templates, tokenize
 
 # CLIP's normalisation, for RGB in 0..255.
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
+
+# Prompts that go through the text encoder together where no gradient is wanted: about 1 GB for ViT-L's.
+PROMPTS_AT_ONCE = 4096
 
 # What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
 _PUBLISHED: dict[str, Any] = {
@@ -50,14 +54,20 @@ class SegmenterConfig:
     """Everything that decides the segmenter's parameters and what they compute.
 
     Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction
-    every field holds its resolved value, so that a saved configuration is complete.
+    every field holds its resolved value (but for the two whose None says otherwise), so that a saved configuration is
+    complete.
 
     Raises ConfigError for unknown names and sizes that do not fit together.
     """
 
     clip: str = "ViT-B-16"  # a name from clip_presets.CLIP_PRESETS
     finetune: Literal["preset", "qv", "all", "none"] = "preset"  # what trains of CLIP: q and v weights, all, nothing
-    templates: tuple[str, ...] = (TEMPLATE,)  # prompts, each with one {} for the class name: P = their number
+    quick_gelu: bool | None = None  # CLIP's activation: None = what the pretrained weights need, else the preset's
+    architecture: ClipArchitecture | None = None  # sizes of a CLIP that is no preset; `clip` is then only its name
+    text_encoder: bool = True  # False: there is none, text features come from elsewhere
+    templates: tuple[str, ...] = ()  # prompts, each with one {} for the class name: P = their number
+    prompts: NameOrPath = ""  # the same by name, "single" or "imagenet" (80), or by file; "" after construction
+    synonyms: Synonyms = "first"  # of comma-separated synonyms: the first, or the mean over all
     num_layers: int = 0  # aggregator layers, each spatial then over classes
     num_heads: int = 0  # attention heads of both kinds of aggregation
     window: int = 12  # side of a window of spatial aggregation, in patches
@@ -75,8 +85,8 @@ class SegmenterConfig:
     alignment_normalize: bool = True  # both projections to unit length, as in CLIP
 
     def __post_init__(self) -> None:
-        arch = clip_architecture(self.clip)
-        defaults = {**(_TINY if self.clip == "tiny" else _PUBLISHED), "alignment_dim": arch.embed_dim}
+        self._resolve_templates()
+        defaults = {**(_TINY if self.clip == "tiny" else _PUBLISHED), "alignment_dim": self.clip_sizes.embed_dim}
         for name, value in defaults.items():
             if getattr(self, name) in (0, (), "preset"):
                 object.__setattr__(self, name, value)
@@ -89,9 +99,27 @@ class SegmenterConfig:
                 raise ConfigError(f"{name}: expected two positive numbers, got {getattr(self, name)}")
         self._check_names()
 
+    @property
+    def clip_sizes(self) -> ClipArchitecture:
+        """CLIP's architecture: the preset's, unless `architecture` and `quick_gelu` say otherwise."""
+        arch = self.architecture or clip_architecture(self.clip)
+        return arch if self.quick_gelu is None else replace(arch, quick_gelu=self.quick_gelu)
+
+    def _resolve_templates(self) -> None:
+        named = read_templates(self.prompts or "single") if self.prompts or not self.templates else self.templates
+        if self.templates and named != self.templates:
+            raise ConfigError(
+                f"prompts: {self.prompts!r} stands for other templates than {self.templates}",
+                hint="give only one of them",
+            )
+        object.__setattr__(self, "templates", named)
+        object.__setattr__(self, "prompts", "")
+
     def _check_names(self) -> None:
         if self.finetune not in ("qv", "all", "none"):
             raise ConfigError(f"finetune: expected qv, all or none, got {self.finetune!r}")
+        if self.synonyms not in ("first", "mean"):
+            raise ConfigError(f"synonyms: expected first or mean, got {self.synonyms!r}")
         if self.hidden_dim % self.num_heads:
             raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if any(dim > 16 and dim % 16 for dim in self.decoder_dims):
@@ -103,11 +131,7 @@ class SegmenterConfig:
                 raise ConfigError(
                     f"decoder_guidance_proj_dims: {of_guidance} of a stage's {dim} channels leave none to the cost"
                 )
-        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
-            raise ConfigError(
-                f"templates: each needs exactly one {{}} for the class name, got {self.templates}",
-                hint=f"the published template is {TEMPLATE!r}",
-            )
+        _check_templates(self.templates)
         if len(set(self.structures)) != len(self.structures):
             raise ConfigError(f"structures: every name once, got {self.structures}")
 
@@ -122,19 +146,16 @@ class SegmenterOutput:
 
 
 class Segmenter(nn.Module):
-    """Images and class texts to one logit map per class; any set of classes, in training and after it.
-
-    `architecture` overrides the sizes that `config.clip` names (for weights of other sizes, and tests).
-    """
+    """Images and class texts to one logit map per class; any set of classes, in training and after it."""
 
     clip_mean: Tensor
     clip_std: Tensor
 
-    def __init__(self, config: SegmenterConfig, *, architecture: ClipArchitecture | None = None) -> None:
+    def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
-        self.arch = arch = architecture or clip_architecture(config.clip)
-        self.clip = Clip(arch)
+        self.arch = arch = config.clip_sizes
+        self.clip = Clip(arch, text=config.text_encoder)
         near, fine = config.decoder_guidance_dims
         self.upsample1 = nn.ConvTranspose2d(arch.vision_width, near, kernel_size=2, stride=2)
         self.upsample2 = nn.ConvTranspose2d(arch.vision_width, fine, kernel_size=4, stride=4)
@@ -160,18 +181,41 @@ class Segmenter(nn.Module):
             self.alignment_head = AlignmentHead(
                 arch.embed_dim, config.alignment_dim, normalize=config.alignment_normalize
             )
-        self.register_buffer("clip_mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("clip_std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        # On the CPU even where the model is made on the meta device, to be filled from a file: no file holds these.
+        self.register_buffer("clip_mean", torch.tensor(CLIP_MEAN, device="cpu").view(3, 1, 1), persistent=False)
+        self.register_buffer("clip_std", torch.tensor(CLIP_STD, device="cpu").view(3, 1, 1), persistent=False)
         for name, parameter in self.clip.named_parameters():
             parameter.requires_grad = self._trains(name)
 
+    def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: Synonyms | None = None) -> None:
+        """Ask in other words from now on. Templates must be as many as before: each is a channel of the cost volume."""
+        given = self.config.templates if templates is None else templates
+        if len(given) != len(self.config.templates):
+            raise ConfigError(
+                f"templates: this model was trained with {len(self.config.templates)}, got {len(given)}",
+                hint="each template is an input channel of the model; train another one for another number",
+            )
+        self.config = replace(self.config, templates=given, synonyms=synonyms or self.config.synonyms)
+
     def tokenize(self, names: Sequence[str]) -> Tensor:
-        """Token ids (T, P, L) int64 on the CPU, cut to the longest prompt; of synonyms the first is used."""
-        return tokenize(names, self.config.templates, context_length=self.arch.context_length)
+        """Token ids on the CPU, cut to the longest prompt: (T, P, L), or (T, S, P, L) where synonyms are averaged."""
+        config = self.config
+        return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text features (T, P, D) of token ids (T, P, L); differentiable, not normalised. Tokens may be on the CPU."""
-        features: Tensor = self.clip.text(tokens.flatten(0, 1))
+        """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised. Tokens may be on the CPU."""
+        if self.clip.text is None:
+            raise ConfigError(
+                "this model has no text encoder: its checkpoint held none",
+                hint="pass text features (T, P, D) of your own to the model, or import a checkpoint that has one",
+            )
+        present = tokens[..., 0] != 0
+        rows = tokens.flatten(0, 1) if tokens.ndim == 3 else tokens[present]
+        # Without gradients nothing need stay in memory: 80 templates for 847 classes are 70 000 prompts.
+        parts = [rows] if torch.is_grad_enabled() else torch.split(rows, PROMPTS_AT_ONCE)
+        features = torch.cat([self.clip.text(part) for part in parts])
+        if tokens.ndim == 4:
+            return mean_over_synonyms(features, present.to(features.device))
         return torch.unflatten(features, 0, tokens.shape[:2])
 
     def forward(self, images: Tensor, text_features: Tensor) -> SegmenterOutput:
@@ -225,6 +269,14 @@ class Segmenter(nn.Module):
                 f"text_features: expected (T, {expected[0]}, {expected[1]}), got {tuple(text_features.shape)}",
                 hint="pass what Segmenter.encode_text returned",
             )
+
+
+def _check_templates(templates: tuple[str, ...]) -> None:
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise ConfigError(
+            f"templates: each needs exactly one {{}} for the class name, got {templates}",
+            hint=f"the published template is {TEMPLATE!r}",
+        )
 
 
 def _as_map(tokens: Tensor, side: int) -> Tensor:

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ConfigError
 
 TEMPLATE = "A photo of a {} in the scene"
 
+Synonyms = Literal["first", "mean"]
+"""Of a class's comma-separated synonyms: the first names it, or all do and the mean of their text features is taken."""
+
 
 def prompt_name(name: str) -> str:
-    """The name used in prompts: the first of comma-separated synonyms, stripped.
+    """The name used in prompts under the rule "first": the first of comma-separated synonyms, stripped.
 
     >>> prompt_name("sofa, couch")
     'sofa'
@@ -23,8 +28,45 @@ def prompt_name(name: str) -> str:
     return name.split(",", maxsplit=1)[0].strip()
 
 
-def tokenize(names: Sequence[str], templates: Sequence[str], *, context_length: int = 77) -> Tensor:
-    """Token ids (T, P, L) int64 of every name in every template, cut to the longest prompt.
+def synonyms_of(name: str) -> tuple[str, ...]:
+    """All comma-separated synonyms, stripped, each once; empty ones left out.
+
+    >>> synonyms_of("sofa, couch,, sofa")
+    ('sofa', 'couch')
+    """
+    return tuple(dict.fromkeys(word for part in name.split(",") if (word := part.strip())))
+
+
+def read_templates(prompts: str) -> tuple[str, ...]:
+    """Templates by the name of a set ("single", "imagenet": the 80 of OpenAI's CLIP), or from a file, one per line.
+
+    Raises ConfigError for a name that is no set and no file, and for an empty file; what a template must look like is
+    checked by whoever takes it.
+    """
+    if prompts == "single":
+        return (TEMPLATE,)
+    if prompts == "imagenet":
+        return tuple(template("{}") for template in _open_clip_file("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
+    try:
+        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"prompts: {prompts!r} is no known set of templates, and cannot be read as a file of them",
+            hint='expected "single", "imagenet", or a text file with one template a line, such as: ' + TEMPLATE,
+        ) from error
+    templates = tuple(line.strip() for line in lines if line.strip())
+    if not templates:
+        raise ConfigError(f"{prompts}: expected one template a line, got an empty file")
+    return templates
+
+
+def tokenize(
+    names: Sequence[str], templates: Sequence[str], *, synonyms: Synonyms = "first", context_length: int = 77
+) -> Tensor:
+    """Token ids of every name in every template, int64, cut to the longest prompt.
+
+    (T, P, L) under the rule "first". Under "mean" (T, S, P, L), S the largest number of synonyms; a class with fewer
+    has rows of zeros at the end, which are no prompts.
 
     Positions after a prompt's end-of-text token hold 0; under the causal mask they cannot matter, so L is the length of
     the longest prompt instead of the whole context. Raises ConfigError for no names, an empty name, or a prompt longer
@@ -35,8 +77,35 @@ def tokenize(names: Sequence[str], templates: Sequence[str], *, context_length: 
     empty = [index for index, name in enumerate(names) if not prompt_name(name)]
     if empty:
         raise ConfigError(f"class names: number {empty[0]} is empty ({names[empty[0]]!r})")
+    if synonyms == "first":
+        return _token_rows([prompt_name(name) for name in names], templates, context_length)
+    words = [synonyms_of(name) for name in names]
+    rows = _token_rows([word for of_class in words for word in of_class], templates, context_length)
+    counts = [len(of_class) for of_class in words]
+    return torch.nn.utils.rnn.pad_sequence(list(torch.split(rows, counts)), batch_first=True)
+
+
+def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
+    """Text features (M, D) of the prompts that `present` (T, S, P) bool marks, in its order, to (T, P, D).
+
+    The direction is that of the mean of unit vectors, as prompts are usually averaged (Radford et al. 2021, section
+    3.1.4); the length is the mean length, so that a class of one name keeps its feature.
+    """
+    features = features.float()
+    lengths = features.norm(dim=-1, keepdim=True)
+    padded = features.new_zeros(*present.shape, features.shape[-1] + 1)
+    padded[present] = torch.cat([features / lengths, lengths], dim=-1)
+    mean = padded.sum(dim=1) / present.sum(dim=1)[..., None]
+    return F.normalize(mean[..., :-1], dim=-1) * mean[..., -1:]
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _token_rows(words: Sequence[str], templates: Sequence[str], context_length: int) -> Tensor:
+    """Token ids (W, P, L) of every word in every template."""
     tokenizer = _tokenizer()
-    prompts = [template.format(prompt_name(name)) for name in names for template in templates]
+    prompts = [template.replace("{}", word) for word in words for template in templates]
     rows = [[tokenizer.sot_token_id, *tokenizer.encode(prompt), tokenizer.eot_token_id] for prompt in prompts]
     longest = max(range(len(rows)), key=lambda index: len(rows[index]))
     if len(rows[longest]) > context_length:
@@ -47,22 +116,23 @@ def tokenize(names: Sequence[str], templates: Sequence[str], *, context_length: 
     tokens = torch.zeros(len(rows), len(rows[longest]), dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    return tokens.view(len(names), len(templates), -1)
+    return tokens.view(len(words), len(templates), -1)
 
 
 @cache
 def _tokenizer() -> Any:
-    """open_clip's byte-pair tokeniser; its vocabulary ships with that package.
+    """open_clip's byte-pair tokeniser; its vocabulary ships with that package."""
+    return _open_clip_file("tokenizer").SimpleTokenizer()
 
-    Its one file is loaded by itself: importing the package brings in torchvision and timm, three seconds for every
-    command.
-    """
+
+def _open_clip_file(name: str) -> ModuleType:
+    """One file of open_clip by itself: importing the package brings in torchvision and timm, three seconds more."""
     package = find_spec("open_clip")
     if package is None or package.origin is None:
         raise ConfigError("open_clip is not installed", hint="pip install open_clip_torch")
-    spec = spec_from_file_location("open_clip_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    spec = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
     if spec is None or spec.loader is None:
-        raise ConfigError("open_clip has no tokenizer.py", hint="pip install -U open_clip_torch")
+        raise ConfigError(f"open_clip has no {name}.py", hint="pip install -U open_clip_torch")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.SimpleTokenizer()
+    return module

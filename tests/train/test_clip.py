@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.train.clip import Clip, resize_positions, shared_prefix
 from physseg.train.clip_presets import CLIP_PRESETS, ClipArchitecture, clip_architecture
-from physseg.train.clip_weights import from_open_clip, load_state
+from physseg.train.clip_weights import fit_positions, from_open_clip, load_state
 from physseg.train.errors import ConfigError
 from physseg.train.text import tokenize
 from torch import Tensor
@@ -212,6 +212,7 @@ def test_presets_have_open_clips_names_and_shapes(preset: str) -> None:
         model = open_clip.create_model(preset, pretrained=None, force_image_size=None, device="meta")
         clip = Clip(arch)
     renamed = from_open_clip(model.state_dict())
+    renamed = fit_positions(renamed, arch.position_grid)  # published for 224 px, stored for the size they are used at
     assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in clip.state_dict().items()}
     config = open_clip.get_model_config(preset)
     assert arch.vision_heads == arch.vision_width // config["vision_cfg"].get("head_width", 64)

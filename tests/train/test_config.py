@@ -46,9 +46,11 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
             table = f"{match[1]}."
         elif match := re.match(r"(\w+) =", line):
             keys.add(table + match[1])
-    assert keys == dotted_keys(TrainConfig) - {"model.alignment"}  # follows from losses.lambda_sac
+    not_shown = {"model.alignment", "model.architecture", "model.text_encoder"}  # lambda_sac, imports, exports set them
+    assert keys == dotted_keys(TrainConfig) - not_shown
     assert differing_keys(plain(shown), plain(everything)) == {
-        "clip_weights": (None, str(tmp_path / "vitb16.pt")),
+        "clip_weights": (None, "openai"),
+        "model.quick_gelu": (None, True),
         "run": (None, str(tmp_path / "runs/first")),
         "data.images": (None, "/data/coco"),
         "eval.manifest": (None, str(tmp_path / "val.parquet")),
