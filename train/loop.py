@@ -27,6 +27,7 @@ from .config_reading import plain
 from .data import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
 from .errors import ConfigError, NonFiniteLossError
 from .evaluate import evaluate_model
+from .host_memory import keep_freed_memory
 from .inference import InferenceSettings
 from .losses import total_loss
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
@@ -101,6 +102,8 @@ class _Training:
     def __init__(self, config: TrainConfig, run: RunFolder) -> None:
         self.config, self.run = config, run
         self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.samples = open_samples(config.data, config.model.structures, config.losses.lambda_sac > 0, config.seed)
         self.vocabulary = self.samples.reader.schema.vocabulary
         self.identity = data_identity(self.samples)
