@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clip_presets import CLIP_PRESETS, ClipArchitecture
+from .clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
 from .clip_weights import check_state, fit_positions, split_fused_projections
 from .errors import CheckpointError
 from .segmenter import Segmenter, SegmenterConfig
@@ -183,7 +183,7 @@ def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "context_length": len(state["clip.text.positional_embedding"]),
             "vocabulary_size": len(state["clip.text.token_embedding.weight"]),
         }
-    for name in ("ViT-B-16", "ViT-L-14-336", "ViT-H-14"):
+    for name in PRETRAINED:
         if all(getattr(CLIP_PRESETS[name], field) == value for field, value in found.items()):
             return {"clip": name}
     sizes = {"text_width": 64, "text_layers": 1, **found}

@@ -116,6 +116,9 @@ CLIP_PRESETS: dict[str, ClipArchitecture] = {
     "ViT-H-14": _H14,
 }
 
+PRETRAINED = ("ViT-B-16", "ViT-L-14-336", "ViT-H-14")
+"""The presets that published weights exist for; open_clip's names."""
+
 
 def clip_architecture(name: str) -> ClipArchitecture:
     """Sizes by name; ConfigError lists the known names otherwise."""

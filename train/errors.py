@@ -19,6 +19,10 @@ class CheckpointError(PhyssegError, RuntimeError):
     """A checkpoint is torn, foreign, or of another architecture."""
 
 
+class WeightsError(PhyssegError, RuntimeError):
+    """Pretrained weights are not in the cache, of no known tag, or could not be downloaded whole."""
+
+
 class NonFiniteLossError(PhyssegError, RuntimeError):
     """A loss or a gradient is NaN or infinite; raised before the weights change, naming step, parts and samples."""
 

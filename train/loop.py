@@ -21,6 +21,7 @@ from ..manifests.table import Manifest
 from . import checkpoint
 from .augment import color_jitter
 from .checkpoint import CheckpointState
+from .clip_presets import PRETRAINED
 from .clip_weights import load_clip_weights
 from .config import HARMLESS, TrainConfig
 from .config_reading import plain
@@ -29,6 +30,7 @@ from .errors import ConfigError, NonFiniteLossError
 from .evaluate import evaluate_model
 from .host_memory import keep_freed_memory
 from .inference import InferenceSettings
+from .initial_weights import settle_clip_weights
 from .losses import total_loss
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from .order import PositionBatches
@@ -100,6 +102,7 @@ class _Training:
     """Everything a run holds in memory: data, model, optimizer, and how many steps they have taken."""
 
     def __init__(self, config: TrainConfig, run: RunFolder) -> None:
+        config, self.clip_weights = settle_clip_weights(config, run)
         self.config, self.run = config, run
         self.device = choose_device(config.device)
         if self.device.type == "cpu":
@@ -197,7 +200,9 @@ class _Training:
             current = {"model": model, "training": settings, "data": self.identity}
             self.run.check_same(current, harmless=HARMLESS)
         else:
-            self.run.create(model=model, training=settings, data=self.identity, classes=self.vocabulary.classes)
+            origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
+            classes = self.vocabulary.classes
+            self.run.create(model=model, training=settings, data=self.identity, classes=classes, origin=origin)
 
     def _save(self) -> None:
         state = CheckpointState(
@@ -212,8 +217,8 @@ class _Training:
         """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
         checkpoint.remove_unfinished(self.run.checkpoints)
         if not checkpoint.steps(self.run.checkpoints):
-            if self.config.clip_weights is not None:
-                load_clip_weights(self.model.clip, self.config.clip_weights)
+            if self.clip_weights is not None:
+                load_clip_weights(self.model.clip, self.clip_weights.path)
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
         state = checkpoint.load_model(path, self.model, plain(self.config.model))
@@ -249,7 +254,10 @@ class _Training:
             torch=torch.__version__,
             samples=len(self.samples.usable),
             quarantined=left_out,
+            clip_weights=self.clip_weights.facts() if self.clip_weights else None,
         )
+        if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
+            tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
         if left_out:
             shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
             tqdm.write(f"{len(left_out)} quarantined samples are left out: {shown}")

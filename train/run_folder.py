@@ -1,6 +1,7 @@
 """The run folder: everything one training run leaves behind, and the one place that knows its layout.
 
-    RUN/config.json                  model settings, training settings, identity of the data, physseg's version
+    RUN/config.json                  model settings, training settings, identity of the data, where the first weights
+                                     came from, physseg's version
     RUN/vocabulary.txt               training classes, one per line, synonyms separated by commas
     RUN/checkpoints/step_00000100/   see checkpoint.py
     RUN/log.jsonl                    see run_log.py
@@ -69,18 +70,29 @@ class RunFolder:
         training: Mapping[str, Any] | None,
         data: Mapping[str, Any] | None,
         classes: tuple[str, ...],
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin a run: vocabulary first, `config.json` last, each whole or not at all."""
+        """Begin a run: vocabulary first, `config.json` last, each whole or not at all.
+
+        `origin` says where the weights it begins with come from: pretrained CLIP, or an imported checkpoint.
+        """
         if self.path.exists() and not self.exists() and any(self.path.iterdir()):
             raise RunFolderError(
                 f"{self.path}: not empty and not a run folder", hint="Choose another --out, or empty it."
             )
         write_whole(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
-        document = {"format": FORMAT, "version": __version__, "model": model, "training": training, "data": data}
+        document = {
+            "format": FORMAT,
+            "version": __version__,
+            "model": model,
+            "training": training,
+            "data": data,
+            "origin": origin,
+        }
         write_whole(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
 
     def read(self) -> dict[str, Any]:
-        """`config.json` as it is: keys format, version, model, training, data."""
+        """`config.json` as it is: keys format, version, model, training, data, origin."""
         try:
             document: dict[str, Any] = json.loads(self.config_file.read_text(encoding="utf-8"))
             found = document["format"]

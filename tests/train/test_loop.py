@@ -18,7 +18,7 @@ from physseg.pipeline.run import preprocess
 from physseg.train import checkpoint, loop
 from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data import open_samples
-from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError
+from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError, WeightsError
 from physseg.train.loop import train
 from physseg.train.process import StopSignals, choose_device
 from physseg.train.run_folder import RunFolder
@@ -214,7 +214,7 @@ def test_pretrained_clip_weights_are_where_a_run_begins(make_config: Make, tmp_p
     torch.testing.assert_close(weights(tmp_path / "run")["clip.visual.ln_post.weight"], torch.full((32,), 3.5))
     (tmp_path / "clip.safetensors").unlink()
     assert train(config, stop_at=2, progress=False).step == 2
-    with pytest.raises(CheckpointError, match="expected a file with CLIP weights, found none"):
+    with pytest.raises(WeightsError, match=r"clip\.safetensors: no such file"):
         train(replace(config, run=tmp_path / "other"), progress=False)
 
 

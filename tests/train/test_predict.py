@@ -150,7 +150,7 @@ def test_train_evaluate_predict_from_the_command_line(
         data = {{ store = "{store.name}", crop = 96, num_workers = 0 }}
         [model]
         """
-        + "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items())
+        + "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items() if value is not None)
     )
     run, val = tmp_path / "run", tmp_path / "val.parquet"
     train_manifest.write(val)

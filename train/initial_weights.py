@@ -1,0 +1,67 @@
+"""What a run begins with: CLIP weights found, and the model's activation settled by them.
+
+The file is looked at when a run begins. A resumed run takes everything from its own folder, so the file may be gone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from . import checkpoint
+from .config import TrainConfig
+from .config_reading import is_name
+from .errors import ConfigError, RunFolderError
+from .run_folder import RunFolder
+from .segmenter import SegmenterConfig
+from .weights_cache import ClipWeights, find_clip_weights
+
+
+def settle_clip_weights(config: TrainConfig, run: RunFolder) -> tuple[TrainConfig, ClipWeights | None]:
+    """The configuration with its activation settled, and the weights to load; None where there are none to load.
+
+    Raises WeightsError for weights that cannot be found, ConfigError for an activation that they were not trained with,
+    RunFolderError if a run that has no checkpoint yet was begun with another file.
+    """
+    name = config.clip_weights
+    if name is None:
+        return config, None
+    saved = run.read() if run.exists() else None
+    if saved is not None and config.model.quick_gelu is None:
+        config = _with_activation(config, saved["model"].get("quick_gelu"))
+    if saved is not None and checkpoint.steps(run.checkpoints):
+        return config, None
+    weights = find_clip_weights(name, config.model.clip)
+    if saved is not None and (before := _recorded_sha256(saved)) != weights.sha256:
+        raise RunFolderError(
+            f"{run.path}: begun with clip_weights of sha256 {before}, now {name} has {weights.sha256}",
+            hint="name the same file again, or start another run with another --out",
+        )
+    return _with_activation(config, activation(config.model, weights)), weights
+
+
+def activation(model: SegmenterConfig, weights: ClipWeights) -> bool:
+    """Whether the model uses QuickGELU: as the settings say, else as the weights need it, as far as that is known.
+
+    A file in open_clip's form does not tell. For ViT-B-16 most of those were trained with GELU, for ViT-L-14-336 none.
+    """
+    if model.quick_gelu is not None:
+        if is_name(weights.name) and weights.quick_gelu != model.quick_gelu:
+            raise ConfigError(
+                f"model.quick_gelu is {str(model.quick_gelu).lower()}, but {weights.name!r} was trained with "
+                f"{'QuickGELU' if weights.quick_gelu else 'GELU'}",
+                hint="leave quick_gelu out: it follows from the tag",
+            )
+        return model.quick_gelu
+    if weights.quick_gelu is not None:
+        return weights.quick_gelu
+    return False if model.clip == "ViT-B-16" else model.clip_sizes.quick_gelu
+
+
+def _recorded_sha256(document: Mapping[str, Any]) -> str | None:
+    origin = document.get("origin") or {}
+    found: str | None = origin.get("clip_weights", {}).get("sha256")
+    return found
+
+
+def _with_activation(config: TrainConfig, quick_gelu: bool | None) -> TrainConfig:
+    return replace(config, model=replace(config.model, quick_gelu=quick_gelu))
