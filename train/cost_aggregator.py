@@ -85,8 +85,8 @@ class ClassAggregation(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
-        self.padding_token = nn.Parameter(torch.zeros(dim))
-        self.padding_guidance = nn.Parameter(torch.zeros(guidance_dim))
+        self.padding_token = nn.Parameter(torch.zeros(dim)) if pad_len else None
+        self.padding_guidance = nn.Parameter(torch.zeros(guidance_dim)) if pad_len else None
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B or 1, T, G). Pooled in training only."""
@@ -110,8 +110,9 @@ class ClassAggregation(nn.Module):
         query, key = F.elu(query) + 1, F.elu(key) + 1
         key_sum = key.sum(dim=2)  # (B, N, H, d)
         key_value = torch.einsum("bnthd,bnthv->bnhdv", key, value)
-        if padding:
+        if self.padding_token is not None and self.padding_guidance is not None:
             # All padding rows are equal: their share is a multiple of one, and what they would gather is never used.
+            # No row, multiple 0: gradients of zero rather than none, which DistributedDataParallel would wait for.
             row = self.attn(self.norm1(self.padding_token), self.padding_guidance).view(3, self.heads, -1)
             row_key, row_value = F.elu(row[1]) + 1, row[2]
             key_sum = key_sum + padding * row_key

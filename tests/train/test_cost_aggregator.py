@@ -142,8 +142,9 @@ def padded_class_aggregation(module: ClassAggregation, x: Tensor, guidance: Tens
     tokens = pooled.view(batch, classes, dim, rows, columns).permute(0, 3, 4, 1, 2).reshape(-1, classes, dim)
     guided = guidance.expand(batch, -1, -1).repeat_interleave(rows * columns, dim=0)
     extra = max(0, pad_len - classes)
-    tokens = torch.cat([tokens, module.padding_token.expand(len(tokens), extra, -1)], dim=1)
-    guided = torch.cat([guided, module.padding_guidance.expand(len(guided), extra, -1)], dim=1)
+    if extra:
+        tokens = torch.cat([tokens, module.padding_token.expand(len(tokens), extra, -1)], dim=1)
+        guided = torch.cat([guided, module.padding_guidance.expand(len(guided), extra, -1)], dim=1)
     both = torch.cat([module.norm1(tokens), guided], dim=-1)
     heads = (module.heads, dim // module.heads)
     query = F.elu(module.attn.q(both).unflatten(-1, heads)) + 1
@@ -168,6 +169,8 @@ def test_padding_rows_as_a_multiple_of_one(classes: int, pad_len: int, training:
     expected = padded_class_aggregation(module, x, guidance, pad_len)
     sources = [x, guidance, *(p for n, p in module.named_parameters() if classes < pad_len or "padding" not in n)]
     assert_same_gradients(module(x, guidance), expected, sources)
+    module(x, guidance).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (1, 1)])
