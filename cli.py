@@ -209,6 +209,7 @@ def preprocess(
     from .manifests.table import Manifest
     from .pipeline import run
     from .pipeline.report import describe_job, describe_run
+    from .pipeline.store import beside
 
     job = run.prepare(
         Manifest.read(manifest, root=root),
@@ -216,7 +217,6 @@ def preprocess(
         structures=_names(structures) if structures is not None else None,
         settings=_settings(set_option or []),
         frame=_frame(short_edge, max_long_edge, canvas),
-        root=root,
         retry_quarantined=retry_quarantined,
     )
     for line in describe_job(job, workers=1 if scheduler == "sync" else workers, measure=dry_run):
@@ -228,7 +228,7 @@ def preprocess(
         scheduler=scheduler,
         workers=workers,
         memory_limit=_bytes(memory_limit),
-        log=log or store.with_name(f"{store.name}.log.jsonl"),
+        log=log or beside(store, ".log.jsonl"),
     )
     for line in describe_run(report, store):
         typer.echo(line)
@@ -255,7 +255,7 @@ def verify(
         checking.repair(
             store,
             report,
-            lambda manifest: run.execute(run.prepare(manifest, store, root=root), scheduler=scheduler, workers=workers),
+            lambda manifest: run.execute(run.prepare(manifest, store), scheduler=scheduler, workers=workers),
             root=root,
         )
         report = checking.verify(store)
@@ -336,9 +336,9 @@ def _frame(short_edge: int | None, max_long_edge: int | None, canvas: int | None
 
     if short_edge is None and max_long_edge is None and canvas is None:
         return None
-    short = short_edge or Frame().short_edge
-    long = max_long_edge or 2 * short
-    return Frame(short_edge=short, max_long_edge=long, canvas=canvas or long + -long % 8)
+    short = Frame().short_edge if short_edge is None else short_edge
+    long = 2 * short if max_long_edge is None else max_long_edge
+    return Frame(short_edge=short, max_long_edge=long, canvas=long + -long % 8 if canvas is None else canvas)
 
 
 def _bytes(text: str | None) -> int | None:

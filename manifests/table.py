@@ -87,7 +87,11 @@ class Manifest:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def write(self, path: Path | str) -> None:
-        """Write as Parquet, whole or not at all; equal manifests give equal bytes."""
+        """Write as Parquet, whole or not at all."""
+        write_whole(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
         header = {
             "format_version": FORMAT_VERSION,
             "root": self.root,
@@ -101,7 +105,8 @@ class Manifest:
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        write_whole(Path(path), sink.getvalue().to_pybytes())
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":

@@ -7,11 +7,11 @@ bytes as an uninterrupted one; timings go to the run's log.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..manifests.whole_file import write_whole
+from ..manifests.whole_file import sync_directory, write_whole
 from .errors import StoreCorruptError
 from .schema import digest_of_json, to_json
 
@@ -111,7 +111,30 @@ def write_commit(store: Path, record: CommitRecord) -> None:
 
 
 def delete_commit(store: Path, shard: int) -> None:
-    commit_path(store, shard).unlink(missing_ok=True)
+    path = commit_path(store, shard)
+    path.unlink(missing_ok=True)
+    if path.parent.exists():
+        sync_directory(path.parent)
+
+
+def forget_layers(store: Path, shard: int, layers: Iterable[str]) -> None:
+    """Take layers out of a shard's record, before their files change: whatever happens then, they count as missing.
+
+    Without this, a run that dies between a layer's new file and the new record leaves a record that vouches for the old
+    one, and a later run with the old settings would believe it.
+    """
+    try:
+        record = read_commit(store, shard)
+    except StoreCorruptError:
+        delete_commit(store, shard)
+        return
+    if record is None:
+        return
+    kept = {name: commit for name, commit in record.layers.items() if name not in set(layers)}
+    if not kept:
+        delete_commit(store, shard)
+    elif len(kept) < len(record.layers):
+        write_commit(store, replace(record, layers=kept))
 
 
 def sha256(data: bytes) -> str:

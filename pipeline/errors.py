@@ -19,6 +19,10 @@ class StoreCorruptError(PhyssegError, RuntimeError):
     """Bytes on disk are not those that were written: a checksum, a length or an index does not hold."""
 
 
+class ExecutorError(PhyssegError, ValueError):
+    """Tasks cannot be run like this: no such scheduler, or less memory than a worker needs."""
+
+
 class ShardFailedError(PhyssegError, RuntimeError):
     """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
 

@@ -6,10 +6,13 @@ All three run the same function on the same tasks and so leave the same bytes.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from itertools import islice
 from typing import Any
 
-from .errors import ShardFailedError
+from .. import PhyssegError
+from ..manifests.checking import available_cpus
+from .errors import ExecutorError, ShardFailedError
 from .shard_task import ShardReport, ShardTask, compute_shard
 
 SYNC = "sync"
@@ -29,14 +32,23 @@ _WORKER_ENVIRONMENT = {
 
 
 def run_tasks(
-    tasks: Sequence[ShardTask], *, scheduler: str, workers: int | None = None, memory_limit: int | None = None
+    tasks: Sequence[ShardTask],
+    *,
+    scheduler: str,
+    workers: int | None = None,
+    memory_limit: int | None = None,
+    memory_needed: int = 0,
 ) -> Iterator[ShardReport]:
     """Run tasks and yield their reports as they complete, in no particular order.
 
     ``scheduler`` is ``sync``, ``local`` or the address of a Dask scheduler (``tcp://host:port``); ``workers`` and
-    ``memory_limit`` (bytes per worker) go with ``local``. Raises ShardFailedError for the first task that fails;
-    shards committed before that stay.
+    ``memory_limit`` (bytes per worker) go with ``local``. Raises ExecutorError for another scheduler and for a limit
+    below ``memory_needed``, ShardFailedError for the first task that fails; shards committed before that stay.
     """
+    if scheduler not in (SYNC, LOCAL) and "://" not in scheduler:
+        raise ExecutorError(
+            f"scheduler: expected {LOCAL}, {SYNC} or an address like tcp://HOST:PORT, got {scheduler!r}"
+        )
     if scheduler == SYNC:
         for task in tasks:
             try:
@@ -47,18 +59,14 @@ def run_tasks(
         return
     if not tasks:
         return  # a cluster takes seconds to start
-    with _client(scheduler, workers, memory_limit) as client:
+    with _client(scheduler, workers or available_cpus(), memory_limit, memory_needed) as client:
         yield from _windowed(client, tasks)
 
 
-def default_workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _client(scheduler: str, workers: int | None, memory_limit: int | None) -> Any:
+def _client(scheduler: str, workers: int, memory_limit: int | None, memory_needed: int) -> Any:
     import dask
     from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
 
     dask.config.set(
         {
@@ -66,15 +74,25 @@ def _client(scheduler: str, workers: int | None, memory_limit: int | None) -> An
             # A task that kills its worker must not take its queued neighbours with it.
             "distributed.scheduler.allowed-failures": 3,
             "distributed.scheduler.worker-saturation": 1.0,
+            # A worker over its limit is killed and its task tried elsewhere; paused, it would wait for ever.
+            "distributed.worker.memory.pause": False,
         }
     )
     if scheduler != LOCAL:
         return Client(scheduler)
+    limit = MEMORY_LIMIT // workers if memory_limit is None else memory_limit
+    if limit < memory_needed:
+        raise ExecutorError(
+            f"memory: {workers} workers need about {memory_needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
+            hint="lower --workers, or raise --memory-limit",
+            expected=memory_needed,
+            got=limit,
+        )
     cluster = LocalCluster(
-        n_workers=workers or default_workers(),
+        n_workers=workers,
         threads_per_worker=1,
         processes=True,
-        memory_limit=memory_limit or "auto",
+        memory_limit=limit,
         dashboard_address=None,
         silence_logs=logging.ERROR,
     )
@@ -99,31 +117,35 @@ def _windowed(client: Any, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
     from distributed import as_completed
 
     remaining = iter(tasks)
-    by_key: dict[str, ShardTask] = {}
+    running: dict[str, ShardTask] = {}
+    futures = as_completed()
 
-    def submit(task: ShardTask) -> Any:
-        future = client.submit(compute_shard, task, pure=False, key=f"shard-{task.shard}-{os.urandom(4).hex()}")
-        by_key[future.key] = task
-        return future
+    def top_up() -> None:
+        window = max(1, sum(client.nthreads().values())) * TASKS_IN_FLIGHT_PER_WORKER  # workers come and go
+        for task in islice(remaining, max(0, window - len(running))):
+            future = client.submit(compute_shard, task, pure=False, key=f"shard-{task.shard}-{os.urandom(4).hex()}")
+            running[future.key] = task
+            futures.add(future)
 
-    window = max(1, sum(client.nthreads().values())) * TASKS_IN_FLIGHT_PER_WORKER
-    futures = as_completed([submit(task) for task in islice(remaining, window)])
+    top_up()
     for future in futures:
-        task = by_key.pop(future.key)
-        error = future.exception() if future.status == "error" else None
-        if error is not None:
+        task = running.pop(future.key)
+        try:
+            report: ShardReport = future.result()
+        except Exception as error:
             raise _failed(task, error) from error
-        report: ShardReport = future.result()
-        for next_task in islice(remaining, 1):
-            futures.add(submit(next_task))
+        top_up()
         yield report
 
 
 def _failed(task: ShardTask, error: BaseException) -> ShardFailedError:
     cause = f"{type(error).__name__}: {error}"
+    hint = "mend the cause and run the same command again; shards that are committed stay"
     if type(error).__name__ == "KilledWorker":
         cause = "its worker was killed again and again"
         hint = "usually memory: lower --workers, or raise --memory-limit; then run the same command again to resume"
-    else:
-        hint = "mend the cause and run the same command again; shards that are committed stay"
+    elif isinstance(error, CancelledError):
+        cause = f"the scheduler was lost ({error})"
+    elif isinstance(error, PhyssegError):
+        cause, hint = str(error.args[0]), error.hint or hint
     return ShardFailedError(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint, shard=task.shard)

@@ -59,7 +59,7 @@ class Frame:
         height, width = self.size(*image.shape[:2])
         if (height, width) == image.shape[:2]:
             return image
-        shrinks = height < image.shape[0]
+        shrinks = height < image.shape[0] or width < image.shape[1]  # of a thin image, the height may round to itself
         return cv2.resize(  # type: ignore[return-value]
             image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         )

@@ -16,9 +16,12 @@ from .errors import StoreCorruptError, StoreError
 from .schema import STATUS, StoreSchema
 from .shard_files import ShardBuffer
 from .shard_task import LABELS_LAYER, Clock, ShardTask, compute_planes
+from .store import settings_digest
 
 WORKER_BASE_BYTES = 300 * 2**20
 """Resident memory of a worker process with Dask, OpenCV and Zarr imported, before any image; measured."""
+TYPICAL_BYTES_PER_SAMPLE = 75_000
+"""Of a photograph with four structures, compressed; for estimates where nothing was measured."""
 PROBED_IMAGES = 4
 
 
@@ -51,12 +54,11 @@ def make_plan(
     manifest: Manifest,
     extractors: Sequence[Extractor],
     *,
-    root: str | None = None,
     retry_quarantined: bool = False,
 ) -> Plan:
     """Compare each shard's commit record with today's inputs and settings; what differs becomes a task."""
+    settings = settings_digest(schema)
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
-    status_files = _names(store / STATUS.name / "c")
     tasks: list[ShardTask] = []
     reasons: Counter[str] = Counter()
     samples = 0
@@ -64,30 +66,29 @@ def make_plan(
         start, stop = schema.shard_range(shard)
         record, reason = _read_record(store, shard)
         inputs = manifest.row_digest(start, stop)
+        todo = set(schema.layers)
         if record is not None and record.inputs != inputs:
             reason = "inputs changed since they were computed"
-        elif record is not None and str(shard) not in status_files:
-            reason = "status file missing"
         elif record is not None and retry_quarantined and record.quarantine:
             reason = "quarantined samples are tried again"
-        if reason:
-            todo = set(schema.layers)
-        else:
-            assert record is not None
-            todo = {layer for layer in schema.layers if not record.is_current(layer, inputs, digests[layer])}
-            reason = _layers_reason(todo, record)
-        if not todo:
+        elif record is not None:
+            lost = _layers_without_files(store, schema, shard)
+            stale = {layer for layer in schema.layers if not record.is_current(layer, inputs, digests[layer])}
+            todo = stale | (lost & set(schema.layers))
+            reason = _layers_reason(record, stale, lost)
+        if not reason:
             continue
         _check_computable(store, todo, extractors)
         reasons[reason] += 1
         samples += stop - start
         tasks.append(
             ShardTask(
-                store=str(store),
+                store=str(store.absolute()),
+                settings=settings,
+                root=manifest.root,
                 shard=shard,
                 extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
                 with_labels=LABELS_LAYER in todo,
-                root=root,
             )
         )
     return Plan(
@@ -124,7 +125,9 @@ def probe(schema: StoreSchema, manifest: Manifest, extractors: Sequence[Extracto
     )
 
 
-def memory_per_worker(schema: StoreSchema, manifest: Manifest, bytes_per_sample: float) -> int:
+def memory_per_worker(
+    schema: StoreSchema, manifest: Manifest, bytes_per_sample: float = TYPICAL_BYTES_PER_SAMPLE
+) -> int:
     """Bytes one worker needs at its peak.
 
     The process itself, the largest image in flight, the sample's planes, and one shard's compressed chunks twice (once
@@ -155,16 +158,18 @@ def _check_computable(store: Path, todo: set[str], extractors: Sequence[Extracto
         )
 
 
-def _layers_reason(todo: set[str], record: CommitRecord) -> str:
-    changed = sorted(layer for layer in todo if layer in record.layers)
-    added = sorted(todo.difference(record.layers))
+def _layers_without_files(store: Path, schema: StoreSchema, shard: int) -> set[str]:
+    """Layers that lack a file of this shard; the status file is of a layer without a name."""
+    return {spec.layer for spec in schema.specs if not (store / schema.shard_file(spec, shard)).exists()}
+
+
+def _layers_reason(record: CommitRecord, stale: set[str], lost: set[str]) -> str:
+    changed = sorted(stale.intersection(record.layers))
+    missing = sorted(stale.difference(record.layers))
+    lost_files = sorted(lost - stale - {STATUS.layer})
     parts = [f"settings changed: {', '.join(changed)}"] if changed else []
-    parts += [f"added: {', '.join(added)}"] if added else []
+    parts += [f"not computed yet: {', '.join(missing)}"] if missing else []
+    parts += [f"files missing: {', '.join(lost_files)}"] if lost_files else []
+    if not parts and lost:
+        parts = ["status to be written again"]
     return "; ".join(parts)
-
-
-def _names(directory: Path) -> set[str]:
-    try:
-        return {entry.name for entry in directory.iterdir()}
-    except FileNotFoundError:
-        return set()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .executors import default_workers
+from ..manifests.checking import available_cpus
 from .plan import memory_per_worker, probe
 from .run import Job, RunReport
 
@@ -28,7 +28,7 @@ def describe_job(job: Job, *, workers: int | None, measure: bool) -> Iterator[st
     for reason, count in plan.reasons.most_common():
         yield f"              {count} shards: {reason}"
     if measure:
-        yield from _estimate(job, min(workers or default_workers(), len(plan.tasks)))
+        yield from _estimate(job, min(workers or available_cpus(), len(plan.tasks)))
 
 
 def _estimate(job: Job, workers: int) -> Iterator[str]:

@@ -13,21 +13,24 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
+from ..manifests.decoding import is_url
 from ..manifests.table import Manifest
 from ..manifests.whole_file import remove_partials
 from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor
-from .commits import QuarantineEntry, read_commit
+from .commits import QuarantineEntry, read_commit, sha256
 from .errors import StoreError, StoreIncompleteError
 from .executors import LOCAL, run_tasks
 from .frame import Frame
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
 from .shard_task import LABELS_LAYER, ShardReport
 from .store import create_store, evolve_store, locked, open_schema
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
+PROBED_FILES = 16
+"""Images looked for before a run begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +43,13 @@ class Job:
     extractors: tuple[Extractor, ...]
     """One per layer, save for layers that the store has, that were not asked for and that cannot be rebuilt."""
     plan: Plan
-    is_new: bool
+    found: StoreSchema | None
+    """What the store held when this was planned; None if there was none."""
     warnings: tuple[str, ...] = ()
-    root: str | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return self.found is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +73,6 @@ def prepare(
     structures: Sequence[str] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     frame: Frame | None = None,
-    root: str | None = None,
     retry_quarantined: bool = False,
 ) -> Job:
     """Settle what a run will do, writing nothing.
@@ -81,34 +87,27 @@ def prepare(
         _check_same_data(store, existing, manifest, frame)
     extractors, layers = _settle_layers(existing, structures, settings or {})
     made_with = _versions()
-    warnings = _version_warnings(existing, made_with)
-    provided = {LABELS_LAYER, *layers}
-    arrays = {array for extractor in extractors for array in extractor.arrays}
-    kept = set(existing.array_names) if existing else set()
     schema = StoreSchema(
         num_samples=len(manifest),
         frame=existing.frame if existing else frame or Frame(),
         vocabulary=manifest.vocabulary,
         dataset=manifest.dataset,
         manifest_fingerprint=manifest.fingerprint,
+        manifest_sha256=sha256(manifest.to_bytes()),
         layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
-        array_names=tuple(
-            spec.name
-            for spec in ARRAYS
-            if spec.layer in provided and (spec.layer == LABELS_LAYER or spec.name in arrays | kept)
-        ),
+        array_names=_array_names(existing, extractors, layers),
         made_with=existing.made_with if existing else made_with,
     )
-    plan = make_plan(store, schema, manifest, extractors, root=root, retry_quarantined=retry_quarantined)
+    plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
+    _check_data_there(manifest, [index for task in plan.tasks for index in range(*schema.shard_range(task.shard))])
     return Job(
         store=store,
         manifest=manifest,
         schema=schema,
         extractors=extractors,
         plan=plan,
-        is_new=existing is None,
-        warnings=warnings,
-        root=root,
+        found=existing,
+        warnings=_version_warnings(existing, made_with),
     )
 
 
@@ -126,6 +125,11 @@ def execute(
     if job.is_new:
         create_store(job.store, job.schema, job.manifest)
     with locked(job.store):
+        if open_schema(job.store) != (job.found or job.schema):
+            raise StoreError(
+                f"{job.store}: was changed by another run since this one was planned",
+                hint="run the same command again",
+            )
         remove_partials(job.store)
         evolve_store(job.store, job.schema, job.manifest, [task.shard for task in job.plan.tasks])
         reports = []
@@ -134,7 +138,13 @@ def execute(
             tqdm(total=job.plan.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
         ):
             write_log({"event": "start", "store": str(job.store), "tasks": len(job.plan.tasks), "scheduler": scheduler})
-            tasks = run_tasks(job.plan.tasks, scheduler=scheduler, workers=workers, memory_limit=memory_limit)
+            tasks = run_tasks(
+                job.plan.tasks,
+                scheduler=scheduler,
+                workers=workers,
+                memory_limit=memory_limit,
+                memory_needed=memory_per_worker(job.schema, job.manifest),
+            )
             for report in tasks:
                 reports.append(report)
                 bar.update(report.num_samples)
@@ -154,7 +164,7 @@ def execute(
 
 def preprocess(manifest: Manifest | Path, store: Path, *, scheduler: str = LOCAL, **options: Any) -> RunReport:
     """``prepare`` and ``execute`` in one call, for notebooks and tests; options are theirs."""
-    table = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest, root=options.get("root"))
+    table = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
     running = {name: options.pop(name) for name in ("workers", "memory_limit", "log", "progress") if name in options}
     return execute(prepare(table, store, **options), scheduler=scheduler, **running)
 
@@ -188,6 +198,21 @@ def _settle_layers(
     return tuple(extractors), layers
 
 
+def _array_names(
+    existing: StoreSchema | None, extractors: Sequence[Extractor], layers: Mapping[str, object]
+) -> tuple[str, ...]:
+    """What the extractors of this run yield, and what the store has of layers that it computed without them."""
+    computed = {array for extractor in extractors for array in extractor.arrays}
+    kept_layers = set(layers).difference(extractor.name for extractor in extractors)
+    return tuple(
+        spec.name
+        for spec in ARRAYS
+        if spec.layer == LABELS_LAYER
+        or spec.name in computed
+        or (existing and spec.name in existing.array_names and spec.layer in kept_layers)
+    )
+
+
 def _needs_a_file(name: str) -> bool:
     """Whether an extractor cannot be rebuilt from its stored identity, which holds a hash and never a path."""
     return "weights" in registry.options(name)
@@ -213,8 +238,23 @@ def _check_same_data(store: Path, existing: StoreSchema, manifest: Manifest, fra
         )
 
 
+def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
+    """Refuse to begin where the data set is not: every sample would be quarantined, one by one."""
+    if is_url(manifest.root) or not indices:
+        return
+    probed = [manifest.samples[index] for index in indices[:: -(-len(indices) // PROBED_FILES)]]
+    files = [Path(manifest.root) / sample.image_path for sample in probed if not sample.problem]
+    if files and not any(file.exists() for file in files):
+        raise StoreError(
+            f"{manifest.root}: expected the manifest's data set there, {files[0]} and others do not exist",
+            hint="if it was moved, say where to with --root; if it is on another machine, mount it",
+        )
+
+
 def _is_store(path: Path) -> bool:
     if not path.exists():
+        if path.parent.exists() and not path.parent.is_dir():
+            raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
         return False
     if not path.is_dir() or not (path / "zarr.json").exists():
         raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")

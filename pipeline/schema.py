@@ -93,6 +93,8 @@ class StoreSchema:
     vocabulary: Vocabulary
     dataset: str
     manifest_fingerprint: str
+    manifest_sha256: str
+    """Of the store's copy of the manifest, all bytes: the fingerprint leaves out the root, and Parquet has slack."""
     layers: Mapping[str, Mapping[str, Any]]
     """Layer name -> the settings and weight hashes of what computed it."""
     array_names: tuple[str, ...]
@@ -187,6 +189,7 @@ class StoreSchema:
             "layers": {name: dict(identity) for name, identity in self.layers.items()},
             "arrays": list(self.array_names),
             "manifest_fingerprint": self.manifest_fingerprint,
+            "manifest_sha256": self.manifest_sha256,
             "made_with": dict(self.made_with),
         }
 
@@ -213,6 +216,7 @@ class StoreSchema:
             vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
             dataset=content["dataset"],
             manifest_fingerprint=content["manifest_fingerprint"],
+            manifest_sha256=content["manifest_sha256"],
             layers=content["layers"],
             array_names=tuple(content["arrays"]),
             made_with=content["made_with"],

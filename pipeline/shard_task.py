@@ -22,11 +22,19 @@ from ..manifests.whole_file import write_whole
 from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor, Labels
 from ..structure_extractors.patch_counts import CELL_PX
-from .commits import CommitRecord, LayerCommit, QuarantineEntry, read_commit, sha256, write_commit
-from .errors import StoreCorruptError
+from .commits import (
+    CommitRecord,
+    LayerCommit,
+    QuarantineEntry,
+    forget_layers,
+    read_commit,
+    sha256,
+    write_commit,
+)
+from .errors import StoreCorruptError, StoreError
 from .schema import DONE, QUARANTINED, SPECS, STATUS, StoreSchema
 from .shard_files import Planes, ShardBuffer, encode_rows
-from .store import open_schema, read_manifest
+from .store import open_schema, read_manifest, settings_digest
 
 LABELS_LAYER = "labels"
 
@@ -36,12 +44,15 @@ class ShardTask:
     """Everything one task needs; small enough to send, whatever the size of the data set."""
 
     store: str
+    """Absolute path: a worker may have been started in another folder."""
+    settings: str
+    """``settings_digest`` of the store that the task was planned for; any other is refused."""
+    root: str
+    """Where the manifest's paths start."""
     shard: int
     extractors: tuple[Extractor, ...]
-    """Computes these layers; the layer ``labels`` is computed if ``with_labels``."""
+    """Computes these layers; the layer ``labels`` is computed if ``with_labels``. Without any: status and record."""
     with_labels: bool
-    root: str | None = None
-    """Where the manifest's paths start, if elsewhere than the manifest says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +72,13 @@ def compute_shard(task: ShardTask) -> ShardReport:
     """Run one task; returns after its commit record is on disk."""
     _hold_to_one_thread()
     store = Path(task.store)
-    schema, manifest = _open(task.store, task.root, _identity_of(store))
+    schema, manifest = _open(task)
     start, stop = schema.shard_range(task.shard)
     clock = Clock()
     layers = ([LABELS_LAYER] if task.with_labels else []) + [extractor.name for extractor in task.extractors]
     shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
     quarantine: list[QuarantineEntry] = []
-    for index in range(start, stop):
+    for index in range(start, stop) if layers else ():
         reason, planes = _compute_sample(manifest, index, schema, task, clock)
         with clock.part("compress"):
             shard.append(planes)
@@ -75,6 +86,7 @@ def compute_shard(task: ShardTask) -> ShardReport:
             quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
     with clock.part("write"):
         files = shard.files(task.shard)
+        forget_layers(store, task.shard, layers)
         for path, data in files.items():
             write_whole(store / path, data)
         inputs = manifest.row_digest(start, stop)
@@ -181,7 +193,7 @@ def _commit(
 def _kept_layers(
     store: Path, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, object]
 ) -> CommitRecord | None:
-    """The earlier record, reduced to the layers that this task leaves alone and that are still current."""
+    """The earlier record, reduced to the layers that this task leaves alone; None if it is of other inputs."""
     try:
         record = read_commit(store, shard)
     except StoreCorruptError:
@@ -214,13 +226,18 @@ def _hold_to_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _identity_of(store: Path) -> tuple[int, int]:
-    """Changes when the store's root document does, so that a long-lived worker notices new settings."""
-    stat = (store / "zarr.json").stat()
-    return stat.st_mtime_ns, stat.st_ino
+def _open(task: ShardTask) -> tuple[StoreSchema, Manifest]:
+    """The store as the task was planned for; raises StoreError if it is another by now, or still another here."""
+    schema = open_schema(Path(task.store))
+    if settings_digest(schema) != task.settings:
+        raise StoreError(
+            f"{task.store}: its settings are not those that shard {task.shard} was planned with",
+            hint="another run changed the store, or this machine sees an old copy of it: run the same command again",
+        )
+    return schema, _read_manifest(task.store, task.settings, task.root)
 
 
 @lru_cache(maxsize=4)
-def _open(store: str, root: str | None, _identity: tuple[int, int]) -> tuple[StoreSchema, Manifest]:
-    schema = open_schema(Path(store))
-    return schema, read_manifest(Path(store), schema, root)
+def _read_manifest(store: str, _settings: str, root: str) -> Manifest:
+    """Kept from task to task: reading the rows of a large data set takes longer than many an image."""
+    return read_manifest(Path(store), open_schema(Path(store)), root)

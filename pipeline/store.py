@@ -1,5 +1,6 @@
 """Create, open, evolve and lock a store's folder; the bytes of its shards are ``shard_task``'s business."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from ..manifests.table import Manifest
 from ..manifests.whole_file import PARTIAL_SUFFIX, sync_directory, write_whole
-from .commits import PROVENANCE
+from .commits import PROVENANCE, sha256
 from .errors import StoreError
-from .schema import STATUS, StoreSchema, digest_of_json, to_json
+from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
 SETTINGS_COPY = f"{PROVENANCE}/store.json"
@@ -33,18 +34,25 @@ def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
 def create_store(store: Path, schema: StoreSchema, manifest: Manifest) -> None:
     """Make an empty store: complete under its name, or not there at all."""
     if store.exists():
-        raise StoreError(f"{store}: exists and is not a physseg store", hint="choose another path for the store")
+        raise _appeared(store)
     store.parent.mkdir(parents=True, exist_ok=True)
     partial = store.with_name(f".{store.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
     try:
-        for path, data in metadata_documents(schema).items():
+        for path, data in {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}.items():
             write_whole(partial / path, data)
-        manifest.write(partial / MANIFEST_FILE)
         partial.rename(store)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _appeared(store) from error
         raise
     sync_directory(store.parent)
+
+
+def beside(store: Path, suffix: str) -> Path:
+    """The file next to a store that is named after it, however the store's path is written ("." included)."""
+    store = store.resolve()
+    return store.with_name(store.name + suffix)
 
 
 def open_schema(store: Path) -> StoreSchema:
@@ -60,10 +68,11 @@ def open_schema_copy(store: Path) -> StoreSchema:
 def read_manifest(store: Path, schema: StoreSchema, root: str | None = None) -> Manifest:
     """The manifest the store was computed from; ``root`` overrides where its paths start."""
     manifest = Manifest.read(store / MANIFEST_FILE, root=root)
-    if manifest.fingerprint != schema.manifest_fingerprint:
+    found = sha256((store / MANIFEST_FILE).read_bytes())
+    if found != schema.manifest_sha256:
         raise StoreError(
             f"{store / MANIFEST_FILE}: not the manifest of this store "
-            f"(expected {schema.manifest_fingerprint[:12]}, got {manifest.fingerprint[:12]})",
+            f"(expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]})",
             hint="run `physseg preprocess MANIFEST STORE` again with the manifest it was made from",
         )
     return manifest
@@ -74,15 +83,29 @@ def evolve_store(store: Path, schema: StoreSchema, manifest: Manifest, touched_s
 
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
-    for shard in touched_shards:
-        (store / schema.shard_file(STATUS, shard)).unlink(missing_ok=True)
-    documents = metadata_documents(schema)
+    withdraw_shards(store, schema, touched_shards)
+    documents = {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, "zarr.json")}
-    manifest.write(store / MANIFEST_FILE)
     for path, data in (documents | root_documents).items():
         target = store / path
         if not target.exists() or target.read_bytes() != data:
             write_whole(target, data)
+    for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
+        shutil.rmtree(store / name, ignore_errors=True)
+
+
+def withdraw_shards(store: Path, schema: StoreSchema, shards: Iterable[int]) -> None:
+    """Remove the status of shards: from here on nobody reads them until they are committed again."""
+    for shard in shards:
+        (store / schema.shard_file(STATUS, shard)).unlink(missing_ok=True)
+    folder = (store / schema.shard_file(STATUS, 0)).parent
+    if folder.exists():
+        sync_directory(folder)  # before anything else changes: a removal may get lost in a power cut, too
+
+
+def settings_digest(schema: StoreSchema) -> str:
+    """One value that tells a store's settings and manifest from those it had before, or will have."""
+    return digest_of_json(schema.to_attributes())
 
 
 @contextmanager
@@ -101,6 +124,10 @@ def locked(store: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _appeared(store: Path) -> StoreError:
+    return StoreError(f"{store}: appeared since this run was planned", hint="run the same command again")
+
+
 def _schema_of(store: Path, document: str) -> StoreSchema:
     path = store / document
     try:
@@ -114,8 +141,3 @@ def _schema_of(store: Path, document: str) -> StoreSchema:
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: not a Zarr group: {error}", hint="run `physseg verify STORE --repair`") from error
     return StoreSchema.from_attributes(attributes, str(store))
-
-
-def settings_digest(schema: StoreSchema) -> str:
-    """One short value that tells two stores' settings apart."""
-    return digest_of_json(schema.to_attributes())

@@ -1,7 +1,7 @@
 """Deep check of a store: every byte against its commit record, every metadata file against the schema.
 
 A fault is anything that differs from what an uninterrupted run would have left. Repair rewrites metadata from the
-schema, forgets the records of faulty shards and computes exactly those again.
+schema, strikes faulty layers from the records of their shards, and computes exactly those again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,16 +12,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..manifests.checking import available_cpus
 from ..manifests.errors import ManifestError
 from ..manifests.table import Manifest
 from ..manifests.whole_file import PARTIAL_SUFFIX, write_whole
-from .commits import PROVENANCE, CommitRecord, delete_commit, read_commit, sha256
+from .commits import PROVENANCE, CommitRecord, forget_layers, read_commit, sha256
 from .errors import StoreCorruptError, StoreError
-from .executors import default_workers
-from .schema import STATUS, StoreSchema
+from .schema import SPECS, STATUS, StoreSchema
 from .shard_files import encode_rows
 from .shard_task import status_rows
-from .store import MANIFEST_FILE, locked, metadata_documents, open_schema, open_schema_copy, read_manifest
+from .store import (
+    MANIFEST_FILE,
+    locked,
+    metadata_documents,
+    open_schema,
+    open_schema_copy,
+    read_manifest,
+    withdraw_shards,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +41,9 @@ class Fault:
     problem: str
     """What was expected and what was found."""
     shard: int | None = None
-    """The shard to compute again; None for metadata."""
+    """The shard to mend; None for metadata."""
+    layers: tuple[str, ...] = ()
+    """Layers of the shard that its record may not vouch for any longer."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
@@ -62,7 +72,7 @@ def verify(store: Path, *, progress: bool = True) -> VerifyReport:
     faults += _check_strays(store, schema)
     files = size = 0
     with (
-        ThreadPoolExecutor(default_workers()) as pool,
+        ThreadPoolExecutor(available_cpus()) as pool,
         tqdm(total=schema.num_shards, unit="shard", disable=not progress) as bar,
     ):
         for found, checked, nbytes in pool.map(
@@ -82,7 +92,7 @@ def repair(
     *,
     root: str | None = None,
 ) -> None:
-    """Mend what ``report`` names: rewrite metadata, forget faulty shards, then let ``recompute`` compute them.
+    """Mend what ``report`` names: rewrite metadata, forget faulty layers, then let ``recompute`` compute them.
 
     ``recompute`` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
     StoreError where the manifest itself is damaged: it cannot be derived from the store.
@@ -94,17 +104,18 @@ def repair(
                 write_whole(store / path, data)
         manifest = read_manifest(store, schema, root)
         for fault in report.faults:
-            if fault.shard is None and fault.problem == STRAY:
+            if fault.problem == STRAY:
                 (store / fault.path).unlink(missing_ok=True)
+        withdraw_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
-            # Status first, as always: from here on nobody reads the shard until it is committed again.
-            (store / schema.shard_file(STATUS, shard)).unlink(missing_ok=True)
-            delete_commit(store, shard)
+            faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
+            forget_layers(store, shard, faulty)
     if report.faulty_shards:
         recompute(manifest)
 
 
 STRAY = "does not belong to the store"
+FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
 
 
 def _schema_or_copy(store: Path) -> tuple[StoreSchema, list[Fault]]:
@@ -134,13 +145,14 @@ def _manifest(store: Path, schema: StoreSchema) -> tuple[Manifest | None, list[F
 
 def _check_strays(store: Path, schema: StoreSchema) -> Iterator[Fault]:
     """Files that no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
+    ours = {PROVENANCE, *SPECS}
     known = {MANIFEST_FILE, *metadata_documents(schema)}
     known |= {f"{PROVENANCE}/commits/{shard:06d}.json" for shard in range(schema.num_shards)}
     known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
     for file in store.rglob("*"):
         path = file.relative_to(store).as_posix()
         if file.is_file() and path not in known and not path.endswith(PARTIAL_SUFFIX):
-            yield Fault(path=path, problem=STRAY)
+            yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
 
 
 def _check_shard(
@@ -151,24 +163,34 @@ def _check_shard(
     try:
         record = read_commit(store, shard)
     except StoreCorruptError as error:
-        return [Fault(path=record_path, problem=error.args[0], shard=shard)], 1, 0
+        return [Fault(path=record_path, problem=error.args[0], shard=shard, layers=tuple(schema.layers))], 1, 0
+    except OSError as error:
+        return [Fault(path=record_path, problem=_unreadable(error), shard=shard, layers=tuple(schema.layers))], 1, 0
     if record is None:
         return [Fault(path=record_path, problem="shard is not committed", shard=shard)], 0, 0
     faults = [Fault(path=record_path, problem=problem, shard=shard) for problem in _stale(schema, manifest, record)]
     expected = _expected_files(schema, record)
     size = 0
     for path, digest in expected.items():
+        problem = ""
         try:
             data = (store / path).read_bytes()
         except FileNotFoundError:
-            faults.append(Fault(path=path, problem="shard file is missing", shard=shard))
-            continue
-        size += len(data)
-        found = sha256(data)
-        if found != digest:
-            problem = f"expected sha256 {digest[:12]}, got {found[:12]} ({len(data)} bytes)"
-            faults.append(Fault(path=path, problem=problem, shard=shard))
+            problem = "shard file is missing"
+        except OSError as error:
+            problem = _unreadable(error)
+        else:
+            size += len(data)
+            found = sha256(data)
+            if found != digest:
+                problem = f"expected sha256 {digest[:12]}, got {found[:12]} ({len(data)} bytes)"
+        if problem:
+            faults.append(Fault(path=path, problem=problem, shard=shard, layers=(SPECS[path.split("/")[0]].layer,)))
     return faults, len(expected) + 1, size
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {error.strerror}"
 
 
 def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord) -> Iterator[str]:

@@ -59,6 +59,16 @@ def test_the_whole_way(physseg: Run, table: Path, tmp_path: Path) -> None:
     assert physseg("verify", store)[0] == 0
 
 
+def test_a_store_may_be_where_one_stands(
+    physseg: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)[0] == 0
+    monkeypatch.chdir(tmp_path / "s.zarr")
+    assert physseg("preprocess", table, ".", "--scheduler", "sync")[0] == 0
+    assert physseg("verify", ".")[0] == 0
+    assert (tmp_path / "s.zarr.log.jsonl").read_text().count('"event": "start"') == 2
+
+
 def test_quarantine_is_named_and_ends_with_3(physseg: Run, table: Path, tmp_path: Path) -> None:
     (tmp_path / "data/images/002.jpg").write_bytes(b"")
     code, out, _ = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
@@ -78,13 +88,16 @@ def test_quarantine_is_named_and_ends_with_3(physseg: Run, table: Path, tmp_path
         (("TABLE", "s.zarr", "--set", "canny.low=much"), "canny.low: expected number"),
         (("TABLE", "s.zarr", "--structures", "superpoint"), "superpoint"),
         (("TABLE", "s.zarr", "--short-edge", "999", "--canvas", "800"), "must satisfy"),
+        (("TABLE", "s.zarr", "--short-edge", "0"), "must satisfy"),
+        (("TABLE", "s.zarr", "--canvas", "0"), "must satisfy"),
+        (("TABLE", "TABLE/s.zarr"), "is a file"),
     ],
 )
 def test_errors_are_one_line_and_a_hint(
     words: tuple[str, ...], message: str, physseg: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = physseg("preprocess", *(str(table) if word == "TABLE" else word for word in words))
+    code, _, err = physseg("preprocess", *(word.replace("TABLE", str(table)) for word in words))
     assert code == 1
     assert err.startswith("error: ") and message in err
     assert "Traceback" not in err

@@ -71,6 +71,13 @@ def test_labels_agree_with_opencvs_exact_nearest(height: int, width: int) -> Non
     np.testing.assert_array_equal(frame.resize_labels(labels)[free], expected[free])
 
 
+def test_thin_images_are_averaged_along_their_length() -> None:
+    """One row of 5000 pixels keeps its height when it shrinks; sampling every seventh pixel would be noise."""
+    image = np.repeat(np.arange(5000) % 2 * 200, 3).astype(np.uint8).reshape(1, 5000, 3)
+    assert Frame().size(1, 5000) == (1, 768)
+    assert np.ptp(Frame().resize_image(image)) < 40
+
+
 def test_labels_of_16_bits_survive_whole() -> None:
     labels = np.full((10, 10), 846, np.uint16)
     resized = Frame().resize_labels(labels)

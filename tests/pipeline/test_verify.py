@@ -106,6 +106,39 @@ def test_other_damage_is_found_and_mended(
     assert_same_bytes(pristine / "s.zarr", store)
 
 
+def test_only_the_damaged_layer_is_computed(store: Path, pristine: Path) -> None:
+    """The others may be impossible to compute here: SuperPoint without its weights."""
+    (store / "canny/c/1/0/0").write_bytes(b"")
+    (store / "status/c/2").write_bytes(b"")
+    plan: list[tuple[int, list[str], bool]] = []
+
+    def recompute(manifest: Manifest) -> None:
+        job = run.prepare(manifest, store)
+        plan.extend((task.shard, [e.name for e in task.extractors], task.with_labels) for task in job.plan.tasks)
+        run.execute(job, scheduler="sync", progress=False)
+
+    repair(store, verify(store, progress=False), recompute)
+    assert plan == [(1, ["canny"], False), (2, [], False)]
+    assert_same_bytes(pristine / "s.zarr", store)
+
+
+def test_files_that_cannot_be_read_are_faults_among_others(store: Path) -> None:
+    for path in ("canny/c/1/0/0", "provenance/commits/000002.json"):
+        (store / path).unlink()
+        (store / path).mkdir()  # reading fails as on a bad disk
+    faults = verify(store, progress=False).faults
+    assert [fault.path for fault in faults] == ["canny/c/1/0/0", "provenance/commits/000002.json"]
+    assert all("cannot be read" in fault.problem for fault in faults)
+
+
+def test_files_of_somebody_else_are_named_and_left_alone(store: Path) -> None:
+    (store / "notes.txt").write_text("mine")
+    (fault,) = verify(store, progress=False).faults
+    assert "notes.txt: does not belong" in str(fault)
+    mend(store)
+    assert (store / "notes.txt").read_text() == "mine"
+
+
 def test_a_record_of_other_inputs_is_stale(store: Path, make_manifest: Callable[..., Manifest]) -> None:
     """A commit record copied from a store of other images is whole, and wrong."""
     other = make_manifest(130, "other", sizes=((40, 40),))

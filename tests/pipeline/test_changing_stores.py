@@ -1,0 +1,244 @@
+"""Stores that are changed, interrupted, moved, or written by two: no layer is lost, mixed up, or computed in vain."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from physseg.manifests.table import Manifest
+from physseg.pipeline import commits, executors, run, shard_task, store
+from physseg.pipeline.commits import read_commit
+from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
+from physseg.pipeline.reader import StoreReader
+from physseg.pipeline.schema import DONE, MISSING
+from physseg.pipeline.verify import verify
+from physseg.structure_extractors import registry
+
+from .test_store import FRAME, MakeManifest, assert_same_bytes, preprocess
+
+Plan = list[tuple[int, set[str]]]
+
+
+def planned(job: run.Job) -> Plan:
+    """Shard and layers of each task."""
+    return [
+        (task.shard, {extractor.name for extractor in task.extractors} | ({"labels"} if task.with_labels else set()))
+        for task in job.plan.tasks
+    ]
+
+
+def die_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run end after so many shard files, status files and records."""
+    left = [writes]
+
+    def dying(path: Path, data: bytes) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(path, data)
+
+    real = shard_task.write_whole
+    monkeypatch.setattr(shard_task, "write_whole", dying)
+    monkeypatch.setattr(commits, "write_whole", dying)
+
+
+@pytest.fixture
+def manifest(make_manifest: MakeManifest) -> Manifest:
+    return make_manifest(70)  # two shards
+
+
+@pytest.mark.parametrize("writes", range(8))
+def test_a_change_that_is_interrupted_and_taken_back_leaves_the_old_bytes(
+    writes: int, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four writes a shard: its record without canny, canny, status, record. None may vouch for the other's canny."""
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path, structures=["canny"])
+    shutil.copytree(path, tmp_path / "before.zarr")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_after(writes, patch)
+        preprocess(manifest, path, settings={"canny": {"low": 5, "high": 9}})
+    status = StoreReader(path, ()).status
+    assert (status[64 * ((writes + 1) // 4) :] == MISSING).all(), "nobody may read old canny under new settings"
+    job = run.prepare(manifest, path, settings={"canny": {"low": 100, "high": 200}})
+    for _, layers in planned(job):
+        assert layers <= {"canny"}
+    run.execute(job, scheduler="sync", progress=False)
+    assert_same_bytes(tmp_path / "before.zarr", path)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
+def test_an_interrupted_addition_resumes_with_the_added_layer_alone(
+    writes: int, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path, structures=["canny"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_after(writes, patch)
+        preprocess(manifest, path, structures=["sift"])
+    job = run.prepare(manifest, path)
+    assert planned(job) == [(shard, {"sift"}) for shard in range(2)][writes // 3 :]  # sift, status, record
+    run.execute(job, scheduler="sync", progress=False)
+    preprocess(manifest, tmp_path / "once.zarr", structures=["canny", "sift"])
+    assert_same_bytes(tmp_path / "once.zarr", path)
+
+
+def test_lost_files_are_noticed_and_computed_alone(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path)
+    shutil.copytree(path, tmp_path / "before.zarr")
+    (path / "canny/c/1/0/0").unlink()
+    shutil.rmtree(path / "sift/c")
+    job = run.prepare(manifest, path)
+    assert planned(job) == [(0, {"sift"}), (1, {"canny", "sift"})]
+    assert dict(job.plan.reasons) == {"files missing: sift": 1, "files missing: canny, sift": 1}
+    run.execute(job, scheduler="sync", progress=False)
+    assert_same_bytes(tmp_path / "before.zarr", path)
+
+
+def test_a_lost_status_is_written_again_without_computing(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(manifest.root) / manifest.samples[3].label_path).unlink()
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path)
+    shutil.copytree(path, tmp_path / "before.zarr")
+    (path / "status/c/0").unlink()
+    job = run.prepare(manifest, path)
+    assert dict(job.plan.reasons) == {"status to be written again": 1}
+    monkeypatch.setattr(shard_task, "_compute_sample", lambda *_: pytest.fail("computed"))
+    assert len(run.execute(job, scheduler="sync", progress=False).quarantine) == 1
+    assert_same_bytes(tmp_path / "before.zarr", path)
+
+
+def test_an_array_that_is_switched_off_leaves_the_store(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """superpoint_dense is there by a setting; without it, its array must go rather than be filled with zeros."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Points:
+        name = "superpoint"
+        dense: bool = True
+
+        @property
+        def arrays(self) -> tuple[str, ...]:
+            return ("superpoint", "superpoint_dense") if self.dense else ("superpoint",)
+
+        def identity(self) -> dict[str, object]:
+            return {"dense": self.dense}
+
+        def __call__(self, image: np.ndarray, labels: np.ndarray, *, ignore_index: int) -> dict[str, np.ndarray]:
+            return {name: np.full(labels.shape, 9, np.uint8) for name in self.arrays}
+
+    monkeypatch.setitem(registry.EXTRACTORS, "superpoint", Points)
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path, structures=["superpoint"])
+    assert StoreReader(path, ["superpoint_dense"]).read(0)["superpoint_dense"].max() == 9
+    preprocess(manifest, path, settings={"superpoint": {"dense": False}})
+    assert "superpoint_dense" not in StoreReader(path, ()).schema.array_names
+    assert StoreReader(path, ["superpoint"]).read(0)["superpoint"].max() == 9
+    assert not (path / "superpoint_dense").exists()
+    assert verify(path, progress=False).faults == ()
+
+
+def test_a_plan_is_not_carried_out_on_a_store_that_another_run_changed(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    first = run.prepare(manifest, path)
+    preprocess(manifest, path, structures=["canny"])
+    with pytest.raises(StoreError, match="appeared since this run was planned"):
+        run.execute(first, scheduler="sync", progress=False)
+    adds_edges = run.prepare(manifest, path, structures=["mask_edges"])
+    preprocess(manifest, path, structures=["sift"])
+    with pytest.raises(StoreError, match="was changed by another run"):
+        run.execute(adds_edges, scheduler="sync", progress=False)
+    assert "sift" in StoreReader(path, ["sift"]).read(0)
+    with pytest.raises(ShardFailedError, match="not those that shard 0 was planned with"):
+        list(executors.run_tasks(adds_edges.plan.tasks, scheduler="sync"))
+
+
+def test_two_new_stores_under_one_name(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one appears between the look and the rename."""
+    job = run.prepare(manifest, tmp_path / "s.zarr")
+    preprocess(manifest, tmp_path / "s.zarr")
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(StoreError, match="appeared since"):
+        store.create_store(job.store, job.schema, manifest)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*partial")), "nothing stays behind"
+    assert verify(tmp_path / "s.zarr", progress=False).faults == ()
+
+
+def test_a_moved_data_set_is_read_where_it_is_now(manifest: Manifest, tmp_path: Path) -> None:
+    """Its manifest has the same fingerprint; a process that read the old one must not go on with the old paths."""
+    path = tmp_path / "s.zarr"
+    lost = Path(manifest.root) / manifest.samples[3].label_path
+    content = lost.read_bytes()
+    lost.unlink()
+    assert len(preprocess(manifest, path).quarantine) == 1
+    lost.write_bytes(content)
+    shutil.move(manifest.root, tmp_path / "moved")
+    with pytest.raises(StoreError, match="expected the manifest's data set there") as caught:
+        preprocess(manifest, path, retry_quarantined=True)
+    assert "--root" in str(caught.value)
+    assert StoreReader(path, ()).status[3] != DONE, "nothing was touched"
+    moved = dataclasses.replace(manifest, root=str(tmp_path / "moved"))
+    assert preprocess(moved, path, retry_quarantined=True).quarantine == ()
+    assert StoreReader(path, ()).manifest.root == str(tmp_path / "moved")
+
+
+def test_tasks_do_not_depend_on_the_folder_they_run_in(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    job = run.prepare(manifest, Path("s.zarr"), frame=FRAME)
+    store.create_store(job.store, job.schema, manifest)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    reports = list(executors.run_tasks(job.plan.tasks, scheduler="sync"))
+    assert sum(report.num_samples for report in reports) == 70
+    assert read_commit(tmp_path / "s.zarr", 1) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"scheduler": "threads"}, r"scheduler: expected local, sync or an address .*, got 'threads'"),
+        (
+            {"scheduler": "local", "memory_limit": 250 * 10**6},
+            r"memory: 2 workers need about 3\d\d MB each, and get 250",
+        ),
+        ({"scheduler": "local", "memory_limit": 0}, "and get 0 MB"),
+    ],
+)
+def test_runs_that_would_hang_are_refused(
+    options: dict[str, object], match: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    """A worker that is over its memory before it has done anything waits for ever."""
+    with pytest.raises(ExecutorError, match=match):
+        preprocess(manifest, tmp_path / "s.zarr", workers=2, **options)
+
+
+def test_the_hint_of_a_failed_task_is_its_own(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreError("the reason", hint="the way out")
+
+    monkeypatch.setattr(executors, "compute_shard", fail)
+    with pytest.raises(ShardFailedError) as caught:
+        preprocess(manifest, tmp_path / "s.zarr")
+    assert str(caught.value).endswith("failed: the reason\n  hint: the way out")
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_bad_sample(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(*_: object) -> object:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ShardFailedError, match=r"shard 0 .* failed: ZeroDivisionError"):
+        patch.setattr(shard_task, "compute_planes", buggy)
+        preprocess(manifest, tmp_path / "s.zarr")
+    assert preprocess(manifest, tmp_path / "s.zarr").quarantine == ()
