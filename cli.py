@@ -1,5 +1,6 @@
 """Command line of physseg: thin commands over the library; heavy imports happen inside the commands."""
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -24,6 +25,10 @@ manifest_app = typer.Typer(
     help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True
 )
 app.add_typer(manifest_app, name="manifest")
+weights_app = typer.Typer(
+    help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
+)
+app.add_typer(weights_app, name="weights")
 
 
 @app.callback(invoke_without_command=True)
@@ -468,7 +473,68 @@ def predict(
         raise typer.Exit(1)
 
 
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+@weights_app.command("list")
+def weights_list(
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
+) -> None:
+    """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
+    from .train.weights_cache import cache_folder
+    from .train.weights_fetch import listing, listing_lines
+
+    entries = listing()
+    if json_:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    for line in listing_lines(entries):
+        typer.echo(line)
+    typer.echo(f"cache: {cache_folder()}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    tag: Annotated[str, typer.Argument(help="As `physseg weights list` shows it, for example openai.")],
+    clip: Annotated[
+        str | None, typer.Option(help="Preset, where several have the tag: ViT-B-16, ViT-L-14-336.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
+) -> None:
+    """Fetch pretrained CLIP weights into the cache; the same command again resumes. Then: clip_weights = "TAG".
+
+    Licences differ from tag to tag: see docs/weights.md.
+    """
+    from .train.weights_cache import weights_folder
+    from .train.weights_fetch import fetch, find_tag
+
+    found = find_tag(tag, clip)
+    record, fetched = fetch(found, url=url)
+    path = weights_folder(record.clip, record.tag) / record.file
+    typer.echo(f"{path}: {'fetched from ' + record.url if fetched else 'is in the cache already'}")
+    typer.echo(f"{record.num_bytes} bytes, sha256 {record.sha256}")
+
+
 # --- demo -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps. Default: about three minutes of them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes, weights and order.")] = 0,
+    images: Annotated[int, typer.Option(min=4, help="Training scenes; a quarter as many for validation.")] = 160,
+) -> None:
+    """The whole chain on a small generated data set: no download, no GPU, a few minutes.
+
+    The same command again goes on where it stopped; with other settings it starts over.
+    """
+    from .train.demo import DEFAULT_STEPS, DemoSettings, run_demo
+
+    settings = DemoSettings(steps=steps or DEFAULT_STEPS, seed=seed, num_train=images, num_val=max(1, images // 4))
+    run_demo(out, settings, say=typer.echo)
 
 
 def main() -> None:

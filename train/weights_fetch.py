@@ -6,11 +6,12 @@ input than OpenAI's are left out: the segmenter's is fixed.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from .. import __version__
@@ -71,6 +72,34 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
         raise WeightsError(f"{clip!r} has no published weights", hint=f"those that have: {', '.join(PRETRAINED)}")
     known = ", ".join(dict.fromkeys(one.tag for one in tags if clip in (None, one.clip)))
     raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}", expected=known, got=tag)
+
+
+def listing() -> list[dict[str, Any]]:
+    """All tags with what is known of them; bytes, sha256 and file are None for what is not in the cache."""
+    entries = []
+    for one in pretrained_tags():
+        record = read_record(one.clip, one.tag)
+        entries.append(
+            {
+                "clip": one.clip,
+                "tag": one.tag,
+                "activation": "QuickGELU" if one.quick_gelu else "GELU",
+                "bytes": record and record.num_bytes,
+                "sha256": record and record.sha256,
+                "file": record and str(weights_folder(one.clip, one.tag) / record.file),
+                "sources": [source.url for source in one.sources],
+            }
+        )
+    return entries
+
+
+def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same as a table for the terminal."""
+    lines = [f"{'clip':13} {'tag':26} {'activation':10}"]
+    for entry in entries:
+        known = f"cached, {entry['bytes'] / 1e6:.0f} MB, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
+        lines.append(f"{entry['clip']:13} {entry['tag']:26} {entry['activation']:10} {known}".rstrip())
+    return lines
 
 
 def fetch(tag: PretrainedTag, *, url: str | None = None, progress: bool = True) -> tuple[WeightsRecord, bool]:

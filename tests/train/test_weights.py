@@ -1,0 +1,270 @@
+"""Fetched CLIP weights: tags, the cache, what a run begins with, and the commands; no network but a fake download."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from physseg.cli import app
+from physseg.train import weights_fetch
+from physseg.train.config import TrainConfig
+from physseg.train.download import Downloaded
+from physseg.train.errors import ConfigError, RunFolderError, WeightsError
+from physseg.train.initial_weights import activation, settle_clip_weights
+from physseg.train.loop import train
+from physseg.train.run_folder import RunFolder
+from physseg.train.run_log import read_log
+from physseg.train.segmenter import Segmenter, SegmenterConfig
+from physseg.train.weights_cache import (
+    ClipWeights,
+    WeightsRecord,
+    cache_folder,
+    find_clip_weights,
+    read_record,
+    weights_folder,
+    write_record,
+)
+from physseg.train.weights_fetch import PretrainedTag, Source, fetch, find_tag, pretrained_tags
+from typer.testing import CliRunner
+
+TAG = PretrainedTag(
+    clip="ViT-B-16",
+    tag="openai",
+    quick_gelu=True,
+    sources=(Source(url="https://first/x/ViT-B-16.pt", sha256="abc"), Source(url="https://second/model.safetensors")),
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PHYSSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Addresses and hashes that were asked for; the first place has nothing, the others b"weights"."""
+    calls = []
+
+    def fake(url: str, target: Path, *, sha256: str = "", progress: bool = True) -> Downloaded:
+        calls.append((url, sha256))
+        if "first" in url:
+            raise WeightsError(f"{url}: the server answered 404 Not Found", status=404)
+        target.write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        return Downloaded(path=target, num_bytes=7, sha256=digest, resumed_at=0)
+
+    monkeypatch.setattr(weights_fetch, "download", fake)
+    return calls
+
+
+# --- tags -----------------------------------------------------------------------------------------------------------
+
+
+def test_tags_are_open_clips() -> None:
+    """Every preset has some; the activation and the places are as published."""
+    tags = {(one.clip, one.tag): one for one in pretrained_tags()}
+    openai = tags["ViT-B-16", "openai"]
+    assert openai.quick_gelu
+    assert openai.sources[0].url.endswith("/ViT-B-16.pt")
+    assert len(openai.sources[0].sha256) == 64
+    assert openai.sources[0].sha256 in openai.sources[0].url
+    large, huge = tags["ViT-L-14-336", "openai"], tags["ViT-H-14", "laion2b_s32b_b79k"]
+    assert (large.quick_gelu, huge.quick_gelu) == (True, False)
+    assert huge.sources[0].url.startswith("https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K/resolve/main/")
+    assert tags["ViT-B-16", "laion400m_e32"].sources[0].sha256 == "55e67d44"
+    assert not tags["ViT-B-16", "laion400m_e32"].quick_gelu
+    assert tags["ViT-H-14", "dfn5b"].quick_gelu
+    assert all(one.sources for one in tags.values())
+
+
+def test_a_tag_of_several_presets_needs_the_preset() -> None:
+    with pytest.raises(WeightsError, match=r"'openai' is a tag of ViT-B-16, ViT-L-14-336\n.*--clip ViT-B-16"):
+        find_tag("openai", None)
+    assert find_tag("openai", "ViT-L-14-336").clip == "ViT-L-14-336"
+    assert find_tag("laion2b_s32b_b79k", None).clip == "ViT-H-14"
+    with pytest.raises(WeightsError, match=r"'opemai' is no tag of ViT-B-16\n.*known: openai, laion400m"):
+        find_tag("opemai", "ViT-B-16")
+    with pytest.raises(WeightsError, match="'tiny' has no published weights"):
+        find_tag("openai", "tiny")
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_fetch_records_what_it_got_and_from_where(asked: list[tuple[str, str]], folder: Path) -> None:
+    record, fetched = fetch(TAG)
+    assert fetched
+    assert asked == [("https://first/x/ViT-B-16.pt", "abc"), ("https://second/model.safetensors", "")]
+    assert (record.url, record.file, record.num_bytes) == ("https://second/model.safetensors", "model.safetensors", 7)
+    assert record.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert read_record("ViT-B-16", "openai") == record
+    found = find_clip_weights("openai", "ViT-B-16")
+    assert found.path == folder / "clip/ViT-B-16/openai/model.safetensors"
+    assert found.quick_gelu
+    assert fetch(TAG) == (record, False)
+    assert len(asked) == 2
+
+
+def test_a_mirror_keeps_the_tags_hash(asked: list[tuple[str, str]]) -> None:
+    fetch(TAG, url="https://mirror/clip/ViT-B-16.pt?download=1")
+    assert asked == [("https://mirror/clip/ViT-B-16.pt?download=1", "abc")]
+    assert find_clip_weights("openai", "ViT-B-16").path.name == "ViT-B-16.pt"
+    with pytest.raises(WeightsError, match="does not end in a file's name"):
+        fetch(replace(TAG, tag="other"), url="https://mirror/clip/")
+
+
+def test_a_changed_file_is_not_used_but_fetched_again(asked: list[tuple[str, str]]) -> None:
+    record, _ = fetch(TAG)
+    path = weights_folder("ViT-B-16", "openai") / record.file
+    path.write_bytes(b"weighty")
+    with pytest.raises(WeightsError, match=r"expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}\n.*weights fetch openai"):
+        find_clip_weights("openai", "ViT-B-16")
+    assert fetch(TAG) == (record, True)
+    assert find_clip_weights("openai", "ViT-B-16").sha256 == record.sha256
+
+
+def test_every_places_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(url: str, *_: object, **__: object) -> Downloaded:
+        raise WeightsError(f"{url}: cannot be reached", hint="fetch it elsewhere")
+
+    monkeypatch.setattr(weights_fetch, "download", none)
+    with pytest.raises(WeightsError, match=r"first/x/ViT-B-16.pt: cannot.*; https://second.*cannot") as caught:
+        fetch(TAG)
+    assert caught.value.hint == "fetch it elsewhere"
+    assert read_record("ViT-B-16", "openai") is None
+
+
+def test_a_wrong_hash_is_not_covered_up_by_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(url: str, *_: object, **__: object) -> Downloaded:
+        raise WeightsError(f"{url}: expected sha256 abc, got def", expected="abc", got="def")
+
+    monkeypatch.setattr(weights_fetch, "download", wrong)
+    with pytest.raises(WeightsError, match=r"^https://first/x/ViT-B-16.pt: expected sha256 abc"):
+        fetch(TAG)
+
+
+def test_the_cache_is_in_the_home_folder_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PHYSSEG_CACHE")
+    monkeypatch.setenv("HOME", "/somebody")
+    assert cache_folder() == Path("/somebody/.cache/physseg")
+
+
+def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"'openai' for ViT-B-16 is not in the cache .*\n.*weights fetch openai --clip"
+    ):
+        find_clip_weights("openai", "ViT-B-16")
+    with pytest.raises(WeightsError, match=r"none\.pt: no such file"):
+        find_clip_weights(str(tmp_path / "none.pt"), "ViT-B-16")
+    folder = weights_folder("ViT-B-16", "torn")
+    folder.mkdir(parents=True)
+    (folder / "weights.json").write_text('{"clip": "ViT-B-16"')
+    with pytest.raises(WeightsError, match="not a record of fetched weights"):
+        find_clip_weights("torn", "ViT-B-16")
+
+
+# --- what a run begins with -----------------------------------------------------------------------------------------
+
+
+def test_activation_follows_from_tag_or_file() -> None:
+    base, large = SegmenterConfig(), SegmenterConfig(clip="ViT-L-14-336")
+    tag = ClipWeights(name="openai", path=Path("x.pt"), sha256="", quick_gelu=True)
+    untold = ClipWeights(name="a/b.bin", path=Path("a/b.bin"), sha256="", quick_gelu=None)
+    openai_form = replace(untold, quick_gelu=True)
+    assert [activation(base, one) for one in (tag, untold, openai_form)] == [True, False, True]
+    assert activation(large, untold)
+    assert not activation(SegmenterConfig(clip="ViT-H-14"), untold)
+    assert not activation(replace(base, quick_gelu=False), openai_form)  # one's own file: one knows best
+    with pytest.raises(ConfigError, match="quick_gelu is false, but 'openai' was trained with QuickGELU"):
+        activation(replace(base, quick_gelu=False), tag)
+    assert replace(base, quick_gelu=False).clip_sizes.quick_gelu is False
+
+
+def _cached(model: SegmenterConfig, *, quick_gelu: bool, fill: float = 3.5) -> WeightsRecord:
+    """Weights of the configuration's CLIP in the cache, under the tag "mine"."""
+    clip = Segmenter(model).clip
+    with torch.no_grad():
+        clip.visual.ln_post.weight.fill_(fill)
+    path = weights_folder(model.clip, "mine") / "clip.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(clip.state_dict(), path)
+    record = WeightsRecord(
+        clip=model.clip,
+        tag="mine",
+        file=path.name,
+        url="https://x/clip.safetensors",
+        num_bytes=path.stat().st_size,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        quick_gelu=quick_gelu,
+        version="0",
+    )
+    write_record(record)
+    return record
+
+
+def test_a_run_begins_with_a_tag_and_keeps_its_activation(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    record = _cached(make_config().model, quick_gelu=True)
+    config = make_config(clip_weights="mine", steps=2, optim={"learning_rate": 1e-9})
+    assert config.clip_weights == "mine"
+    train(config, stop_at=1, progress=False)
+    run = RunFolder(tmp_path / "run")
+    document = run.read()
+    facts = {"name": "mine", "file": "clip.safetensors", "sha256": record.sha256}
+    assert document["origin"] == {"clip_weights": facts}
+    assert document["model"]["quick_gelu"] is True
+    assert read_log(run.log_file, "start")[0]["clip_weights"] == facts
+    weights = safetensors.torch.load_file(run.checkpoints / "step_00000001/model.safetensors")
+    torch.testing.assert_close(weights["clip.visual.ln_post.weight"], torch.full((32,), 3.5))
+    (weights_folder(record.clip, "mine") / "weights.json").unlink()
+    assert train(config, progress=False).finished  # nothing of the cache is needed to go on
+
+
+def test_a_run_without_a_checkpoint_begins_with_the_same_file_again(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    _cached(make_config().model, quick_gelu=False)
+    config = make_config(clip_weights="mine")
+    train(config, stop_at=1, progress=False)
+    run = RunFolder(tmp_path / "run")
+    (run.checkpoints / "step_00000001").rename(tmp_path / "gone")
+    assert settle_clip_weights(config, run)[1] is not None
+    _cached(make_config().model, quick_gelu=False, fill=4.5)
+    with pytest.raises(RunFolderError, match=r"begun with clip_weights of sha256 [0-9a-f]+, now mine has [0-9a-f]+"):
+        settle_clip_weights(config, run)
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _call(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_list_and_fetch_from_the_command_line(
+    asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(weights_fetch, "pretrained_tags", lambda: (TAG, replace(TAG, tag="other", quick_gelu=False)))
+    shown = _call("weights", "fetch", "openai")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert shown.exit_code == 0
+    assert f"sha256 {sha256}" in shown.stdout
+    assert str(folder / "clip/ViT-B-16/openai/model.safetensors") in shown.stdout
+    assert "is in the cache already" in _call("weights", "fetch", "openai").stdout
+    lines = _call("weights", "list").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["ViT-B-16", "openai", "QuickGELU"],
+        ["ViT-B-16", "other", "GELU"],
+    ]
+    assert sha256[:16] in lines[1]
+    assert "cached" not in lines[2]
+    entries = json.loads(_call("weights", "list", "--json").stdout)
+    assert entries[0]["sha256"] == sha256
+    assert entries[1]["sha256"] is None
