@@ -5,7 +5,7 @@ sample is cropped straight into its place, so nothing larger than the crop leave
 """
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -100,24 +100,24 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of these positions: a function of store, images, settings, seed and positions alone."""
-        samples = [self._sample(position) for position in positions]
-        return {
-            "images": _stacked(samples, "images"),
-            "labels": _stacked(samples, "labels"),
-            "structures": _stacked(samples, "structures"),
-            "valid": _stacked(samples, "valid"),
-            "cell_classes": _stacked(samples, "cell_classes"),
-            "cell_counts": _stacked(samples, "cell_counts"),
-            "jitter": _stacked(samples, "jitter"),
-            "positions": torch.tensor(positions, dtype=torch.int64),
-            "sample_ids": [sample["sample_id"] for sample in samples],
-        }
+        stacked: dict[str, npt.NDArray[Any]] = {}
+        sample_ids = []
+        for row, position in enumerate(positions):
+            sample_id, parts = self._sample(position)
+            sample_ids.append(sample_id)
+            for name, part in parts.items():
+                if row == 0:
+                    stacked[name] = np.empty((len(positions), *part.shape), part.dtype)
+                stacked[name][row] = part
+            del part, parts  # views of whole arrays: the next sample's then lie in the same memory, still in cache
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in stacked.items()}
+        tensors["positions"] = torch.tensor(positions, dtype=torch.int64)
+        return tensors | {"sample_ids": sample_ids}  # type: ignore[return-value]
 
-    def _sample(self, position: int) -> dict[str, Any]:
+    def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
         index = int(self.usable[self.order(position)])
         manifest, frame = self.reader.manifest, self.reader.schema.frame
         image = frame.resize_image(manifest.load_image(index))
-        arrays = self.reader.read(index)
         size = self.reader.frame_size(index)
         sample_id = str(manifest.table.column("sample_id")[index].as_py())
         if image.shape[:2] != size:
@@ -131,11 +131,11 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             )
         draws = uniforms(self.seed, Purpose.CROP, position, 3)
         window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
+        arrays = self.reader.read(index, rows=window.top + window.size)
         side, cells = self.config.crop, self.config.crop // CELL_PX
         structures = [window.cut(arrays[name]) for name in self.structures]
         no_cells = np.zeros((0, cells, cells), np.uint8)
-        return {
-            "sample_id": sample_id,
+        return sample_id, {
             "images": window.cut_image(image),
             "labels": _signed(window.cut(arrays["labels"])),
             "structures": np.stack(structures) if structures else np.zeros((0, side, side), np.uint8),
@@ -258,10 +258,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
-
-
-def _stacked(samples: Sequence[Mapping[str, Any]], key: str) -> Tensor:
-    return torch.from_numpy(np.stack([sample[key] for sample in samples]))
 
 
 def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
