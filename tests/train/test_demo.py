@@ -1,0 +1,149 @@
+"""`physseg demo` from end to end, very small; and what it does with folders that are there already."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from physseg.train.demo import _OURS, MARKER, DemoError, DemoSettings, begin
+
+SMALL = ("--steps", "3", "--images", "8", "--seed", "2")
+
+
+def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "physseg.cli", "demo", "--out", out.name, *arguments]
+    return subprocess.run(command, cwd=out.parent, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = tmp_path_factory.mktemp("demo") / "small"
+    done = demo(out, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done
+
+
+@pytest.mark.slow
+def test_chain_runs_the_public_commands_in_order_and_says_how_long_each_took(
+    made: tuple[Path, subprocess.CompletedProcess[str]],
+):
+    _, done = made
+    commands = re.findall(r"^\$ physseg (\S+)(?: folder)?.*\n(?:.*\n)*?  \(\d+\.\d s\)$", done.stdout, re.MULTILINE)
+    assert commands == [
+        *("manifest", "manifest", "preprocess", "verify"),
+        *("inspect", "inspect", "inspect", "train", "evaluate", "predict"),
+    ]
+    assert "chance: guessing evenly" in done.stdout
+
+
+@pytest.mark.slow
+def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, done = made
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((out / "run" / "evaluations" / "val-step_00000003.json").read_text(encoding="utf-8"))
+    for group in ("seen", "unseen"):
+        assert results[group]["miou"] == pytest.approx(evaluation[group]["miou"])
+        assert 0 < results[group]["uniform"] < 0.2
+        assert f"{results[group]['miou']:.3f}" in done.stdout
+    assert sum(results["unseen_pixels_called"].values()) == pytest.approx(1)
+    assert results["settings"] | {"physseg": ""} == {
+        "physseg": "",
+        "steps": 3,
+        "seed": 2,
+        "num_train": 8,
+        "num_val": 2,
+    }
+
+
+@pytest.mark.slow
+def test_page_holds_everything_and_needs_nothing(made: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, done = made
+    page = (out / "demo.html").read_text(encoding="utf-8")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert done.stdout.strip().endswith(str((out / "demo.html").resolve()))
+    assert f"{results['seen']['miou']:.3f}" in page
+    assert page.count("<polyline") == 8, "four loss curves, each raw and smoothed"
+    assert page.count("data:image/") == 3 * 2 + 3 + 2 * 3, "scenes with labels, structures, predictions"
+    assert "physseg preprocess small/train.parquet small/train.zarr" in page
+    assert not re.search(r"https?://|<script|<link|url\(", page)
+    assert str(Path.home()) not in page
+
+
+@pytest.mark.slow
+def test_training_split_never_names_or_shows_an_unseen_pair(made: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, _ = made
+    words = (out / "run" / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+    evaluation = json.loads((out / "run" / "evaluations" / "val-step_00000003.json").read_text(encoding="utf-8"))
+    unseen = {row["name"] for row in evaluation["classes"] if not row["seen"]}
+    assert len(unseen) == 4
+    assert not unseen & set(words)
+
+
+@pytest.mark.slow
+def test_same_settings_go_on_and_give_the_same_numbers(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    """What is finished is kept; the evaluation of the same weights gives the same scores."""
+    out, first = made
+    copy = tmp_path / "small"
+    shutil.copytree(out, copy)
+    (copy / "demo.html").unlink()
+    again = demo(copy, *SMALL)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on with the demo" in again.stdout
+    assert "finished already, at step 3" in again.stdout
+    assert (copy / "demo.html").is_file()
+    assert re.findall(r"seen classes .*", again.stdout) == re.findall(r"seen classes .*", first.stdout)
+
+
+def test_other_settings_start_over_and_keep_foreign_files(tmp_path: Path):
+    said: list[str] = []
+    begin(tmp_path / "d", DemoSettings(seed=1), say=said.append)
+    (tmp_path / "d" / "run").mkdir()
+    (tmp_path / "d" / "scenes_done").touch()
+    (tmp_path / "d" / "notes.txt").write_text("mine", encoding="utf-8")
+    begin(tmp_path / "d", DemoSettings(seed=1), say=said.append)
+    assert (tmp_path / "d" / "run").is_dir()
+    begin(tmp_path / "d", DemoSettings(seed=2), say=said.append)
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [MARKER, "notes.txt"]
+    assert "going on" in said[0] and "starting over" in said[1]
+    assert json.loads((tmp_path / "d" / MARKER).read_text(encoding="utf-8"))["seed"] == 2
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "weights").write_text("precious", encoding="utf-8")
+    with pytest.raises(DemoError, match="found other files") as caught:
+        begin(tmp_path, DemoSettings(), say=lambda _: None)
+    assert "--out" in str(caught.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["run", "weights"]
+    (tmp_path / "file").touch()
+    with pytest.raises(DemoError, match="found a file"):
+        begin(tmp_path / "file", DemoSettings(), say=lambda _: None)
+
+
+def test_a_step_that_fails_is_named_with_its_command_and_exit_code(tmp_path: Path):
+    """A folder where the manifest must go: `physseg manifest` fails, and so does the demo."""
+    out = tmp_path / "small"
+    begin(out, DemoSettings(steps=3, seed=2, num_train=4, num_val=1), say=lambda _: None)
+    (out / "train.parquet").mkdir()
+    done = demo(out, "--steps", "3", "--images", "4", "--seed", "2")
+    assert done.returncode == 1
+    assert "physseg manifest folder" in done.stderr
+    assert "ended with exit code 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["steps", "num_train", "num_val"])
+def test_settings_are_checked(wrong: str):
+    with pytest.raises(DemoError, match=wrong):
+        DemoSettings(**{wrong: 0})
+
+
+@pytest.mark.slow
+def test_starting_over_removes_all_that_a_demo_writes(made: tuple[Path, subprocess.CompletedProcess[str]]):
+    out, _ = made
+    assert {path.name for path in out.iterdir()} == {MARKER, *_OURS}

@@ -1,0 +1,269 @@
+"""The whole chain on a small generated data set, through the public commands, in a few minutes on a CPU.
+
+Each command is printed before it runs and runs as a process of its own, so what the demo does anyone can type. The
+folder keeps everything; the same call again goes on where the last one stopped, other settings start over.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import PhyssegError, __version__
+from ..manifests.scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
+from ..manifests.whole_file import write_whole
+from .demo_page import Stage, render_page
+from .demo_report import build_report
+from .demo_results import describe, destinations, score_group
+
+DEFAULT_STEPS = 450
+"""Steps of about 0.4 s on two CPU cores."""
+
+SHOWN = 6
+"""Pictures of the page's galleries: the first so many of a split, not chosen ones."""
+
+MARKER = "demo.json"
+"""Holds the settings; its presence says that a folder is a demo's own."""
+
+_OURS = (
+    "scenes",
+    "scenes_done",
+    "train.parquet",
+    "val.parquet",
+    "train.zarr",
+    "train.zarr.log.jsonl",
+    "structures",
+    "structures.html",
+    "demo.toml",
+    "run",
+    "predictions",
+    "results.json",
+    "demo.html",
+)
+"""All that a demo writes beside its marker: what starting over removes."""
+
+
+class DemoError(PhyssegError, RuntimeError):
+    """A step of the demo failed, or its folder is not a demo's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoSettings:
+    """What decides the demo's results."""
+
+    steps: int = DEFAULT_STEPS
+    """Training steps of 8 crops."""
+    seed: int = 0
+    """Of the scenes, the weights, the order and the augmentation."""
+    num_train: int = 160
+    """Generated training scenes."""
+    num_val: int = 40
+    """Generated validation scenes."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_train", "num_val"):
+            if getattr(self, name) < 1:
+                raise DemoError(f"demo: {name} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """Where the page is, and the numbers on it."""
+
+    page: Path
+    results: dict[str, Any]
+
+
+CONFIG = """\
+# Written by `physseg demo`. `physseg train --example` explains every key.
+seed = {seed}
+steps = {steps}
+batch_size = 8
+device = "cpu"              # the same numbers on machines with a GPU and without
+log_every = 5
+checkpoint_every = 100      # a demo that was interrupted goes on from the last one
+keep_last = 1
+
+[data]
+store = "train.zarr"
+crop = 192                  # the store's frames are 192 px high or wide at least
+jitter = false              # colours are part of the names here
+num_workers = 0             # small pictures: a process more would cost more than it saves
+
+[model]
+clip = "tiny"
+templates = ["{{}}"]          # few words are easier to tell apart for a text encoder without pretraining
+structures = ["canny", "mask_edges", "sift"]
+
+[model.architecture]        # the tiny CLIP on a 12x12 grid instead of 24x24: a quarter of the work
+image_px = 192
+patch_px = 16
+position_grid = 12
+embed_dim = 64
+vision_width = 96
+vision_layers = 6
+vision_heads = 2
+text_width = 64
+text_layers = 3
+text_heads = 2
+guidance_blocks = [1, 3]
+quick_gelu = false
+
+[losses]
+lambda_p = 1.0              # physical structures
+lambda_sac = 1.0            # weighted patch alignment
+
+[optim]                     # from scratch, so faster than the fine-tuning of the published recipe
+learning_rate = 1e-3
+clip_scale = 1.0
+max_gradient_norm = 1.0
+warmup_steps = 20
+"""
+
+
+def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> DemoResult:
+    """Run the chain in the folder ``out`` and write ``out/demo.html`` and ``out/results.json``.
+
+    ``say`` takes lines for the user. Raises DemoError if ``out`` holds something else than a demo, or a step fails.
+    """
+    begin(out, settings, say=say)
+    chain = _Chain(out=out, say=say)
+    scenes = SceneFolders(root=out / "scenes")
+    chain.generate(scenes, settings)
+    for split in ("train", "val"):
+        folders = ("--images", scenes.images(split), "--labels", scenes.labels(split))
+        vocabulary = ("--classes", scenes.classes(split), "--split", split, "--name", "scenes")
+        chain.command(
+            f"manifest, {split}", "manifest", "folder", *folders, *vocabulary, "--out", out / f"{split}.parquet"
+        )
+    store, run = out / "train.zarr", out / "run"
+    chain.command("preprocess", "preprocess", out / "train.parquet", store, "--short-edge", "192")
+    chain.command("verify", "verify", store)
+    chain.command("inspect: table", "inspect", store)
+    samples = [text for index in range(min(3, settings.num_train)) for text in ("--sample", str(index))]
+    chain.command("inspect: pictures", "inspect", store, *samples, "--out", out / "structures")
+    chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--max-samples", "24")
+    write_whole(out / "demo.toml", CONFIG.format(seed=settings.seed, steps=settings.steps).encode())
+    chain.command("train", "train", out / "demo.toml", "--out", run)
+    protocol = ("--no-windows", "--device", "cpu")
+    chain.command("evaluate", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
+    pictures = sorted(scenes.images("val").iterdir())[:SHOWN]
+    words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions")
+    chain.command("predict", "predict", run, *pictures, *words, *protocol)
+    return _finish(out, settings, chain.stages, say=say)
+
+
+def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> None:
+    """Make the folder ready: new, kept to go on with, or emptied of an earlier demo with other settings.
+
+    Raises DemoError, and touches nothing, if the folder holds anything but a demo.
+    """
+    marker = out / MARKER
+    wanted = {"physseg": __version__, **asdict(settings)}
+    if out.exists() and not out.is_dir():
+        raise DemoError(f"{out}: expected a folder or nothing, found a file", hint="choose another --out")
+    if marker.is_file():
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found == wanted:
+            say(
+                f"{out}: going on with the demo that is there, finished steps are kept; delete the folder to start over"
+            )
+            return
+        say(f"{out}: holds a demo with other settings; starting over")
+        for name in _OURS:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif out.is_dir() and any(out.iterdir()):
+        raise DemoError(
+            f"{out}: expected an empty folder or an earlier demo's, found other files and no {MARKER}",
+            hint="choose another folder with --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+@dataclass(kw_only=True, slots=True)
+class _Chain:
+    """Runs the steps one by one and notes how long each took."""
+
+    out: Path
+    say: Callable[[str], None]
+    stages: list[Stage] = field(default_factory=list)
+
+    def generate(self, folders: SceneFolders, settings: DemoSettings) -> None:
+        """Draws the scenes, unless an earlier call finished that."""
+        done = self.out / "scenes_done"
+        what = f"write {settings.num_train} + {settings.num_val} scenes to {folders.root}, seed {settings.seed}"
+        self.say(f"\n# {what}")
+        started = time.perf_counter()
+        if not done.exists():
+            scenes = SceneSettings(num_train=settings.num_train, num_val=settings.num_val, seed=settings.seed)
+            write_scenes(folders.root, scenes)
+            done.touch()
+        self._note("generate scenes", what, started)
+
+    def command(self, title: str, *arguments: str | Path) -> None:
+        """Runs one public command in a process of its own; its output goes to the terminal."""
+        words = [str(argument) for argument in arguments]
+        shown = shlex.join(["physseg", *words])
+        self.say(f"\n$ {shown}")
+        started = time.perf_counter()
+        code = subprocess.run(
+            [sys.executable, "-m", f"{__package__.partition('.')[0]}.cli", *words], check=False
+        ).returncode
+        if code:
+            raise DemoError(
+                f"demo: `{shown}` ended with exit code {code}, expected 0",
+                hint="its own message stands above; the same demo command goes on from here",
+                command=shown,
+                got=code,
+            )
+        self._note(title, shown, started)
+
+    def _note(self, title: str, command: str, started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.stages.append(Stage(title=title, command=command, seconds=seconds))
+        self.say(f"  ({seconds:.1f} s)")
+
+
+def _finish(out: Path, settings: DemoSettings, stages: Sequence[Stage], *, say: Callable[[str], None]) -> DemoResult:
+    """Scores, page and closing words."""
+    evaluation = out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.npz"
+    with np.load(evaluation) as arrays:
+        confusion = arrays["confusion"]
+    unseen_ids = [ALL_CLASSES.index(name) for name in UNSEEN_THINGS]
+    seen_ids = [index for index in range(len(ALL_CLASSES)) if index not in unseen_ids]
+    seen, unseen = score_group(confusion, seen_ids), score_group(confusion, unseen_ids)
+    gone = destinations(confusion, ALL_CLASSES, unseen_ids)
+    seconds = sum(stage.seconds for stage in stages)
+    results: dict[str, Any] = {
+        "settings": {"physseg": __version__, **asdict(settings)},
+        "seen": asdict(seen),
+        "unseen": asdict(unseen),
+        "unseen_pixels_called": asdict(gone),
+        "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},
+        "total_seconds": round(seconds, 2),
+    }
+    write_whole(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    report = build_report(out, settings=results["settings"], stages=stages, confusion=confusion, shown=SHOWN)
+    page = out / "demo.html"
+    write_whole(page, render_page(report).encode())
+
+    say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
+    for name, score in (("seen classes", seen), ("unseen classes", unseen)):
+        say(f"  {name:20}{score.miou:6.3f}{score.uniform:25.3f}{score.most_frequent:22.3f}")
+    for sentence in describe(seen, unseen, gone):
+        say(f"  {sentence}")
+    say(f"\n{int(seconds // 60)} min {int(seconds % 60):02d} s. All of it on one page: {page.resolve()}")
+    return DemoResult(page=page, results=results)
