@@ -228,13 +228,17 @@ def preprocess(
         typer.echo(line)
     if dry_run:
         return
-    report = run.execute(
-        job,
-        scheduler=scheduler,
-        workers=workers,
-        memory_limit=_bytes(memory_limit),
-        log=log or beside(store, ".log.jsonl"),
-    )
+    try:
+        report = run.execute(
+            job,
+            scheduler=scheduler,
+            workers=workers,
+            memory_limit=_bytes(memory_limit),
+            log=log or beside(store, ".log.jsonl"),
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from what is committed", err=True)
+        raise
     for line in describe_run(report, store):
         typer.echo(line)
     if report.quarantine and not allow_quarantine:
@@ -362,6 +366,12 @@ def _bytes(text: str | None) -> int | None:
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: `run` of the configuration.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
 Checkpoint = Annotated[int | None, typer.Option("--checkpoint", help="Step to load; default: the latest.")]
+Prompts = Annotated[
+    str, typer.Option(help='Ask with other templates, as many as in training: "single", "imagenet", or a file of them.')
+]
+SynonymRule = Annotated[
+    str | None, typer.Option("--synonyms", help="first or mean of a class's synonyms. Default: as in training.")
+]
 NoWindows = Annotated[
     bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
 ]
@@ -399,13 +409,15 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder that `physseg train` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
     manifests: Annotated[list[Path], typer.Argument(help="Manifests to evaluate on, of any vocabulary.")],
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = None,
     max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the images are, if they moved; folder or URL.")] = None,
     no_windows: NoWindows = False,
+    prompts: Prompts = "",
+    synonyms: SynonymRule = None,
     all_classes: Annotated[
         bool, typer.Option("--all-classes", help="Show every class, not the best and worst.")
     ] = False,
@@ -421,7 +433,7 @@ def evaluate(
     if len({path.stem for path in manifests}) < len(manifests):
         raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
     tables = [Manifest.read(path, root=root) for path in manifests]
-    loaded = load_run(run, step=checkpoint, device=choose_device(device))
+    loaded = load_run(run, step=checkpoint, device=choose_device(device), prompts=prompts, synonyms=synonyms)
     for path, manifest in zip(manifests, tables, strict=True):
         result = evaluate_model(
             loaded.model,
@@ -439,7 +451,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder that `physseg train` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
     images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
@@ -448,6 +460,8 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     checkpoint: Checkpoint = None,
     no_windows: NoWindows = False,
+    prompts: Prompts = "",
+    synonyms: SynonymRule = None,
     device: Device = "auto",
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
@@ -458,7 +472,7 @@ def predict(
     from .train.process import choose_device
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
-    loaded = load_run(run, step=checkpoint, device=choose_device(device))
+    loaded = load_run(run, step=checkpoint, device=choose_device(device), prompts=prompts, synonyms=synonyms)
     failed = 0
     settings = InferenceSettings(windows=not no_windows)
     for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
@@ -471,6 +485,53 @@ def predict(
     if failed:
         typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
         raise typer.Exit(1)
+
+
+# --- models from elsewhere, models for elsewhere --------------------------------------------------------------------
+
+
+@app.command("import-catseg")
+def import_catseg(
+    file: Annotated[Path, typer.Argument(help="Published checkpoint (CVPR 2024), for example model_base.pth.")],
+    out: Annotated[Path, typer.Argument(help="Run folder to make.")],
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Classes it was trained on, one per line. Default: COCO-Stuff's 171.")
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option(help="File of its templates, one per line; only needed for other numbers than 1 and 80.")
+    ] = "",
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads of its aggregator; the file does not tell.")] = 4,
+) -> None:
+    """Turn a published CAT-Seg checkpoint into a run folder that evaluate, predict and export take.
+
+    All sizes are read from the file; nothing in it is executed.
+    """
+    from .manifests.vocabulary import read_classes
+    from .train import catseg_import
+
+    classes = read_classes(classes_file) if classes_file else None
+    imported = catseg_import.import_catseg(file, out, classes=classes, prompts=prompts, num_heads=heads)
+    for line in imported.lines():
+        typer.echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make: model.safetensors and model.json.")],
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write a trained model for use elsewhere: weights as safetensors, everything else as readable JSON.
+
+    In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
+    """
+    from .train.evaluate import load_run
+    from .train.export import write_export
+
+    loaded = load_run(run, step=checkpoint)
+    write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
 
 
 # --- weights --------------------------------------------------------------------------------------------------------

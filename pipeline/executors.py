@@ -5,6 +5,7 @@ All three run the same function on the same tasks and so leave the same bytes.
 
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from itertools import islice
@@ -96,7 +97,14 @@ def _client(scheduler: str, workers: int, memory_limit: int | None, memory_neede
         dashboard_address=None,
         silence_logs=logging.ERROR,
     )
-    return _ClientWithCluster(Client(cluster), cluster)
+    client = Client(cluster)
+    client.run(_ignore_interrupts)
+    return _ClientWithCluster(client, cluster)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _ClientWithCluster:
