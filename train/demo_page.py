@@ -36,6 +36,15 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Pictures of one scene that belong side by side, and the colours in them."""
+
+    pictures: Sequence[Picture]
+    legend: Sequence[tuple[str, tuple[int, int, int]]]
+    """Names and RGB colours, the largest class first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DemoReport:
     """All that the page shows; `render_page` adds the words."""
 
@@ -50,22 +59,23 @@ class DemoReport:
     gone: Destinations
     losses: Mapping[str, Sequence[tuple[int, float]]]
     """Per loss part its (step, value) pairs."""
-    scenes: Sequence[Picture]
+    scenes: Sequence[Row]
+    """Image and label map."""
     structures: Sequence[Picture]
-    predictions: Sequence[Sequence[Picture]]
-    """Rows of pictures: the image, the truth, the prediction."""
+    predictions: Sequence[Row]
+    """Image, label map and prediction."""
 
 
 def render_page(report: DemoReport) -> str:
     """The whole page as HTML text."""
     sections = (
         _headline(report),
-        _section("What was run", _stages(report.stages)),
-        _section("What was generated", _vocabulary(report) + _figures(report.scenes)),
+        _section("Predictions on the validation split", _FIRST_ONES + "".join(map(_row, report.predictions))),
+        _section("IoU of every class", _iou_table(report)),
+        _section("What was generated", _vocabulary(report) + "".join(map(_row, report.scenes))),
         _section("Structures, computed once and cached", _figures(report.structures)),
         _section("Training", "".join(_chart(name, points) for name, points in report.losses.items())),
-        _section("Predictions on the validation split", "".join(map(_figures, report.predictions))),
-        _section("IoU of every class", _iou_table(report)),
+        _section("What was run", _stages(report.stages)),
         _section("Settings", _settings(report.settings)),
     )
     return f"""<!doctype html>
@@ -77,6 +87,13 @@ def render_page(report: DemoReport) -> str:
 """
 
 
+_FIRST_ONES = "<p>The first scenes of the split, not chosen ones. Grey regions are unlabelled and do not count.</p>"
+
+_NO_CLAIM = (
+    "This is a tiny model, trained from random weights on generated pictures: the figures say that the chain works, "
+    "and nothing about how good the method is on photographs."
+)
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1d2329; background: #f5f6f7; }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 64px; }
@@ -85,14 +102,19 @@ h1 { margin: 0 0 8px; } h2 { margin: 40px 0 12px; border-bottom: 2px solid #d5da
 .tile { background: #fff; border: 1px solid #d5dade; border-radius: 8px; padding: 12px 20px; flex: 1 1 240px; }
 .tile b { display: block; font-size: 40px; line-height: 1.2; } .tile small, figcaption, .muted { color: #5a6570; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0; align-items: flex-start; }
+.row { margin: 0 0 24px; } .row .figures { display: grid; grid-template-columns: repeat(3, 1fr); margin-bottom: 4px; }
+.row img { max-height: 380px; }
+.chip { display: inline-block; font-size: 14px; margin-right: 14px; white-space: nowrap; }
+.chip i { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: 5px; }
 figure { margin: 0; flex: 0 1 auto; } figure img { display: block; max-width: 100%; border-radius: 4px; }
 figcaption { font-size: 14px; max-width: 520px; }
 table { border-collapse: collapse; background: #fff; width: 100%; } th { text-align: left; }
-th, td { border: 1px solid #d5dade; padding: 4px 10px; vertical-align: top; } td.number { text-align: right; }
+th, td { border: 1px solid #d5dade; padding: 4px 10px; vertical-align: top; }
+td.number { text-align: right; white-space: nowrap; }
 code { font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
 .unseen { background: #fdf0dc; } .bar { background: #3d77b6; height: 12px; border-radius: 2px; }
 .unseen .bar { background: #d98518; } table.pairs { width: auto; } svg { background: #fff;
-border: 1px solid #d5dade; border-radius: 8px; max-width: 100%; margin: 0 12px 12px 0; }
+border: 1px solid #d5dade; border-radius: 8px; max-width: 100%; margin: 0 8px 8px 0; }
 svg text { font: 12px system-ui, sans-serif; fill: #5a6570; }
 svg .title { font-weight: 600; fill: #1d2329; }
 """
@@ -105,7 +127,7 @@ def _headline(report: DemoReport) -> str:
         + _score_tile("mIoU on unseen classes", report.unseen_score)
         + f'<div class="tile">whole chain<b>{total}</b><small>{len(report.stages)} steps, one seed</small></div>'
     )
-    words = describe(report.seen_score, report.unseen_score, report.gone)
+    words = [*describe(report.seen_score, report.unseen_score, report.gone), _NO_CLAIM]
     return f'<div class="tiles">{tiles}</div>' + "".join(f"<p>{html.escape(text)}</p>" for text in words)
 
 
@@ -156,6 +178,14 @@ def _figures(pictures: Sequence[Picture]) -> str:
     return f'<div class="figures">{"".join(map(_figure, pictures))}</div>'
 
 
+def _row(row: Row) -> str:
+    chips = "".join(
+        f'<span class="chip"><i style="background:rgb({red},{green},{blue})"></i>{html.escape(name)}</span>'
+        for name, (red, green, blue) in row.legend
+    )
+    return f'<div class="row">{_figures(row.pictures)}{chips}</div>'
+
+
 def _figure(picture: Picture) -> str:
     caption = html.escape(picture.caption)
     return (
@@ -200,7 +230,7 @@ def _duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-_CHART = (340, 200)
+_CHART = (260, 180)
 _MARGIN = (46, 12, 30, 28)  # left, right, top, bottom
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from ..manifests.scenes import UNSEEN_THINGS
 from ..manifests.table import Manifest
-from ..pipeline.draw import overlay
-from .demo_page import DemoReport, Picture, Stage
+from ..pipeline.draw import class_shares, overlay, palette
+from .demo_page import DemoReport, Picture, Row, Stage
 from .demo_results import class_iou, destinations, score_group
 from .run_log import read_log
 
@@ -44,7 +44,7 @@ def build_report(
         unseen_score=score_group(confusion, unseen),
         gone=destinations(confusion, classes, unseen),
         losses=_losses(out / "run" / "log.jsonl"),
-        scenes=[picture for index in range(min(3, len(train))) for picture in _scene(train, index)],
+        scenes=[_scene(train, index) for index in range(min(3, len(train)))],
         structures=[
             Picture(image=_read_picture(path), caption=f"training scene {path.stem}", lossless=True)
             for path in sorted((out / "structures").glob("*.png"))
@@ -72,35 +72,44 @@ def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _scene(manifest: Manifest, index: int) -> tuple[Picture, Picture]:
+def _scene(manifest: Manifest, index: int) -> Row:
     image, labels = manifest.load(index)
-    return (
+    pictures = (
         Picture(image=image, caption=f"training scene {manifest.samples[index].sample_id}"),
-        Picture(image=_coloured(manifest, image, labels), caption="its label map; black pixels are unlabelled"),
+        Picture(image=_coloured(manifest, image, labels), caption="its label map; grey regions are unlabelled"),
     )
+    return Row(pictures=pictures, legend=_legend(manifest, labels))
 
 
-def _prediction(manifest: Manifest, index: int, folder: Path) -> tuple[Picture, Picture, Picture]:
+def _prediction(manifest: Manifest, index: int, folder: Path) -> Row:
     """The image, its label map and what was predicted, drawn alike."""
     image, labels = manifest.load(index)
     sample = manifest.samples[index].sample_id
-    path = folder / f"{Path(sample).name}_labels.png"
-    predicted = _decode(path, cv2.IMREAD_UNCHANGED)
+    predicted = _decode(folder / f"{Path(sample).name}_labels.png", cv2.IMREAD_UNCHANGED)
     labelled = labels != manifest.vocabulary.ignore_index
     right = float(np.mean(predicted[labelled] == labels[labelled])) if labelled.any() else float("nan")
-    return (
+    pictures = (
         Picture(image=image, caption=f"validation scene {sample}"),
-        Picture(image=_coloured(manifest, image, labels), caption="ground truth"),
-        Picture(
-            image=_coloured(manifest, image, predicted), caption=f"prediction; {right:.0%} of the labelled pixels right"
-        ),
+        Picture(image=_coloured(manifest, image, labels), caption="its label map"),
+        Picture(image=_coloured(manifest, image, predicted), caption=f"prediction: {right:.0%} of the pixels right"),
     )
+    return Row(pictures=pictures, legend=_legend(manifest, np.stack((labels, predicted))))
 
 
 def _coloured(manifest: Manifest, image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The image in its classes' colours with a legend, in which classes that were never trained are marked."""
-    names = [f"{name} (unseen)" if name in UNSEEN_THINGS else name for name in manifest.vocabulary.prompt_names]
-    return overlay(image, labels, names, ignore_index=manifest.vocabulary.ignore_index, alpha=0.7, write_names=False)
+    """The image in its classes' colours, with names on the large regions."""
+    names, ignore_index = manifest.vocabulary.prompt_names, manifest.vocabulary.ignore_index
+    return overlay(image, labels, names, ignore_index=ignore_index, alpha=0.7, max_legend=0)
+
+
+def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Classes that occur and their colours; those that were never trained are marked."""
+    names = manifest.vocabulary.prompt_names
+    colours = palette(len(names)).tolist()
+    present = [index for index, _ in class_shares(labels) if index != manifest.vocabulary.ignore_index]
+    return [
+        (f"{names[i]}{' (never trained)' if names[i] in UNSEEN_THINGS else ''}", tuple(colours[i])) for i in present
+    ]
 
 
 def _read_picture(path: Path) -> npt.NDArray[np.uint8]:

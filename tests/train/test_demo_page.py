@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from physseg.train.demo_page import DemoReport, Picture, Stage, data_url, render_page
+from physseg.train.demo_page import DemoReport, Picture, Row, Stage, data_url, render_page
 from physseg.train.demo_results import Destinations, GroupScore
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -16,6 +16,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 
 @pytest.fixture
 def report() -> DemoReport:
+    legend = [("red star (never trained)", (1, 2, 3))]
     picture = Picture(image=IMAGE, caption="a <b> & c", lossless=True)
     return DemoReport(
         settings={"seed": "7", "device": "cpu"},
@@ -31,9 +32,9 @@ def report() -> DemoReport:
         unseen_score=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
         gone=Destinations(right=0.2, other_shape=0.3, other_colour=0.1, other_thing=0.1, stuff=0.3),
         losses={"segmentation": [(1, 0.7), (2, 0.5), (3, 0.25)], "structure": []},
-        scenes=[picture],
+        scenes=[Row(pictures=[picture], legend=legend)],
         structures=[Picture(image=IMAGE, caption="canny")],
-        predictions=[[picture, picture, picture]],
+        predictions=[Row(pictures=[picture] * 3, legend=legend)],
     )
 
 
@@ -81,8 +82,9 @@ def test_page_shows_numbers_commands_times_and_words(report: DemoReport):
     ):
         assert text in page, text
     assert "a &lt;b&gt; &amp; c" in page
-    assert page.count("never trained<") == 2  # in the grid and in the IoU table
+    assert page.count(">never trained<") == 2  # in the grid and in the IoU table
     assert "some transfer" in page
+    assert page.count("rgb(1,2,3)") == 2
 
 
 def test_words_on_the_page_change_with_the_numbers(report: DemoReport):
@@ -99,7 +101,7 @@ def test_chart_draws_every_point_within_its_frame(report: DemoReport):
         assert points.shape == (3, 2)
         assert (np.diff(points[:, 0]) > 0).all()
         assert (np.diff(points[:, 1]) > 0).all()  # the loss falls, so y on the page grows
-        assert (points >= 0).all() and (points <= (340, 200)).all()
+        assert (points >= 0).all() and (points <= (260, 180)).all()
 
 
 def test_data_url_holds_the_very_pixels():
