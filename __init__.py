@@ -1,6 +1,10 @@
 """physseg: pseudo ground truth computed once, open-vocabulary segmenters trained on it many times."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .train.trained_model import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,17 @@ class PhyssegError(Exception):
     def __str__(self) -> str:
         message = super().__str__()
         return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+def load(path: str | Path, *, device: str = "auto", step: int | None = None, windows: bool = True) -> "TrainedModel":
+    """A trained model for a notebook or a script: from a run folder, an imported checkpoint, or an exported model.
+
+        model = physseg.load("runs/both")
+        labels = model.segment("photo.jpg", ["cat", "dog", "sofa"])   # (H, W) indices into the list
+
+    `device` is "auto" (CUDA if there is one) or a PyTorch device; `step` chooses a checkpoint, the latest if not given;
+    `windows=False` looks at the whole image only, five times faster. Raises RunFolderError or CheckpointError.
+    """
+    from .train.trained_model import load_trained
+
+    return load_trained(path, device=device, step=step, windows=windows)

@@ -58,15 +58,20 @@ def our_name(name: str) -> str | None:
 
     Raises CheckpointError for a name of neither kind.
     """
-    if _IGNORED.fullmatch(name):
+    if is_ignored(name):
         return None
     ours = _translate(name, _FORWARD)
     if ours is None:
         raise CheckpointError(
-            f"CAT-Seg checkpoint: unknown name {name!r}",
-            hint="expected names that begin with sem_seg_head.predictor. or upsample1./upsample2.",
+            f"unknown name {name!r}",
+            hint="expected names of CAT-Seg (CVPR 2024): sem_seg_head.predictor. and so on, upsample1., upsample2.",
         )
     return ours
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a published name is of no use here."""
+    return _IGNORED.fullmatch(name) is not None
 
 
 def published_name(name: str) -> str:
@@ -75,7 +80,10 @@ def published_name(name: str) -> str:
 
 
 def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under our names, with our shapes: separate q, k, v weights, flat padding rows."""
+    """A published state dict under our names, with our shapes: separate q, k, v weights, flat padding rows.
+
+    Raises CheckpointError for an unknown name.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         ours = our_name(name)
@@ -88,7 +96,7 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
     """The settings of a segmenter that a published state dict fits; `renamed` is the same through `from_catseg`.
 
     `settings` are fields of SegmenterConfig that shapes cannot tell (num_heads, pooling, pad_len, finetune, templates).
-    Raises CheckpointError for a state dict that lacks what the sizes are read from.
+    Raises CheckpointError for a state dict that lacks what the sizes are read from, or in which it has another form.
     """
     masks = [tensor for name, tensor in state.items() if name.endswith("block_2.attn_mask")]
     try:
@@ -96,8 +104,10 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
         return SegmenterConfig(**{**_sizes(renamed, masks), "text_encoder": has_text, **settings})
     except KeyError as error:
         raise CheckpointError(
-            f"CAT-Seg checkpoint: {published_name(error.args[0])!r} is missing", hint="is this a CAT-Seg state dict?"
+            f"{published_name(error.args[0])!r} is missing", hint="is this a whole CAT-Seg state dict?"
         ) from error
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"sizes that contradict each other: {error.args[0]}") from error
 
 
 def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:

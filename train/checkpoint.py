@@ -162,7 +162,8 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
             f"{path}: {len(problems)} parameters do not fit: {'; '.join(problems[:5])}",
             hint=f"It was written by physseg {state.version}, this is {__version__}.",
         )
-    model.load_state_dict(tensors)
+    # A model made on the meta device has no memory of its own: it takes the tensors as they are.
+    model.load_state_dict(tensors, assign=any(parameter.is_meta for parameter in model.parameters()))
     return state
 
 

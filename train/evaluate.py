@@ -21,11 +21,13 @@ from ..manifests.table import Manifest
 from ..manifests.whole_file import write_whole
 from . import checkpoint
 from .config_reading import build, plain
-from .errors import EvaluationError
+from .errors import CheckpointError, EvaluationError
+from .export import is_export, read_export
 from .inference import PUBLISHED, InferenceSettings, predict_label_map
 from .metrics import ConfusionMatrix
 from .run_folder import RunFolder
 from .segmenter import Segmenter, SegmenterConfig
+from .text import read_templates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +168,11 @@ def evaluate_model(
             "dataset": manifest.dataset,
             "vocabulary": vocabulary.name,
             "manifest": manifest.fingerprint,
-            "protocol": {"templates": list(model.config.templates), "synonyms": "first", **plain(settings)},
+            "protocol": {
+                "templates": list(model.config.templates),
+                "synonyms": model.config.synonyms,
+                **plain(settings),
+            },
         },
     )
 
@@ -189,19 +195,48 @@ class LoadedRun:
     classes: tuple[str, ...]
     """Training vocabulary."""
     step: int
+    origin: Mapping[str, Any]
+    """Where the weights come from: run, data it was trained on, pretrained CLIP, imported file; as far as is known."""
 
 
-def load_run(run: Path | str, *, step: int | None = None, device: torch.device | str = "cpu") -> LoadedRun:
-    """Load a run's checkpoint (the latest unless `step` is given) for evaluation and prediction.
+def load_run(
+    run: Path | str,
+    *,
+    step: int | None = None,
+    device: torch.device | str = "cpu",
+    prompts: str = "",
+    synonyms: str | None = None,
+) -> LoadedRun:
+    """Load a run's checkpoint (the latest unless `step` is given), or an exported model, for evaluation and prediction.
 
-    Raises RunFolderError for what is no run folder, CheckpointError for a checkpoint that is missing, torn or foreign.
+    `prompts` and `synonyms` replace those of training, as in SegmenterConfig. Raises RunFolderError for what is no run
+    folder, CheckpointError for a checkpoint that is missing, torn or foreign, ConfigError for other prompts in number.
     """
-    folder = RunFolder(Path(run))
-    settings = folder.read()["model"]
+    path = Path(run)
+    loaded = _load_export(path, step) if is_export(path) else _load_checkpoint(path, step)
+    if prompts or synonyms:
+        loaded.model.set_prompts(templates=read_templates(prompts) if prompts else None, synonyms=synonyms)
+    loaded.model.to(device)
+    return loaded
+
+
+def _load_checkpoint(run: Path, step: int | None) -> LoadedRun:
+    folder = RunFolder(run)
+    document = folder.read()
     path = checkpoint.path_of(folder.checkpoints, step)
-    model = Segmenter(build(SegmenterConfig, settings, base=folder.path))
-    state = checkpoint.load_model(path, model, settings)
-    return LoadedRun(model=model.to(device).eval(), classes=state.classes, step=state.step)
+    with torch.device("meta"):  # memory and initial weights that the checkpoint would replace
+        model = Segmenter(build(SegmenterConfig, document["model"], base=folder.path))
+    state = checkpoint.load_model(path, model, document["model"])
+    origin = {"run": run.absolute().name, "data": state.data, **(document.get("origin") or {})}
+    return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin)
+
+
+def _load_export(path: Path, step: int | None) -> LoadedRun:
+    model, document = read_export(path)
+    if step not in (None, document["step"]):
+        raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")
+    classes = tuple(document["vocabulary"])
+    return LoadedRun(model=model, classes=classes, step=document["step"], origin=document["origin"] or {})
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

@@ -187,15 +187,19 @@ class Segmenter(nn.Module):
         for name, parameter in self.clip.named_parameters():
             parameter.requires_grad = self._trains(name)
 
-    def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: Synonyms | None = None) -> None:
-        """Ask in other words from now on. Templates must be as many as before: each is a channel of the cost volume."""
+    def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: str | None = None) -> None:
+        """Ask in other words from now on. Templates must be as many as before: each is a channel of the cost volume.
+
+        Raises ConfigError for another number of them, templates without {}, or an unknown rule for synonyms.
+        """
         given = self.config.templates if templates is None else templates
         if len(given) != len(self.config.templates):
             raise ConfigError(
                 f"templates: this model was trained with {len(self.config.templates)}, got {len(given)}",
                 hint="each template is an input channel of the model; train another one for another number",
             )
-        self.config = replace(self.config, templates=given, synonyms=synonyms or self.config.synonyms)
+        changed: dict[str, Any] = {"templates": given, "synonyms": synonyms or self.config.synonyms}
+        self.config = replace(self.config, **changed)
 
     def tokenize(self, names: Sequence[str]) -> Tensor:
         """Token ids on the CPU, cut to the longest prompt: (T, P, L), or (T, S, P, L) where synonyms are averaged."""

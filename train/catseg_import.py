@@ -1,0 +1,166 @@
+"""A published CAT-Seg checkpoint as a run folder: `physseg import-catseg model_base.pth OUT`.
+
+The file is what detectron2 saves: `{"model": state dict, ...}`. It is read without running any code in it. A state dict
+does not tell everything: heads of the aggregator, padding length, guidance blocks and prompts take published values.
+"""
+
+import shutil
+import uuid
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..manifests.coco_stuff import coco_stuff_vocabulary
+from . import checkpoint
+from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
+from .checkpoint import CheckpointState
+from .config_reading import plain
+from .download import file_sha256
+from .errors import CheckpointError, RunFolderError
+from .run_folder import RunFolder
+from .segmenter import SegmenterConfig
+
+NUM_IMAGENET_TEMPLATES = 80
+_EXPECTED = 'expected a checkpoint of CAT-Seg (CVPR 2024): {"model": state dict} with names sem_seg_head.predictor.*'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """What was found in a checkpoint."""
+
+    run: Path
+    config: SegmenterConfig
+    step: int
+    """Training steps it had taken, or 0 if the file does not tell."""
+    num_parameters: int
+    ignored: tuple[str, ...]
+    """Names in the file that are of no use here."""
+
+    def lines(self) -> list[str]:
+        """What a person wants to know of it, a line each."""
+        config = self.config
+        prompts = repr(config.templates[0]) if len(config.templates) == 1 else f"{len(config.templates)} prompts"
+        blocks = f"blocks {' and '.join(map(str, config.clip_sizes.guidance_blocks))}"
+        text = "with" if config.text_encoder else "WITHOUT a"
+        lines = [
+            f"{self.run}: {config.clip}, {self.num_parameters / 1e6:.1f} M parameters, {text} text encoder",
+            f"aggregator: {config.num_layers} layers, {config.hidden_dim} channels, window {config.window}; {prompts}",
+            f"taken as published: {config.num_heads} heads, padding to {config.pad_len} classes, guidance by {blocks}",
+            f"ignored: {len(self.ignored)} names{': ' + ', '.join(self.ignored) if self.ignored else ''}",
+        ]
+        if not config.text_encoder:
+            lines.append("evaluate and predict need a text encoder: this run takes text features from elsewhere only")
+        return lines
+
+
+def import_catseg(
+    path: Path, out: Path, *, classes: tuple[str, ...] | None = None, prompts: str = "", num_heads: int = 4
+) -> Imported:
+    """Make the run folder `out` from a checkpoint, whole or not at all.
+
+    `classes` is the vocabulary it was trained on, COCO-Stuff's if not given; `prompts` is as in SegmenterConfig. Raises
+    CheckpointError, which names the file, what was expected and what was found; RunFolderError if `out` is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out}: exists already", hint="choose another name for the run folder")
+    state, iteration = read_catseg(path)
+    try:
+        renamed = from_catseg(state)
+        settings: dict[str, Any] = {"num_heads": num_heads, **_prompts(renamed, prompts)}
+        config = sizes_from_catseg(state, renamed, **settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.args[0]}", hint=error.hint, path=str(path), **error.fields) from error
+    fitted = fitted_state(config, renamed, source=str(path))
+    step = 0 if iteration is None else iteration + 1
+    vocabulary = classes or coco_stuff_vocabulary().classes
+    partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        origin = {"imported": {"file": path.name, "sha256": file_sha256(path)}}
+        run = RunFolder(partial)
+        run.create(model=plain(config), training=None, data=None, classes=vocabulary, origin=origin)
+        content = CheckpointState(step=step, model=plain(config), classes=vocabulary, data=None)
+        checkpoint.save(run.checkpoints, content, fitted)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Imported(
+        run=out,
+        config=config,
+        step=step,
+        num_parameters=sum(tensor.numel() for tensor in fitted.values()),
+        ignored=tuple(name for name in state if is_ignored(name)),
+    )
+
+
+def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The state dict of a checkpoint file under its own names, and the last iteration if the file tells.
+
+    Raises CheckpointError for a file that is missing, torn, or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file", hint=_EXPECTED, path=str(path))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # whatever the unpickler meets
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read as a torch file of tensors only ({reason})",
+            hint="a torn download looks like this; so does a file with Python objects in it, which are not loaded",
+            path=str(path),
+        ) from error
+    model = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):
+        found = f"keys {_few(content)}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path}: {_EXPECTED}; got {found}", path=str(path), got=found)
+    state = {name.removeprefix("module."): tensor for name, tensor in model.items()}
+    _refuse_foreign(path, state)
+    iteration = content.get("iteration")
+    return state, iteration if isinstance(iteration, int) else None
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_foreign(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Say what a file is that is not what we want, where that is easy to tell."""
+    what, hint = "", None
+    if "visual.conv1.weight" in state or "visual.layer1.0.conv1.weight" in state:
+        what, hint = "a CLIP", f'to train with it, set clip_weights = "{path}"'
+    elif any(name.startswith("clip.visual.") for name in state):
+        what, hint = "a model of physseg's own", "evaluate and predict take its run folder as it is"
+    elif any(name.startswith("backbone.") for name in state):
+        what = "a model with an image backbone beside CLIP, such as CAT-Seg before CVPR 2024 (Swin or ResNet)"
+        hint = "take the later release: model_base.pth or model_large.pth"
+    elif not any(name.startswith("sem_seg_head.predictor.") for name in state):
+        what = f"names {_few(state)}"
+    if what:
+        raise CheckpointError(f"{path}: {_EXPECTED}; got {what}", hint=hint, path=str(path), got=what)
+
+
+def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
+    """The setting that gives as many templates as the model has input channels for."""
+    weight = renamed.get("aggregator.cost_embedding.weight")
+    count = 1 if weight is None or weight.ndim != 4 else weight.shape[1]
+    if not prompts and count in (1, NUM_IMAGENET_TEMPLATES):
+        prompts = "single" if count == 1 else "imagenet"
+    if not prompts and any(name.startswith("clip.text.") for name in renamed):
+        raise CheckpointError(
+            f"trained with {count} prompts per class, which the file does not tell",
+            hint="give them with --prompts FILE, one template with {} a line, in the order of training",
+        )
+    if not prompts:
+        return {}
+    config = SegmenterConfig(prompts=prompts)
+    if len(config.templates) != count:
+        raise CheckpointError(f"trained with {count} prompts per class, but {prompts!r} has {len(config.templates)}")
+    return {"templates": config.templates}
+
+
+def _few(names: Mapping[str, Any]) -> str:
+    shown = ", ".join(map(str, list(names)[:3]))
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 3 else shown or "none"

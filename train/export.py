@@ -1,0 +1,120 @@
+"""A trained model as two files for somebody else's use: `physseg export RUN OUT`.
+
+    OUT/model.safetensors   the weights at inference: neither auxiliary head, no optimizer state
+    OUT/model.json          how to build the model and ask it: sizes, prompts, synonym rule, training vocabulary; where
+                            it comes from, by which physseg; size and sha256 of the other file
+
+`physseg.load(OUT)`, `physseg evaluate` and `physseg predict` take the folder. It names no path of the machine it was
+made on.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..manifests.whole_file import sync_directory, write_whole
+from .config_reading import build, plain
+from .download import file_sha256
+from .errors import CheckpointError, RunFolderError
+from .segmenter import Segmenter, SegmenterConfig
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
+_HEADS = ("structure_head.", "alignment_head.")
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder is an exported model."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def write_export(
+    out: Path, model: Segmenter, *, classes: tuple[str, ...], step: int, origin: Mapping[str, Any] | None
+) -> Path:
+    """Write a model as it predicts into the new folder `out`, whole or not at all; returns `out`.
+
+    `classes` is the training vocabulary, `origin` whatever is known of where the weights come from.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out}: exists already", hint="choose another name for the export")
+    partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        tensors = {
+            name: tensor.detach().to("cpu").contiguous()
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(_HEADS)
+        }
+        weights = partial / WEIGHTS_FILE
+        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt", "physseg": __version__})
+        # Sizes in full: what a preset's name stands for may change one day.
+        config = replace(model.config, structures=(), alignment=False, architecture=model.arch)
+        document = {
+            "format": FORMAT,
+            "physseg": __version__,
+            "step": step,
+            "vocabulary": list(classes),
+            "model": plain(config),
+            "origin": origin,
+            "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
+        }
+        write_whole(partial / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
+        weights.chmod((partial / CONFIG_FILE).stat().st_mode)
+        sync_directory(partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """The model in evaluation mode, on the CPU, and the whole of `model.json`.
+
+    Raises CheckpointError for another format, weights that are torn or changed, and names or shapes that do not fit.
+    """
+    document = read_document(path)
+    weights = path / WEIGHTS_FILE
+    expected = document["weights"]["sha256"]
+    found = file_sha256(weights) if weights.is_file() else "no file"
+    if found != expected:
+        raise CheckpointError(
+            f"{weights}: torn or changed since it was exported: expected sha256 {expected}, got {found}",
+            hint="copy both files of the export again",
+            expected=expected,
+            got=found,
+        )
+    with torch.device("meta"):
+        model = Segmenter(build(SegmenterConfig, document["model"], base=path))
+    tensors: dict[str, Tensor] = safetensors.torch.load_file(weights)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{weights}: does not fit the sizes in {CONFIG_FILE}: {str(error).splitlines()[1].strip()}",
+            hint=f"it was written by physseg {document['physseg']}, this is {__version__}",
+        ) from error
+    return model.eval(), document
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """`model.json` of an export, its format checked."""
+    file = path / CONFIG_FILE
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = document["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: not the description of an exported model ({error!r})", path=str(file)
+        ) from error
+    if found != FORMAT:
+        raise CheckpointError(f"{file}: format {found}, this physseg reads {FORMAT}", path=str(file))
+    return document
