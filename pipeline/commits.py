@@ -91,12 +91,16 @@ def commit_path(store: Path, shard: int) -> Path:
 
 
 def read_commit(store: Path, shard: int) -> CommitRecord | None:
-    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged one."""
+    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one."""
     path = commit_path(store, shard)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreCorruptError(
+            f"{path}: cannot be read: {error.strerror}", hint="run `physseg verify STORE --repair`"
+        ) from error
     record = CommitRecord.from_bytes(data, str(path))
     if record.shard != shard:
         raise StoreCorruptError(

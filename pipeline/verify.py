@@ -164,8 +164,6 @@ def _check_shard(
         record = read_commit(store, shard)
     except StoreCorruptError as error:
         return [Fault(path=record_path, problem=error.args[0], shard=shard, layers=tuple(schema.layers))], 1, 0
-    except OSError as error:
-        return [Fault(path=record_path, problem=_unreadable(error), shard=shard, layers=tuple(schema.layers))], 1, 0
     if record is None:
         return [Fault(path=record_path, problem="shard is not committed", shard=shard)], 0, 0
     faults = [Fault(path=record_path, problem=problem, shard=shard) for problem in _stale(schema, manifest, record)]
@@ -178,19 +176,15 @@ def _check_shard(
         except FileNotFoundError:
             problem = "shard file is missing"
         except OSError as error:
-            problem = _unreadable(error)
+            problem = f"cannot be read: {error.strerror}"
         else:
             size += len(data)
             found = sha256(data)
             if found != digest:
-                problem = f"expected sha256 {digest[:12]}, got {found[:12]} ({len(data)} bytes)"
+                problem = f"expected sha256 {digest[:18]}, got {found[:18]} ({len(data)} bytes)"
         if problem:
             faults.append(Fault(path=path, problem=problem, shard=shard, layers=(SPECS[path.split("/")[0]].layer,)))
     return faults, len(expected) + 1, size
-
-
-def _unreadable(error: OSError) -> str:
-    return f"cannot be read: {error.strerror}"
 
 
 def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord) -> Iterator[str]:
@@ -208,13 +202,12 @@ def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord)
 
 
 def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, str]:
-    """Path -> sha256 of every file the shard must have; the status follows from the record alone."""
+    """Path -> sha256 of every file of the layers in the record; the status follows from the record alone."""
     files: dict[str, str] = {}
-    for layer, commit in record.layers.items():
-        if layer in schema.layers:
-            files |= commit.files
-    for spec in schema.specs[:-1]:
-        files.setdefault(schema.shard_file(spec, record.shard), "no hash in the record")
+    for spec in schema.specs:
+        path = schema.shard_file(spec, record.shard)
+        if spec.layer in record.layers:
+            files[path] = record.layers[spec.layer].files.get(path, "none in the record")
     status = encode_rows(list(status_rows(record.samples, record.quarantine)), STATUS, schema)
     files[schema.shard_file(STATUS, record.shard)] = sha256(status)
     return files

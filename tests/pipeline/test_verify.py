@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from physseg.manifests.table import Manifest
-from physseg.pipeline import run
+from physseg.pipeline import commits, run
 from physseg.pipeline.errors import StoreError
+from physseg.pipeline.store import open_schema, read_manifest
 from physseg.pipeline.verify import repair, summary, verify
 
 from .test_store import assert_same_bytes, preprocess
@@ -126,9 +127,25 @@ def test_files_that_cannot_be_read_are_faults_among_others(store: Path) -> None:
     for path in ("canny/c/1/0/0", "provenance/commits/000002.json"):
         (store / path).unlink()
         (store / path).mkdir()  # reading fails as on a bad disk
-    faults = verify(store, progress=False).faults
-    assert [fault.path for fault in faults] == ["canny/c/1/0/0", "provenance/commits/000002.json"]
-    assert all("cannot be read" in fault.problem for fault in faults)
+    report = verify(store, progress=False)
+    assert [fault.path for fault in report.faults] == ["canny/c/1/0/0", "provenance/commits/000002.json"]
+    assert all("cannot be read" in fault.problem for fault in report.faults)
+    assert run.prepare(read_manifest(store, open_schema(store)), store).plan.reasons == {"commit record damaged": 1}
+
+
+def test_a_store_that_lacks_a_layer_says_so_once_a_shard(
+    pristine: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that changes settings was cut off before its first shard."""
+    manifest = Manifest.read(pristine / "m.parquet", root=str(pristine / "data"))
+    monkeypatch.setattr(run, "run_tasks", lambda *_, **__: iter(()))
+    run.execute(run.prepare(manifest, store, settings={"canny": {"low": 3}}), scheduler="sync", progress=False)
+    monkeypatch.undo()
+    problems = [fault.problem for fault in verify(store, progress=False).faults]
+    assert problems == ["layer canny was computed with other settings than the store's", "shard file is missing"] * 3
+    commits.forget_layers(store, 0, ["canny"])
+    assert verify(store, progress=False).faults[0].problem == "layer canny is not computed"
+    assert not any("none in the record" in fault.problem for fault in verify(store, progress=False).faults)
 
 
 def test_files_of_somebody_else_are_named_and_left_alone(store: Path) -> None:
