@@ -248,7 +248,7 @@ def preprocess(
 @app.command()
 def verify(
     store: Store,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute faulty shards again, and those alone.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute what is faulty again, and nothing else.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes for --repair.")] = None,
     scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
     root: Root = None,

@@ -26,8 +26,6 @@ class ExecutorError(PhyssegError, ValueError):
 class ShardFailedError(PhyssegError, RuntimeError):
     """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
 
-    exit_code = 2
-
 
 class DrawError(PhyssegError, ValueError):
     """Arrays that are to be drawn do not fit each other, or there is no such way to draw them."""

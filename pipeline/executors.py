@@ -153,7 +153,7 @@ def _failed(task: ShardTask, error: BaseException) -> ShardFailedError:
         cause = "its worker was killed again and again"
         hint = "usually memory: lower --workers, or raise --memory-limit; then run the same command again to resume"
     elif isinstance(error, CancelledError):
-        cause = f"the scheduler was lost ({error})"
+        cause = f"the scheduler was lost ({' '.join(str(error).split())})"
     elif isinstance(error, PhyssegError):
         cause, hint = str(error.args[0]), error.hint or hint
     return ShardFailedError(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint, shard=task.shard)

@@ -70,6 +70,8 @@ def describe_run(report: RunReport, store: Path) -> Iterator[str]:
         yield f"  quarantined {entry.sample_id}: {entry.reason}"
     if len(report.quarantine) > SHOWN:
         yield f"  ... and {len(report.quarantine) - SHOWN} more; `physseg inspect {store}` lists them"
+    if report.quarantine:
+        yield "  to try them again: --retry-quarantined; files that were changed need a new manifest first"
     yield f"next: physseg inspect {store}"
 
 

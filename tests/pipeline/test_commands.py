@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from physseg.cli import main
 from physseg.manifests.table import Manifest
+from physseg.pipeline import executors
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.store import open_schema
 
@@ -75,8 +76,28 @@ def test_quarantine_is_named_and_ends_with_3(physseg: Run, table: Path, tmp_path
     assert code == 3
     assert "4 of 5 samples done, 1 quarantined" in out
     assert "quarantined 002: " in out and "images/002.jpg" in out
+    assert "--retry-quarantined" in out
     code, out, _ = physseg("preprocess", table, tmp_path / "s.zarr", "--scheduler", "sync", "--allow-quarantine")
     assert code == 0
+
+
+def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
+    physseg: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 is a wrong command line, 3 quarantine."""
+
+    def end(error: BaseException) -> Callable[[object], None]:
+        def compute(_: object) -> None:
+            raise error
+
+        return compute
+
+    monkeypatch.setattr(executors, "compute_shard", end(OSError(28, "No space left on device")))
+    code, _, err = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
+    assert (code, "No space left" in err) == (1, True)
+    monkeypatch.setattr(executors, "compute_shard", end(KeyboardInterrupt()))
+    code, _, err = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
+    assert (code, "the same command goes on" in err) == (130, True)
 
 
 @pytest.mark.parametrize(
