@@ -23,6 +23,7 @@ class ShardBuffer:
         self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
         self.rows: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in specs if not spec.is_sharded}
         self._empty: dict[str, bytes] = {}
+        self._canvases: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
 
     def append(self, planes: Planes) -> None:
         """Add one sample; arrays that ``planes`` lacks (a quarantined sample) hold fill."""
@@ -34,7 +35,7 @@ class ShardBuffer:
             elif plane is None:
                 self.chunks[spec.name].append(self._empty_chunk(spec))
             else:
-                self.chunks[spec.name].append(compress(_on_canvas(plane, spec, self.schema)))
+                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
 
     def files(self, shard: int) -> dict[str, bytes]:
         """Path inside the store -> bytes."""
@@ -51,6 +52,22 @@ class ShardBuffer:
         rows = self.rows.get("cell_dropped")
         return None if rows is None else int(np.sum(rows))
 
+    def _on_canvas(self, plane: npt.NDArray[Any], spec: ArraySpec) -> npt.NDArray[Any]:
+        """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
+
+        Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
+        """
+        dtype = self.schema.dtype(spec)
+        if plane.dtype != dtype:
+            raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
+        shape = (1, *self.schema.sample_shape(spec))
+        if (shape, dtype) not in self._canvases:
+            self._canvases[shape, dtype] = np.empty(shape, dtype)
+        canvas = self._canvases[shape, dtype]
+        canvas[...] = self.schema.fill(spec)
+        canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
+        return canvas
+
     def _empty_chunk(self, spec: ArraySpec) -> bytes:
         if spec.name not in self._empty:
             shape = (1, *self.schema.sample_shape(spec))
@@ -64,13 +81,3 @@ def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> by
     chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))
     chunk[: len(rows)] = rows
     return compress(chunk)
-
-
-def _on_canvas(plane: npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> npt.NDArray[Any]:
-    """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept."""
-    dtype = schema.dtype(spec)
-    if plane.dtype != dtype:
-        raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
-    canvas = np.full((1, *schema.sample_shape(spec)), schema.fill(spec), dtype=dtype)
-    canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
-    return canvas

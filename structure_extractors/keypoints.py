@@ -19,9 +19,11 @@ Scores = npt.NDArray[np.float32]
 
 def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """Code confidences in [0, 1] of any shape as uint8: 0 stays 0, all else is 1..255."""
-    code = np.rint(255.0 * np.sqrt(confidence, dtype=np.float32)).astype(np.uint8)
-    heatmap: npt.NDArray[np.uint8] = np.maximum(code, (confidence > 0).view(np.uint8))
-    return heatmap
+    code = np.zeros(confidence.shape, np.uint8)
+    points = np.flatnonzero(confidence > 0)  # few pixels of a heatmap
+    roots = np.sqrt(confidence.ravel()[points], dtype=np.float32)
+    code.ravel()[points] = np.maximum(np.rint(np.float32(255) * roots), np.float32(1)).astype(np.uint8)
+    return code
 
 
 def decode_confidence(heatmap: npt.NDArray[np.uint8]) -> Scores:
@@ -51,9 +53,10 @@ def score_map(
     valid = (scores > 0) & (scores <= 1)
     if not valid.all():
         raise ExtractorError(f"keypoints: expected confidences in (0, 1], got {scores[~valid][0]}")
-    x, y = pixels.T.astype(np.intp)
+    weakest_first = np.argsort(scores, kind="stable")
+    x, y = pixels[weakest_first].T.astype(np.intp)
     out: Scores = np.zeros((height, width), np.float32)
-    np.maximum.at(out, (y, x), scores.astype(np.float32))
+    out[y, x] = scores[weakest_first]  # of repeated indices the last value stays
     return out
 
 
@@ -79,17 +82,25 @@ def suppress_neighbours(scores: Scores, radius_px: int) -> Scores:
     """
     if radius_px == 0:
         return scores
-    flat = np.flatnonzero(scores > 0)
-    best_first = flat[np.argsort(-scores.ravel()[flat], kind="stable")]
-    rank = np.zeros(scores.shape, np.float32)  # integers below 2^24 are exact
-    rank.ravel()[best_first] = np.arange(len(flat), 0, -1, dtype=np.float32)
+    points = np.flatnonzero(scores > 0)
+    best_first = points[np.argsort(-scores.ravel()[points], kind="stable")]
+    dtype = np.uint16 if len(points) < 2**16 else np.float32  # twice as fast; float32 is exact below 2^24
+    rank: npt.NDArray[Any] = np.zeros(scores.size, dtype)
+    rank[best_first] = np.arange(len(points), 0, -1, dtype=dtype)
     square = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
-    kept = np.zeros(scores.shape, np.bool_)
-    while rank.any():
-        peaks = (rank == cv2.dilate(rank, square)) & (rank > 0)
-        kept |= peaks
-        rank[cv2.dilate(peaks.view(np.uint8), square) > 0] = 0
-    return np.where(kept, scores, np.float32(0))
+    kept = np.zeros_like(scores)
+    while len(points):
+        best_near = cv2.dilate(rank.reshape(scores.shape), square).ravel()
+        peaks = points[best_near[points] == rank[points]]
+        kept.ravel()[peaks] = scores.ravel()[peaks]
+        if len(peaks) == len(points):
+            break
+        at_peaks = np.zeros(scores.shape, np.uint8)
+        at_peaks.ravel()[peaks] = 1
+        dropped = cv2.dilate(at_peaks, square).ravel()[points] > 0  # the peaks themselves included
+        rank[points[dropped]] = 0
+        points = points[~dropped]
+    return kept
 
 
 def clear_border(scores: Scores, border_px: int) -> Scores:
@@ -103,8 +114,10 @@ def clear_border(scores: Scores, border_px: int) -> Scores:
 
 def keep_strongest(scores: Scores, max_keypoints: int | None) -> Scores:
     """Return the map with its max_keypoints best points (equal ones: first in row-major order); None keeps all."""
+    if max_keypoints is None:
+        return scores
     flat = np.flatnonzero(scores > 0)
-    if max_keypoints is None or len(flat) <= max_keypoints:
+    if len(flat) <= max_keypoints:
         return scores
     best = flat[np.argsort(-scores.ravel()[flat], kind="stable")[:max_keypoints]]
     out = np.zeros_like(scores)

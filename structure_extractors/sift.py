@@ -37,9 +37,14 @@ def detect_sift(
         enable_precise_upscale=True,
     )
     found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-    points = np.array([(*point.pt, point.response) for point in found], np.float32).reshape(-1, 3)
-    points = np.unique(points, axis=0)
-    return points[:, :2], points[:, 2]
+    points = np.empty((len(found), 3), np.float32)
+    if found:
+        points[:, :2] = cv2.KeyPoint.convert(found)
+        points[:, 2] = [point.response for point in found]
+    points = points[np.lexsort(points.T[::-1])]
+    first = np.ones(len(points), np.bool_)
+    first[1:] = (points[1:] != points[:-1]).any(axis=1)
+    return points[first, :2], points[first, 2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
