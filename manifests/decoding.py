@@ -84,6 +84,8 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
+        if getattr(error, "code", None) == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error  # the machine's fault, not the file's
         raise _undecodable(str(error)) from error
     if image is None:
         raise _undecodable("not a picture that OpenCV can read")

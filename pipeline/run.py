@@ -18,13 +18,13 @@ from ..manifests.table import Manifest
 from ..manifests.whole_file import remove_partials
 from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor
-from .commits import QuarantineEntry, read_commit, sha256
+from .commits import CommitRecord, QuarantineEntry, read_commit, sha256
 from .errors import StoreError, StoreIncompleteError
 from .executors import LOCAL, run_tasks
 from .frame import Frame
 from .plan import Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
-from .shard_task import LABELS_LAYER, ShardReport
+from .shard_task import LABELS_LAYER
 from .store import create_store, evolve_store, locked, open_schema
 
 ALWAYS = ("patch_counts",)
@@ -148,7 +148,7 @@ def execute(
             for report in tasks:
                 reports.append(report)
                 bar.update(report.num_samples)
-                write_log({"event": "shard", **_loggable(report)})
+                write_log({"event": "shard", **asdict(report)})
             quarantine, dropped = _summary(job.store, job.schema)
             write_log({"event": "end", "seconds": time.perf_counter() - started, "quarantined": len(quarantine)})
     return RunReport(
@@ -284,7 +284,7 @@ def _summary(store: Path, schema: StoreSchema) -> tuple[tuple[QuarantineEntry, .
     return tuple(entries), dropped
 
 
-def commit_records(store: Path, schema: StoreSchema) -> Iterator[Any]:
+def commit_records(store: Path, schema: StoreSchema) -> Iterator[CommitRecord]:
     """The commit record of every shard; raises StoreIncompleteError where there is none."""
     for shard in range(schema.num_shards):
         record = read_commit(store, shard)
@@ -316,7 +316,3 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
             self.file.close()
-
-
-def _loggable(report: ShardReport) -> dict[str, Any]:
-    return asdict(report)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -121,9 +121,11 @@ def compute_planes(
     for extractor in extractors:
         with clock.part(extractor.name):
             if "cell_counts" in extractor.arrays:
-                planes |= extractor(image, _to_whole_cells(labels, ignore_index), ignore_index=ignore_index)
+                made = extractor(image, _to_whole_cells(labels, ignore_index), ignore_index=ignore_index)
             else:
-                planes |= extractor(image, labels, ignore_index=ignore_index)
+                made = extractor(image, labels, ignore_index=ignore_index)
+        _check_made(made, extractor, schema, (labels.shape[0], labels.shape[1]))
+        planes |= made
     return planes
 
 
@@ -139,6 +141,8 @@ def _compute_sample(
             image, labels = manifest.load(index)
         return "", compute_planes(image, labels, schema, task.extractors, clock)
     except (ContentError, ExtractorError, cv2.error) as error:
+        if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error  # the machine's fault, not the sample's
         return " ".join(str(error).split()), {}
 
 
@@ -148,6 +152,28 @@ def status_rows(record_range: tuple[int, int], quarantine: Sequence[QuarantineEn
     status = np.full(stop - start, DONE, dtype=np.uint8)
     status[[entry.index - start for entry in quarantine]] = QUARANTINED
     return status
+
+
+def _check_made(
+    made: Mapping[str, npt.NDArray[Any]], extractor: Extractor, schema: StoreSchema, frame_size: tuple[int, int]
+) -> None:
+    """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill."""
+    if set(made) != set(extractor.arrays):
+        raise StoreError(
+            f"extractor {extractor.name}: expected the arrays {', '.join(extractor.arrays)}, got {', '.join(made)}",
+            hint="this is a bug of the extractor",
+        )
+    cells = tuple(-(-edge // CELL_PX) for edge in frame_size)
+    for name, plane in made.items():
+        dims = SPECS[name].dims
+        sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1]}
+        expected = tuple(sizes[dim] if dim in sizes else schema.dimension_size(dim) for dim in dims)
+        if plane.shape != expected or plane.dtype != schema.dtype(SPECS[name]):
+            raise StoreError(
+                f"extractor {extractor.name}: expected {name} as {schema.dtype(SPECS[name])} {expected}, "
+                f"got {plane.dtype} {plane.shape}",
+                hint="this is a bug of the extractor",
+            )
 
 
 def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:

@@ -242,3 +242,26 @@ def test_a_bug_of_ours_is_not_taken_for_a_bad_sample(
         patch.setattr(shard_task, "compute_planes", buggy)
         preprocess(manifest, tmp_path / "s.zarr")
     assert preprocess(manifest, tmp_path / "s.zarr").quarantine == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "expected the arrays canny, got "),
+        ({"canni": np.zeros((32, 43), np.uint8)}, "expected the arrays canny, got canni"),
+        ({"canny": np.zeros((31, 43), np.uint8)}, r"expected canny as uint8 \(32, 43\), got uint8 \(31, 43\)"),
+        ({"canny": np.zeros((32, 43), np.float32)}, r"got float32 \(32, 43\)"),
+    ],
+)
+def test_an_extractor_that_breaks_its_promise_ends_the_run(
+    wrong: dict[str, np.ndarray],
+    message: str,
+    make_manifest: MakeManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stored all the same, what is missing would be zeros under the status "done"."""
+    monkeypatch.setattr(registry.EXTRACTORS["canny"], "__call__", lambda *_, **__: wrong)
+    with pytest.raises(ShardFailedError, match=message):
+        preprocess(make_manifest(1), tmp_path / "s.zarr")
+    assert (StoreReader(tmp_path / "s.zarr", ()).status == MISSING).all()

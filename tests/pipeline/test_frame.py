@@ -85,13 +85,6 @@ def test_labels_of_16_bits_survive_whole() -> None:
     assert (resized == 846).all()
 
 
-def test_convention_the_frame_lies_at_the_top_left_of_the_canvas() -> None:
-    canvas = Frame(short_edge=8, max_long_edge=16, canvas=16).place(np.full((8, 12), 3, np.uint8), fill=255)
-    assert canvas.shape == (16, 16)
-    assert (canvas[:8, :12] == 3).all()
-    assert (canvas[8:] == 255).all() and (canvas[:, 12:] == 255).all()
-
-
 @pytest.mark.parametrize("bad", [{"short_edge": 0}, {"short_edge": 800}, {"canvas": 700}, {"canvas": 771}])
 def test_impossible_sizes_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(FrameError, match="canvas"):

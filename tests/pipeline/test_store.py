@@ -48,6 +48,16 @@ def manifest(make_manifest: MakeManifest) -> Manifest:
     return make_manifest(130)  # three shards, the last one short
 
 
+def test_convention_the_frame_lies_at_the_top_left_of_the_canvas(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    preprocess(make_manifest(1, sizes=((40, 60),)), tmp_path / "s.zarr")
+    reader = StoreReader(tmp_path / "s.zarr", ("labels", "frame_size"))
+    labels = reader.read(0)["labels"]
+    assert labels.shape == (64, 64)
+    assert reader.frame_size(0) == (32, 48)
+    assert (labels[:32, 3:48] < 5).all()  # the first columns of the toy are ignored
+    assert (labels[32:] == 255).all() and (labels[:, 48:] == 255).all()
+
+
 def test_stored_arrays_are_what_the_extractors_give(manifest: Manifest, tmp_path: Path) -> None:
     preprocess(manifest, tmp_path / "s.zarr")
     reader = StoreReader(tmp_path / "s.zarr", ARRAYS)
