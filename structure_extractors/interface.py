@@ -52,13 +52,13 @@ def settings_identity(extractor: Any, *, revision: int, without: tuple[str, ...]
 
 def check_image(image: Any, *, extractor: str) -> Image:
     """Return ``image`` in C order, or raise :class:`ExtractorError` unless it is (H, W, 3) uint8 with H, W >= 1."""
-    got = _describe(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         expected = "an RGB image, uint8 (H, W, 3)"
     elif image.size == 0:
         expected = "an image of at least one pixel"
     else:
         return np.ascontiguousarray(image)
+    got = _describe(image)
     raise ExtractorError(
         f"{extractor}: expected {expected}, got {got}", extractor=extractor, expected=expected, got=got
     )
@@ -66,16 +66,15 @@ def check_image(image: Any, *, extractor: str) -> Image:
 
 def check_labels(labels: Any, *, ignore_index: int, extractor: str) -> Labels:
     """Return ``labels`` in C order, or raise unless (H, W) uint8 or uint16 with room for ``ignore_index``."""
-    got = _describe(labels)
     if not isinstance(labels, np.ndarray) or labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 2:
         expected = "a label map, uint8 or uint16 (H, W)"
     elif labels.size == 0:
         expected = "a label map of at least one pixel"
     elif not 0 <= ignore_index <= np.iinfo(labels.dtype).max:
         expected = f"an ignore_index that {labels.dtype} can hold"
-        got = str(ignore_index)
     else:
         return np.ascontiguousarray(labels)
+    got = str(ignore_index) if expected.startswith("an ignore_index") else _describe(labels)
     raise ExtractorError(
         f"{extractor}: expected {expected}, got {got}", extractor=extractor, expected=expected, got=got
     )
