@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
 from .clip_weights import check_state, fit_positions, split_fused_projections
 from .errors import CheckpointError
-from .segmenter import Segmenter, SegmenterConfig
+from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
 
 # Published name and ours, both ways the first pair that matches. {n} and {m} are numbers, {b} is block_1 or block_2,
 # {rest} is anything.
@@ -112,11 +111,9 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
 
 def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """The state dict of a segmenter of these settings: complete, float32, of the right shapes, or CheckpointError."""
-    with torch.device("meta"):
-        segmenter = Segmenter(config)
     state = {name: tensor.float() for name, tensor in renamed.items()}
     state = fit_positions(state, config.clip_sizes.position_grid, name="clip.visual.positional_embedding")
-    check_state(segmenter, state, source=source, shown=published_name)
+    check_state(blank_segmenter(config), state, source=source, shown=published_name)
     return state
 
 

@@ -138,12 +138,14 @@ class VisionTransformer(nn.Module):
         width, scale = arch.vision_width, arch.vision_width**-0.5
         self.patch_px = arch.patch_px
         self.conv1 = nn.Conv2d(3, width, kernel_size=arch.patch_px, stride=arch.patch_px, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(arch.position_grid**2 + 1, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(arch.position_grid**2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, arch.vision_layers, arch.vision_heads, arch.quick_gelu)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, arch.embed_dim))
+        self.proj = nn.Parameter(torch.empty(width, arch.embed_dim))
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=scale)
 
     def forward(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
         """Dense features of normalised images (B, 3, H, W), H and W multiples of the patch size.

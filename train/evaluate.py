@@ -21,12 +21,12 @@ from ..manifests.table import Manifest
 from ..manifests.whole_file import write_whole
 from . import checkpoint
 from .config_reading import build, plain
-from .errors import CheckpointError, EvaluationError
+from .errors import CheckpointError, ConfigError, EvaluationError
 from .export import is_export, read_export
 from .inference import PUBLISHED, InferenceSettings, predict_label_map
 from .metrics import ConfusionMatrix
 from .run_folder import RunFolder
-from .segmenter import Segmenter, SegmenterConfig
+from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .text import read_templates
 
 
@@ -224,8 +224,11 @@ def _load_checkpoint(run: Path, step: int | None) -> LoadedRun:
     folder = RunFolder(run)
     document = folder.read()
     path = checkpoint.path_of(folder.checkpoints, step)
-    with torch.device("meta"):  # memory and initial weights that the checkpoint would replace
-        model = Segmenter(build(SegmenterConfig, document["model"], base=folder.path))
+    try:
+        model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))
+    except ConfigError as error:
+        hint = f"it was written by physseg {document['version']}, this is {__version__}"
+        raise CheckpointError(f"{folder.config_file}: {error.args[0]}", hint=hint) from error
     state = checkpoint.load_model(path, model, document["model"])
     origin = {"run": run.absolute().name, "data": state.data, **(document.get("origin") or {})}
     return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin)

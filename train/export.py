@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from .. import __version__
 from ..manifests.whole_file import sync_directory, write_whole
 from .config_reading import build, plain
 from .download import file_sha256
-from .errors import CheckpointError, RunFolderError
-from .segmenter import Segmenter, SegmenterConfig
+from .errors import CheckpointError, ConfigError, RunFolderError
+from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
@@ -92,8 +91,11 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
             expected=expected,
             got=found,
         )
-    with torch.device("meta"):
-        model = Segmenter(build(SegmenterConfig, document["model"], base=path))
+    try:
+        model = blank_segmenter(build(SegmenterConfig, document["model"], base=path))
+    except ConfigError as error:
+        hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
+        raise CheckpointError(f"{path / CONFIG_FILE}: {error.args[0]}", hint=hint) from error
     tensors: dict[str, Tensor] = safetensors.torch.load_file(weights)
     try:
         model.load_state_dict(tensors, assign=True)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .alignment_head import AlignmentHead
 from .clip import Clip
@@ -273,6 +274,24 @@ class Segmenter(nn.Module):
                 f"text_features: expected (T, {expected[0]}, {expected[1]}), got {tuple(text_features.shape)}",
                 hint="pass what Segmenter.encode_text returned",
             )
+
+
+def blank_segmenter(config: SegmenterConfig) -> Segmenter:
+    """A segmenter of names and shapes on the meta device, to be filled by `load_state_dict(..., assign=True)`.
+
+    It takes neither memory nor the time of drawing initial weights that a file would replace.
+    """
+    with torch.device("meta"), _NoInitialWeights():
+        return Segmenter(config)
+
+
+class _NoInitialWeights(TorchFunctionMode):
+    """Leaves out random initialisation, for which the meta device would load all of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _check_templates(templates: tuple[str, ...]) -> None:

@@ -14,11 +14,12 @@ import torch
 from physseg.cli import app
 from physseg.manifests.coco_stuff import coco_stuff_vocabulary
 from physseg.train.catseg_import import import_catseg
+from physseg.train.catseg_names import fitted_state, from_catseg, sizes_from_catseg
 from physseg.train.clip_presets import ClipArchitecture, clip_architecture
 from physseg.train.errors import CheckpointError, ConfigError, RunFolderError
 from physseg.train.evaluate import load_run
 from physseg.train.run_folder import RunFolder
-from physseg.train.segmenter import Segmenter, SegmenterConfig
+from physseg.train.segmenter import SegmenterConfig, blank_segmenter
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -69,7 +70,7 @@ def published_shapes(arch: ClipArchitecture, sizes: dict[str, Any], *, prompts: 
 
     clip, width = P + "clip_model.", arch.vision_width
     shapes[f"{clip}visual.class_embedding"] = (width,)
-    shapes[f"{clip}visual.positional_embedding"] = (14**2 + 1, width)
+    shapes[f"{clip}visual.positional_embedding"] = ((24 if arch.patch_px == 14 else 14) ** 2 + 1, width)
     shapes[f"{clip}visual.proj"] = (width, arch.embed_dim)
     shapes[f"{clip}visual.conv1.weight"] = (width, 3, arch.patch_px, arch.patch_px)
     norm(f"{clip}visual.ln_pre", width)
@@ -133,7 +134,7 @@ def random_state(shapes: dict[str, tuple[int, ...]]) -> State:
     state = {}
     for name, shape in shapes.items():
         count = int(np.prod(shape))
-        state[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
+        state[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape).clone()
     return state
 
 
@@ -231,38 +232,38 @@ def test_several_prompts_need_their_templates(tmp_path: Path) -> None:
 # --- full sizes -----------------------------------------------------------------------------------------------------
 
 
-def _full_size(preset: str, prompt: str, tmp_path: Path) -> Segmenter:
-    """Import a checkpoint of a published model's sizes; returns the model that its run folder gives."""
-    arch = clip_architecture(preset)
-    state = random_state(published_shapes(arch, PUBLISHED))
-    if preset == "ViT-L-14-336":
-        name = f"{P}clip_model.visual.positional_embedding"
-        state[name] = torch.zeros(24**2 + 1, arch.vision_width)
-    imported = import_catseg(save(state, tmp_path / "model.pth"), tmp_path / "run")
-    (tmp_path / "model.pth").unlink()
-    assert imported.config == SegmenterConfig(clip=preset)
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size_base(tmp_path: Path) -> None:
+    """A file of model_base.pth's size: imported, loaded, asked; 600 MB, and as much again for the run."""
+    state = random_state(published_shapes(clip_architecture("ViT-B-16"), PUBLISHED))
+    path = save(state, tmp_path / "model.pth")
+    imported = import_catseg(path, tmp_path / "run")
+    path.unlink()
+    assert imported.config == SegmenterConfig(clip="ViT-B-16")
+    in_file = sum(tensor.numel() for name, tensor in state.items() if name not in imported.ignored)
+    assert imported.num_parameters == in_file + (24**2 - 14**2) * 768
     model = load_run(tmp_path / "run").model
     theirs = state[f"{P}clip_model.transformer.resblocks.5.attn.v_proj_weight"]
     assert model.clip.text is not None
     torch.testing.assert_close(model.clip.text.transformer.blocks()[5].attn.v_proj_weight.detach(), theirs)
-    features = model.encode_text(model.tokenize([prompt]))
-    assert features.shape == (1, 1, arch.embed_dim)
-    return model
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_full_size_base(tmp_path: Path) -> None:
-    model = _full_size("ViT-B-16", "cat", tmp_path)
     assert model.clip.visual.positional_embedding.shape == (577, 768)  # 14 x 14 as published, brought to 24 x 24
     texts = model.encode_text(model.tokenize(["cat", "dog"]))
     assert model(torch.rand(1, 3, 384, 384) * 255, texts).logits.shape == (1, 2, 96, 96)
 
 
-@pytest.mark.slow
-@torch.no_grad()
-def test_full_size_large(tmp_path: Path) -> None:
-    _full_size("ViT-L-14-336", "cat", tmp_path)
+@pytest.mark.parametrize("preset", ["ViT-B-16", "ViT-L-14-336"])
+def test_full_size_names_and_shapes(preset: str) -> None:
+    """Published names and shapes fit a segmenter of the preset, none missing, none left over; nothing is allocated."""
+    shapes = published_shapes(clip_architecture(preset), PUBLISHED)
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    renamed = from_catseg(state)
+    config = sizes_from_catseg(state, renamed)
+    assert config == SegmenterConfig(clip=preset)
+    fitted = fitted_state(config, renamed, source=preset)
+    assert {name: t.shape for name, t in fitted.items()} == {
+        name: t.shape for name, t in blank_segmenter(config).state_dict().items()
+    }
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
