@@ -54,7 +54,7 @@ def write_export(
             if not name.startswith(_HEADS)
         }
         weights = partial / WEIGHTS_FILE
-        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt", "physseg": __version__})
+        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})  # two would come in any order
         # Sizes in full: what a preset's name stands for may change one day.
         config = replace(model.config, structures=(), alignment=False, architecture=model.arch)
         document = {
