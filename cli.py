@@ -268,7 +268,7 @@ def verify(
             root=root,
         )
         report = checking.verify(store)
-        typer.echo("after repair: " + checking.summary(report)[0])
+        typer.echo("after repair: " + "\n".join(checking.summary(report)))
     if report.faults:
         if not repair:
             typer.echo("mend it with: physseg verify STORE --repair", err=True)
@@ -426,7 +426,7 @@ def evaluate(
     """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution."""
     from .manifests.table import Manifest
     from .train.evaluate import evaluate_model, load_run
-    from .train.inference import InferenceSettings
+    from .train.model.inference import InferenceSettings
     from .train.process import choose_device
     from .train.run_folder import RunFolder
 
@@ -467,7 +467,7 @@ def predict(
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
     from .pipeline.draw import percent
     from .train.evaluate import load_run
-    from .train.inference import InferenceSettings
+    from .train.model.inference import InferenceSettings
     from .train.predict import find_images, predict_files, read_words
     from .train.process import choose_device
 
@@ -507,7 +507,7 @@ def import_catseg(
     All sizes are read from the file; nothing in it is executed.
     """
     from .manifests.vocabulary import read_classes
-    from .train import catseg_import
+    from .train.weights import catseg_import
 
     classes = read_classes(classes_file) if classes_file else None
     imported = catseg_import.import_catseg(file, out, classes=classes, prompts=prompts, num_heads=heads)
@@ -526,7 +526,7 @@ def export(
     In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
     """
     from .train.evaluate import load_run
-    from .train.export import write_export
+    from .train.weights.export import write_export
 
     loaded = load_run(run, step=checkpoint)
     write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
@@ -542,8 +542,8 @@ def weights_list(
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
 ) -> None:
     """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
-    from .train.weights_cache import cache_folder
-    from .train.weights_fetch import listing, listing_lines
+    from .train.weights.weights_cache import cache_folder
+    from .train.weights.weights_fetch import listing, listing_lines
 
     entries = listing()
     if json_:
@@ -566,8 +566,8 @@ def weights_fetch(
 
     Licences differ from tag to tag: see docs/weights.md.
     """
-    from .train.weights_cache import weights_folder
-    from .train.weights_fetch import fetch, find_tag
+    from .train.weights.weights_cache import weights_folder
+    from .train.weights.weights_fetch import fetch, find_tag
 
     found = find_tag(tag, clip)
     record, fetched = fetch(found, url=url)
@@ -592,7 +592,7 @@ def demo(
 
     The same command again goes on where it stopped; with other settings it starts over.
     """
-    from .train.demo import DEFAULT_STEPS, DemoSettings, run_demo
+    from .train.demo.chain import DEFAULT_STEPS, DemoSettings, run_demo
 
     settings = DemoSettings(steps=steps or DEFAULT_STEPS, seed=seed, num_train=images, num_val=max(1, images // 4))
     run_demo(out, settings, say=typer.echo)

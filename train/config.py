@@ -16,9 +16,9 @@ from ..pipeline.frame import CELL_PX
 from .config_reading import NameOrPath, apply_override, build
 from .data import DataConfig
 from .errors import ConfigError
-from .losses import LossConfig
+from .losses.total import LossConfig
+from .model.segmenter import SegmenterConfig
 from .optim import OptimConfig
-from .segmenter import SegmenterConfig
 
 HARMLESS = frozenset(
     {

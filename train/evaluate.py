@@ -22,12 +22,12 @@ from ..manifests.whole_file import write_whole
 from . import checkpoint
 from .config_reading import build, plain
 from .errors import CheckpointError, ConfigError, EvaluationError
-from .export import is_export, read_export
-from .inference import PUBLISHED, InferenceSettings, predict_label_map
 from .metrics import ConfusionMatrix
+from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from .model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
+from .model.text import read_templates
 from .run_folder import RunFolder
-from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
-from .text import read_templates
+from .weights.export import is_export, read_export
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

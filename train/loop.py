@@ -21,23 +21,23 @@ from ..manifests.table import Manifest
 from . import checkpoint
 from .augment import color_jitter
 from .checkpoint import CheckpointState
-from .clip_presets import PRETRAINED
-from .clip_weights import load_clip_weights
 from .config import HARMLESS, TrainConfig
 from .config_reading import plain
 from .data import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
 from .errors import ConfigError, NonFiniteLossError
 from .evaluate import evaluate_model
 from .host_memory import keep_freed_memory
-from .inference import InferenceSettings
-from .initial_weights import settle_clip_weights
-from .losses import total_loss
+from .losses.total import total_loss
+from .model.clip_presets import PRETRAINED
+from .model.inference import InferenceSettings
+from .model.segmenter import Segmenter
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from .order import PositionBatches
 from .process import StopSignals, choose_device, random_state, set_random_state
 from .run_folder import RunFolder
 from .run_log import RunLog
-from .segmenter import Segmenter
+from .weights.clip_weights import load_clip_weights
+from .weights.initial_weights import settle_clip_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError
-from .numerics import check_choice
+from .losses.numerics import check_choice
 
 Integers = npt.NDArray[np.integer[Any]]
 Over = Literal["union", "ground_truth"]

@@ -16,8 +16,8 @@ from ..manifests.vocabulary import Vocabulary, read_classes
 from ..manifests.whole_file import write_whole
 from ..pipeline.draw import class_shares, overlay
 from .errors import PredictionError
-from .inference import PUBLISHED, InferenceSettings, predict_label_map
-from .segmenter import Segmenter
+from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from .model.segmenter import Segmenter
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """What is taken from a folder, letter case aside; a file named on the command line may be called anything."""

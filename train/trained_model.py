@@ -13,9 +13,9 @@ from torch import Tensor
 from ..manifests.decoding import check_image, decode_image
 from .errors import PredictionError, ShapeError
 from .evaluate import LoadedRun, load_run
-from .inference import InferenceSettings, predict_label_map, predict_probabilities
+from .model.inference import InferenceSettings, predict_label_map, predict_probabilities
+from .model.segmenter import Segmenter
 from .process import choose_device
-from .segmenter import Segmenter
 
 ImageLike = npt.NDArray[np.uint8] | Image.Image | Path | str
 """uint8 RGB (H, W, 3), a Pillow image, or the path of a JPEG or PNG. EXIF orientation of the latter two is applied."""

@@ -168,3 +168,11 @@ def test_a_record_of_other_inputs_is_stale(store: Path, make_manifest: Callable[
 def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store here"):
         verify(tmp_path / "nothing.zarr", progress=False)
+
+
+def test_a_store_without_settings_is_not_sent_round_in_circles(store: Path) -> None:
+    for name in ("zarr.json", "provenance/store.json"):
+        (store / name).write_text("{")
+    with pytest.raises(StoreError, match="not a Zarr group") as caught:
+        verify(store, progress=False)
+    assert "new store" in str(caught.value) and "--repair" not in str(caught.value)

@@ -9,9 +9,9 @@ import torch
 from physseg.manifests.table import Manifest
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.run import preprocess
-from physseg.train.clip_presets import CLIP_PRESETS, ClipArchitecture
 from physseg.train.config import TrainConfig
 from physseg.train.config_reading import build
+from physseg.train.model.clip_presets import CLIP_PRESETS, ClipArchitecture
 
 TINIER = ClipArchitecture(
     embed_dim=16,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from physseg.train.alignment_head import AlignmentHead
+from physseg.train.model.alignment_head import AlignmentHead
 
 
 def head(*, normalize: bool = True) -> AlignmentHead:

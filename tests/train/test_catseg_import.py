@@ -13,13 +13,13 @@ import pytest
 import torch
 from physseg.cli import app
 from physseg.manifests.coco_stuff import coco_stuff_vocabulary
-from physseg.train.catseg_import import import_catseg
-from physseg.train.catseg_names import fitted_state, from_catseg, sizes_from_catseg
-from physseg.train.clip_presets import ClipArchitecture, clip_architecture
 from physseg.train.errors import CheckpointError, ConfigError, RunFolderError
 from physseg.train.evaluate import load_run
+from physseg.train.model.clip_presets import ClipArchitecture, clip_architecture
+from physseg.train.model.segmenter import SegmenterConfig, blank_segmenter
 from physseg.train.run_folder import RunFolder
-from physseg.train.segmenter import SegmenterConfig, blank_segmenter
+from physseg.train.weights.catseg_import import import_catseg
+from physseg.train.weights.catseg_names import fitted_state, from_catseg, sizes_from_catseg
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner

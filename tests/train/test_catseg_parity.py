@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from physseg.train.catseg_names import from_catseg, our_name, segmenter_from_catseg
 from physseg.train.errors import CheckpointError
-from physseg.train.inference import InferenceSettings, predict_label_map, predict_probabilities
-from physseg.train.losses import segmentation_loss
-from physseg.train.segmenter import Segmenter
+from physseg.train.losses.total import segmentation_loss
+from physseg.train.model.inference import InferenceSettings, predict_label_map, predict_probabilities
+from physseg.train.model.segmenter import Segmenter
+from physseg.train.weights.catseg_names import from_catseg, our_name, segmenter_from_catseg
 from torch import Tensor
 
 ARRAYS = 1e-4

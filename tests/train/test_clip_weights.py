@@ -8,10 +8,10 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
-from physseg.train.clip import Clip
-from physseg.train.clip_presets import ClipArchitecture, clip_architecture
-from physseg.train.clip_weights import from_open_clip, load_clip_weights
 from physseg.train.errors import CheckpointError
+from physseg.train.model.clip import Clip
+from physseg.train.model.clip_presets import ClipArchitecture, clip_architecture
+from physseg.train.weights.clip_weights import from_open_clip, load_clip_weights
 from torch import Tensor, nn
 
 SMALL = ClipArchitecture(

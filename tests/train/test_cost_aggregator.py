@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train.cost_aggregator import (
+from physseg.train.model.cost_aggregator import (
     ABSENT_LOGIT,
     ClassAggregation,
     CostAggregator,
@@ -18,7 +18,7 @@ from physseg.train.cost_aggregator import (
     preselect,
     window_sizes,
 )
-from physseg.train.decoder import UpBlock
+from physseg.train.model.decoder import UpBlock
 from torch import Tensor, nn
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 throughout: only the order of sums differs

@@ -18,7 +18,7 @@ from physseg.pipeline.run import preprocess
 from physseg.train.config import TrainConfig
 from physseg.train.data import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
 from physseg.train.errors import ConfigError, TrainDataError
-from physseg.train.losses import patch_weights
+from physseg.train.losses.total import patch_weights
 from physseg.train.order import PositionBatches
 
 STRUCTURES = ("canny", "sift")

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from physseg.train.demo_page import DemoReport, Picture, Row, Stage, data_url, render_page
-from physseg.train.demo_results import Destinations, GroupScore
+from physseg.train.demo.page import DemoReport, Picture, Row, Stage, data_url, render_page
+from physseg.train.demo.results import Destinations, GroupScore
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 

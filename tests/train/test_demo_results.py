@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from physseg.train.demo_results import (
+from physseg.train.demo.results import (
     Destinations,
     GroupScore,
     class_iou,

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from physseg.train.download import download
 from physseg.train.errors import WeightsError
+from physseg.train.weights.download import download
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

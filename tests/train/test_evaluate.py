@@ -15,11 +15,11 @@ from physseg.train import evaluate
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
 from physseg.train.evaluate import evaluate_model, load_run, seen_classes
-from physseg.train.inference import InferenceSettings
 from physseg.train.loop import train
+from physseg.train.model.inference import InferenceSettings
+from physseg.train.model.segmenter import SegmenterConfig
 from physseg.train.run_folder import RunFolder
 from physseg.train.run_log import read_log
-from physseg.train.segmenter import SegmenterConfig
 from PIL import Image
 
 # Two images of 2x4 and 2x2 pixels; 255 is ignored.

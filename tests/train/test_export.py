@@ -15,14 +15,14 @@ import torch
 from physseg.cli import app
 from physseg.manifests.errors import DecodeError
 from physseg.manifests.table import Manifest
-from physseg.train.clip_presets import CLIP_PRESETS
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, ConfigError, PredictionError, RunFolderError, ShapeError
 from physseg.train.evaluate import load_run
-from physseg.train.export import read_export, write_export
 from physseg.train.loop import train
+from physseg.train.model.clip_presets import CLIP_PRESETS
 from physseg.train.run_folder import RunFolder
 from physseg.train.trained_model import TrainedModel, as_rgb
+from physseg.train.weights.export import read_export, write_export
 from PIL import Image
 from typer.testing import CliRunner
 

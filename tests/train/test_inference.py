@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.inference import InferenceSettings, cut, merge, predict_label_map, predict_probabilities
-from physseg.train.segmenter import Segmenter
+from physseg.train.model.inference import InferenceSettings, cut, merge, predict_label_map, predict_probabilities
+from physseg.train.model.segmenter import Segmenter
 from torch import Tensor, nn
 
 WHOLE = InferenceSettings(windows=False)

@@ -20,10 +20,10 @@ from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data import open_samples
 from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError, WeightsError
 from physseg.train.loop import train
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.process import StopSignals, choose_device
 from physseg.train.run_folder import RunFolder
 from physseg.train.run_log import read_log
-from physseg.train.segmenter import Segmenter
 
 Make = Callable[..., TrainConfig]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train import losses_alignment
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.losses_alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
+from physseg.train.losses import alignment as losses_alignment
+from physseg.train.losses.alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
 from torch.nn import functional
 
 FORMS: tuple[AlignmentForm, ...] = ("infonce", "soft_ce", "printed")

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from physseg.train import losses_segmentation
 from physseg.train.errors import ShapeError
-from physseg.train.losses import segmentation_loss
+from physseg.train.losses import segmentation as losses_segmentation
+from physseg.train.losses.total import segmentation_loss
 from torch.nn import functional
 
 # Relative error of a mean over some thousand cells: float32 rounds at 6e-8, logits in bfloat16 at 4e-3.

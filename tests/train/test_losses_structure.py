@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from physseg.train import losses_structure
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.losses_structure import (
+from physseg.train.losses import structure as losses_structure
+from physseg.train.losses.structure import (
     StructureForm,
     structure_count,
     structure_loss,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.losses import (
+from physseg.train.losses.total import (
     LossConfig,
     loss_counts,
     patch_alignment_loss,

@@ -4,10 +4,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from physseg.train.clip_presets import clip_architecture
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.segmenter import CLIP_MEAN, CLIP_STD, Segmenter, SegmenterConfig
-from physseg.train.text import TEMPLATE, prompt_name, tokenize
+from physseg.train.model.clip_presets import clip_architecture
+from physseg.train.model.segmenter import CLIP_MEAN, CLIP_STD, Segmenter, SegmenterConfig
+from physseg.train.model.text import TEMPLATE, prompt_name, tokenize
 
 NAMES = ["person, child", "sofa", "traffic light"]
 

@@ -4,9 +4,9 @@ import doctest
 
 import pytest
 import torch
-from physseg.train import structure_head
 from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.structure_head import PRIOR, StructureHead
+from physseg.train.model import structure_head
+from physseg.train.model.structure_head import PRIOR, StructureHead
 from torch import Tensor
 
 

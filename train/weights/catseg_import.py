@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..manifests.coco_stuff import coco_stuff_vocabulary
-from . import checkpoint
+from ...manifests.coco_stuff import coco_stuff_vocabulary
+from .. import checkpoint
+from ..checkpoint import CheckpointState
+from ..config_reading import plain
+from ..errors import CheckpointError, RunFolderError
+from ..model.segmenter import SegmenterConfig
+from ..run_folder import RunFolder
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
-from .checkpoint import CheckpointState
-from .config_reading import plain
 from .download import file_sha256
-from .errors import CheckpointError, RunFolderError
-from .run_folder import RunFolder
-from .segmenter import SegmenterConfig
 
 NUM_IMAGENET_TEMPLATES = 80
 _EXPECTED = 'expected a checkpoint of CAT-Seg (CVPR 2024): {"model": state dict} with names sem_seg_head.predictor.*'

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..config_reading import NameOrPath
+from ..errors import ConfigError, ShapeError
 from .alignment_head import AlignmentHead
 from .clip import Clip
 from .clip_presets import ClipArchitecture, clip_architecture
-from .config_reading import NameOrPath
 from .cost_aggregator import CostAggregator
-from .errors import ConfigError, ShapeError
 from .structure_head import StructureHead
 from .text import TEMPLATE, Synonyms, mean_over_synonyms, read_templates, tokenize
 

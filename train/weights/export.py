@@ -19,12 +19,12 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from .. import __version__
-from ..manifests.whole_file import sync_directory, write_whole
-from .config_reading import build, plain
+from ... import __version__
+from ...manifests.whole_file import sync_directory, write_whole
+from ..config_reading import build, plain
+from ..errors import CheckpointError, ConfigError, RunFolderError
+from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .download import file_sha256
-from .errors import CheckpointError, ConfigError, RunFolderError
-from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..manifests.whole_file import write_whole
+from ...manifests.whole_file import write_whole
+from ..config_reading import is_name
+from ..errors import WeightsError
 from .clip_weights import is_openai_form
-from .config_reading import is_name
 from .download import file_sha256
-from .errors import WeightsError
 
 RECORD_FILE = "weights.json"
 

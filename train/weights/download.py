@@ -11,9 +11,9 @@ from typing import IO
 
 from tqdm import tqdm
 
-from .. import __version__
-from ..manifests.whole_file import sync_directory
-from .errors import WeightsError
+from ... import __version__
+from ...manifests.whole_file import sync_directory
+from ..errors import WeightsError
 
 _TIMEOUT_S = 60.0
 _BLOCK_BYTES = 1 << 20

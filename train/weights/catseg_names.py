@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
+from ..errors import CheckpointError
+from ..model.clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
+from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .clip_weights import check_state, fit_positions, split_fused_projections
-from .errors import CheckpointError
-from .segmenter import Segmenter, SegmenterConfig, blank_segmenter
 
 # Published name and ours, both ways the first pair that matches. {n} and {m} are numbers, {b} is block_1 or block_2,
 # {rest} is anything.

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import __version__
-from .clip_presets import PRETRAINED
+from ... import __version__
+from ..errors import WeightsError
+from ..model.clip_presets import PRETRAINED
 from .download import Downloaded, download, file_sha256
-from .errors import WeightsError
 from .weights_cache import RECORD_FILE, WeightsRecord, read_record, weights_folder, write_record
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
+from ..errors import ShapeError
 from .numerics import at_least_float32, check_choice, divide_by_count
 
 AlignmentForm = Literal["infonce", "soft_ce", "printed"]

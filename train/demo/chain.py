@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import PhyssegError, __version__
-from ..manifests.scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
-from ..manifests.whole_file import write_whole
-from .demo_page import Stage, render_page
-from .demo_report import build_report
-from .demo_results import describe, destinations, score_group
+from ... import PhyssegError, __version__
+from ...manifests.scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
+from ...manifests.whole_file import write_whole
+from .page import Stage, render_page
+from .report import build_report
+from .results import describe, destinations, score_group
 
 DEFAULT_STEPS = 450
 """Steps of about 0.4 s on two CPU cores."""

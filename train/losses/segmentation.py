@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .errors import ShapeError
+from ..errors import ShapeError
 from .numerics import at_least_float32, divide_by_count
 
 

@@ -12,10 +12,11 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError
-from .losses_alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
-from .losses_segmentation import segmentation_loss
-from .losses_structure import (
+from ..errors import ConfigError, ShapeError
+from .alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
+from .numerics import check_choice
+from .segmentation import segmentation_loss
+from .structure import (
     StructureForm,
     TargetMode,
     structure_count,
@@ -23,7 +24,6 @@ from .losses_structure import (
     structure_losses,
     structure_targets,
 )
-from .numerics import check_choice
 
 __all__ = [
     "LossConfig",

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from . import checkpoint
-from .config import TrainConfig
-from .config_reading import is_name
-from .errors import ConfigError, RunFolderError
-from .run_folder import RunFolder
-from .segmenter import SegmenterConfig
+from .. import checkpoint
+from ..config import TrainConfig
+from ..config_reading import is_name
+from ..errors import ConfigError, RunFolderError
+from ..model.segmenter import SegmenterConfig
+from ..run_folder import RunFolder
 from .weights_cache import ClipWeights, find_clip_weights
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError
 from .segmenter import Segmenter
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .demo_results import Destinations, GroupScore, describe
+from .results import Destinations, GroupScore, describe
 
 UInt8 = npt.NDArray[np.uint8]
 
