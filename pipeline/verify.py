@@ -23,6 +23,7 @@ from .shard_files import encode_rows
 from .shard_task import status_rows
 from .store import (
     MANIFEST_FILE,
+    SETTINGS_COPY,
     locked,
     metadata_documents,
     open_schema,
@@ -125,7 +126,11 @@ def _schema_or_copy(store: Path) -> tuple[StoreSchema, list[Fault]]:
         try:
             return open_schema_copy(store), [Fault(path="zarr.json", problem=f"damaged: {error.args[0]}")]
         except StoreError:
-            raise error from None
+            if not (store / SETTINGS_COPY).exists():
+                raise error from None
+            raise StoreError(
+                str(error.args[0]), hint=f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
+            ) from error
 
 
 def _check_metadata(store: Path, schema: StoreSchema) -> Iterator[Fault]:
@@ -224,7 +229,11 @@ def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
     """Lines for a person: what was checked, then each fault up to ``limit``."""
     lines = [
         f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked: "
-        + (f"{len(report.faults)} faults in {len(report.faulty_shards)} shards" if report.faults else "no fault")
+        + (
+            f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
+            if report.faults
+            else "no fault"
+        )
     ]
     lines += [f"  {fault}" for fault in report.faults[:limit]]
     if len(report.faults) > limit:
