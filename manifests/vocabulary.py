@@ -84,7 +84,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise ManifestError(f"{path}: expected a UTF-8 text file, got {error}", path=path) from error
     classes: list[str] = []
     lines: dict[str, int] = {}
-    for number, line in enumerate(text.rstrip().splitlines(), start=1):
+    for number, line in enumerate(
+        text.rstrip().split("\n"), start=1
+    ):  # splitlines() also splits at form feeds and more
         entry = ", ".join(word.strip() for word in line.split(","))
         if not entry.split(",")[0]:
             raise ManifestError(

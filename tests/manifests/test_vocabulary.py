@@ -43,6 +43,15 @@ def test_class_file_with_synonyms_and_byte_order_mark(tmp_path):
     assert read_classes(path) == ("cat, kitten", "dog", "table top")
 
 
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_line_ends_part_classes(odd, tmp_path):
+    """str.splitlines() parts at all of these: every class behind would get another id."""
+    path = tmp_path / "classes.txt"
+    path.write_text(f"sea{odd}side\nroad\n", encoding="utf-8")
+    assert len(read_classes(path)) == 2
+    assert read_classes(path)[1] == "road"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
