@@ -82,6 +82,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         ) from error
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ManifestError(f"{path}: expected a UTF-8 text file, got {error}", path=path) from error
+    if not text.strip():
+        raise ManifestError(f"{path}: expected one class per line, got an empty file", path=path)
     classes: list[str] = []
     lines: dict[str, int] = {}
     for number, line in enumerate(
@@ -104,6 +106,4 @@ def read_classes(path: Path) -> tuple[str, ...]:
             )
         lines[entry] = number
         classes.append(entry)
-    if not classes:
-        raise ManifestError(f"{path}: expected one class per line, got an empty file", path=path)
     return tuple(classes)
