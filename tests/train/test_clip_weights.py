@@ -11,7 +11,7 @@ import torch
 from physseg.train.errors import CheckpointError
 from physseg.train.model.clip import Clip
 from physseg.train.model.clip_presets import ClipArchitecture, clip_architecture
-from physseg.train.weights.clip_weights import from_open_clip, load_clip_weights
+from physseg.train.weights.clip_weights import from_open_clip, is_openai_form, load_clip_weights
 from torch import Tensor, nn
 
 SMALL = ClipArchitecture(
@@ -165,3 +165,74 @@ def test_full_size_vit_b_16(tmp_path: Path) -> None:
     expected = model.encode_text(torch.nn.functional.pad(tokens, (0, 73)))
     torch.testing.assert_close(clip.text(tokens), expected, rtol=1e-4, atol=1e-4)
     assert clip.visual(torch.randn(1, 3, 384, 384)).tokens.shape == (1, 577, 512)
+
+
+# --- forms and resolutions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "openai"),
+    [
+        ("openai.pt", True),
+        ("plain.pt", True),
+        ("open_clip.bin", False),
+        ("open_clip.safetensors", False),
+        ("training.pt", False),
+        ("custom_text.bin", False),
+    ],
+)
+def test_openais_form_is_told_from_open_clips(kind: str, openai: bool, tmp_path: Path) -> None:
+    """What decides the activation of a local file, unless the settings do."""
+    assert is_openai_form(save(kind, open_clip_model().state_dict(), tmp_path)) is openai
+
+
+def test_an_unreadable_file_has_no_form(tmp_path: Path) -> None:
+    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04")
+    assert not is_openai_form(tmp_path / "torn.pt")
+    assert not is_openai_form(tmp_path / "none.pt")
+
+
+def test_positions_of_another_resolution_are_resized(tmp_path: Path) -> None:
+    state = open_clip_model().state_dict()
+    path = save("plain.pt", state, tmp_path)
+    clip = Clip(replace(SMALL, image_px=80, position_grid=5))
+    load_clip_weights(clip, path)
+    stored = state["visual.positional_embedding"]
+    planes = stored[1:].T.reshape(1, 16, 2, 2)
+    expected = torch.nn.functional.interpolate(planes, size=(5, 5), mode="bicubic", align_corners=False)
+    found = clip.visual.positional_embedding.detach()
+    torch.testing.assert_close(found[0], stored[0])
+    torch.testing.assert_close(found[1:].T.reshape(1, 16, 5, 5), expected)
+
+
+@pytest.fixture(scope="module")
+def full_size() -> tuple[dict[str, Tensor], Clip]:
+    """A state dict of ViT-B-16 in open_clip's layout, of cheap numbers, and a model to load it into."""
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in open_clip.create_model("ViT-B-16", device="meta").state_dict().items()}
+    noise = torch.randn(1 << 20) * 0.02
+    state = {}
+    for name, shape in shapes.items():
+        count = shape.numel()
+        state[name] = noise.repeat(-(-count // len(noise)))[:count].reshape(shape).clone()
+    return state, Clip(clip_architecture("ViT-B-16"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openai.pt", "plain.pt", "open_clip.bin", "training.pt", "custom_text.bin"])
+def test_full_size_in_every_form(kind: str, full_size: tuple[dict[str, Tensor], Clip], tmp_path: Path) -> None:
+    state, clip = full_size
+    for parameter in clip.parameters():
+        parameter.data.zero_()
+    path = save(kind, state, tmp_path)
+    load_clip_weights(clip, path)
+    path.unlink()
+    tolerance = 1e-4 if kind == "openai.pt" else 0.0  # kept in float16
+    fused = state["visual.transformer.resblocks.11.attn.in_proj_weight"]
+    value = clip.visual.transformer.blocks()[11].attn.v_proj_weight.detach()
+    torch.testing.assert_close(value, fused[2 * 768 :], rtol=1e-3, atol=tolerance)
+    assert clip.text is not None
+    words = clip.text.token_embedding.weight.detach()
+    torch.testing.assert_close(words, state["token_embedding.weight"], rtol=1e-3, atol=tolerance)
+    assert clip.visual.positional_embedding.shape == (577, 768)
+    assert all(float(parameter.detach().abs().max()) > 0 for parameter in clip.parameters())
