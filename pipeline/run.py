@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
-from ..manifests.decoding import is_url
+from ..manifests.decoding import read_bytes
 from ..manifests.table import Manifest
 from ..manifests.whole_file import remove_partials
 from ..structure_extractors import registry
@@ -240,15 +240,23 @@ def _check_same_data(store: Path, existing: StoreSchema, manifest: Manifest, fra
 
 def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
     """Refuse to begin where the data set is not: every sample would be quarantined, one by one."""
-    if is_url(manifest.root) or not indices:
-        return
-    probed = [manifest.samples[index] for index in indices[:: -(-len(indices) // PROBED_FILES)]]
-    files = [Path(manifest.root) / sample.image_path for sample in probed if not sample.problem]
-    if files and not any(file.exists() for file in files):
+    probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // PROBED_FILES)]]
+    paths = [sample.image_path for sample in probed if not sample.problem]
+    if paths and not any(_is_there(manifest.root, path) for path in paths):
         raise StoreError(
-            f"{manifest.root}: expected the manifest's data set there, {files[0]} and others do not exist",
+            f"{manifest.root}: expected the manifest's data set there, {paths[0]} and others do not exist",
             hint="if it was moved, say where to with --root; if it is on another machine, mount it",
         )
+
+
+def _is_there(root: str, path: str) -> bool:
+    try:
+        read_bytes(root, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # there, and one sample's trouble
+        return True
+    return True
 
 
 def _is_store(path: Path) -> bool:

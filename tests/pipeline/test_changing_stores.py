@@ -182,10 +182,23 @@ def test_a_moved_data_set_is_read_where_it_is_now(manifest: Manifest, tmp_path: 
     with pytest.raises(StoreError, match="expected the manifest's data set there") as caught:
         preprocess(manifest, path, retry_quarantined=True)
     assert "--root" in str(caught.value)
+    with pytest.raises(StoreError, match="expected the manifest's data set there"):
+        preprocess(dataclasses.replace(manifest, root=f"file://{manifest.root}"), path, retry_quarantined=True)
     assert StoreReader(path, ()).status[3] != DONE, "nothing was touched"
     moved = dataclasses.replace(manifest, root=str(tmp_path / "moved"))
     assert preprocess(moved, path, retry_quarantined=True).quarantine == ()
     assert StoreReader(path, ()).manifest.root == str(tmp_path / "moved")
+
+
+def test_a_first_image_that_cannot_be_read_is_one_sample_in_quarantine(
+    make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest(3)
+    first = Path(manifest.root) / manifest.samples[0].image_path
+    first.unlink()
+    first.mkdir()  # reading fails for everybody, root included
+    (entry,) = preprocess(manifest, tmp_path / "s.zarr").quarantine
+    assert entry.index == 0 and "IsADirectoryError" in entry.reason
 
 
 def test_tasks_do_not_depend_on_the_folder_they_run_in(
