@@ -179,7 +179,7 @@ class Manifest:
             faults = np.asarray(cv2.LUT(raw, unknown[:256]))
         else:
             labels, faults = classes[raw], unknown[raw]
-        if not faults.any():
+        if not cv2.countNonZero(faults):
             return labels, ""
         found, counts = np.unique(raw[faults != 0], return_counts=True)
         return labels, describe_unknown(dict(zip(found.tolist(), counts.tolist(), strict=True)))

@@ -29,6 +29,23 @@ def detect_sift(
     The first octave is upsampled precisely: OpenCV's default leaves every point 0.25 px too far to the right and below
     (0.5 px between an image and its mirror image, which would break the flip of cached maps).
     """
+    points = _detect(
+        image,
+        octave_layers=octave_layers,
+        contrast_threshold=contrast_threshold,
+        edge_threshold=edge_threshold,
+        sigma=sigma,
+    )
+    points = points[np.lexsort(points.T[::-1])]
+    first = np.ones(len(points), np.bool_)
+    first[1:] = (points[1:] != points[:-1]).any(axis=1)
+    return points[first, :2], points[first, 2]
+
+
+def _detect(
+    image: Image, *, octave_layers: int, contrast_threshold: float, edge_threshold: float, sigma: float
+) -> npt.NDArray[np.float32]:
+    """What OpenCV finds, repetitions and all: x, y, response (N, 3) float32."""
     detector = cv2.SIFT.create(
         nOctaveLayers=octave_layers,
         contrastThreshold=contrast_threshold,
@@ -41,10 +58,7 @@ def detect_sift(
     if found:
         points[:, :2] = cv2.KeyPoint.convert(found)
         points[:, 2] = [point.response for point in found]
-    points = points[np.lexsort(points.T[::-1])]
-    first = np.ones(len(points), np.bool_)
-    first[1:] = (points[1:] != points[:-1]).any(axis=1)
-    return points[first, :2], points[first, 2]
+    return points
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,13 +98,13 @@ class Sift:
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         image = check_image(image, extractor=self.name)
-        keypoints, response = detect_sift(
+        points = _detect(
             image,
             octave_layers=self.octave_layers,
             contrast_threshold=self.contrast_threshold,
             edge_threshold=self.edge_threshold,
             sigma=self.sigma,
         )
-        confidence = np.minimum(response / np.float32(self.full_response), np.float32(1))
-        scores = suppress_neighbours(score_map(keypoints, confidence, image.shape[:2]), self.nms_radius)
+        confidence = np.minimum(points[:, 2] / np.float32(self.full_response), np.float32(1))
+        scores = suppress_neighbours(score_map(points[:, :2], confidence, image.shape[:2]), self.nms_radius)
         return {"sift": encode_confidence(keep_strongest(scores, self.max_keypoints))}
