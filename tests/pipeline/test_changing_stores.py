@@ -1,5 +1,6 @@
 """Stores that are changed, interrupted, moved, or written by two: no layer is lost, mixed up, or computed in vain."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from physseg.manifests.table import Manifest
 from physseg.pipeline import commits, executors, run, shard_task, store
 from physseg.pipeline.commits import read_commit
-from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
+from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreCorruptError, StoreError
 from physseg.pipeline.reader import StoreReader
 from physseg.pipeline.schema import DONE, MISSING
 from physseg.pipeline.verify import verify
@@ -66,6 +67,35 @@ def test_a_change_that_is_interrupted_and_taken_back_leaves_the_old_bytes(
         assert layers <= {"canny"}
     run.execute(job, scheduler="sync", progress=False)
     assert_same_bytes(tmp_path / "before.zarr", path)
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_new_settings_that_are_half_written_mislead_nobody(
+    writes: int, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest (its root moved), arrays of other shapes, a new array, the settings twice: cut off at each."""
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path, structures=["canny"])
+    shutil.copytree(manifest.root, tmp_path / "moved")
+    moved = dataclasses.replace(manifest, root=str(tmp_path / "moved"))
+    change = {"structures": ["canny", "sift"], "settings": {"patch_counts": {"max_classes": 3}, "canny": {"low": 5}}}
+    left = [writes]
+
+    def dying(file: Path, data: bytes) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(file, data)
+
+    real = store.write_whole
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "write_whole", dying)
+        preprocess(moved, path, **change)
+    with contextlib.suppress(StoreError, StoreCorruptError):
+        assert not len(StoreReader(path, ("canny", "cell_counts")).usable)
+    preprocess(moved, path, **change)
+    preprocess(moved, tmp_path / "fresh.zarr", **change)
+    assert_same_bytes(tmp_path / "fresh.zarr", path)
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
