@@ -109,7 +109,8 @@ def manifest_folder(
     images: ImagesFolder = None,
     labels: LabelsFolder = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(help="Id that means no class; repeatable. Default 255 (16-bit ids: 65535).")
+        list[int] | None,
+        typer.Option(help="Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."),
     ] = None,
     first_id: Annotated[int, typer.Option(min=0, help="Id of the class in line 1, e.g. 1 where 0 is unlabelled.")] = 0,
     list_file: ListFile = None,
@@ -189,7 +190,9 @@ def preprocess(
         ),
     ] = None,
     short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
-    max_long_edge: Annotated[int | None, typer.Option(help="Limit of the longest edge, px. Default 768.")] = None,
+    max_long_edge: Annotated[
+        int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")
+    ] = None,
     canvas: Annotated[
         int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")
     ] = None,
@@ -201,9 +204,13 @@ def preprocess(
     ] = "local",
     memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
     root: Root = None,
-    retry_quarantined: Annotated[bool, typer.Option(help="Compute shards with quarantined samples again.")] = False,
-    allow_quarantine: Annotated[bool, typer.Option(help="Exit with 0 although samples are quarantined.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print what would be done, and its cost, and stop.")] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Compute shards with quarantined samples again.")
+    ] = False,
+    allow_quarantine: AllowQuarantine = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, and its cost, and stop.")
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
 ) -> None:
     """Compute structure maps and patch counts of every image into a Zarr store.
