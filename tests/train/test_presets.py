@@ -175,6 +175,18 @@ def test_only_queries_and_values_of_clip_change(preset: str) -> None:
     }
 
 
+def test_convention_levels_of_every_preset() -> None:
+    """Guidance at a third and two thirds of the depth (as published for B and L), structure levels at quarters."""
+    levels = {
+        name: (clip_architecture(name).guidance_blocks, clip_architecture(name).structure_blocks) for name in PRETRAINED
+    }
+    assert levels == {
+        "ViT-B-16": ((3, 7), (2, 5, 8, 11)),
+        "ViT-L-14-336": ((7, 15), (5, 11, 17, 23)),
+        "ViT-H-14": ((10, 20), (7, 15, 23, 31)),
+    }
+
+
 def test_convention_full_sizes() -> None:
     """Parameters of both encoders as published: 149.6, 427.9 and 986.1 million, with the logit scale."""
     published = {"ViT-B-16": 149_620_737, "ViT-L-14-336": 427_944_193, "ViT-H-14": 986_109_441}
