@@ -1,6 +1,7 @@
 """Command line of physseg: thin commands over the library; heavy imports happen inside the commands."""
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -607,6 +608,9 @@ def demo(
 
 def main() -> None:
     """Entry point: runs the app, and turns our errors into one line, a hint and an exit code."""
+    # Threads that spin while they wait for each other stall as soon as anything else runs: on two loaded cores, twelve
+    # training steps took 12-19 s with threads that sleep and 29-38 s by default. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (PhyssegError, OSError) as error:  # OSError: disk full, no permission; its text names the file
