@@ -23,6 +23,7 @@ from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import SegmenterConfig
 from ..run_folder import RunFolder
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
+from .clip_weights import why_unreadable
 from .download import file_sha256
 
 NUM_IMAGENET_TEMPLATES = 80
@@ -107,11 +108,8 @@ def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever the unpickler meets
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as a torch file of tensors only ({reason})",
-            hint="a torn download looks like this; so does a file with Python objects in it, which are not loaded",
-            path=str(path),
+            f"{path}: cannot be read: {why_unreadable(error)}", hint=f"{_EXPECTED}; is it whole?", path=str(path)
         ) from error
     model = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):

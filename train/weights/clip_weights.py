@@ -4,10 +4,12 @@ No Python from a file is executed: torch's restricted unpickler or safetensors r
 TorchScript; their tensors are taken, their forward code is not run.
 """
 
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -115,6 +117,16 @@ def check_state(
             )
 
 
+def why_unreadable(error: Exception) -> str:
+    """The cause in a few words; torch's own text would have the reader switch safe loading off."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return f"it holds a Python object ({found[1]}), and code in a file is not run"
+    if isinstance(error, (UnpicklingError, EOFError)):
+        return "not a torch file, or only the beginning of one"
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return "torn or damaged" if "PytorchStreamReader" in first else first
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, whatever its kind."""
     if not path.is_file():
@@ -129,7 +141,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path}: cannot be read as CLIP weights ({type(error).__name__}: {str(error).splitlines()[0]})",
+            f"{path}: cannot be read as CLIP weights: {why_unreadable(error)}",
             hint="expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too",
             path=str(path),
         ) from error
