@@ -28,9 +28,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
-	$(BIN)/python benchmarks/run_all.py
+# An environment of its own: some of the peers hold NumPy and others back.
+bench:
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --editable '.[bench]'
+	$(VENV)-bench/bin/python benchmarks/run_all.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info physseg_demo
+	rm -rf $(VENV) $(VENV)-bench build dist *.egg-info physseg_demo
