@@ -92,6 +92,7 @@ def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
     again = demo(copy, *SMALL)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "going on with the demo" in again.stdout
+    assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
     for wanted in ("seen classes .*", "The pixels of unseen .*"):
         assert re.findall(wanted, again.stdout) == re.findall(wanted, first.stdout) != []
 

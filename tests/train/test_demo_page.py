@@ -24,6 +24,7 @@ def report() -> DemoReport:
             Stage(title="train", command="physseg train demo.toml", seconds=61.5, note="5 steps"),
             Stage(title="predict", command="physseg predict run x.jpg", seconds=2.25),
         ],
+        resumed=False,
         classes=("sand", "red circle", "red star"),
         unseen=("red star",),
         iou=np.array([0.8, 0.25, np.nan]),
@@ -85,6 +86,12 @@ def test_page_shows_numbers_commands_times_and_words(report: DemoReport):
     assert page.count(">never trained<") == 2  # in the grid and in the IoU table
     assert "some transfer" in page
     assert page.count("rgb(1,2,3)") == 2
+
+
+def test_times_of_a_resumed_demo_are_not_called_the_whole(report: DemoReport):
+    assert "whole chain" in render_page(report)
+    resumed = render_page(dataclasses.replace(report, resumed=True))
+    assert "went on with an earlier" in resumed and "whole chain" not in resumed
 
 
 def test_words_on_the_page_change_with_the_numbers(report: DemoReport):

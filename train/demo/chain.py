@@ -134,7 +134,7 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
 
     ``say`` takes lines for the user. Raises DemoError if ``out`` holds something else than a demo, or a step fails.
     """
-    begin(out, settings, say=say)
+    resumed = begin(out, settings, say=say)
     chain = _Chain(out=out, say=say)
     scenes = SceneFolders(root=out / "scenes")
     chain.generate(scenes, settings)
@@ -158,11 +158,11 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     pictures = sorted(scenes.images("val").iterdir())[:SHOWN]
     words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions")
     chain.command("predict", "predict", run, *pictures, *words, *protocol)
-    return _finish(out, settings, chain.stages, say=say)
+    return _finish(out, settings, chain.stages, resumed=resumed, say=say)
 
 
-def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> None:
-    """Make the folder ready: new, kept to go on with, or emptied of an earlier demo with other settings.
+def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> bool:
+    """Make the folder ready: new, kept to go on with (then True), or emptied of an earlier demo with other settings.
 
     Raises DemoError, and touches nothing, if the folder holds anything but a demo.
     """
@@ -179,7 +179,7 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> N
             say(
                 f"{out}: going on with the demo that is there, finished steps are kept; delete the folder to start over"
             )
-            return
+            return True
         say(f"{out}: holds a demo with other settings; starting over")
         for name in _OURS:
             path = out / name
@@ -191,6 +191,7 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> N
         )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+    return False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -237,7 +238,9 @@ class _Chain:
         self.say(f"  ({seconds:.1f} s)")
 
 
-def _finish(out: Path, settings: DemoSettings, stages: Sequence[Stage], *, say: Callable[[str], None]) -> DemoResult:
+def _finish(
+    out: Path, settings: DemoSettings, stages: Sequence[Stage], *, resumed: bool, say: Callable[[str], None]
+) -> DemoResult:
     """Scores, page and closing words."""
     evaluation = out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.npz"
     with np.load(evaluation) as arrays:
@@ -254,9 +257,12 @@ def _finish(out: Path, settings: DemoSettings, stages: Sequence[Stage], *, say: 
         "unseen_pixels_called": asdict(gone),
         "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},
         "total_seconds": round(seconds, 2),
+        "resumed": resumed,
     }
     write_whole(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    report = build_report(out, settings=results["settings"], stages=stages, confusion=confusion, shown=SHOWN)
+    report = build_report(
+        out, settings=results["settings"], stages=stages, resumed=resumed, confusion=confusion, shown=SHOWN
+    )
     page = out / "demo.html"
     write_whole(page, render_page(report).encode())
 

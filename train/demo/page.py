@@ -50,6 +50,8 @@ class DemoReport:
 
     settings: Mapping[str, str]
     stages: Sequence[Stage]
+    resumed: bool
+    """Whether this call went on with an earlier one's work, so that the times are not those of the whole."""
     classes: Sequence[str]
     unseen: Sequence[str]
     iou: npt.NDArray[np.float64]
@@ -122,10 +124,11 @@ svg .title { font-weight: 600; fill: #1d2329; }
 
 def _headline(report: DemoReport) -> str:
     total = _duration(sum(stage.seconds for stage in report.stages))
+    what = "this call, which went on with an earlier one's work" if report.resumed else "whole chain"
     tiles = (
         _score_tile("mIoU on seen classes", report.seen_score)
         + _score_tile("mIoU on unseen classes", report.unseen_score)
-        + f'<div class="tile">whole chain<b>{total}</b><small>{len(report.stages)} steps, one seed</small></div>'
+        + f'<div class="tile">{what}<b>{total}</b><small>{len(report.stages)} steps, one seed</small></div>'
     )
     words = [*describe(report.seen_score, report.unseen_score, report.gone), _NO_CLAIM]
     return f'<div class="tiles">{tiles}</div>' + "".join(f"<p>{html.escape(text)}</p>" for text in words)

@@ -26,7 +26,13 @@ _LOSSES = {
 
 
 def build_report(
-    out: Path, *, settings: Mapping[str, Any], stages: Sequence[Stage], confusion: npt.NDArray[np.int64], shown: int
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    stages: Sequence[Stage],
+    resumed: bool,
+    confusion: npt.NDArray[np.int64],
+    shown: int,
 ) -> DemoReport:
     """Everything `render_page` needs. ``confusion`` (T, T) is that of the validation split, rows truth."""
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
@@ -36,6 +42,7 @@ def build_report(
     return DemoReport(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
+        resumed=resumed,
         classes=classes,
         unseen=[classes[index] for index in unseen],
         iou=class_iou(confusion),
