@@ -87,6 +87,37 @@ def report(title: str, rows: Sequence[Mapping[str, object]], *, out: Path | None
         out.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """One target of the project, and what was measured."""
+
+    text: str
+    measured: str
+    met: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """What one benchmark has to say."""
+
+    title: str
+    text: str
+    """How it was measured, and what limits the figures."""
+    tables: Sequence[Sequence[Mapping[str, object]]]
+    goals: Sequence[Goal] = ()
+
+    def markdown(self) -> str:
+        parts = [f"## {self.title}", self.text, *map(markdown_table, self.tables)]
+        parts += [f"- {'met' if goal.met else '**missed**'}: {goal.text}: {goal.measured}" for goal in self.goals]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median, and the smallest and largest of all rounds."""
+    low, middle, high = (f"{value:.{digits}g}" for value in (min(values), np.median(values), max(values)))
+    return f"{middle} ({low}-{high})"
+
+
 def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 

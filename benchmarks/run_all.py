@@ -1,0 +1,60 @@
+"""Runs every benchmark and writes benchmarks/RESULTS.md: `make bench`.
+
+python benchmarks/run_all.py [--manifest M.parquet] [--quick]
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import loading
+import preprocess
+import read
+from common import Section, machine
+from data import open_samples, write_store
+from forms import write_forms
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, help="Measure on your own data; default: generated pictures.")
+    parser.add_argument("--quick", action="store_true", help="Few samples and rounds: whether it runs, not how fast.")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    before = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        sections = list(sections_of(args.manifest, Path(folder), quick=args.quick))
+    conditions = ", ".join(f"{key} {value}" for key, value in before.items() if value is not None)
+    head = f"# Results\n\nWritten by `make bench` on {date.today().isoformat()}: {conditions}.\n"
+    args.out.write_text("\n".join([head, *(section.markdown() for section in sections)]))
+    content = {"machine": before, "sections": [asdict(section) for section in sections]}
+    args.out.with_suffix(".json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+    print(f"written to {args.out}")
+
+
+def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator[Section]:
+    """Every benchmark's section, printed as soon as it is there."""
+    samples = open_samples(manifest, 64 if quick else 192, folder)
+    for section in (
+        preprocess.measure(samples, folder),
+        *_reading(samples.manifest, samples.description, folder, quick=quick),
+    ):
+        print(section.markdown(), flush=True)
+        yield section
+
+
+def _reading(manifest, description: str, folder: Path, *, quick: bool) -> Iterator[Section]:  # type: ignore[no-untyped-def]
+    store = write_store(manifest, folder / "store.zarr")
+    yield read.measure(store, manifest, description, repeats=3 if quick else 9)
+    forms = write_forms(store, folder / "forms")
+    yield loading.measure(store, forms, description, rounds=1 if quick else 5, passes=1 if quick else 3)
+
+
+if __name__ == "__main__":
+    main()
