@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import loading
 import preprocess
@@ -28,19 +29,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     before = machine()
+    sections: list[Section] = []
     with tempfile.TemporaryDirectory() as folder:
-        sections = list(sections_of(args.manifest, Path(folder), quick=args.quick))
-    conditions = ", ".join(f"{key} {value}" for key, value in before.items() if value is not None)
-    head = f"# Results\n\nWritten by `make bench` on {date.today().isoformat()}: {conditions}.\n"
-    args.out.write_text("\n".join([head, *(section.markdown() for section in sections)]))
-    content = {"machine": before, "sections": [asdict(section) for section in sections]}
-    args.out.with_suffix(".json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+        for section in sections_of(args.manifest, Path(folder), quick=args.quick):
+            sections.append(section)
+            write(args.out, sections, before)  # after each, so that an interrupted run leaves what it has
     print(f"written to {args.out}")
+
+
+def write(out: Path, sections: list[Section], hardware: dict[str, Any]) -> None:
+    conditions = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
+    head = f"# Results\n\nWritten by `make bench` on {date.today().isoformat()}: {conditions}.\n"
+    out.write_text("\n".join([head, *(section.markdown() for section in sections)]))
+    content = {"machine": hardware, "sections": [asdict(section) for section in sections]}
+    out.with_suffix(".json").write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator[Section]:
     """Every benchmark's section, printed as soon as it is there."""
-    samples = open_samples(manifest, 64 if quick else 192, folder)
+    samples = open_samples(manifest, 64 if quick else 256, folder)
     for section in (
         preprocess.measure(samples, folder),
         *_reading(samples.manifest, samples.description, folder, quick=quick),
