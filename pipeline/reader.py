@@ -4,15 +4,14 @@ Any Zarr reader opens a store; this one exists because it is on the trainer's ho
 zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what ``shard_codec`` writes and refuses
 everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
 
-Nearly all of its time is zstd's, and that is mostly memory: a whole canvas of an array is 590 KB. So a caller that
-wants a window asks for no more ``rows`` than that needs.
+Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. ``planes`` hands out one at
+a time, so that a caller who cuts a crop and lets go has the next one in the same memory, still in cache.
 """
 
 import json
-import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +51,8 @@ class StoreReader:
                     hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
                 )
             self._check_layout(SPECS[name])
-        self._sharded = [_Plane.of(SPECS[name], self.schema) for name in self.arrays if SPECS[name].is_sharded]
+        sharded = [SPECS[name] for name in self.arrays if SPECS[name].is_sharded]
+        self._sharded = [(spec.name, self.schema.sample_shape(spec), self.schema.dtype(spec)) for spec in sharded]
         self._columns = [name for name in self.arrays if not SPECS[name].is_sharded]
         self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
         self._column_cache: dict[str, npt.NDArray[Any]] = {}
@@ -84,37 +84,38 @@ class StoreReader:
         height, width = self._frame_sizes[index]
         return int(height), int(width)
 
-    def read(self, index: int, *, rows: int | None = None) -> dict[str, npt.NDArray[Any]]:
+    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
         """All arrays of one sample, each a new array of its schema shape.
 
-        With ``rows``, arrays of pixels have only that many rows, from the top of the canvas (cell arrays come whole):
-        the rest is not decoded. Checksums are of all bytes either way. Raises StoreIncompleteError unless the sample's
-        status is done, StoreCorruptError where bytes do not hold.
+        Raises StoreIncompleteError unless the sample's status is done, StoreCorruptError where bytes do not hold.
         """
+        return dict(self.planes(index))
+
+    def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The arrays of one sample by name, as ``read``, but one after the other."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
             self._refuse(index)
         number, row = divmod(index, self.schema.samples_per_shard)
         shard = self._shard(number)
-        planes: dict[str, npt.NDArray[Any]] = {}
-        for plane, descriptor, table in zip(self._sharded, shard.descriptors, shard.tables, strict=True):
+        for (name, shape, dtype), descriptor, table in zip(self._sharded, shard.descriptors, shard.tables, strict=True):
             offset, length = table[row]
             if offset == ABSENT:
                 raise StoreCorruptError(
-                    f"{self._shard_file(plane, number)}: sample {index} is not in its shard",
+                    f"{self._shard_file(name, number)}: sample {index} is not in its shard",
                     hint="run `physseg verify STORE --repair`",
                     index=index,
                 )
-            out = np.empty(plane.shape_of(rows), plane.dtype)
+            plane = np.empty(shape, dtype)
             try:
-                decompress_into(os.pread(descriptor, length, offset), out, chunk_bytes=plane.nbytes)
+                decompress_into(os.pread(descriptor, length, offset), plane)
             except StoreCorruptError as error:
-                raise _corrupt(self._shard_file(plane, number), error, index) from error
-            planes[plane.name] = out
+                raise _corrupt(self._shard_file(name, number), error, index) from error
+            yield name, plane
+            del plane  # or it would live until the next one is made
         for name in self._columns:
-            planes[name] = self._column(name)[index]
-        return planes
+            yield name, self._column(name)[index]
 
     def read_column(self, name: str) -> npt.NDArray[Any]:
         """All samples of an unsharded array; shards that are not there read as fill."""
@@ -154,8 +155,8 @@ class StoreReader:
             self._column_cache[name] = self.read_column(name)
         return self._column_cache[name]
 
-    def _shard_file(self, plane: "_Plane", shard: int) -> Path:
-        return self.path / self.schema.shard_file(SPECS[plane.name], shard)
+    def _shard_file(self, name: str, shard: int) -> Path:
+        return self.path / self.schema.shard_file(SPECS[name], shard)
 
     def _shard(self, number: int) -> "_Shard":
         """The open files of a shard and their indexes, from a bounded cache."""
@@ -165,8 +166,8 @@ class StoreReader:
             return shard
         shard = _Shard([], [])
         try:
-            for plane in self._sharded:
-                shard.open(self._shard_file(plane, number), self.schema.samples_per_shard)
+            for name, _, _ in self._sharded:
+                shard.open(self._shard_file(name, number), self.schema.samples_per_shard)
         except BaseException:
             shard.close()
             raise
@@ -206,29 +207,6 @@ class StoreReader:
             index=index,
             sample_id=sample,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    """What reading an array takes, worked out once."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    """Of one whole sample."""
-    nbytes: int
-    has_rows: bool
-
-    @classmethod
-    def of(cls, spec: ArraySpec, schema: StoreSchema) -> "_Plane":
-        shape, dtype = schema.sample_shape(spec), schema.dtype(spec)
-        nbytes = math.prod(shape) * dtype.itemsize
-        return cls(spec.name, dtype, shape, nbytes, spec.dims == ("y", "x"))
-
-    def shape_of(self, rows: int | None) -> tuple[int, ...]:
-        if rows is None or not self.has_rows:
-            return self.shape
-        return (min(rows, self.shape[0]), *self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from .augment import draw_jitter
 from .config_reading import PathText
 from .crop import CropWindow
 from .errors import ConfigError, TrainDataError
+from .host_memory import keep_freed_memory
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
 from .process import ignore_stop_signals
 
@@ -56,6 +57,9 @@ class DataConfig:
             raise ConfigError(f"flip is a probability in [0, 1], got {self.flip}")
         if self.num_workers < 0 or self.prefetch < 1:
             raise ConfigError(f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}")
+
+
+CELL_ARRAYS = ("cell_classes", "cell_counts")
 
 
 class Batch(TypedDict):
@@ -109,7 +113,6 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
                 if row == 0:
                     stacked[name] = np.empty((len(positions), *part.shape), part.dtype)
                 stacked[name][row] = part
-            del part, parts  # views of whole arrays: the next sample's then lie in the same memory, still in cache
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in stacked.items()}
         tensors["positions"] = torch.tensor(positions, dtype=torch.int64)
         return tensors | {"sample_ids": sample_ids}  # type: ignore[return-value]
@@ -131,17 +134,20 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             )
         draws = uniforms(self.seed, Purpose.CROP, position, 3)
         window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
-        arrays = self.reader.read(index, rows=window.top + window.size)
         side, cells = self.config.crop, self.config.crop // CELL_PX
-        structures = [window.cut(arrays[name]) for name in self.structures]
+        cut = {}
+        for name, plane in self.reader.planes(index):
+            cut[name] = window.cut_cells(plane) if name in CELL_ARRAYS else window.cut(plane)
+            del plane  # the next one then lies in the same memory, still in cache
+        structures = [cut[name] for name in self.structures]
         no_cells = np.zeros((0, cells, cells), np.uint8)
         return sample_id, {
             "images": window.cut_image(image),
-            "labels": _signed(window.cut(arrays["labels"])),
+            "labels": _signed(cut["labels"]),
             "structures": np.stack(structures) if structures else np.zeros((0, side, side), np.uint8),
             "valid": window.inside(size),
-            "cell_classes": _signed(window.cut_cells(arrays["cell_classes"])) if self.cells else no_cells,
-            "cell_counts": window.cut_cells(arrays["cell_counts"]) if self.cells else no_cells,
+            "cell_classes": _signed(cut["cell_classes"]) if self.cells else no_cells,
+            "cell_counts": cut["cell_counts"] if self.cells else no_cells,
             "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
         }
 
@@ -155,7 +161,7 @@ def open_samples(config: DataConfig, structures: Sequence[str], cells: bool, see
 
 def arrays_to_read(structures: Sequence[str], *, cells: bool) -> tuple[str, ...]:
     """Store arrays that training reads."""
-    return ("labels", *structures, *(("cell_classes", "cell_counts") if cells else ()))
+    return ("labels", *structures, *(CELL_ARRAYS if cells else ()))
 
 
 def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[str], *, cells: bool) -> None:
@@ -271,5 +277,6 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     ignore_stop_signals()
+    keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -94,22 +94,6 @@ def test_a_chunk_of_another_size_is_refused(size: int) -> None:
         decompress_into(compress(np.zeros(100, np.uint8)), np.empty(size, np.uint8))
 
 
-@settings(max_examples=25, deadline=None)
-@given(values=arrays("uint8", 3000, elements=st.integers(0, 2)), rows=st.integers(1, 30))
-def test_the_beginning_of_a_chunk_is_that_of_the_whole(values: np.ndarray, rows: int) -> None:
-    beginning = np.empty(100 * rows, np.uint8)
-    decompress_into(compress(values), beginning, chunk_bytes=3000)
-    np.testing.assert_array_equal(beginning, values[: 100 * rows])
-
-
-def test_the_beginning_of_a_damaged_chunk_is_refused() -> None:
-    """Whatever the damage behind the rows that are wanted: the checksum is of the whole chunk."""
-    chunk = bytearray(compress(np.random.default_rng(0).integers(0, 255, 3000).astype(np.uint8)))
-    chunk[-20] ^= 1
-    with pytest.raises(StoreCorruptError, match="checksum"):
-        decompress_into(bytes(chunk), np.empty(100, np.uint8), chunk_bytes=3000)
-
-
 def test_metadata_documents_are_what_zarr_would_write(tmp_path: Path, make_manifest) -> None:  # type: ignore[no-untyped-def]
     """Zarr opens every array of the table with the shape, dtype, fill and names the table says."""
     from physseg.pipeline.run import prepare
