@@ -24,8 +24,9 @@ from physseg.pipeline.schema import SAMPLES_PER_SHARD, SPECS
 from physseg.pipeline.shard_codec import ZSTD_LEVEL
 
 Planes = dict[str, npt.NDArray[Any]]
-Sample = tuple[npt.NDArray[np.uint8] | None, Planes]
-"""Image (H, W, 3) uint8 RGB as decoded, or None where only arrays were asked for, and the arrays by name."""
+Sample = tuple[npt.NDArray[np.uint8] | None, Iterable[tuple[str, npt.NDArray[Any]]]]
+"""Image (H, W, 3) uint8 RGB as decoded, or None where only arrays were asked for, and the arrays, one after the other:
+what was cut from one is kept, the rest gives its memory to the next."""
 
 SLOTS = 8
 
@@ -50,10 +51,9 @@ class Form:
         return None
 
     def prepare(self, indices: Sequence[int], rows: int) -> None:
-        """Told of a batch before its samples are read one by one."""
+        """Told of a batch before its samples are read, and that no more than so many rows of pixel arrays are wanted."""
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
-        """One sample; of pixel arrays no more than the first ``rows`` rows are wanted."""
+    def read(self, index: int) -> Sample:
         raise NotImplementedError
 
     def stream(self) -> Iterator[Sample]:
@@ -82,8 +82,8 @@ class OurStore(Form):
     def frame_size(self, index: int) -> tuple[int, int]:
         return self.reader.frame_size(index)
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
-        return self.photograph(index), self.reader.read(index, rows=rows)
+    def read(self, index: int) -> Sample:
+        return self.photograph(index), self.reader.planes(index)
 
     def photograph(self, index: int) -> npt.NDArray[np.uint8] | None:
         return self.reader.manifest.load_image(index) if self.with_image else None
@@ -94,8 +94,8 @@ class JpegAlone(OurStore):
     name = "JPEG alone"
     how = "no arrays at all: what any reader can reach at best"
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
-        return self.photograph(index), {}
+    def read(self, index: int) -> Sample:
+        return self.photograph(index), ()
 
 
 @dataclass
@@ -104,13 +104,13 @@ class ZarrPython(OurStore):
     how = "the store"
     _arrays: Any = None
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
+    def read(self, index: int) -> Sample:
         if self._arrays is None:
             import zarr
 
             group = zarr.open_group(self.folder, mode="r")
             self._arrays = {name: group[name] for name in ARRAYS}
-        return self.photograph(index), {name: array[index] for name, array in self._arrays.items()}
+        return self.photograph(index), ((name, array[index]) for name, array in self._arrays.items())
 
 
 @dataclass
@@ -131,10 +131,10 @@ class TensorStore(OurStore):
         arrays = {name: read.result() for name, read in reads.items()}
         self._batch = {index: {name: array[row] for name, array in arrays.items()} for row, index in enumerate(indices)}
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
+    def read(self, index: int) -> Sample:
         if index not in self._batch:
-            self.prepare([index], rows)
-        return self.photograph(index), self._batch.pop(index)
+            self.prepare([index], None)
+        return self.photograph(index), self._batch.pop(index).items()
 
     def _open(self) -> dict[str, Any]:
         import tensorstore
@@ -161,9 +161,9 @@ class MdsRaw(Form):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
+    def read(self, index: int) -> Sample:
         sample = self.dataset[index]
-        return self.image(sample["jpeg"]), {name: sample[name] for name in ARRAYS}
+        return self.image(sample["jpeg"]), ((name, sample[name]) for name in ARRAYS)
 
     @classmethod
     def write(cls, folder: Path, samples: Iterable[tuple[bytes, Planes]]) -> None:
@@ -187,7 +187,7 @@ class MdsZstd(MdsRaw):
     name = "MosaicML MDS, zstd"
     how = "arrays as zstd bytes, random access"
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
+    def read(self, index: int) -> Sample:
         sample = self.dataset[index]
         return self.image(sample["jpeg"]), unpack(sample)
 
@@ -265,13 +265,13 @@ class PngFiles(Form):
     def __len__(self) -> int:
         return len(self._stems)
 
-    def read(self, index: int, rows: int | None = None) -> Sample:
-        stem = self._stems[index]
-        planes = {}
+    def read(self, index: int) -> Sample:
+        return self.image((self.folder / "jpeg" / f"{self._stems[index]}.jpg").read_bytes()), self.planes(index)
+
+    def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for name in ARRAYS:
-            plane = cv2.imread(str(self.folder / name / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
-            planes[name] = plane.reshape(SLOTS, -1, plane.shape[1]) if "cell" in name else plane
-        return self.image((self.folder / "jpeg" / f"{stem}.jpg").read_bytes()), planes
+            plane = cv2.imread(str(self.folder / name / f"{self._stems[index]}.png"), cv2.IMREAD_UNCHANGED)
+            yield name, np.asarray(plane.reshape(SLOTS, -1, plane.shape[1]) if "cell" in name else plane)
 
     @staticmethod
     def write(folder: Path, samples: Iterable[tuple[bytes, Planes]]) -> None:
@@ -309,15 +309,12 @@ def pack(planes: Planes) -> dict[str, bytes]:
     return packed | {"size": struct.pack("<HH", *planes["labels"].shape)}
 
 
-def unpack(sample: dict[str, Any]) -> Planes:
+def unpack(sample: dict[str, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     height, width = struct.unpack("<HH", sample["size"])
     cells = SLOTS, -(-height // CELL_PX), -(-width // CELL_PX)
-    return {
-        name: np.frombuffer(_DECOMPRESSOR.decompress(sample[name]), np.uint8).reshape(
-            cells if "cell" in name else (height, width)
-        )
-        for name in ARRAYS
-    }
+    for name in ARRAYS:
+        flat = np.frombuffer(_DECOMPRESSOR.decompress(sample[name]), np.uint8)
+        yield name, flat.reshape(cells if "cell" in name else (height, width))
 
 
 def samples_of(store: Path) -> Iterator[tuple[bytes, Planes]]:

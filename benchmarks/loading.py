@@ -25,6 +25,7 @@ from data import open_samples, write_store
 from forms import OTHER_FORMS, STORE_FORMS, Form, JpegAlone, OurStore, Sample, write_forms
 from physseg.pipeline.frame import CELL_PX, Frame
 from physseg.train.crop import CropWindow
+from physseg.train.host_memory import keep_freed_memory
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 CROP = 384
@@ -131,6 +132,7 @@ def loader(form: Form, passes: int) -> DataLoader[Batch]:
 
 
 def start_worker(_: int) -> None:
+    keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -155,9 +157,8 @@ class Indexed(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         draws = np.random.default_rng(indices).random((len(indices), 3))
-        rows = [self.rows(index, draw) for index, draw in zip(indices, draws, strict=True)]
-        self.form.prepare(indices, max(rows))
-        return assemble((self.form.read(index, row) for index, row in zip(indices, rows, strict=True)), draws)
+        self.form.prepare(indices, max(map(self.rows, indices, draws)))
+        return assemble(map(self.form.read, indices), draws)
 
     def rows(self, index: int, draw: npt.NDArray[np.float64]) -> int:
         size = self.form.frame_size(index)
@@ -190,29 +191,28 @@ def assemble(samples: Iterator[Sample], draws: npt.NDArray[np.float64]) -> Batch
         sample = next(samples, None)
         if sample is None:
             break
-        parts = cut(sample, draw)
-        for name, part in parts.items():
+        for name, part in cut(sample, draw):
             if name not in stacked:
                 stacked[name] = np.empty((len(draws), *part.shape), part.dtype)
             stacked[name][count] = part
         count += 1
-        del sample, part, parts  # the next sample's arrays then lie in the same memory, still in cache
+        del sample
     return {name: torch.from_numpy(array[:count]) for name, array in stacked.items()}
 
 
-def cut(sample: Sample, draw: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[Any]]:
+def cut(sample: Sample, draw: npt.NDArray[np.float64]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """What the network gets of one sample: a window of the image and of each array."""
     image, planes = sample
     assert image is not None
     image = Frame().resize_image(image)
     window = window_of(draw, image.shape[:2])
-    parts: dict[str, npt.NDArray[Any]] = {"images": window.cut_image(image)}
-    for name, plane in planes.items():
+    yield "images", window.cut_image(image)
+    for name, plane in planes:
         is_cells = "cell" in name
         side = CROP // CELL_PX if is_cells else CROP
         part = window.cut_cells(plane) if is_cells else window.cut(plane)
-        parts[name] = part if part.shape[-2:] == (side, side) else padded(part, side, window.flip, FILL.get(name, 0))
-    return parts
+        del plane
+        yield name, part if part.shape[-2:] == (side, side) else padded(part, side, window.flip, FILL.get(name, 0))
 
 
 def window_of(draw: npt.NDArray[np.float64], size: tuple[int, ...]) -> CropWindow:

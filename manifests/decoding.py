@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import fsspec
@@ -65,7 +64,8 @@ def is_url(root: str) -> bool:
 def read_bytes(root: str, path: str) -> bytes:
     """All bytes of the file at the POSIX `path` below `root`, a local folder or a URL that fsspec understands."""
     if not is_url(root):
-        return (Path(root) / path).read_bytes()
+        with open(f"{root}/{path}", "rb", buffering=0) as local:  # noqa: PTH123 (half the time of Path.read_bytes)
+            return local.readall()
     with fsspec.open(f"{root.rstrip('/')}/{path}", "rb") as file:
         data: bytes = file.read()
     return data

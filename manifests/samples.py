@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -98,6 +100,18 @@ class SampleTable(Sequence[Sample]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"sample {position} of {len(self)}")
         return Sample(**{name: column[position].as_py() for name, column in self._columns})
+
+    def image_facts(self, index: int) -> tuple[str, int, tuple[int, int]] | None:
+        """Path, orientation and size (height, width) of a row's image, faster than all of it; None if quarantined."""
+        paths, numbers = self._image_columns
+        orientation, height, width, quarantined = numbers[index].tolist()
+        return None if quarantined else (paths[index].as_py(), orientation, (height, width))
+
+    @cached_property
+    def _image_columns(self) -> tuple[pa.ChunkedArray, npt.NDArray[np.int32]]:
+        numbers = [self.column(name).to_numpy() for name in ("orientation", "height", "width")]
+        quarantined = pc.not_equal(self.column("problem"), "").to_numpy()
+        return self.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
 
     def __iter__(self) -> Iterator[Sample]:
         for batch in self.table.to_batches(max_chunksize=1024):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,7 +167,14 @@ class Manifest:
 
     def load_image(self, index: int, *, verify: bool = False) -> npt.NDArray[np.uint8]:
         """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path)."""
-        return self._image(self.samples[index], verify=verify)
+        facts = None if verify else self.table.image_facts(index)
+        if facts is not None:
+            path, orientation, size = facts
+            with suppress(OSError, DecodeError):
+                image = decode_image(read_bytes(self.root, path), orientation)
+                if image.shape[:2] == size:
+                    return image
+        return self._image(self.samples[index], verify=verify)  # which also names what is wrong
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
         """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".
