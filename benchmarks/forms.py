@@ -7,7 +7,7 @@ zstd at our level, without a checksum, by the fastest binding known.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,12 +46,9 @@ class Form:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def frame_size(self, index: int) -> tuple[int, int] | None:
-        """Height and width of the frame, where the form can tell before it reads the sample."""
-        return None
-
-    def prepare(self, indices: Sequence[int], rows: int) -> None:
-        """Told of a batch before its samples are read, and that no more than so many rows of pixel arrays are wanted."""
+    def prepare(self, indices: Sequence[int], bottom: Callable[[int, tuple[int, int]], int]) -> None:
+        """Told of a batch before its samples are read. `bottom(place in the batch, frame size)` is one past the last
+        row wanted of the sample's pixel arrays."""
 
     def read(self, index: int) -> Sample:
         raise NotImplementedError
@@ -78,9 +75,6 @@ class OurStore(Form):
 
     def __len__(self) -> int:
         return len(self.reader)
-
-    def frame_size(self, index: int) -> tuple[int, int]:
-        return self.reader.frame_size(index)
 
     def read(self, index: int) -> Sample:
         return self.photograph(index), self.reader.planes(index)
@@ -120,7 +114,10 @@ class TensorStore(OurStore):
     _arrays: Any = None
     _batch: dict[int, Planes] = field(default_factory=dict)
 
-    def prepare(self, indices: Sequence[int], rows: int | None) -> None:
+    def prepare(self, indices: Sequence[int], bottom: Callable[[int, tuple[int, int]], int]) -> None:
+        self._fetch(indices, max(bottom(place, self.reader.frame_size(index)) for place, index in enumerate(indices)))
+
+    def _fetch(self, indices: Sequence[int], rows: int | None) -> None:
         if self._arrays is None:
             self._arrays = self._open()
         which = np.array(indices)
@@ -133,7 +130,7 @@ class TensorStore(OurStore):
 
     def read(self, index: int) -> Sample:
         if index not in self._batch:
-            self.prepare([index], None)
+            self._fetch([index], None)
         return self.photograph(index), self._batch.pop(index).items()
 
     def _open(self) -> dict[str, Any]:

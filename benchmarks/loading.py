@@ -157,12 +157,8 @@ class Indexed(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         draws = np.random.default_rng(indices).random((len(indices), 3))
-        self.form.prepare(indices, max(map(self.rows, indices, draws)))
+        self.form.prepare(indices, lambda place, size: window_of(draws[place], size).top + CROP)
         return assemble(map(self.form.read, indices), draws)
-
-    def rows(self, index: int, draw: npt.NDArray[np.float64]) -> int:
-        size = self.form.frame_size(index)
-        return CROP if size is None else window_of(draw, size).top + CROP
 
 
 class Streamed(IterableDataset[Batch]):

@@ -82,15 +82,14 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
             "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
         )
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if getattr(error, "code", None) == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error  # the machine's fault, not the file's
         raise _undecodable(str(error)) from error
     if image is None:
         raise _undecodable("not a picture that OpenCV can read")
-    rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-    return turn(rgb, orientation)
+    return turn(np.asarray(image, dtype=np.uint8), orientation)
 
 
 def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:

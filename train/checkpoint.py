@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `step_00000100` inside a run's `checkpoints`:
 
-    model.safetensors   every parameter and buffer of the model, readable without physseg
-    trainer.pt          optimizer state and random generators; read with weights_only
+    model.safetensors   every parameter and buffer of the model to predict with, readable without physseg
+    trainer.pt          what else training goes on from: optimizer state, random generators and, where the model's
+                        weights are averages, the weights themselves; read with weights_only
     state.json          step, model settings, vocabulary, versions, and the size and sha256 of the other two
 
 It is written under a hidden name, flushed to the disk, and renamed last. Whatever has the final name is therefore
@@ -178,9 +179,9 @@ def load_trainer(path: Path) -> dict[str, Any]:
     return trainer
 
 
-def prune(folder: Path, keep_last: int) -> list[int]:
-    """Delete all but the last `keep_last` checkpoints; returns the steps that went."""
-    gone = steps(folder)[:-keep_last]
+def prune(folder: Path, keep_last: int, *, keep: int | None = None) -> list[int]:
+    """Delete all but the last `keep_last` checkpoints and that of step `keep`; returns the steps that went."""
+    gone = [step for step in steps(folder)[:-keep_last] if step != keep]
     for step in gone:
         _discard(folder / f"step_{step:08d}")
     return gone

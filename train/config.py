@@ -31,13 +31,16 @@ HARMLESS = frozenset(
         "log_every",
         "checkpoint_every",
         "keep_last",
+        "accumulate",
+        "compile",
         "eval.manifest",
         "eval.every",
         "eval.max_images",
         "eval.windows",
+        "eval.keep_best",
     }
 )
-"""Settings that a run may be resumed with other values of: none of them touches a weight."""
+"""Settings that a run may be resumed with other values of: none of them touches a weight but by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,8 @@ class EvalConfig:
     """Evaluate on the first so many images only."""
     windows: bool = False
     """Windows and whole image, as published; without, the whole image only: about five times faster."""
+    keep_best: bool = True
+    """Keep the checkpoint of the highest mIoU besides the last ones."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.max_images is not None and self.max_images < 1):
@@ -77,11 +82,17 @@ class TrainConfig:
     steps: int = 80_000
     """Optimizer steps; the schedule ends there, so a run cannot be resumed with another value."""
     batch_size: int = 4
-    """Samples per step, over all ranks."""
+    """Samples per step, over all ranks and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that each rank takes its share of a step in: the same step in less memory."""
     device: str = "auto"
     """"auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast of the model's forward pass; weights, losses and optimizer stay float32."""
+    compile: bool = False
+    """torch.compile the training step: minutes at the start, faster steps on a GPU."""
+    ema_decay: float = 0.0
+    """Evaluate and save an exponential moving average of the weights, with this decay, such as 0.9998; 0 is none."""
     log_every: int = 10
     """Steps between log lines; a line holds means over the steps since the one before."""
     checkpoint_every: int = 1000
@@ -92,9 +103,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_last"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         # The losses are the switches; a head without its loss would only take memory.
         structures = self.model.structures if self.losses.lambda_p > 0 else ()
         model = replace(self.model, structures=structures, alignment=self.losses.lambda_sac > 0)

@@ -29,6 +29,10 @@ class NonFiniteLossError(PhyssegError, RuntimeError):
     exit_code = 3
 
 
+class RankError(PhyssegError, RuntimeError):
+    """Another process of this training failed."""
+
+
 class EvaluationError(PhyssegError, ValueError):
     """A manifest cannot be evaluated: no usable rows, or classes that do not fit the vocabulary."""
 

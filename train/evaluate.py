@@ -7,7 +7,7 @@ the names of the training vocabulary; the others are the open-vocabulary part an
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Evaluation:
         iou, true = self.confusion.iou(), self.confusion.matrix.sum(axis=1)
         members = (np.array(self.seen) == seen) & (true > 0)
         return float(iou[members].mean()) if members.any() else None
+
+    def with_counts(self, matrix: npt.NDArray[np.int64]) -> "Evaluation":
+        """The same evaluation with other pixel counts (C, C): those of all parts, added."""
+        confusion = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore_index)
+        confusion.matrix = matrix
+        return replace(self, confusion=confusion)
 
     def document(self) -> dict[str, Any]:
         """Everything as JSON: fractions 0..1, None where there is nothing to average."""
@@ -134,11 +140,14 @@ def evaluate_model(
     *,
     trained_on: Sequence[str],
     max_images: int | None = None,
+    part: tuple[int, int] = (0, 1),
     settings: InferenceSettings = PUBLISHED,
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Predict every sample of a manifest that is not quarantined (the first `max_images`) and count pixels.
+
+    `part` (i, n) takes every n-th of them from the i-th on, i from 0; the confusion matrices of all parts add up.
 
     Raises EvaluationError if there is none, ContentError for a file that is not what the manifest says.
     """
@@ -154,7 +163,7 @@ def evaluate_model(
     with torch.no_grad():
         text_features = model.encode_text(model.tokenize(vocabulary.classes).to(device))
     confusion = ConfusionMatrix(vocabulary.num_classes, vocabulary.ignore_index)
-    chosen = indices[:max_images]
+    chosen = indices[:max_images][part[0] :: part[1]]
     for image, labels in tqdm(_loaded(manifest, chosen), total=len(chosen), unit="img", disable=not progress):
         confusion.update(predict_label_map(model, image, text_features, settings), labels)
     return Evaluation(
@@ -253,8 +262,10 @@ def _usable(manifest: Manifest) -> list[int]:
 def _loaded(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:
     """Images and labels in order, each decoded while the one before is being predicted."""
     with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(manifest.load, indices[0])
+        upcoming = pool.submit(manifest.load, indices[0]) if indices else None
         for following in [*indices[1:], None]:
+            if upcoming is None:
+                return
             current = upcoming.result()
             if following is not None:
                 upcoming = pool.submit(manifest.load, following)

@@ -4,6 +4,7 @@
                                      came from, physseg's version
     RUN/vocabulary.txt               training classes, one per line, synonyms separated by commas
     RUN/checkpoints/step_00000100/   see checkpoint.py
+    RUN/best.json                    the best evaluation during training: step, mIoU, on what
     RUN/log.jsonl                    see run_log.py
     RUN/tensorboard/                 the same numbers for `tensorboard --logdir RUN`
     RUN/evaluations/NAME-step_00000100.json, .npz   results of `physseg evaluate`
@@ -54,6 +55,10 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def best_file(self) -> Path:
+        return self.path / "best.json"
 
     @property
     def evaluations(self) -> Path:
@@ -109,6 +114,17 @@ class RunFolder:
     def classes(self) -> tuple[str, ...]:
         """The training vocabulary."""
         return read_classes(self.vocabulary_file)
+
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation during training: step, miou, and what it is `of`; None before the first."""
+        if not self.best_file.exists():
+            return None
+        best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
+        return best
+
+    def set_best(self, best: Mapping[str, Any]) -> None:
+        """Replace what `best` returns."""
+        write_whole(self.best_file, (json.dumps(best) + "\n").encode())
 
     def check_same(self, current: Mapping[str, Any], *, harmless: frozenset[str]) -> None:
         """Refuse to go on with other settings than the run began with, naming each key and both values.

@@ -51,6 +51,22 @@ class RunLog:
         self._board.close()
 
 
+class SilentLog(RunLog):
+    """For the ranks that do not write."""
+
+    def __init__(self) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, name: str, step: int, **facts: Any) -> None:
+        """Nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 def read_log(jsonl: Path, event: str | None = None) -> list[dict[str, Any]]:
     """Entries of a run's log, in order; only those named `event` if given. A torn last line is left out."""
     return [entry for _, entry in _lines(jsonl) if event in (None, entry["event"])]

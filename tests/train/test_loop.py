@@ -15,7 +15,7 @@ from physseg.manifests.errors import ContentError
 from physseg.manifests.table import Manifest
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.run import preprocess
-from physseg.train import checkpoint, loop
+from physseg.train import checkpoint, objective
 from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data import open_samples
 from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError, WeightsError
@@ -110,14 +110,14 @@ def test_a_non_finite_loss_changes_no_weight(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
-    forward = loop.Objective.forward
+    forward = objective.Objective.forward
 
-    def poisoned(self: loop.Objective, batch: Any) -> dict[str, torch.Tensor]:
+    def poisoned(self: objective.Objective, batch: Any) -> dict[str, torch.Tensor]:
         seen.append((self.model, {name: value.clone() for name, value in self.model.state_dict().items()}))
         parts = forward(self, batch)
         return parts | {"loss": parts["loss"] * (float("nan") if len(seen) == 2 else 1.0)}
 
-    monkeypatch.setattr(loop.Objective, "forward", poisoned)
+    monkeypatch.setattr(objective.Objective, "forward", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
         train(make_config(), progress=False)
     model, before = seen[-1]

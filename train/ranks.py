@@ -1,0 +1,121 @@
+"""Several processes that train one model: which of them this is, and what they agree on.
+
+`torchrun` starts them and says so in the environment (RANK, WORLD_SIZE, LOCAL_RANK, ...); without it there is one rank,
+and nothing here costs anything. Every rank runs the same loop on its own slice of each batch (order.py), and they meet
+in `gradients` (PyTorch's DistributedDataParallel), in the means for the log, and in the question whether to stop.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .process import choose_device
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train together."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes: checkpoints, log and progress are the first one's."""
+        return self.rank == 0
+
+    def share_gradients(self, module: nn.Module) -> nn.Module:
+        """The module, whose backward pass leaves the mean over all ranks in every gradient; equal weights to begin."""
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The first rank does what is inside, then the others: what it creates is there for them."""
+        if not self.is_first:
+            self._wait()
+        yield
+        if self.is_first:
+            self._wait()
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.size == 1:
+            return here
+        flag = torch.tensor(int(here), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over ranks of tensors on the device, equal in names and shapes everywhere."""
+        if self.size == 1:
+            return dict(values)
+        flat = torch.cat([value.detach().double().flatten() for value in values.values()])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([value.numel() for value in values.values()])
+        return {
+            name: part.view(value.shape).to(value.dtype)
+            for (name, value), part in zip(values.items(), parts, strict=True)
+        }
+
+    def total(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sum over ranks of an int64 array."""
+        if self.size == 1:
+            return counts
+        summed = torch.from_numpy(counts).to(self.device, copy=True)
+        dist.all_reduce(summed)
+        return summed.cpu().numpy()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank passes, by rank; small picklable things."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def _wait(self) -> None:
+        if self.size > 1:
+            self.any(False)
+
+
+def without_exchange(module: nn.Module) -> AbstractContextManager[None]:
+    """Backward passes inside add to this rank's gradients only; the first one outside shares the sum."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the other ranks that torchrun started; `device` as in TrainConfig, where every local rank has its own GPU.
+
+    They talk by NCCL on GPUs, by Gloo on CPUs. Raises ConfigError for a device that PyTorch cannot use.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks(choose_device(device))
+        return
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        chosen = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(chosen, dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
