@@ -406,6 +406,8 @@ def train(
     from .train.loop import train as run_training
 
     result = run_training(load_config(config, settings or (), run=out), stop_at=stop_at)
+    if result.rank > 0:
+        return  # the first rank speaks for all
     if result.finished and result.first_step == result.step:
         typer.echo(f"{result.run}: finished already, at step {result.step}")
     elif result.finished:

@@ -1,6 +1,8 @@
 """A store and a model small enough that a training step takes milliseconds."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +63,10 @@ def store(train_manifest: Manifest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_config(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
-    """``make_config(steps=3, data={"flip": 0}, ...)``: a configuration of the tinier model on the store."""
-    monkeypatch.setitem(CLIP_PRESETS, "tinier", TINIER)
-    torch.set_num_threads(1)
+def config_values(store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``config_values(steps=3, data={"flip": 0}, ...)``: settings of the tinier model on the store, as in a TOML file."""
 
-    def make(**changes: Any) -> TrainConfig:
+    def make(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
             "run": str(tmp_path / "run"),
             "data": {"store": str(store), "crop": 96, "num_workers": 0},
@@ -80,6 +80,40 @@ def make_config(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         }
         for key, value in changes.items():
             values[key] = values[key] | value if isinstance(values.get(key), dict) else value
-        return build(TrainConfig, values, base=tmp_path)
+        return values
 
     return make
+
+
+@pytest.fixture
+def make_config(
+    config_values: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., TrainConfig]:
+    """As ``config_values``, built."""
+    monkeypatch.setitem(CLIP_PRESETS, "tinier", TINIER)
+    torch.set_num_threads(1)
+    return lambda **changes: build(TrainConfig, config_values(**changes), base=tmp_path)
+
+
+@pytest.fixture
+def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """As ``config_values``, in a TOML file for processes of their own, which do not know the tinier preset."""
+
+    def write(**changes: Any) -> Path:
+        values = config_values(**changes)
+        values["model"] |= {"clip": "tinier", "architecture": asdict(TINIER)}
+        path = tmp_path / f"config{len(list(tmp_path.glob('config*.toml')))}.toml"
+        path.write_text("\n".join(_toml(values)) + "\n")
+        return path
+
+    return write
+
+
+def _toml(values: dict[str, Any], table: str = "") -> list[str]:
+    """Numbers, texts and lists look alike in TOML and JSON; None is left out."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict) and value is not None}
+    lines = [f"[{table}]"] * bool(table) + [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _toml(value, f"{table}.{key}".lstrip("."))
+    return lines

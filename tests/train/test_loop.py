@@ -112,9 +112,9 @@ def test_a_non_finite_loss_changes_no_weight(
     seen: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
     forward = objective.Objective.forward
 
-    def poisoned(self: objective.Objective, batch: Any) -> dict[str, torch.Tensor]:
+    def poisoned(self: objective.Objective, batch: Any, counts: Any = None) -> dict[str, torch.Tensor]:
         seen.append((self.model, {name: value.clone() for name, value in self.model.state_dict().items()}))
-        parts = forward(self, batch)
+        parts = forward(self, batch, counts)
         return parts | {"loss": parts["loss"] * (float("nan") if len(seen) == 2 else 1.0)}
 
     monkeypatch.setattr(objective.Objective, "forward", poisoned)
@@ -168,7 +168,7 @@ def test_a_sample_that_vanishes_stops_with_a_checkpoint(
     image.unlink()
     with pytest.raises(ContentError, match="expected a readable file"):
         train(make_config(), progress=False)
-    assert checkpoint.steps(tmp_path / "run/checkpoints") == [1]  # step 2's batch was asked for during step 1
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [2]  # step 3's batch was asked for during step 2
     image.write_bytes(content)
     train(make_config(), progress=False)
     train(make_config(run=str(tmp_path / "whole")), progress=False)

@@ -1,0 +1,151 @@
+"""Several processes, micro-batches, kills: the run that comes out is the one that one undisturbed process makes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from physseg.train import checkpoint
+from physseg.train.config import TrainConfig
+from physseg.train.errors import ConfigError
+from physseg.train.loop import train
+from physseg.train.ranks import Ranks
+from physseg.train.run_folder import RunFolder
+from physseg.train.run_log import read_log
+
+Make = Callable[..., TrainConfig]
+Write = Callable[..., Path]
+
+COMMAND = [sys.executable, "-m", "physseg.cli", "train"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def torchrun(ranks: int, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`physseg train` under torchrun, with Gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "physseg.cli", "train", str(config), *options]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def losses(run: Path) -> list[list[float]]:
+    """Every loss part and the gradient norm of every step of a run."""
+    entries = read_log(RunFolder(run).log_file, "step")
+    return [[value for key, value in entry.items() if key.startswith(("loss/", "gradient/"))] for entry in entries]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint.path_of(RunFolder(run).checkpoints, None) / checkpoint.MODEL_FILE)
+
+
+def same_bits(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_config: Write, tmp_path: Path) -> None:
+    """Four samples a step: by one process at once, in 2 and 4 micro-batches, by 2 ranks in 2, and by 4 ranks.
+
+    The samples differ in valid pixels, labelled patches and edges, so means of each part's own means would not agree.
+    """
+    shared = {"steps": 4, "batch_size": 4, "losses": {"mask_ignored": True}}
+    train(make_config(run=str(tmp_path / "whole"), **shared), progress=False)
+    for number in (2, 4):
+        train(make_config(run=str(tmp_path / f"micro{number}"), accumulate=number, **shared), progress=False)
+    for ranks, number in ((2, 2), (4, 1)):
+        config = write_config(run=str(tmp_path / f"ranks{ranks}"), accumulate=number, **shared)
+        done = torchrun(ranks, config)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("finished at step 4") == 1  # said once, not once per rank
+    expected = losses(tmp_path / "whole")
+    assert len(expected) == 4
+    for name in ("micro2", "micro4", "ranks2", "ranks4"):
+        torch.testing.assert_close(
+            torch.tensor(losses(tmp_path / name)), torch.tensor(expected), rtol=2e-4, atol=1e-6, msg=name
+        )
+    assert not torch.allclose(torch.tensor(expected[0]), torch.tensor(expected[3]), rtol=1e-2)  # they did train
+
+
+def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path) -> None:
+    """Four steps of two ranks at once, and two and two with other data workers, with averages: the same bits."""
+    shared = {"steps": 4, "batch_size": 4, "ema_decay": 0.9}
+    whole = torchrun(2, write_config(run=str(tmp_path / "whole"), **shared))
+    assert whole.returncode == 0, whole.stderr
+    config = write_config(run=str(tmp_path / "parts"), **shared)
+    assert torchrun(2, config, "--stop-at", "2").returncode == 0
+    assert torchrun(2, config, "--set", "data.num_workers=1").returncode == 0
+    assert checkpoint.steps(tmp_path / "parts/checkpoints") == [2, 4]
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_sigterm_to_torchrun_leaves_a_checkpoint(write_config: Write, tmp_path: Path) -> None:
+    config = write_config(run=str(tmp_path / "run"), steps=100_000, batch_size=4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with subprocess.Popen([*command, "-m", "physseg.cli", "train", str(config)], env=ENVIRONMENT) as process:
+        wait_for_steps(tmp_path / "run", 2, process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    (step,) = checkpoint.steps(tmp_path / "run/checkpoints")
+    checkpoint.read_state(tmp_path / f"run/checkpoints/step_{step:08d}")
+    (end,) = read_log(RunFolder(tmp_path / "run").log_file, "end")
+    assert (end["step"], end["stopped_by"], end["finished"]) == (step, "SIGTERM", False)
+
+
+def test_sigkill_at_any_moment_loses_nothing(write_config: Write, tmp_path: Path) -> None:
+    """Killed three times at random moments, in steps, in checkpoints or between, and started again each time."""
+    shared = {"steps": 40, "checkpoint_every": 3, "data": {"num_workers": 1}, "ema_decay": 0.9}
+    done = subprocess.run([*COMMAND, str(write_config(run=str(tmp_path / "whole"), **shared))], env=ENVIRONMENT)
+    assert done.returncode == 0
+    config = write_config(run=str(tmp_path / "killed"), **shared)
+    moments = random.Random(7)
+    for reached in (1, 9, 18):
+        with subprocess.Popen([*COMMAND, str(config)], env=ENVIRONMENT) as process:
+            wait_for_steps(tmp_path / "killed", reached, process)
+            time.sleep(moments.random() * 0.3)
+            process.kill()
+    assert subprocess.run([*COMMAND, str(config)], env=ENVIRONMENT).returncode == 0
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failing_rank_ends_all_with_a_checkpoint(write_config: Write, tmp_path: Path, store: Path) -> None:
+    """A sample that only one rank reads has vanished: every rank ends after the step before, saved."""
+    config = write_config(run=str(tmp_path / "run"), steps=50, batch_size=2)
+    images = sorted((tmp_path / "data/images").glob("*.jpg"))
+    images[0].unlink()
+    done = torchrun(2, config)
+    assert done.returncode != 0
+    assert images[0].name in done.stderr
+    assert "failed" in done.stderr
+    log = read_log(RunFolder(tmp_path / "run").log_file, "step")
+    if log:  # the first batch may have held it already
+        assert checkpoint.steps(tmp_path / "run/checkpoints") == [log[-1]["step"]]
+
+
+def test_a_batch_that_cannot_be_spread_is_refused(make_config: Make) -> None:
+    with pytest.raises(ConfigError, match="batch_size 3 cannot be spread evenly over 1 ranks x accumulate 2"):
+        train(make_config(accumulate=2), progress=False)
+
+
+def test_one_rank_agrees_with_itself() -> None:
+    alone = Ranks(torch.device("cpu"))
+    values = {"a": torch.tensor(2.0), "b": torch.ones(3)}
+    assert alone.mean(values) == values
+    assert (alone.any(True), alone.any(False), alone.gather("x"), alone.is_first) == (True, False, ["x"], True)
+
+
+def wait_for_steps(run: Path, number: int, process: "subprocess.Popen[Any]") -> None:
+    """Until the run's log has so many steps."""
+    log, deadline = RunFolder(run).log_file, time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and len(read_log(log, "step")) >= number:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {number} steps within two minutes; exit status {process.poll()}")
