@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -373,7 +373,9 @@ def _bytes(text: str | None) -> int | None:
 
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: `run` of the configuration.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
-Checkpoint = Annotated[int | None, typer.Option("--checkpoint", help="Step to load; default: the latest.")]
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", help="Step to load, or latest, or best (the highest mIoU during training).")
+]
 Prompts = Annotated[
     str, typer.Option(help='Ask with other templates, as many as in training: "single", "imagenet", or a file of them.')
 ]
@@ -383,6 +385,14 @@ SynonymRule = Annotated[
 NoWindows = Annotated[
     bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
 ]
+
+
+def _step(text: str) -> int | Literal["best"] | None:
+    if text in ("latest", "best"):
+        return None if text == "latest" else "best"
+    if not text.isdigit():
+        raise typer.BadParameter(f"expected a step, latest or best, got {text!r}", param_hint="--checkpoint")
+    return int(text)
 
 
 @app.command()
@@ -422,7 +432,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
     manifests: Annotated[list[Path], typer.Argument(help="Manifests to evaluate on, of any vocabulary.")],
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "latest",
     max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the images are, if they moved; folder or URL.")] = None,
     no_windows: NoWindows = False,
@@ -443,7 +453,7 @@ def evaluate(
     if len({path.stem for path in manifests}) < len(manifests):
         raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
     tables = [Manifest.read(path, root=root) for path in manifests]
-    loaded = load_run(run, step=checkpoint, device=choose_device(device), prompts=prompts, synonyms=synonyms)
+    loaded = load_run(run, step=_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms)
     for path, manifest in zip(manifests, tables, strict=True):
         result = evaluate_model(
             loaded.model,
@@ -468,7 +478,7 @@ def predict(
         Path | None, typer.Option(help="The same from a file: one class per line, synonyms separated by commas.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
@@ -482,7 +492,7 @@ def predict(
     from .train.process import choose_device
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
-    loaded = load_run(run, step=checkpoint, device=choose_device(device), prompts=prompts, synonyms=synonyms)
+    loaded = load_run(run, step=_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms)
     failed = 0
     settings = InferenceSettings(windows=not no_windows)
     for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
@@ -529,7 +539,7 @@ def import_catseg(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to make: model.safetensors and model.json.")],
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "latest",
 ) -> None:
     """Write a trained model for use elsewhere: weights as safetensors, everything else as readable JSON.
 
@@ -538,7 +548,7 @@ def export(
     from .train.evaluate import load_run
     from .train.weights.export import write_export
 
-    loaded = load_run(run, step=checkpoint)
+    loaded = load_run(run, step=_step(checkpoint))
     write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
     size = sum(path.stat().st_size for path in out.iterdir())
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")

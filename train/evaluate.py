@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -211,12 +211,14 @@ class LoadedRun:
 def load_run(
     run: Path | str,
     *,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     device: torch.device | str = "cpu",
     prompts: str = "",
     synonyms: str | None = None,
 ) -> LoadedRun:
     """Load a run's checkpoint (the latest unless `step` is given), or an exported model, for evaluation and prediction.
+
+    "best" is the step of the highest mIoU that was evaluated during training.
 
     `prompts` and `synonyms` replace those of training, as in SegmenterConfig. Raises RunFolderError for what is no run
     folder, CheckpointError for a checkpoint that is missing, torn or foreign, ConfigError for other prompts in number.
@@ -229,9 +231,15 @@ def load_run(
     return loaded
 
 
-def _load_checkpoint(run: Path, step: int | None) -> LoadedRun:
+def _load_checkpoint(run: Path, step: int | Literal["best"] | None) -> LoadedRun:
     folder = RunFolder(run)
     document = folder.read()
+    if step == "best":
+        best = folder.best()
+        if best is None:
+            hint = "set eval.manifest, and eval.keep_best, to have one; or name a step"
+            raise CheckpointError(f"{run}: no best checkpoint: nothing was evaluated during training", hint=hint)
+        step = int(best["step"])
     path = checkpoint.path_of(folder.checkpoints, step)
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))
@@ -243,7 +251,7 @@ def _load_checkpoint(run: Path, step: int | None) -> LoadedRun:
     return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin)
 
 
-def _load_export(path: Path, step: int | None) -> LoadedRun:
+def _load_export(path: Path, step: int | Literal["best"] | None) -> LoadedRun:
     model, document = read_export(path)
     if step not in (None, document["step"]):
         raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")

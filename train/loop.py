@@ -241,8 +241,12 @@ class _Training:
             trainer["weights"] = self.averages.weights()
         with self._evaluated_weights():
             checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
-        checkpoint.prune(self.run.checkpoints, self.config.keep_last, keep=(self.run.best() or {}).get("step"))
         self.saved_step = self.step
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the last checkpoints and the best one."""
+        checkpoint.prune(self.run.checkpoints, self.config.keep_last, keep=(self.run.best() or {}).get("step"))
 
     def _resume_or_begin(self) -> int:
         """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
@@ -305,6 +309,7 @@ class _Training:
             if best is None or best["of"] != of or miou > best["miou"]:
                 self._save()
                 self.run.set_best({"step": self.step, "miou": miou, "of": of})
+                self._prune()
         log.scalars(self.step, result.scalars())  # last: what is logged is done
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:

@@ -64,7 +64,7 @@ def store(train_manifest: Manifest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config_values(store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``config_values(steps=3, data={"flip": 0}, ...)``: settings of the tinier model on the store, as in a TOML file."""
+    """``config_values(steps=3, data={"flip": 0}, ...)``: settings of the tinier model on the store, as in TOML."""
 
     def make(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {

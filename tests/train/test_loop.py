@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from physseg.train import checkpoint, objective
 from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data import open_samples
 from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError, WeightsError
+from physseg.train.evaluate import evaluate_model, load_run
 from physseg.train.loop import train
+from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import Segmenter
 from physseg.train.process import StopSignals, choose_device
 from physseg.train.run_folder import RunFolder
@@ -234,3 +237,68 @@ def test_run_folder_and_device_errors(make_config: Make, tmp_path: Path) -> None
         train(make_config(), progress=False)
     with pytest.raises(ConfigError, match="device: cannot use 'abacus'"):
         choose_device("abacus")
+
+
+def test_the_best_checkpoint_is_kept(make_config: Make, tmp_path: Path, train_manifest: Manifest) -> None:
+    manifest = tmp_path / "val.parquet"
+    train_manifest.write(manifest)
+    config = make_config(
+        steps=6, checkpoint_every=1, keep_last=1, eval={"manifest": str(manifest), "every": 2}, ema_decay=0.5
+    )
+    train(config, progress=False)
+    run = RunFolder(tmp_path / "run")
+    found = {entry["step"]: entry["eval/miou"] for entry in read_log(run.log_file, "step") if "eval/miou" in entry}
+    assert list(found) == [2, 4, 6]
+    best = run.best()
+    assert best is not None
+    assert best["step"] == max(found, key=lambda step: (found[step], -step))
+    assert best["miou"] == found[best["step"]]
+    assert checkpoint.steps(run.checkpoints) == sorted({best["step"], 6})
+    loaded = load_run(run.path, step="best")
+    assert loaded.step == best["step"]
+    result = evaluate_model(
+        loaded.model,
+        train_manifest,
+        trained_on=loaded.classes,
+        settings=InferenceSettings(windows=False),
+        progress=False,
+    )
+    assert result.confusion.miou() == best["miou"]  # the checkpoint holds what was evaluated: the averages
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(
+    make_config: Make, tmp_path: Path, train_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "val.parquet"
+    train_manifest.write(manifest)
+    config = make_config(steps=4, checkpoint_every=2, eval={"manifest": str(manifest), "every": 2})
+
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("physseg.train.loop.evaluate_model", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [2]
+    train(config, progress=False)
+    log = read_log(RunFolder(tmp_path / "run").log_file, "step")
+    assert [entry["step"] for entry in log if "eval/miou" in entry] == [2, 4]
+
+
+def test_no_best_checkpoint_is_a_clear_error(make_config: Make, tmp_path: Path) -> None:
+    train(make_config(steps=1), progress=False)
+    with pytest.raises(CheckpointError, match="nothing was evaluated during training"):
+        load_run(tmp_path / "run", step="best")
+
+
+def test_a_compiled_step_is_the_same_step(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated by torch.compile, run without its code generator, which takes minutes."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    shared = {"steps": 2}
+    train(make_config(run=str(tmp_path / "eager"), **shared), progress=False)
+    train(make_config(run=str(tmp_path / "compiled"), compile=True, **shared), progress=False)
+    logs = [read_log(RunFolder(tmp_path / name).log_file, "step") for name in ("eager", "compiled")]
+    for eager, compiled in zip(*logs, strict=True):
+        assert eager["loss/total"] == pytest.approx(compiled["loss/total"], rel=1e-5)
+        assert eager["gradient/norm"] == pytest.approx(compiled["gradient/norm"], rel=1e-4)
