@@ -18,7 +18,7 @@ from physseg.train.model.cost_aggregator import (
     preselect,
     window_sizes,
 )
-from physseg.train.model.decoder import UpBlock
+from physseg.train.model.decoder import UpBlock, interleave, interleave_slices
 from torch import Tensor, nn
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 throughout: only the order of sums differs
@@ -230,3 +230,19 @@ def test_preselection_looks_at_every_prompt() -> None:
     cost[0, 2, 1, 1, 0] = 0.5
     cost[0, 0] = 0.1
     assert set(preselect(cost, 2)[0].tolist()) == {0, 2}
+
+
+def test_interleaving_for_compilers_is_the_same() -> None:
+    """Values and both gradients of the one-pass form and of slices and sums, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    phases = torch.randn(6, 20, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    shared = torch.randn(2, 5, 6, 10, dtype=torch.float64, generator=generator, requires_grad=True)
+    one_pass, slices = interleave(phases, shared), interleave_slices(phases, shared)
+    assert torch.equal(one_pass, slices)
+    upstream = torch.randn(one_pass.shape, dtype=torch.float64, generator=generator)
+    for ours, theirs in zip(
+        torch.autograd.grad(one_pass, (phases, shared), upstream),
+        torch.autograd.grad(slices, (phases, shared), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)

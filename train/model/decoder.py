@@ -90,8 +90,22 @@ def interleave(phases: Tensor, shared: Tensor) -> Tensor:
     phases (B * T, 4 O, h + 1, w + 1) from a convolution by `upsampling_kernel`, shared (B, O, 2 h, 2 w); returns
     (B * T, O, 2 h, 2 w). Pixel (2 y + a, 2 x + b) takes sub-position (a, b) at (y + a, x + b).
     """
+    if torch.compiler.is_compiling():
+        return interleave_slices(phases, shared)
     laid_out: Tensor = _Interleave.apply(phases, shared)
     return laid_out
+
+
+def interleave_slices(phases: Tensor, shared: Tensor) -> Tensor:
+    """As `interleave`, from slices and sums: for a compiler, which makes one pass over memory of them by itself."""
+    batch, _, height, width = shared.shape
+    parts = torch.unflatten(phases, 1, (2, 2, -1))
+    rows = [
+        torch.stack([parts[:, a, b, :, a : a + height // 2, b : b + width // 2] for b in (0, 1)], dim=-1)
+        for a in (0, 1)
+    ]
+    laid_out = torch.stack(rows, dim=3).flatten(2, 3).flatten(3, 4)
+    return (torch.unflatten(laid_out, 0, (batch, -1)) + shared[:, None]).flatten(0, 1)
 
 
 class _Interleave(torch.autograd.Function):
