@@ -32,6 +32,7 @@ HARMLESS = frozenset(
         "checkpoint_every",
         "keep_last",
         "accumulate",
+        "recompute",
         "compile",
         "eval.manifest",
         "eval.every",
@@ -89,6 +90,9 @@ class TrainConfig:
     """"auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast of the model's forward pass; weights, losses and optimizer stay float32."""
+    recompute: bool = False
+    """Keep fewer activations and compute them again for the gradients: the same step in about half of the memory, a
+    quarter slower."""
     compile: bool = False
     """torch.compile the training step: minutes at the start, faster steps on a GPU."""
     ema_decay: float = 0.0

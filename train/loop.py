@@ -31,6 +31,7 @@ from .host_memory import keep_freed_memory
 from .meter import Meter
 from .model.clip_presets import PRETRAINED
 from .model.inference import InferenceSettings
+from .model.recompute import set_recompute
 from .model.segmenter import Segmenter
 from .objective import Objective, micro_batches
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
@@ -99,6 +100,7 @@ class _Training:
             self._begin_or_check_run()
         torch.manual_seed(config.seed)
         self.model = Segmenter(config.model)
+        set_recompute(self.model, config.recompute)
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
         self.optimizer: AdamW = build_optimizer(self.model, config.optim)

@@ -9,20 +9,20 @@ from .augment import color_jitter
 from .config import TrainConfig
 from .data import Batch
 from .losses.total import loss_counts, total_loss
+from .model.clip import shared_prefix
 from .model.segmenter import Segmenter
 
 
 class Objective(nn.Module):
     """A batch to its losses: jitter, text and image encoders, heads, and the sum of what the settings switch on."""
 
-    tokens: Tensor
-
     def __init__(self, model: Segmenter, config: TrainConfig, classes: Sequence[str], ignore_index: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.ignore_index = ignore_index
-        self.register_buffer("tokens", model.tokenize(classes), persistent=False)
+        self.tokens = model.tokenize(classes)  # no buffer: they steer Python, so they stay on the CPU
+        self.shared = shared_prefix(self.tokens[self.tokens[..., 0] != 0])
 
     def forward(self, batch: Batch, counts: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Scalars by name; `loss` is the sum to differentiate. `counts`: see `counts`, where the batch is a part."""
@@ -30,7 +30,7 @@ class Objective(nn.Module):
         if self.config.data.jitter:
             images = color_jitter(images, batch["jitter"], batch["valid"])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.model(images, self.model.encode_text(self.tokens))
+            output = self.model(images, self.model.encode_text(self.tokens, self.shared))
         return total_loss(
             output,
             batch,

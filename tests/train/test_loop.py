@@ -302,3 +302,9 @@ def test_a_compiled_step_is_the_same_step(make_config: Make, tmp_path: Path, mon
     for eager, compiled in zip(*logs, strict=True):
         assert eager["loss/total"] == pytest.approx(compiled["loss/total"], rel=1e-5)
         assert eager["gradient/norm"] == pytest.approx(compiled["gradient/norm"], rel=1e-4)
+
+
+def test_recomputing_activations_changes_no_bit(make_config: Make, tmp_path: Path) -> None:
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        train(make_config(run=str(tmp_path / name), steps=2, recompute=recompute), progress=False)
+    assert not differing(weights(tmp_path / "kept"), weights(tmp_path / "recomputed"))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clip_presets import ClipArchitecture
+from .recompute import Recomputable
 
 
 class Attention(nn.Module):
@@ -99,7 +100,7 @@ class ResidualBlock(nn.Module):
         return self.feed_forward(self.attn.value_path(self.ln_1(x)) + x[:, :1])
 
 
-class Transformer(nn.Module):
+class Transformer(Recomputable):
     """A stack of blocks; a module of its own only so that parameter names match CLIP's."""
 
     def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:
@@ -160,7 +161,7 @@ class VisionTransformer(nn.Module):
         kept: dict[int, Tensor] = {}
         blocks = self.transformer.blocks()
         for index, block in enumerate(blocks):
-            x = block.dense(x) if index == len(blocks) - 1 else block(x)
+            x = block.dense(x) if index == len(blocks) - 1 else self.transformer.run_part(block, x)
             if index in keep_blocks:
                 kept[index] = x[:, 1:]
         return DenseFeatures(tokens=self.ln_post(x) @ self.proj, blocks=kept)
@@ -181,15 +182,17 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, shared: int | None = None) -> Tensor:
         """Text features (M, D) of token ids (M, L), L at most the context length; not normalised.
+
+        `shared`: what `shared_prefix` says of these tokens, for a caller who knows.
 
         Under a causal mask a position depends on what stands before it only. So what follows the longest prompt can
         be cut (`text.tokenize`), the words that all prompts begin with are computed once instead of M times, and in
         the last block only the end-of-text position is worked out: the same numbers for about half of the arithmetic.
         """
         # Best with tokens on the CPU: these two numbers steer Python, and reading them from a GPU would wait for it.
-        shared = shared_prefix(tokens)
+        shared = shared_prefix(tokens) if shared is None else shared
         device = self.positional_embedding.device
         tokens = tokens.to(device)
         end = tokens.argmax(dim=-1) - shared
@@ -205,7 +208,8 @@ class TextTransformer(nn.Module):
                 own = (key[:1, :, :shared], value[:1, :, :shared])
                 attended = block.attn.attend(block.ln_1(prefix), *own, mask=causal[:shared, :shared])
                 prefix = block.feed_forward(prefix + attended)
-            rest = block.feed_forward(rest + block.attn.attend(block.ln_1(rest), key, value, mask=causal[shared:]))
+            rest = rest + block.attn.attend(block.ln_1(rest), key, value, mask=causal[shared:])
+            rest = self.transformer.run_part(block.feed_forward, rest)
         key, value = _keys_values(blocks[-1], prefix, rest)
         pooled = rest.take_along_dim(end[:, None, None], dim=1)
         before_end = (positions <= (end + shared)[:, None])[:, None, None]

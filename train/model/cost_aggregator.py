@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import Decoder
+from .recompute import Recomputable
 
 # The logit of classes that the preselection left out.
 ABSENT_LOGIT = -100.0
@@ -58,7 +59,7 @@ class SpatialBlock(nn.Module):
         return fed
 
 
-class SpatialAggregation(nn.Module):
+class SpatialAggregation(Recomputable):
     """Two Swin blocks, the second one shifted by half a window."""
 
     def __init__(self, dim: int, guidance_dim: int, *, heads: int, window: int) -> None:
@@ -70,8 +71,7 @@ class SpatialAggregation(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B, h, w, G)."""
         guidance = self.guidance_norm(guidance)[:, None]
-        refined: Tensor = self.block_2(self.block_1(x, guidance), guidance)
-        return refined
+        return self.run_part(self.block_2, self.run_part(self.block_1, x, guidance), guidance)
 
 
 class ClassAggregation(nn.Module):
@@ -121,7 +121,7 @@ class ClassAggregation(nn.Module):
         return (torch.einsum("bnthd,bnhdv->bnthv", query, key_value) * weight[..., None]).flatten(-2)
 
 
-class AggregatorLayer(nn.Module):
+class AggregatorLayer(Recomputable):
     """Aggregation over space, then over classes."""
 
     def __init__(self, dim: int, guidance_dim: int, *, heads: int, window: int, pooling: int, pad_len: int) -> None:
@@ -130,8 +130,7 @@ class AggregatorLayer(nn.Module):
         self.classes = ClassAggregation(dim, guidance_dim, heads=heads, pooling=pooling, pad_len=pad_len)
 
     def forward(self, x: Tensor, image_guidance: Tensor, text_guidance: Tensor) -> Tensor:
-        refined: Tensor = self.classes(self.spatial(x, image_guidance), text_guidance)
-        return refined
+        return self.run_part(self.classes, self.spatial(x, image_guidance), text_guidance)
 
 
 class CostAggregator(nn.Module):

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .recompute import Recomputable
+
 
 class UpBlock(nn.Module):
     """Double the resolution, join the image guidance, and convolve twice.
@@ -36,7 +38,7 @@ class UpBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(hidden)), inplace=True)
 
 
-class Decoder(nn.Module):
+class Decoder(Recomputable):
     """Two UpBlocks and a convolution to one logit, class by class."""
 
     def __init__(
@@ -56,8 +58,8 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, guidance: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, T, h, w, C) and guidance (B, G1, 2 h, 2 w), (B, G2, 4 h, 4 w) to logits (B, T, 4 h, 4 w)."""
         maps = x.flatten(0, 1).permute(0, 3, 1, 2)
-        maps = self.up1(maps, F.relu(self.guidance1(guidance[0])))
-        maps = self.up2(maps, F.relu(self.guidance2(guidance[1])))
+        maps = self.run_part(self.up1, maps, F.relu(self.guidance1(guidance[0])))
+        maps = self.run_part(self.up2, maps, F.relu(self.guidance2(guidance[1])))
         logits: Tensor = self.head(maps)
         return torch.unflatten(logits[:, 0], 0, x.shape[:2])
 

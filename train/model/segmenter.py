@@ -207,8 +207,11 @@ class Segmenter(nn.Module):
         config = self.config
         return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised. Tokens may be on the CPU."""
+    def encode_text(self, tokens: Tensor, shared: int | None = None) -> Tensor:
+        """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised. Tokens may be on the CPU.
+
+        `shared`: how many tokens all prompts begin with (`clip.shared_prefix`), for a caller who asks again and again.
+        """
         if self.clip.text is None:
             raise ConfigError(
                 "this model has no text encoder: its checkpoint held none",
@@ -218,7 +221,7 @@ class Segmenter(nn.Module):
         rows = tokens.flatten(0, 1) if tokens.ndim == 3 else tokens[present]
         # Without gradients nothing need stay in memory: 80 templates for 847 classes are 70 000 prompts.
         parts = [rows] if torch.is_grad_enabled() else torch.split(rows, PROMPTS_AT_ONCE)
-        features = torch.cat([self.clip.text(part) for part in parts])
+        features = torch.cat([self.clip.text(part, shared) for part in parts])
         if tokens.ndim == 4:
             return mean_over_synonyms(features, present.to(features.device))
         return torch.unflatten(features, 0, tokens.shape[:2])
