@@ -13,6 +13,7 @@ from . import PhyssegError, __version__
 
 if TYPE_CHECKING:
     from .manifests.checking import Checked, CheckSettings
+    from .manifests.published import Found
     from .pipeline.frame import Frame
 
 app = typer.Typer(
@@ -58,11 +59,17 @@ MaxMegapixels = Annotated[float, typer.Option(help="Larger images are quarantine
 Threads = Annotated[int, typer.Option("--workers", min=0, help="Threads; 0 = the cores you may use.")]
 AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share of every class.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Compare with what was published, say what is missing; --out may be left out.")
+]
+CheckedOut = Annotated[Path | None, typer.Option("--out", help="The manifest to write, e.g. ade150.parquet.")]
+BenchmarkRoot = Annotated[Path, typer.Option("--root", help="Folder into which the archives were unpacked.")]
+BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: the one that is evaluated.")]
 
 
 @manifest_app.command("coco-stuff")
 def manifest_coco_stuff(
-    out: ManifestOut,
+    out: CheckedOut = None,
     root_folder: Annotated[Path | None, typer.Option("--root", help="Data set folder; needs --split.")] = None,
     split: Annotated[str | None, typer.Option(help="train2017 or val2017.")] = None,
     images: ImagesFolder = None,
@@ -77,13 +84,15 @@ def manifest_coco_stuff(
     workers: Threads = 0,
     allow_quarantine: AllowQuarantine = False,
     verbose: Verbose = False,
+    check: Check = False,
 ) -> None:
     """COCO-Stuff, 171 classes, from `stuffthingmaps` PNGs or from the stuff and instances JSON files.
 
     Exit code 3: the manifest is written, but some samples were quarantined.
     """
-    from .manifests import build
+    from .manifests import build, published
 
+    settings = _check_settings(exif, max_megapixels, workers, out, check=check)
     checked = build.coco_stuff(
         root=root_folder,
         split=split,
@@ -94,9 +103,98 @@ def manifest_coco_stuff(
         write_labels=write_labels,
         listed=list_file,
         name=name,
-        settings=_check_settings(exif, max_megapixels, workers, out),
+        settings=settings,
     )
-    _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    if check:
+        found = published.coco_stuff_found(checked, split, selected=list_file is not None)
+        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    elif out is not None:
+        _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+def _benchmark_command(name: str, description: str) -> None:
+    """Add `physseg manifest NAME` for a benchmark with one published layout."""
+
+    def command(
+        root_folder: BenchmarkRoot,
+        out: CheckedOut = None,
+        split: BenchmarkSplit = None,
+        list_file: ListFile = None,
+        exif: Exif = "ignore",
+        max_megapixels: MaxMegapixels = 100.0,
+        workers: Threads = 0,
+        allow_quarantine: AllowQuarantine = False,
+        verbose: Verbose = False,
+        check: Check = False,
+    ) -> None:
+        from .manifests import published
+
+        found = published.benchmark(
+            name,
+            root=root_folder,
+            split=split,
+            listed=list_file,
+            check=check,
+            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+        )
+        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
+
+    command.__doc__ = f"{description}\n\nExit code 1: something is missing, nothing is written; 3: see `coco-stuff`."
+    manifest_app.command(name)(command)
+
+
+_benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016.")
+_benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
+_benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
+_benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
+
+
+def _context_command(name: str, description: str) -> None:
+    """Likewise for Pascal Context, whose labels come in several forms."""
+
+    def command(
+        root_folder: BenchmarkRoot,
+        out: CheckedOut = None,
+        split: BenchmarkSplit = None,
+        form: Annotated[
+            str | None,
+            typer.Option(
+                help="What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
+                "(0..58, 255), colours (the older form). Default: json if it is there, else mat."
+            ),
+        ] = None,
+        labels: Annotated[Path | None, typer.Option(help="Folder of the label files; needs --form.")] = None,
+        write_labels: Annotated[Path | None, typer.Option(help="New folder for PNGs painted from the JSON.")] = None,
+        list_file: ListFile = None,
+        exif: Exif = "ignore",
+        max_megapixels: MaxMegapixels = 100.0,
+        workers: Threads = 0,
+        allow_quarantine: AllowQuarantine = False,
+        verbose: Verbose = False,
+        check: Check = False,
+    ) -> None:
+        from .manifests import published
+
+        found = published.benchmark(
+            name,
+            root=root_folder,
+            split=split,
+            form=form,
+            labels=labels,
+            write_labels=write_labels,
+            listed=list_file,
+            check=check,
+            keep=out is not None,
+            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+        )
+        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
+
+    command.__doc__ = f"{description}\n\nExit code 1: something is missing, nothing is written; 3: see `coco-stuff`."
+    manifest_app.command(name)(command)
+
+
+_context_command("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
+_context_command("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
 
 
 @manifest_app.command("folder")
@@ -143,26 +241,60 @@ def manifest_folder(
     _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
 
 
-def _check_settings(exif: str, max_megapixels: float, workers: int, out: Path) -> "CheckSettings":
+def _check_settings(
+    exif: str, max_megapixels: float, workers: int, out: Path | None, *, check: bool = False
+) -> "CheckSettings":
     from .manifests.checking import CheckSettings
     from .manifests.errors import ManifestError
 
-    if out.is_dir():
+    if out is None and not check:
+        raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
+    if out is not None and out.is_dir():
         raise ManifestError(
             f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {out / 'train.parquet'}"
         )
     return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
 
 
-def _finish_manifest(checked: "Checked", out: Path, *, verbose: bool, allow_quarantine: bool) -> None:
+def _finish_manifest(
+    checked: "Checked", out: Path, *, verbose: bool, allow_quarantine: bool, evaluated: bool = False
+) -> None:
     from .manifests.report import summary_lines
 
     checked.manifest.write(out)
-    for line in summary_lines(checked, out, verbose=verbose):
+    next_step = f"physseg evaluate RUN {out}" if evaluated else ""
+    for line in summary_lines(checked, out, verbose=verbose, next_step=next_step):
         typer.echo(line)
+    _exit_if_quarantined(checked, allow_quarantine)
+
+
+def _exit_if_quarantined(checked: "Checked", allow_quarantine: bool) -> None:
     if checked.manifest.quarantined and not allow_quarantine:
         typer.echo(f"exit code {QUARANTINE_EXIT} for quarantined samples; --allow-quarantine accepts them", err=True)
         raise typer.Exit(QUARANTINE_EXIT)
+
+
+def _finish_benchmark(found: "Found", out: Path | None, *, check: bool, verbose: bool, allow_quarantine: bool) -> None:
+    if check:
+        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    elif out is not None:
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
+
+
+def _finish_check(found: "Found", out: Path | None, *, verbose: bool, allow_quarantine: bool) -> None:
+    """Say what the archive lacks; a manifest is written of a complete one only."""
+    from .manifests.report import archive_lines, summary_lines
+
+    if out is not None and not found.faults:
+        for line in archive_lines(found):
+            typer.echo(line)
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
+        return
+    for line in (*summary_lines(found.checked, None, verbose=verbose), *archive_lines(found)):
+        typer.echo(line)
+    if found.faults:
+        raise typer.Exit(1)
+    _exit_if_quarantined(found.checked, allow_quarantine)
 
 
 # --- preprocess, verify, inspect ------------------------------------------------------------------------------------

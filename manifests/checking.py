@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image, decode_label, is_png
+from .decoding import LABEL_HINT, ImageFacts, check_image, decode_image
 from .errors import DecodeError, ManifestError
+from .label_forms import check_label_file, decode_raw
+from .label_ids import LabelIds
 from .pairing import Pair, common_root
-from .table import Manifest, Sample, Vocabulary, check_id_map, describe_unknown
+from .short_side import capped_size
+from .table import Manifest, Sample, describe_unknown
 
 GREY_MODES = ("L", "1")
 PILLOW_MEGAPIXELS = 178  # Pillow refuses pictures of more than twice its MAX_IMAGE_PIXELS
@@ -56,16 +59,8 @@ class CheckSettings:
             raise ManifestError(f"workers: expected 0 or more, got {self.workers}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelIds:
-    """What the numbers in a data set's label pictures mean."""
-
-    vocabulary: Vocabulary
-    raw_to_class: Mapping[int, int]  # raw id -> class id
-    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
-
-    def __post_init__(self) -> None:
-        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)  # now, not after all files were read
+SecondOpinion = Callable[[Pair, npt.NDArray[Any]], str]
+"""What another file of the archive says against a pair's raw ids: a note for its row, "" where all agrees."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +73,13 @@ class Checked:
 
 
 def check_samples(
-    pairs: Sequence[Pair], ids: LabelIds, *, dataset: str, split: str, settings: CheckSettings | None = None
+    pairs: Sequence[Pair],
+    ids: LabelIds,
+    *,
+    dataset: str,
+    split: str,
+    settings: CheckSettings | None = None,
+    second_opinion: SecondOpinion | None = None,
 ) -> Checked:
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
 
@@ -89,7 +90,7 @@ def check_samples(
         raise ManifestError("expected at least one image with its label, got none")
     settings = settings or CheckSettings()
     root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
-    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings)
+    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings, second_opinion=second_opinion)
     ordered = sorted(pairs, key=lambda pair: pair.sample_id)
     chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
     samples: list[Sample] = []
@@ -118,12 +119,21 @@ def check_samples(
         raw_to_class=ids.raw_to_class,
         raw_ignore=ids.raw_ignore,
         samples=samples,
+        label_form=ids.label_form,
+        max_short_side_px=ids.max_short_side_px,
+        fold_from=ids.fold_from,
     )
     return Checked(manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]))
 
 
 def check_pair(
-    pair: Pair, *, root: Path, ids: LabelIds, split: str, settings: CheckSettings
+    pair: Pair,
+    *,
+    root: Path,
+    ids: LabelIds,
+    split: str,
+    settings: CheckSettings,
+    second_opinion: SecondOpinion | None = None,
 ) -> tuple[Sample, npt.NDArray[np.int64]]:
     """The row of one pair, and its pixels as by `count_classes`; all zero if it is quarantined."""
     image_bytes, label_bytes = _read(pair.image), _read(pair.label)
@@ -138,9 +148,8 @@ def check_pair(
         problems.append(f"{error.fields.get('reason', 'unreadable image')}: {image_name}: {error.args[0]}")
     raw = None
     try:
-        if is_png(label_bytes):
-            check_png(label_bytes)
-        raw = decode_label(label_bytes)
+        check_label_file(label_bytes)
+        raw = decode_raw(label_bytes, ids.label_form)
     except DecodeError as error:
         problems.append(f"{error.fields.get('reason', 'unreadable label')}: {label_name}: {error.args[0]}")
 
@@ -158,8 +167,11 @@ def check_pair(
             f"size mismatch: {label_name}: expected {height} x {width} pixels (h x w) as {image_name}, "
             f"got {raw.shape[0]} x {raw.shape[1]}"
         )
+    height, width = capped_size(height, width, ids.max_short_side_px)
     counted, unknown = np.zeros(ids.vocabulary.num_classes + 1, np.int64), ""
     if raw is not None:
+        if second_opinion is not None and (said := second_opinion(pair, raw)):
+            notes.append(said)
         counted, unknown = count_classes(raw, ids)
     if unknown:
         problems.append(

@@ -5,31 +5,26 @@ that follows is the same for both.
 """
 
 import json
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
-from .checking import available_cpus
 from .coco_segments import segment_mask
 from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .errors import ManifestError
+from .painting import check_new_folder, paint_folder
 from .pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list, some
 
 OTHER_CATEGORY = 183
 """In stuff files "other" = every pixel that is a thing. Instances say which; the rest stays unlabelled."""
 LAST_THING = 91
 MAX_EDGE = 65535  # pixels; as many as a JPEG can have
-MAX_PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,19 +63,14 @@ def paint_labels(
     gets a picture of 255 and a note. Raises ManifestError for files that are not COCO-Stuff annotations, segments that
     do not fit their image, images without an entry and entries without an image (`listed` selects stems).
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ManifestError(
-            f"{out}: expected a new or empty folder for the label pictures, got one with files",
-            hint="choose another folder or remove this one; for pictures already painted use --labels instead of JSON",
-            path=str(out),
-        )
+    check_new_folder(out)
     paths = [path for path in (stuff, instances) if path is not None]
     if not paths:
         raise ManifestError("expected a stuff file, an instances file or both, got none")
     photographs = files_by_stem(images.expanduser().resolve(), IMAGE_SUFFIXES, "images")
     annotated = _by_stem(read_annotations(paths))
     stems = _matching_stems(photographs, annotated, read_list(listed) if listed else None, images, paths)
-    _paint_all({stem: annotated[stem] for stem in stems}, out, workers)
+    paint_folder(stems, lambda stem: paint(annotated[stem]), out, workers)
     folder = out.resolve()
     return [
         Pair(
@@ -291,41 +281,3 @@ def _note(image: AnnotatedImage, paths: Sequence[Path]) -> str:
     if not image.segments:
         notes.append("no annotation, nothing labelled")
     return "; ".join(notes)
-
-
-def _paint_all(images: Mapping[str, AnnotatedImage], out: Path, workers: int) -> None:
-    """Paint into a folder beside `out` and rename it when it is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    partial.chmod(0o755)  # mkdtemp makes private folders
-
-    def paint_one(stem: str) -> str:
-        try:
-            Image.fromarray(paint(images[stem])).save(partial / f"{stem}.png", compress_level=6)
-        except ManifestError as error:
-            return str(error.args[0])
-        return ""
-
-    try:
-        with (
-            ThreadPoolExecutor(workers or available_cpus()) as pool,
-            tqdm(total=len(images), desc="painting", unit="image", disable=None) as progress,
-        ):
-            problems = []
-            for problem in pool.map(paint_one, images):
-                problems += [problem] if problem else []
-                progress.update()
-        if problems:
-            more = f"\n  and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
-            raise ManifestError(
-                f"{len(problems)} of {len(images)} images have a segment that does not fit, nothing was written:\n  "
-                + "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
-                + more,
-                hint="download the annotation file again, or leave these images out with --list FILE",
-            )
-        if out.exists():
-            out.rmdir()  # empty, or this fails
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from .checking import LabelIds
 from .errors import ManifestError
+from .label_ids import LabelIds
 from .vocabulary import Vocabulary, read_classes
 
 DATASET = "coco-stuff"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checking import LabelIds
 from .errors import ManifestError
+from .label_ids import LabelIds
 from .vocabulary import Vocabulary, read_classes
 
 

@@ -6,16 +6,19 @@ from pathlib import Path
 
 from .checking import REPAIRS, Checked
 from .pairing import some
+from .published import Found
+from .table import Manifest
 
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
 
 
-def summary_lines(checked: Checked, path: Path, *, verbose: bool = False) -> Iterator[str]:
-    """The summary, line by line; `verbose` adds the share of every class."""
-    manifest, pixels = checked.manifest, checked.class_pixels
-    total = int(pixels.sum()) + checked.ignored_pixels
+def summary_lines(checked: Checked, path: Path | None, *, verbose: bool = False, next_step: str = "") -> Iterator[str]:
+    """The summary, line by line; `verbose` adds the share of every class. `path` is None where nothing was written."""
+    manifest = checked.manifest
+    total = int(checked.class_pixels.sum()) + checked.ignored_pixels
     quarantined = manifest.quarantined
-    classes = manifest.vocabulary.prompt_names
+    classes = manifest.evaluated_classes
+    pixels = checked.class_pixels[: len(classes)]  # no label holds a folded class
     absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
     splits = sorted(set(manifest.table.column("split").to_pylist()) - {""})
     yield f"data set     {manifest.dataset}" + (f", split {', '.join(splits)}" if splits else "")
@@ -30,11 +33,39 @@ def summary_lines(checked: Checked, path: Path, *, verbose: bool = False) -> Ite
     )
     if absent:
         yield f"absent       {some(absent, 12)}"
+    yield from _prompt_lines(manifest)
     if verbose:
         yield from _class_table(checked, total)
     yield from _quarantine_lines(checked)
-    yield f"written      {path} ({path.stat().st_size / 1024:.0f} KB)"
-    yield f"next         physseg preprocess {path} {path.with_suffix('.zarr')}"
+    if path is not None:
+        yield f"written      {path} ({path.stat().st_size / 1024:.0f} KB)"
+        yield "next         " + (next_step or f"physseg preprocess {path} {path.with_suffix('.zarr')}")
+
+
+def archive_lines(found: Found) -> Iterator[str]:
+    """What `--check` says of the archive: complete, or what is missing and where one gets it."""
+    num_samples = len(found.checked.manifest)
+    num_usable = num_samples - len(found.checked.manifest.quarantined)
+    if not found.faults:
+        every = "every id known" if num_usable == num_samples else f"{num_usable} of them usable, see above"
+        yield f"checked      {found.title}: {num_samples} samples, {every}"
+    for fault in found.faults:
+        yield f"incomplete   {fault}"
+    if found.faults:
+        yield f"get it       {found.source}"
+
+
+def _prompt_lines(manifest: Manifest) -> Iterator[str]:
+    """What is not plain about the prompts: words that count as background, and classes that read the same."""
+    if manifest.fold_from is not None:
+        words = manifest.vocabulary.prompt_names[manifest.fold_from :]
+        total = manifest.vocabulary.num_classes
+        yield f"background   {len(words)} of {total} prompts count as one class: {some(words)}"
+    shared = manifest.vocabulary.shared_prompts
+    if shared:
+        named = "; ".join(f"{name} {'/'.join(map(str, ids))}" for name, ids in shared.items())
+        count = sum(map(len, shared.values()))
+        yield f"prompts      {count} classes in {len(shared)} groups share their first synonym: {named}"
 
 
 def _quarantine_lines(checked: Checked) -> Iterator[str]:
@@ -50,7 +81,7 @@ def _quarantine_lines(checked: Checked) -> Iterator[str]:
 
 
 def _class_table(checked: Checked, total: int) -> Iterator[str]:
-    names = checked.manifest.vocabulary.prompt_names
+    names = checked.manifest.evaluated_classes
     width = max(map(len, names))
-    for index, (name, count) in enumerate(zip(names, checked.class_pixels, strict=True)):
+    for index, (name, count) in enumerate(zip(names, checked.class_pixels[: len(names)], strict=True)):
         yield f"             {index:>5} {name:<{width}} {count / max(total, 1):>8.3%}"

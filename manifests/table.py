@@ -16,17 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .decoding import decode_image, decode_label, is_url, read_bytes
+from .decoding import decode_image, is_url, read_bytes
 from .errors import ContentError, DecodeError, ManifestError
+from .label_forms import MAX_RAW_ID, decode_raw
+from .label_ids import check_id_map, check_protocol
 from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
+from .short_side import cap_image, cap_labels
 from .vocabulary import Vocabulary
 from .whole_file import write_whole
 
 __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
 METADATA_KEY = b"physseg.manifest"
-MAX_RAW_ID = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,10 @@ class Manifest:
     ]  # raw label id -> class id; ids in neither this nor raw_ignore are an error of the file
     raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
     samples: Sequence[Sample]  # given as any sequence, kept as a SampleTable
+    label_form: str = "ids"  # how label files hold raw ids, one of label_forms.FORMS
+    max_short_side_px: int | None = None  # larger images and labels are made smaller on loading; rows say the new size
+    fold_from: int | None = None
+    """In evaluation this class id and all above it are one class, "background", with this id: see `fold`."""
 
     def __post_init__(self) -> None:
         table = SampleTable.of(self.samples)
@@ -48,6 +55,7 @@ class Manifest:
         object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
         object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
         check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
+        check_protocol(self.label_form, self.max_short_side_px, self.fold_from, self.vocabulary)
         repeated = pc.value_counts(table.column("sample_id").combine_chunks())
         for entry in repeated.filter(pc.greater(repeated.field("counts"), 1)).slice(0, 1).to_pylist():
             raise ManifestError(
@@ -71,9 +79,10 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over vocabulary, id map and all rows; not over the root, so a moved data set keeps it."""
+        """sha256 (hex) over vocabulary, id map, protocol and all rows; not over the root: a moved data set keeps it."""
         rows = self.table.digest(0, len(self), COLUMNS)
-        return hashlib.sha256(f"{self._meaning}:{rows}".encode()).hexdigest()
+        fold = "" if self.fold_from is None else f"fold_from={self.fold_from}:"  # of no store's concern
+        return hashlib.sha256(f"{fold}{self._meaning}:{rows}".encode()).hexdigest()
 
     def row_digest(self, start: int, stop: int) -> str:
         """sha256 (hex) of all that the stored arrays of rows [start, stop) depend on: content, classes and id map."""
@@ -83,7 +92,10 @@ class Manifest:
     @cached_property
     def _meaning(self) -> str:
         ids = [list(self.raw_to_class.items()), list(self.raw_ignore)]
-        return hashlib.sha256(json.dumps([self.vocabulary.fingerprint, ids]).encode()).hexdigest()
+        meaning: list[Any] = [self.vocabulary.fingerprint, ids]
+        if self.label_form != "ids" or self.max_short_side_px is not None:  # stores made without these keep their hash
+            meaning.append([self.label_form, self.max_short_side_px])
+        return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -93,14 +105,20 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
+        protocol = {
+            "label_form": self.label_form,
+            "max_short_side_px": self.max_short_side_px,
+            "fold_from": self.fold_from,
+        }
+        plain = list(protocol.values()) == ["ids", None, None]
         header = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if plain else 2,
             "root": self.root,
             "dataset": self.dataset,
             "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
             "raw_to_class": list(self.raw_to_class.items()),
             "raw_ignore": list(self.raw_ignore),
-        }
+        } | ({} if plain else protocol)
         table = self.table.table.replace_schema_metadata(
             {METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
         )
@@ -133,6 +151,9 @@ class Manifest:
                 raw_to_class=dict(header["raw_to_class"]),
                 raw_ignore=tuple(header["raw_ignore"]),
                 samples=rows,
+                label_form=header.get("label_form", "ids"),
+                max_short_side_px=header.get("max_short_side_px"),
+                fold_from=header.get("fold_from"),
             )
         except ManifestError as error:
             raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
@@ -155,9 +176,10 @@ class Manifest:
         image = self._image(sample, verify=verify)
         path = sample.label_path
         try:
-            raw = decode_label(self._bytes(sample, path, sample.label_sha256 if verify else None))
+            raw = decode_raw(self._bytes(sample, path, sample.label_sha256 if verify else None), self.label_form)
         except DecodeError as error:
             raise self._undecodable(sample, path, error) from error
+        raw = cap_labels(raw, self.max_short_side_px)
         if raw.shape != image.shape[:2]:
             raise content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
         labels, unknown = self.map_ids(raw)
@@ -171,7 +193,7 @@ class Manifest:
         if facts is not None:
             path, orientation, size = facts
             with suppress(OSError, DecodeError):
-                image = decode_image(read_bytes(self.root, path), orientation)
+                image = cap_image(decode_image(read_bytes(self.root, path), orientation), self.max_short_side_px)
                 if image.shape[:2] == size:
                     return image
         return self._image(self.samples[index], verify=verify)  # which also names what is wrong
@@ -192,6 +214,19 @@ class Manifest:
         found, counts = np.unique(raw[faults != 0], return_counts=True)
         return labels, describe_unknown(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
+    @property
+    def evaluated_classes(self) -> tuple[str, ...]:
+        """The names of the classes that are scored: the prompts', with "background" last where classes are folded."""
+        names = self.vocabulary.prompt_names
+        return names if self.fold_from is None else (*names[: self.fold_from], "background")
+
+    def fold(self, classes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Class ids, of labels or predictions, as they are scored: ids from `fold_from` on become it, ignore stays."""
+        if self.fold_from is None:
+            return classes
+        folded = np.minimum(classes, classes.dtype.type(self.fold_from))
+        return np.where(classes == self.vocabulary.ignore_index, classes, folded)
+
     @cached_property
     def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
         classes = np.full(MAX_RAW_ID + 1, self.vocabulary.ignore_index, self.vocabulary.label_dtype)
@@ -211,6 +246,7 @@ class Manifest:
             image = decode_image(self._bytes(sample, path, sample.image_sha256 if verify else None), sample.orientation)
         except DecodeError as error:
             raise self._undecodable(sample, path, error) from error
+        image = cap_image(image, self.max_short_side_px)
         if image.shape[:2] != (sample.height, sample.width):
             expected = _size((sample.height, sample.width))
             raise content_error(sample, path, f"{expected} as in the manifest", _size(image.shape))
@@ -265,19 +301,6 @@ def _absolute(root: str) -> str:
     return root if is_url(root) else str(Path(root).resolve())
 
 
-def check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], vocabulary: Vocabulary) -> None:
-    """Raise ManifestError unless every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
-    for raw in (*raw_to_class, *raw_ignore):
-        if not 0 <= raw <= MAX_RAW_ID:
-            raise ManifestError(f"raw label ids: expected 0..{MAX_RAW_ID}, got {raw}")
-    for raw, index in raw_to_class.items():
-        if not 0 <= index < vocabulary.num_classes:
-            raise ManifestError(f"raw id {raw}: expected a class id below {vocabulary.num_classes}, got {index}")
-    both = sorted(set(raw_to_class) & set(raw_ignore))
-    if both:
-        raise ManifestError(f"raw id {both[0]} means both class {raw_to_class[both[0]]} and ignore; expected one")
-
-
 def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:
     data = (table.schema.metadata or {}).get(METADATA_KEY)
     if data is None:
@@ -287,9 +310,10 @@ def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:
             path=str(path),
         )
     header: dict[str, Any] = json.loads(data)
-    if header.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") not in FORMAT_VERSIONS:
+        expected = " or ".join(map(str, FORMAT_VERSIONS))
         raise ManifestError(
-            f"{path}: expected manifest format {FORMAT_VERSION}, got {header.get('format_version')}",
+            f"{path}: expected manifest format {expected}, got {header.get('format_version')}",
             hint=REBUILD_HINT,
             path=str(path),
         )

@@ -11,6 +11,7 @@ import numpy as np
 from .errors import ManifestError
 
 MAX_CLASSES = 65535
+VOCABULARIES = Path(__file__).parent / "vocabularies"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,18 @@ class Vocabulary:
         return tuple(entry.split(",")[0].strip() for entry in self.classes)
 
     @property
+    def shared_prompts(self) -> dict[str, tuple[int, ...]]:
+        """First synonyms that several classes begin with, and their class ids: one prompt, told apart by nothing.
+
+        >>> Vocabulary(name="v", classes=("bag, sack", "tree", "bag, handbag")).shared_prompts
+        {'bag': (0, 2)}
+        """
+        classes_of: dict[str, list[int]] = {}
+        for index, name in enumerate(self.prompt_names):
+            classes_of.setdefault(name, []).append(index)
+        return {name: tuple(ids) for name, ids in classes_of.items() if len(ids) > 1}
+
+    @property
     def ignore_index(self) -> int:
         """The class id that means "no class": 255 while class ids fit beside it in 8 bits, else 65535."""
         return 255 if self.num_classes <= 255 else 65535
@@ -66,6 +79,11 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """sha256 (hex) of the ordered classes; the name does not count."""
         return hashlib.sha256(json.dumps(self.classes, ensure_ascii=True).encode()).hexdigest()
+
+
+def published_vocabulary(name: str) -> Vocabulary:
+    """The vocabulary of a published benchmark by its name, e.g. "ade20k-847", from `vocabularies/ade20k_847.txt`."""
+    return Vocabulary(name=name, classes=read_classes(VOCABULARIES / f"{name.replace('-', '_')}.txt"))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

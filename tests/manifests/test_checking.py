@@ -4,8 +4,9 @@ import hashlib
 
 import numpy as np
 import pytest
-from physseg.manifests.checking import REPAIRS, CheckSettings, LabelIds, check_samples, count_classes
+from physseg.manifests.checking import REPAIRS, CheckSettings, check_samples, count_classes
 from physseg.manifests.errors import ManifestError
+from physseg.manifests.label_ids import LabelIds
 from physseg.manifests.pairing import pair_files
 from physseg.manifests.table import Vocabulary
 from PIL import Image

@@ -199,7 +199,7 @@ def with_metadata(table, **changes):
                     for k, v in table.schema.metadata.items()
                 }
             ),
-            "expected manifest format 1, got 99",
+            "expected manifest format 1 or 2, got 99",
         ),
     ],
 )

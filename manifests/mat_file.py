@@ -1,0 +1,99 @@
+"""Numeric matrices out of MATLAB 5 files (.mat as written by `save -v6`, `save -v7` and by SciPy), and nothing else.
+
+Format: "MAT-File Format", The MathWorks, chapter 1: a header of 128 bytes, then elements of a type, a number of bytes
+and a body padded to 8 bytes; an element of at most 4 bytes may lie in its own tag; an element may be zlib-compressed.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DecodeError
+
+HEADER_BYTES = 128
+MATRIX, COMPRESSED = 14, 15
+# Type of stored numbers -> NumPy's. MATLAB stores a matrix of doubles as the smallest type that holds its values.
+NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+# Class of a matrix -> NumPy's type; cells, structures, texts, objects and sparse matrices are none of ours.
+CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+COMPLEX_FLAG = 0x0800
+MAX_BYTES = 1 << 30  # of one unpacked element; a label map of 100 megapixels in doubles takes 0.8e9
+
+
+def read_matrix(data: bytes, name: str) -> npt.NDArray[Any]:
+    """The real numeric matrix called `name`, (rows, columns) in MATLAB's sense, in the type of its class.
+
+    Raises DecodeError for another format, a damaged file, and a file without such a matrix.
+    """
+    if len(data) < HEADER_BYTES or not data.startswith(b"MATLAB 5.0") or data[126:128] not in (b"IM", b"MI"):
+        got = "a MATLAB 7.3 (HDF5) file" if data.startswith(b"MATLAB 7.3") else "something else"
+        raise DecodeError(
+            f"expected a MATLAB 5 file, got {got if data else '0 bytes'}",
+            hint="copy or download it again; from MATLAB, `save -v7` writes this format",
+            reason="label format" if data else "unreadable label",
+        )
+    order = "<" if data[126:128] == b"IM" else ">"
+    seen = []
+    try:
+        for outer in _elements(data[HEADER_BYTES:], order):
+            [(kind, body)] = _elements(_unpacked(outer[1]), order) if outer[0] == COMPRESSED else [outer]
+            if kind != MATRIX:
+                continue
+            parts = list(_elements(body, order))
+            found = bytes(parts[2][1]).decode("ascii", "replace")
+            if found == name:
+                return _matrix(parts, order)
+            seen.append(found)
+    except (struct.error, zlib.error, ValueError, IndexError, KeyError) as error:
+        raise DecodeError(
+            f"cannot be decoded: a damaged MATLAB file ({error})", hint="copy or download it again"
+        ) from error
+    raise DecodeError(
+        f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}",
+        hint="is this file of another data set?",
+        reason="label format",
+    )
+
+
+def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each element in turn. Raises ValueError for one that is cut short."""
+    offset = 0
+    while offset + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, offset)
+        start = offset + 8
+        if kind >> 16:  # a small element: its size and type share a word, its body is the other one
+            kind, size, start = kind & 0xFFFF, kind >> 16, offset + 4
+            end = offset + 8
+            if size > 4:
+                raise ValueError(f"a small element of {size} bytes")
+        else:
+            end = start + size if kind == COMPRESSED else start + -(-size // 8) * 8
+        if start + size > len(data):
+            raise ValueError(f"it ends in the middle of an element of {size} bytes")
+        yield kind, data[start : start + size]
+        offset = end
+
+
+def _unpacked(body: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(body, MAX_BYTES)
+    if not unpacker.eof:
+        raise ValueError("its compressed part is cut short, or longer than a label map can be")
+    return data
+
+
+def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
+    """Array flags, dimensions, name, real part: the numbers in Fortran's order, columns first."""
+    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+    if flags & 0xFF not in CLASSES or flags & COMPLEX_FLAG:
+        raise DecodeError("expected a matrix of real numbers, got something else", reason="label format")
+    shape = np.frombuffer(parts[1][1], f"{order}i4")
+    if len(shape) != 2 or (shape < 0).any():
+        raise DecodeError(f"expected a matrix of 2 dimensions, got {shape.tolist()}", reason="label format")
+    kind, body = parts[3]
+    numbers = np.frombuffer(body, f"{order}{NUMBERS[kind]}")
+    return numbers.reshape(tuple(shape.tolist()), order="F").astype(CLASSES[flags & 0xFF])

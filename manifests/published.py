@@ -1,0 +1,128 @@
+"""From the folder of a published benchmark to its checked manifest: what `physseg manifest NAME` calls."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
+from .archive import Archive, Release, miscounted
+from .checking import Checked, CheckSettings, check_samples
+from .errors import ManifestError
+from .pairing import read_list, some
+from .pascal_context import find_context
+from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids
+
+Finder = Callable[[Path, str], Archive]
+FINDERS: Mapping[str, Finder] = {
+    "ade20k-150": find_ade20k_150,
+    "ade20k-847": find_ade20k_847,
+    "pascal-voc-20": lambda root, split: find_voc(root, split, dataset="pascal-voc-20", ids=voc_20_ids()),
+    "pascal-voc-20b": lambda root, split: find_voc(root, split, dataset="pascal-voc-20b", ids=voc_20b_ids()),
+}
+CONTEXT = {"pascal-context-59": 59, "pascal-context-459": 459}
+TEST_SPLITS = {name: "validation" if name.startswith("ade20k") else "val" for name in (*FINDERS, *CONTEXT)}
+"""Benchmark -> the split it is evaluated on."""
+COCO_SOURCE = (
+    "unpack http://images.cocodataset.org/zips/{split}.zip and stuffthingmaps_trainval2017.zip "
+    "(https://github.com/nightrome/cocostuff) into --root"
+)
+COCO_RELEASES = {
+    split: Release(title=f"COCO-Stuff, {split}", counts=(count,), source=COCO_SOURCE.format(split=split))
+    for split, count in (("train2017", 118287), ("val2017", 5000))
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A manifest with what the archive lacks, one line each; `source` says where one gets that."""
+
+    checked: Checked
+    title: str  # of the release
+    faults: tuple[str, ...]
+    source: str
+
+
+def benchmark(
+    name: str,
+    *,
+    root: Path,
+    split: str | None = None,
+    form: str | None = None,
+    labels: Path | None = None,
+    write_labels: Path | None = None,
+    listed: Path | None = None,
+    check: bool = False,
+    keep: bool = True,
+    settings: CheckSettings | None = None,
+) -> Found:
+    """The manifest of a benchmark's split, by default the one it is evaluated on.
+
+    `listed` selects samples; then the published number does not count. `form`, `labels` and `write_labels` are for
+    Pascal Context, see `find_context`. `check` collects what is missing in `faults` and goes on with the rest. Without
+    it ManifestError is raised for a name without files, and a wrong number is a warning. `keep` false: the manifest is
+    looked at, not used, so that pictures painted from annotation files need no folder.
+    """
+    settings = settings or CheckSettings()
+    split = split or TEST_SPLITS[name]
+    if name not in CONTEXT:
+        if form or labels or write_labels:
+            raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
+        return _found(FINDERS[name](root, split), listed, check, settings)
+    with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
+        archive = find_context(
+            root,
+            split,
+            num_classes=CONTEXT[name],
+            form=form,
+            labels=labels,
+            write_labels=write_labels or (None if keep else Path(scratch) / "labels"),
+            listed_in=listed,
+            workers=settings.workers,
+        )
+        return _found(archive, listed, check, settings)
+
+
+def coco_stuff_found(checked: Checked, split: str | None, *, selected: bool) -> Found:
+    """Whether a manifest of COCO-Stuff has as many samples as its split; `selected`: only some were asked for."""
+    if split not in COCO_RELEASES:
+        raise ManifestError(f"--check: expected --split {' or '.join(COCO_RELEASES)}, got {split!r}")
+    release = COCO_RELEASES[split]
+    line = "" if selected else miscounted(release, checked.manifest.table.column("sample_id").to_pylist())
+    return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
+
+
+def _found(archive: Archive, listed: Path | None, check: bool, settings: CheckSettings) -> Found:
+    if listed is not None:
+        release = replace(archive.release, counts=())
+        archive = replace(archive, listed=read_list(listed), listed_in=listed, release=release)
+    missing, count = list(archive.missing()), archive.miscounted()
+    pairs = archive.pairs()
+    if missing and (not check or not pairs):
+        hint = f"complete the archive: {archive.release.source}; or choose samples with --list FILE"
+        raise ManifestError("; ".join(missing), hint=hint)
+    if count and not check:
+        logging.getLogger(__name__).warning("warning: %s (--check says more)", count)
+    checked = check_samples(
+        pairs,
+        archive.ids,
+        dataset=archive.dataset,
+        split=archive.split,
+        settings=settings,
+        second_opinion=archive.second_opinion,
+    )
+    _refuse_other_ids(checked, archive)
+    faults = [*([count] if count else []), *missing]
+    return Found(checked=checked, title=archive.release.title, faults=tuple(faults), source=archive.release.source)
+
+
+def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
+    """A scene or two whose JSON file disagrees are noted in their rows; where most do, the ids mean other things."""
+    doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
+    if 2 * len(doubtful) > len(checked.manifest):
+        raise ManifestError(
+            f"{archive.label_folder}: {len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} "
+            f"({some(doubtful)}): expected {archive.release.title}, got another release or converted labels",
+            hint=archive.release.source,
+        )
