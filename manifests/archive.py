@@ -104,6 +104,17 @@ def existing_folder(root: Path, candidates: Iterable[str], what: str, release: R
     )
 
 
+def existing_list(candidates: Sequence[Path], release: Release) -> Path:
+    """The first of the list files that exists. Raises ManifestError, which says where to get the archive."""
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ManifestError(
+        f"list of {release.title}: expected {' or '.join(map(str, candidates))}, none exists",
+        hint=f"{release.source}; or name yours with --list FILE",
+    )
+
+
 def known_split(split: str, releases: Mapping[str, Release], dataset: str) -> Release:
     if split not in releases:
         raise ManifestError(f"{dataset}: expected --split {' or '.join(releases)}, got {split!r}")

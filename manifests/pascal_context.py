@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from .archive import Archive, Release, existing_folder, known_split
+from .archive import Archive, Release, existing_folder, existing_list, known_split
 from .errors import ManifestError
 from .label_ids import LabelIds
 from .pairing import IMAGE_SUFFIXES, files_by_stem, read_list
@@ -106,11 +106,11 @@ def find_context(
         names = read_list(listed_in) if listed_in else None
         labels, listed_in = write_labels.expanduser().resolve(), listed_in or kit / MERGED_JSON
         notes = paint_context(kit / MERGED_JSON, split, labels, listed=names, workers=workers)
-        listed: tuple[str, ...] | None = names or tuple(notes)
+        listed = names or tuple(notes)
     else:
         labels = existing_folder(labels or kit, ["."] if labels else [MAT_FOLDER], "label files", release)
-        listed_in = listed_in or _list_file(kit, split)
-        listed = read_list(listed_in) if listed_in else None
+        listed_in = listed_in or existing_list([kit / name.format(split=split) for name in LISTS], release)
+        listed = read_list(listed_in)
     suffixes = (".mat",) if form == "mat" else (".png", ".tif", ".tiff")
     return Archive(
         dataset=dataset,
@@ -149,17 +149,6 @@ def _form(kit: Path, num_classes: int, form: str | None, labels: Path | None) ->
         return "mat"
     raise ManifestError(
         f"labels of Pascal Context: expected {kit / MERGED_JSON} or {kit / MAT_FOLDER}, none exists", hint=SOURCE
-    )
-
-
-def _list_file(kit: Path, split: str) -> Path:
-    candidates = [kit / name.format(split=split) for name in LISTS]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise ManifestError(
-        f"list of Pascal Context, {split}: expected {' or '.join(map(str, candidates))}, none exists",
-        hint="VOC 2010's own archive has the last one; or name yours with --list FILE",
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .archive import Archive, Release, existing_folder, known_split
+from .archive import Archive, Release, existing_folder, existing_list, known_split
 from .label_ids import LabelIds
 from .pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from .vocabulary import published_vocabulary
@@ -52,16 +52,15 @@ def voc_20b_ids() -> LabelIds:
     )
 
 
-def find_voc(root: Path, split: str, *, dataset: str, ids: LabelIds) -> Archive:
-    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation."""
+def find_voc(root: Path, split: str, *, dataset: str, ids: LabelIds, listed_in: Path | None = None) -> Archive:
+    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead."""
     release = known_split(split, RELEASES, dataset)
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     folders = ["SegmentationClass"] * (split != "train_aug") + ["SegmentationClassAug"]
     labels = existing_folder(kit, folders, "label pictures", release)
-    lists = existing_folder(kit, ["ImageSets/Segmentation"], "list", release)
-    names = LISTS.get(split, (split,))
-    listed_in = next((path for name in names if (path := lists / f"{name}.txt").exists()), lists / f"{names[0]}.txt")
+    lists = kit / "ImageSets" / "Segmentation"
+    listed_in = listed_in or existing_list([lists / f"{name}.txt" for name in LISTS.get(split, (split,))], release)
     return Archive(
         dataset=dataset,
         split=split,

@@ -10,19 +10,15 @@ from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
 from .archive import Archive, Release, miscounted
 from .checking import Checked, CheckSettings, check_samples
 from .errors import ManifestError
+from .label_ids import LabelIds
 from .pairing import read_list, some
 from .pascal_context import find_context
 from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids
 
-Finder = Callable[[Path, str], Archive]
-FINDERS: Mapping[str, Finder] = {
-    "ade20k-150": find_ade20k_150,
-    "ade20k-847": find_ade20k_847,
-    "pascal-voc-20": lambda root, split: find_voc(root, split, dataset="pascal-voc-20", ids=voc_20_ids()),
-    "pascal-voc-20b": lambda root, split: find_voc(root, split, dataset="pascal-voc-20b", ids=voc_20b_ids()),
-}
+ADE: Mapping[str, Callable[[Path, str], Archive]] = {"ade20k-150": find_ade20k_150, "ade20k-847": find_ade20k_847}
+VOC: Mapping[str, Callable[[], LabelIds]] = {"pascal-voc-20": voc_20_ids, "pascal-voc-20b": voc_20b_ids}
 CONTEXT = {"pascal-context-59": 59, "pascal-context-459": 459}
-TEST_SPLITS = {name: "validation" if name.startswith("ade20k") else "val" for name in (*FINDERS, *CONTEXT)}
+TEST_SPLITS = dict.fromkeys(ADE, "validation") | dict.fromkeys((*VOC, *CONTEXT), "val")
 """Benchmark -> the split it is evaluated on."""
 COCO_SOURCE = (
     "unpack http://images.cocodataset.org/zips/{split}.zip and stuffthingmaps_trainval2017.zip "
@@ -69,7 +65,11 @@ def benchmark(
     if name not in CONTEXT:
         if form or labels or write_labels:
             raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
-        return _found(FINDERS[name](root, split), listed, check, settings)
+        if name in ADE:
+            archive = ADE[name](root, split)
+        else:
+            archive = find_voc(root, split, dataset=name, ids=VOC[name](), listed_in=listed)
+        return _found(archive, listed, check, settings)
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
         archive = find_context(
             root,
