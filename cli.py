@@ -31,6 +31,12 @@ weights_app = typer.Typer(
     help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
 )
 app.add_typer(weights_app, name="weights")
+superpoint_app = typer.Typer(
+    help="Train and judge SuperPoint detectors; the package's own was made this way.", no_args_is_help=True
+)
+app.add_typer(superpoint_app, name="superpoint")
+analyse_app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
+app.add_typer(analyse_app, name="analyse")
 
 
 @app.callback(invoke_without_command=True)
@@ -529,7 +535,9 @@ def _step(text: str) -> int | Literal["best"] | None:
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(help="TOML file; `--example` prints one.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file, or a recipe: vit-b-16, vit-l-14, vit-h-14. See --example.")
+    ] = None,
     out: Out = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
@@ -639,6 +647,56 @@ def predict(
         raise typer.Exit(1)
 
 
+# --- analyses -------------------------------------------------------------------------------------------------------
+
+
+@analyse_app.command()
+def ablation(
+    table: Annotated[str, typer.Argument(help="table3, table4 (the paper's), or a TOML file of rows of your own.")],
+    config: Annotated[str, typer.Argument(help="Configuration as for `physseg train`: a file or a recipe.")],
+    manifests: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluate on it; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all runs, and of the table.")] = Path("ablation"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row trains with each.")] = "0,1,2",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting in all rows.")
+    ] = None,
+    no_windows: NoWindows = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the training commands and stop.")] = False,
+) -> None:
+    """Train every row of a table with several seeds, and print their mIoU with paired differences to the first row.
+
+    The same command again goes on where it stopped; runs that were trained elsewhere into the same folders count.
+    """
+    from .manifests.table import Manifest
+    from .manifests.whole_file import write_whole
+    from .train.analysis import ablation as runs_of
+    from .train.analysis import ablation_table
+
+    if not all(text.strip().isdigit() for text in seeds.split(",")):
+        raise typer.BadParameter(f"expected numbers as in 0,1,2, got {seeds!r}", param_hint="--seeds")
+    chosen = runs_of.read_table(table)
+    runs = runs_of.plan(
+        chosen, config, out=out, seeds=[int(text) for text in seeds.split(",")], settings=settings or ()
+    )
+    if dry_run:
+        for run in runs:
+            typer.echo(runs_of.command(run, config, settings or ()))
+        return
+    if not manifests:
+        raise typer.BadParameter("name a manifest to evaluate on", param_hint="--eval")
+    tables = {path.stem: Manifest.read(path) for path in manifests}
+    scores = []
+    for score in runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo):
+        typer.echo(f"  {score.data}: mIoU {100 * score.miou:.2f}")
+        scores.append(score)
+    found = ablation_table.cells(scores)
+    text = ablation_table.markdown(chosen.title, found)
+    write_whole(out / "ablation.md", text.encode())
+    document = json.dumps(ablation_table.document(chosen.title, found), indent=1)
+    write_whole(out / "ablation.json", (document + "\n").encode())
+    typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
+
+
 # --- models from elsewhere, models for elsewhere --------------------------------------------------------------------
 
 
@@ -726,6 +784,135 @@ def weights_fetch(
     path = weights_folder(record.clip, record.tag) / record.file
     typer.echo(f"{path}: {'fetched from ' + record.url if fetched else 'is in the cache already'}")
     typer.echo(f"{record.num_bytes} bytes, sha256 {record.sha256}")
+
+
+# --- superpoint -----------------------------------------------------------------------------------------------------
+
+DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weights, checkpoint, log. Resumes.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per step.")]
+Precision = Annotated[str, typer.Option(help="bfloat16, or float32 where the CPU lacks it.")]
+
+
+@superpoint_app.command("train-synthetic")
+def superpoint_train_synthetic(
+    run: DetectorRun,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 8400,
+    seed: Seed = 0,
+    full_width: Annotated[bool, typer.Option("--full-width", help="The published widths; for GPUs.")] = False,
+    batch_size: BatchSize = 32,
+    precision: Precision = "bfloat16",
+    device: TorchDevice = "cpu",
+) -> None:
+    """Teach a new detector on generated shapes with exact keypoints. The same command again goes on."""
+    from .structure_extractors.superpoint_training import commands
+
+    commands.train_synthetic(
+        run,
+        steps=steps,
+        seed=seed,
+        full_width=full_width,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        say=typer.echo,
+    )
+
+
+@superpoint_app.command("textures")
+def superpoint_textures(
+    folder: Annotated[Path, typer.Argument(help="Folder for texture_00000.png, ...")],
+    number: Annotated[int, typer.Option(min=1, help="How many.")] = 400,
+    seed: Seed = 0,
+) -> None:
+    """Write generated pictures that no photographer owns, 240x320, to label and train on."""
+    from .structure_extractors.superpoint_training.labelling import write_textures
+
+    write_textures(folder, number=number, seed=seed, size=(240, 320))
+    typer.echo(f"{folder}: {number} textures")
+
+
+@superpoint_app.command("label")
+def superpoint_label(
+    images: Annotated[Path, typer.Argument(help="Folder of pictures, searched to any depth.")],
+    out: Annotated[Path, typer.Argument(help="Label file to write, e.g. labels.npz. Resumes.")],
+    weights: Annotated[Path | None, typer.Option(help="Detector to label with. Default: the package's own.")] = None,
+    adaptation: Annotated[int, typer.Option(min=1, help="Homographies per picture.")] = 100,
+    threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
+    device: TorchDevice = "cpu",
+) -> None:
+    """Label pictures by homographic adaptation: a detector's mean answer to many warped copies of each."""
+    from .structure_extractors.superpoint import SHIPPED_WEIGHTS
+    from .structure_extractors.superpoint_training.labelling import label
+
+    labelled = label(
+        images,
+        out,
+        weights or SHIPPED_WEIGHTS,
+        adaptation=adaptation,
+        threshold=threshold,
+        device=device,
+        say=typer.echo,
+    )
+    number = len(labelled.names)
+    typer.echo(f"{out}: {number} pictures, {len(labelled.points) / number:.0f} keypoints each")
+
+
+@superpoint_app.command("train")
+def superpoint_train(
+    run: DetectorRun,
+    images: Annotated[Path, typer.Argument(help="Folder of the labelled pictures.")],
+    labels: Annotated[Path, typer.Argument(help="Label file of `physseg superpoint label`.")],
+    start: Annotated[Path | None, typer.Option(help="Weights to begin with. Default: the package's own.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 2000,
+    shapes: Annotated[float, typer.Option(min=0, max=1, help="Share of generated shapes among the pictures.")] = 0.3,
+    seed: Seed = 1,
+    batch_size: BatchSize = 32,
+    precision: Precision = "bfloat16",
+    device: TorchDevice = "cpu",
+) -> None:
+    """Train a detector further on labelled pictures. The same command again goes on."""
+    from .structure_extractors.superpoint_training import commands
+
+    commands.train_labelled(
+        run,
+        images,
+        labels,
+        start=start,
+        steps=steps,
+        shapes=shapes,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        say=typer.echo,
+    )
+
+
+@superpoint_app.command("evaluate")
+def superpoint_evaluate(
+    weights: Annotated[Path | None, typer.Argument(help="Weights to judge. Default: the package's own.")] = None,
+    sequence: Annotated[
+        list[Path] | None, typer.Option(help="Folder of img1, img2, ... with H1to2p, ...; repeatable.")
+    ] = None,
+    photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
+    per_kind: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind of shape.")] = 50,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    device: TorchDevice = "cpu",
+) -> None:
+    """Average precision on held-out shapes and repeatability on photographs, beside Harris, Shi-Tomasi, FAST, SIFT."""
+    from .structure_extractors.superpoint_training import commands
+
+    commands.evaluate_weights(
+        weights,
+        sequences=sequence or (),
+        photographs=photographs,
+        per_kind=per_kind,
+        out=out,
+        device=device,
+        say=typer.echo,
+    )
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------

@@ -141,13 +141,19 @@ class TrainConfig:
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | None = None) -> TrainConfig:
     """Read a TOML file and apply `key.sub=value` overrides; paths in the file are relative to it. `run` wins over both.
 
+    Instead of a file, the name of one of `recipes`; its paths are relative to the current folder.
+
     Raises ConfigError, which names the file, the key and the repair.
     """
-    file = Path(path)
+    file, base = Path(path), Path(path).resolve().parent
     try:
-        values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        if str(path) in recipes():
+            text, base = _resource(f"recipes/{path}.toml"), Path.cwd()
+        else:
+            text = file.read_text(encoding="utf-8")
+        values: dict[str, Any] = tomllib.loads(text)
     except FileNotFoundError as error:
-        hint = "`physseg train --example > config.toml` writes one to start from."
+        hint = f"`physseg train --example > config.toml` writes one; recipes by name: {', '.join(recipes())}."
         raise ConfigError(f"{file}: no such configuration file", hint=hint) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: not a TOML file: {error}") from error
@@ -156,11 +162,21 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | 
     if run is not None:
         values["run"] = str(run.absolute())
     try:
-        return build(TrainConfig, values, base=file.resolve().parent)
+        return build(TrainConfig, values, base=base)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.args[0]}", hint=error.hint, **error.fields) from error
 
 
 def example_config() -> str:
     """The commented example, every key with its default."""
-    return resources.files(__package__).joinpath("example.toml").read_text(encoding="utf-8")
+    return _resource("example.toml")
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the configurations that come with physseg: the paper's full model for each backbone."""
+    folder = resources.files(__package__).joinpath("recipes")
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

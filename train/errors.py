@@ -37,6 +37,10 @@ class EvaluationError(PhyssegError, ValueError):
     """A manifest cannot be evaluated: no usable rows, or classes that do not fit the vocabulary."""
 
 
+class AnalysisError(PhyssegError, ValueError):
+    """An analysis cannot be made of what was given."""
+
+
 class PredictionError(PhyssegError, ValueError):
     """One or more images could not be predicted, or the class list is unusable."""
 

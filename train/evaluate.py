@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from ..manifests.whole_file import write_whole
 from . import checkpoint
 from .config_reading import build, plain
 from .errors import CheckpointError, ConfigError, EvaluationError
+from .image_counts import ImageCounts
 from .metrics import ConfusionMatrix
 from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
 from .model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
@@ -44,6 +46,8 @@ class Evaluation:
     """Ids of samples that the manifest quarantines; they were left out."""
     source: Mapping[str, Any]
     """What was evaluated on what: run, step, data set, protocol."""
+    images: ImageCounts | None = None
+    """Counts of every image by itself; None where only sums are known."""
 
     def group_miou(self, seen: bool) -> float | None:
         """Mean IoU over the classes of the ground truth that are seen, or unseen; None where there are none.
@@ -58,7 +62,7 @@ class Evaluation:
         """The same evaluation with other pixel counts (C, C): those of all parts, added."""
         confusion = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore_index)
         confusion.matrix = matrix
-        return replace(self, confusion=confusion)
+        return replace(self, confusion=confusion, images=None)
 
     def document(self) -> dict[str, Any]:
         """Everything as JSON: fractions 0..1, None where there is nothing to average."""
@@ -72,6 +76,7 @@ class Evaluation:
             "num_images": self.num_images,
             "quarantined": list(self.quarantined),
             **groups,
+            "miou_interval": self.images.interval() if self.images else None,
             **summary,
         }
 
@@ -79,6 +84,9 @@ class Evaluation:
         """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
         names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
         lines = [self.confusion.table(names, rows=rows)]
+        if self.images:
+            low, high = self.images.interval()
+            lines.insert(0, f"mIoU, 95 % over images by bootstrap: {100 * low:.2f} to {100 * high:.2f}")
         if not all(self.seen):
             lines.append("")
             for name, flag in _GROUPS:
@@ -100,9 +108,18 @@ class Evaluation:
         return {name: value for name, value in values.items() if value is not None and not np.isnan(value)}
 
     def write(self, folder: Path, name: str) -> Path:
-        """Write `name.json`, and the matrix with its class names as `name.npz`; returns the JSON's path."""
+        """Write `name.json`, and as `name.npz` the matrix, its class names and every image's counts.
+
+        Returns the JSON's path.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / f"{name}.npz", confusion=self.confusion.matrix, classes=np.array(self.classes))
+        arrays: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
+        if self.images:
+            arrays["image_ids"] = np.array(self.images.image_ids)
+            arrays |= {f"image_{part}": getattr(self.images, part) for part in ("hits", "true", "predicted")}
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_whole(folder / f"{name}.npz", buffer.getvalue())
         path = folder / f"{name}.json"
         write_whole(path, (json.dumps(self.document(), indent=1) + "\n").encode())
         return path
@@ -164,14 +181,18 @@ def evaluate_model(
         text_features = model.encode_text(model.tokenize(vocabulary.classes).to(device))
     confusion = ConfusionMatrix(vocabulary.num_classes, vocabulary.ignore_index)
     chosen = indices[:max_images][part[0] :: part[1]]
+    counts = []
     for image, labels in tqdm(_loaded(manifest, chosen), total=len(chosen), unit="img", disable=not progress):
-        confusion.update(predict_label_map(model, image, text_features, settings), labels)
+        counts.append(confusion.update(predict_label_map(model, image, text_features, settings), labels))
     return Evaluation(
         confusion=confusion,
         classes=vocabulary.prompt_names,
         seen=seen_classes(vocabulary.classes, trained_on),
         num_images=len(chosen),
         quarantined=quarantined,
+        images=ImageCounts.stack(
+            [manifest.samples[index].sample_id for index in chosen], counts, len(confusion.matrix)
+        ),
         source={
             **(source or {}),
             "dataset": manifest.dataset,

@@ -29,7 +29,7 @@ class ConfusionMatrix:
 
     Example:
         >>> confusion = ConfusionMatrix(num_classes=3, ignore_index=255)
-        >>> confusion.update(prediction=np.array([[0, 0, 1, 2]]), labels=np.array([[0, 1, 1, 255]]))
+        >>> _ = confusion.update(prediction=np.array([[0, 0, 1, 2]]), labels=np.array([[0, 1, 1, 255]]))
         >>> confusion.matrix.tolist()
         [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
         >>> confusion.miou(), round(confusion.pixel_accuracy(), 4)
@@ -51,8 +51,12 @@ class ConfusionMatrix:
             )
         self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
-    def update(self, prediction: Tensor | Integers, labels: Tensor | Integers) -> None:
+    def update(
+        self, prediction: Tensor | Integers, labels: Tensor | Integers
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Count the pixels of one or more images; two integer arrays of one shape, torch (any device) or numpy.
+
+        Returns what was counted just now, per class (C,): hits, true pixels, predicted pixels.
 
         Raises:
             ShapeError: different shapes, not integers, or an id outside 0..C-1 (for labels: other than `ignore_index`).
@@ -66,7 +70,9 @@ class ConfusionMatrix:
         true, predicted = true[counted], predicted[counted]
         self._check_ids("labels", true)
         pixels = torch.bincount(self.num_classes * true + predicted, minlength=self.num_classes**2)
-        self.matrix += pixels.reshape(self.num_classes, self.num_classes).cpu().numpy()
+        counted_now = pixels.reshape(self.num_classes, self.num_classes).cpu().numpy()
+        self.matrix += counted_now
+        return np.diagonal(counted_now).copy(), counted_now.sum(axis=1), counted_now.sum(axis=0)
 
     def __add__(self, other: Self) -> Self:
         """metric(A) + metric(B) = metric(A and B). ShapeError if they count different classes."""

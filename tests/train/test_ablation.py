@@ -1,0 +1,151 @@
+"""The ablation: rows and seeds to runs, what is there is not computed again, and statistics by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from physseg.cli import app
+from physseg.manifests.table import Manifest
+from physseg.train.analysis.ablation import Score, command, plan, read_table
+from physseg.train.analysis.ablation_table import cells, markdown, student_interval
+from physseg.train.config import load_config, recipes
+from physseg.train.errors import AnalysisError, ConfigError
+from physseg.train.image_counts import ImageCounts, bootstrap_weights
+from physseg.train.metrics import ConfusionMatrix
+from typer.testing import CliRunner
+
+Write = Callable[..., Path]
+
+
+def counts(*hits: list[int], true: int = 10) -> ImageCounts:
+    """Images whose classes have `true` pixels each, predicted right or as nothing that counts."""
+    found = np.array(hits, dtype=np.int64)
+    return ImageCounts(
+        image_ids=tuple(f"i{index}" for index in range(len(found))),
+        hits=found,
+        true=np.full_like(found, true),
+        predicted=found,
+    )
+
+
+@pytest.mark.parametrize("name", ["table3", "table4"])
+def test_the_papers_rows_build_for_every_recipe(name: str, tmp_path: Path) -> None:
+    table = read_table(name)
+    for recipe in recipes():
+        runs = plan(table, recipe, out=tmp_path, seeds=[0, 7], settings=["data.store=s.zarr"])
+        assert len(runs) == 2 * len(table.rows)
+        assert len({run.config.run for run in runs}) == len(runs)
+        first = runs[0].config
+        assert (first.losses.lambda_p, first.losses.lambda_sac, first.model.structures) == (0, 0, ())
+        assert {run.config.seed for run in runs} == {0, 7}
+        assert (first.steps, first.batch_size, first.optim.learning_rate) == (80_000, 4, 2e-4)
+
+
+def test_table_3_and_4_say_what_the_paper_says(tmp_path: Path) -> None:
+    def rows(name: str) -> dict[str, tuple[float, float, tuple[str, ...]]]:
+        runs = plan(read_table(name), "vit-b-16", out=tmp_path, seeds=[0], settings=[])
+        return {
+            run.row.name: (run.config.losses.lambda_p, run.config.losses.lambda_sac, run.config.model.structures)
+            for run in runs
+        }
+
+    assert rows("table3") == {
+        "baseline": (0, 0, ()),
+        "+L^p": (1, 0, ("canny",)),
+        "+L^sac": (0, 1, ()),
+        "+L^p +L^sac": (1, 1, ("canny",)),
+    }
+    table4 = rows("table4")
+    assert len(table4) == 8  # the baseline and seven variants
+    assert table4["EdgeGT"] == (1, 0, ("mask_edges",))
+    assert table4["all four"][2] == ("canny", "mask_edges", "sift", "superpoint")
+
+
+def test_a_run_is_a_train_command(tmp_path: Path) -> None:
+    runs = plan(read_table("table3"), "vit-l-14", out=tmp_path / "a b", seeds=[3], settings=["steps=10"])
+    assert command(runs[1], "vit-l-14", ["steps=10"]) == (
+        f"physseg train vit-l-14 --out '{tmp_path}/a b/l-p/seed_3' "
+        "--set steps=10 --set losses.lambda_p=1 --set losses.lambda_sac=0 --set seed=3"
+    )
+
+
+def test_cells_by_hand() -> None:
+    """Two seeds: +0.1 and +0.2 of mIoU on every image, so no image can change the sign."""
+    scores = []
+    for seed, gain in ((0, 1), (1, 2)):
+        for row, extra in (("base", 0), ("ours", gain)):
+            images = counts([4 + extra, 6 + extra], [4 + extra, 6 + extra])
+            miou = float(images.resampled_miou(np.ones((1, 2)))[0])
+            assert miou == pytest.approx((4 + 6 + 2 * extra) / 20)
+            scores.append(Score(row, seed, "val", miou, images))
+    base, ours = cells(scores)
+    assert base.difference is None
+    assert ours.difference == pytest.approx(0.15)
+    assert ours.over_images == pytest.approx((0.15, 0.15))  # every sample of these equal images is the same
+    low, high = student_interval(np.array([0.1, 0.2])) or (0.0, 0.0)
+    assert ours.over_seeds == pytest.approx((low, high))
+    assert low == pytest.approx(0.15 - 12.706 * 0.05)
+    text = markdown("T", [base, ours])
+    assert "| base | 50.00 ± 0.00 |" in text
+    assert "| +15.00 | -48.53 to +78.53 | +15.00 to +15.00 |" in text
+
+
+def test_resampled_miou_is_that_of_the_confusion_matrix() -> None:
+    rng = np.random.default_rng(0)
+    parts, confusions = [], []
+    for _ in range(5):
+        confusion = ConfusionMatrix(4, 255)
+        labels = rng.integers(0, 5, (6, 7))
+        labels[labels == 4] = 255
+        parts.append(confusion.update(rng.integers(0, 3, (6, 7)), labels))  # class 3 is never predicted
+        confusions.append(confusion)
+    images = ImageCounts.stack([str(index) for index in range(5)], parts, 4)
+    weights = np.array([[1.0, 1, 1, 1, 1], [2, 0, 3, 0, 0]])
+    whole = confusions[0] + confusions[1] + confusions[2] + confusions[3] + confusions[4]
+    drawn = confusions[0] + confusions[0] + confusions[2] + confusions[2] + confusions[2]
+    assert images.resampled_miou(weights) == pytest.approx([whole.miou(), drawn.miou()])
+    low, high = images.interval()
+    assert low < whole.miou() < high
+
+
+def test_bootstrap_weights_draw_with_replacement() -> None:
+    weights = bootstrap_weights(7, 500, seed=1)
+    assert (weights.sum(axis=1) == 7).all()
+    assert weights.mean(axis=0) == pytest.approx(np.ones(7), abs=0.2)
+    assert weights.var() == pytest.approx(6 / 7, abs=0.1)  # of a multinomial: n p (1 - p)
+
+
+def test_the_command_trains_scores_and_resumes(write_config: Write, tmp_path: Path, train_manifest: Manifest) -> None:
+    train_manifest.write(tmp_path / "val.parquet")
+    config = write_config(steps=2)
+    arguments = ["analyse", "ablation", "table3", str(config), "--out", str(tmp_path / "out"), "--seeds", "0,1"]
+    arguments += ["--eval", str(tmp_path / "val.parquet"), "--no-windows"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "out/ablation.json").read_text())
+    assert [cell["row"] for cell in document["cells"]] == ["baseline", "+L^p", "+L^sac", "+L^p +L^sac"]
+    assert all(len(cell["miou"]) == 2 for cell in document["cells"])
+    assert document["cells"][0]["difference"] is None
+    assert document["cells"][3]["difference_over_images"] is not None
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert len(before) == 8
+    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert again.output.split("## ")[1] == done.output.split("## ")[1]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == before
+
+
+def test_bad_input_names_the_place(tmp_path: Path, write_config: Write) -> None:
+    with pytest.raises(AnalysisError, match="table9: no such table or file"):
+        read_table("table9")
+    own = tmp_path / "own.toml"
+    own.write_text('title = "t"\n[[rows]]\nname = "only"\nset = []\n')
+    with pytest.raises(AnalysisError, match="two rows or more"):
+        read_table(str(own))
+    own.write_text('title = "t"\n[[rows]]\nname = "a"\nset = []\n[[rows]]\nname = "b"\nset = ["losses.lambda_q=1"]\n')
+    with pytest.raises(ConfigError, match=r"row 'b'.*lambda_q"):
+        plan(read_table(str(own)), write_config(), out=tmp_path, seeds=[0], settings=[])
+    with pytest.raises(ConfigError, match="no such configuration file") as caught:
+        load_config(tmp_path / "absent.toml")
+    assert "vit-b-16" in str(caught.value.hint)

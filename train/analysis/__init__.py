@@ -1,0 +1,1 @@
+"""What trained models have to say about the method: the analyses of the paper."""

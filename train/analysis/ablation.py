@@ -1,0 +1,163 @@
+"""Train the rows of a table with several seeds, evaluate them on several data sets: `physseg analyse ablation`.
+
+A row is a list of settings on top of one configuration (table3.toml and table4.toml here are the paper's). Every run
+has a folder of its own, OUT/ROW/seed_K, and is nothing but a `physseg train` command (`--dry-run` prints them), so the
+runs may as well be jobs of a cluster: what is there already is not computed again.
+"""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from ...manifests.table import Manifest
+from ..config import TrainConfig, load_config
+from ..errors import AnalysisError, ConfigError
+from ..evaluate import evaluate_model, load_run
+from ..image_counts import ImageCounts
+from ..loop import train
+from ..model.inference import InferenceSettings
+from ..process import choose_device
+from ..run_folder import RunFolder
+
+TABLES = ("table3", "table4")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    settings: tuple[str, ...]
+    """KEY=VALUE, as for `physseg train --set`."""
+
+    @property
+    def folder(self) -> str:
+        """The name without what file systems dislike: "+L^p +L^sac" is l-p-l-sac."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A set of rows; the first one is what the others are compared with."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell's worth of training."""
+
+    row: Row
+    seed: int
+    config: TrainConfig
+
+    @property
+    def folder(self) -> RunFolder:
+        assert self.config.run is not None
+        return RunFolder(self.config.run)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One run on one data set."""
+
+    row: str
+    seed: int
+    data: str
+    miou: float
+    images: ImageCounts
+
+
+def read_table(name: str) -> Table:
+    """A table of the paper by name, or one of your own from a file of the same form. Raises AnalysisError."""
+    if name in TABLES:
+        text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise AnalysisError(f"{name}: no such table or file", hint=f"Tables: {', '.join(TABLES)}.")
+    try:
+        document = tomllib.loads(text)
+        rows = tuple(Row(str(row["name"]), tuple(row["set"])) for row in document["rows"])
+        title = str(document["title"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise AnalysisError(
+            f"{name}: not a table of rows: {error}", hint='It needs title = "...", and [[rows]] with name and set.'
+        ) from error
+    folders = [row.folder for row in rows]
+    if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
+        raise AnalysisError(f"{name}: expected two rows or more with names of their own, got {[r.name for r in rows]}")
+    return Table(title, rows)
+
+
+def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], settings: Sequence[str]) -> list[Run]:
+    """All runs, seed by seed, each configuration built and so checked. Raises ConfigError that names the row."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise AnalysisError(f"seeds: expected different numbers, got {list(seeds)}")
+    runs = []
+    for seed in seeds:
+        for row in table.rows:
+            overrides = [*settings, *row.settings, f"seed={seed}"]
+            try:
+                built = load_config(config, overrides, run=out / row.folder / f"seed_{seed}")
+            except ConfigError as error:
+                raise ConfigError(f"row {row.name!r}: {error.args[0]}", hint=error.hint, **error.fields) from error
+            runs.append(Run(row, seed, built))
+    return runs
+
+
+def run_all(
+    runs: Sequence[Run],
+    manifests: dict[str, Manifest],
+    *,
+    windows: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Score]:
+    """Train and evaluate whatever is not there yet, in order, and give every score."""
+    for number, run in enumerate(runs, start=1):
+        say(f"[{number}/{len(runs)}] {run.row.name}, seed {run.seed}: {run.folder.path}")
+        result = train(run.config)
+        if not result.finished:
+            raise AnalysisError(
+                f"{run.folder.path}: stopped at step {result.step}", hint="The same command again goes on from there."
+            )
+        for name, manifest in manifests.items():
+            yield _score(run, name, manifest, windows=windows)
+
+
+def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
+    folder = run.folder.evaluations
+    stem = f"{name}-{'windows' if windows else 'whole'}-{manifest.fingerprint[:12]}-step_{run.config.steps:08d}"
+    arrays = folder / f"{stem}.npz"
+    if not arrays.exists() or not arrays.with_suffix(".json").exists():
+        loaded = load_run(run.folder.path, device=choose_device(run.config.device))
+        evaluate_model(
+            loaded.model,
+            manifest,
+            trained_on=loaded.classes,
+            settings=InferenceSettings(windows=windows),
+            source={"run": str(run.folder.path), "step": loaded.step},
+        ).write(folder, stem)
+    with np.load(arrays) as found:
+        images = ImageCounts(
+            image_ids=tuple(found["image_ids"].tolist()),
+            **{part: found[f"image_{part}"] for part in ("hits", "true", "predicted")},
+        )
+    miou = float(images.resampled_miou(np.ones((1, len(images.image_ids))))[0])
+    return Score(run.row.name, run.seed, name, miou, images)
+
+
+def command(run: Run, config: Path | str, settings: Sequence[str]) -> str:
+    """The command line that trains this run by itself."""
+    chosen = (*settings, *run.row.settings, f"seed={run.seed}")
+    return " ".join(
+        ["physseg train", shlex.quote(str(config)), "--out", shlex.quote(str(run.folder.path))]
+        + [f"--set {shlex.quote(text)}" for text in chosen]
+    )

@@ -1,0 +1,142 @@
+"""Scores of an ablation to a table: means, their spread over seeds, and paired differences to the first row.
+
+Two things make a difference uncertain, and each has its interval of 95 %. Other seeds would give other models:
+Student's t over the per-seed differences, of runs that share initial weights, sample order and augmentation. Other test
+images would give another score of the same models: the bootstrap over images, the same sample of them for both rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..image_counts import bootstrap_weights, percentile_interval
+from .ablation import Score
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the last, the last (wider than the truth).
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+SAMPLES = 2000
+"""Bootstrap samples of the images."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row on one data set; fractions 0..1."""
+
+    row: str
+    data: str
+    mious: tuple[float, ...]
+    """By seed."""
+    difference: float | None = None
+    """Mean over seeds of this row minus the first one; None for the first one itself."""
+    over_seeds: Interval | None = None
+    """95 % of the difference over seeds; None with one seed."""
+    over_images: Interval | None = None
+    """95 % of the difference over images."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.mious))
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over seeds."""
+        return float(np.std(self.mious, ddof=1)) if len(self.mious) > 1 else None
+
+
+def cells(scores: Sequence[Score]) -> list[Cell]:
+    """All cells, data set by data set, rows in the order of their first score."""
+    rows = list(dict.fromkeys(score.row for score in scores))
+    found = []
+    for data in dict.fromkeys(score.data for score in scores):
+        by_run = {(score.row, score.seed): score for score in scores if score.data == data}
+        seeds = sorted({seed for _, seed in by_run})
+        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), SAMPLES, seed=0)
+        baseline = _samples([by_run[rows[0], seed] for seed in seeds], weights)
+        for row in rows:
+            own = [by_run[row, seed] for seed in seeds]
+            mious = tuple(score.miou for score in own)
+            if row == rows[0]:
+                found.append(Cell(row, data, mious))
+                continue
+            pairs = np.array([score.miou - by_run[rows[0], score.seed].miou for score in own])
+            drawn = (_samples(own, weights) - baseline).mean(axis=0)
+            over_images = percentile_interval(drawn, 0.95)
+            found.append(Cell(row, data, mious, float(pairs.mean()), student_interval(pairs), over_images))
+    return found
+
+
+def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
+    """95 % of the mean of normal values by Student's t; None for a single one.
+
+    >>> low, high = student_interval(np.array([1.0, 2.0, 3.0]))
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    if len(values) < 2:
+        return None
+    quantile = _T975[min(len(values) - 1, len(_T975)) - 1]
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def markdown(title: str, found: Sequence[Cell]) -> str:
+    """The table in percent, and a line that says what it holds."""
+    rows, data = (list(dict.fromkeys(getattr(cell, part) for cell in found)) for part in ("row", "data"))
+    by_place = {(cell.row, cell.data): cell for cell in found}
+    header = ["", *(f"{name}{part}" for name in data for part in ("", ", difference", ", over seeds", ", over images"))]
+    lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
+    lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
+    seeds = len(found[0].mious)
+    legend = (
+        f"mIoU in percent, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; difference to {rows[0]} with "
+        "95 % intervals: over seeds by Student's t, over images by bootstrap."
+    )
+    lines += ["", legend]
+    return "\n".join(lines) + "\n"
+
+
+def document(title: str, found: Sequence[Cell]) -> dict[str, Any]:
+    """Everything as JSON."""
+    return {
+        "title": title,
+        "cells": [
+            {
+                "row": cell.row,
+                "data": cell.data,
+                "miou": list(cell.mious),
+                "mean": cell.mean,
+                "deviation": cell.deviation,
+                "difference": cell.difference,
+                "difference_over_seeds": cell.over_seeds,
+                "difference_over_images": cell.over_images,
+            }
+            for cell in found
+        ],
+    }
+
+
+def _samples(scores: Sequence[Score], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """mIoU of every seed on every sample of images: (seeds, samples)."""
+    return np.stack([score.images.resampled_miou(weights) for score in scores])
+
+
+def _texts(cell: Cell) -> tuple[str, str, str, str]:
+    mean = f"{100 * cell.mean:.2f}" + ("" if cell.deviation is None else f" ± {100 * cell.deviation:.2f}")
+    if cell.difference is None:
+        return mean, "", "", ""
+    return mean, f"{100 * cell.difference:+.2f}", _interval(cell.over_seeds), _interval(cell.over_images)
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def _line(fields: Sequence[str]) -> str:
+    return "| " + " | ".join(fields) + " |"

@@ -1,0 +1,63 @@
+"""Pixel counts of every image by itself: what confidence intervals over images are made of.
+
+The confusion matrices of thousands of images would be large; their diagonals and margins are small, and IoU needs no
+more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageCounts:
+    """Of N images and C classes."""
+
+    image_ids: tuple[str, ...]
+    """Sample ids, in the order of the rows."""
+    hits: Counts
+    """(N, C) pixels of a class that were predicted as it."""
+    true: Counts
+    """(N, C) pixels of a class."""
+    predicted: Counts
+    """(N, C) labelled pixels that were predicted as a class."""
+
+    @staticmethod
+    def stack(
+        image_ids: Sequence[str], matrices: Sequence[tuple[Counts, Counts, Counts]], classes: int
+    ) -> "ImageCounts":
+        """From (hits, true, predicted), each (C,), of every image."""
+        stacked = np.array(matrices, dtype=np.int64).reshape(len(image_ids), 3, classes)
+        return ImageCounts(image_ids=tuple(image_ids), hits=stacked[:, 0], true=stacked[:, 1], predicted=stacked[:, 2])
+
+    def resampled_miou(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """mIoU of samples of the images: weights (B, N), how often each image is in each sample; returns (B,).
+
+        As ConfusionMatrix.miou: over the classes that are true or predicted somewhere in the sample. NaN for none.
+        """
+        hits = weights @ self.hits.astype(np.float64)
+        union = weights @ (self.true + self.predicted - self.hits).astype(np.float64)
+        iou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
+        occurring = (union > 0).sum(axis=1)
+        return np.divide(iou.sum(axis=1), occurring, out=np.full(len(weights), np.nan), where=occurring > 0)
+
+    def interval(self, *, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of the mIoU over images (Efron, percentile method): (low, high)."""
+        found = self.resampled_miou(bootstrap_weights(len(self.image_ids), samples, seed))
+        return percentile_interval(found, level)
+
+
+def bootstrap_weights(num_images: int, samples: int, seed: int) -> npt.NDArray[np.float64]:
+    """How often each image is drawn in each of so many samples of `num_images` with replacement: (samples, N)."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples).astype(np.float64)
+
+
+def percentile_interval(values: npt.NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The central share `level` of the values."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
