@@ -86,8 +86,8 @@ def find_ade20k_150(root: Path, split: str) -> Archive:
         split=split,
         release=release,
         ids=ade20k_150_ids(),
-        images=files_by_stem(images, IMAGE_SUFFIXES, "photographs"),
-        labels=files_by_stem(labels, (".png",), "label pictures"),
+        images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
+        labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         image_folder=images,
         label_folder=labels,
     )
@@ -102,7 +102,7 @@ def find_ade20k_847(root: Path, split: str) -> Archive:
         if (folder / "images" / split).is_dir():
             raise _wrong_release(folder, release, "the release of 2016, whose ids mean other things")
     scenes = existing_folder(root, [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS], "scenes", release)
-    images, labels = _scene_files(scenes)
+    images, labels = _scene_files(scenes.resolve())
     return Archive(
         dataset="ade20k-847",
         split=split,

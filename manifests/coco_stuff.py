@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .archive import Release
 from .errors import ManifestError
 from .label_ids import LabelIds
 from .vocabulary import Vocabulary, read_classes
@@ -19,6 +20,14 @@ CATEGORY_TO_CLASS = {
 
 IMAGE_FOLDERS = ("{split}", "images/{split}")
 LABEL_FOLDERS = ("stuffthingmaps/{split}", "annotations/{split}", "stuffthingmaps_trainval2017/{split}")
+SOURCE = (
+    "unpack http://images.cocodataset.org/zips/{split}.zip and stuffthingmaps_trainval2017.zip "
+    "(https://github.com/nightrome/cocostuff) into --root"
+)
+RELEASES = {
+    split: Release(title=f"COCO-Stuff, {split}", counts=(count,), source=SOURCE.format(split=split))
+    for split, count in (("train2017", 118287), ("val2017", 5000))
+}
 
 
 def coco_stuff_ids() -> LabelIds:
@@ -56,8 +65,9 @@ def _find(root: Path, split: str, templates: tuple[str, ...], what: str) -> Path
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
+    source = f"{RELEASES[split].source}; or " if split in RELEASES else ""
     raise ManifestError(
         f"{what} of {split}: expected one of " + ", ".join(map(str, candidates)) + "; none exists",
-        hint="name the folders with --images and --labels",
+        hint=f"{source}name the folders with --images and --labels",
         path=str(root),
     )

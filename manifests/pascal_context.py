@@ -93,7 +93,7 @@ def find_context(
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     form = _form(kit, num_classes, form, labels)
-    image_files = files_by_stem(images, IMAGE_SUFFIXES, "photographs")
+    image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}
     if form == "json":
         from .context_json import paint_context  # pycocotools is needed here only
@@ -118,7 +118,7 @@ def find_context(
         release=release,
         ids=context_ids(num_classes, form),
         images=image_files,
-        labels=files_by_stem(labels, suffixes, "label files"),
+        labels=files_by_stem(labels.resolve(), suffixes, "label files"),
         image_folder=images,
         label_folder=labels,
         listed=listed,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .archive import Archive, Release, existing_folder, existing_list, known_split
+from .errors import ManifestError
 from .label_ids import LabelIds
 from .pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from .vocabulary import published_vocabulary
@@ -66,10 +67,30 @@ def find_voc(root: Path, split: str, *, dataset: str, ids: LabelIds, listed_in: 
         split=split,
         release=release,
         ids=ids,
-        images=files_by_stem(images, IMAGE_SUFFIXES, "photographs"),
-        labels=files_by_stem(labels, (".png",), "label pictures"),
+        images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
+        labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         image_folder=images,
         label_folder=labels,
-        listed=read_list(listed_in),
+        listed=list_names(listed_in),
         listed_in=listed_in,
     )
+
+
+def list_names(path: Path) -> tuple[str, ...]:
+    """The names in a list of VOC's form; lists of the augmented split often give the two files of a sample instead.
+
+    Raises ManifestError for a line whose files have different names, and for repeats.
+    """
+    names: dict[str, str] = {}
+    for line in read_list(path):
+        stems = {Path(word).stem if "/" in word else word for word in line.split()}
+        name = min(stems)
+        if len(stems) > 1 or name in names:
+            raise ManifestError(
+                f"{path}: expected one name, or the two files of one sample, once per line; got {line!r}"
+                + (f" after {names[name]!r}" if name in names else ""),
+                hint="take the list out of the archive again",
+                path=str(path),
+            )
+        names[name] = line
+    return tuple(names)

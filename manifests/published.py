@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
-from .archive import Archive, Release, miscounted
+from .archive import Archive, miscounted
 from .checking import Checked, CheckSettings, check_samples
+from .coco_stuff import RELEASES as COCO_RELEASES
 from .errors import ManifestError
 from .label_ids import LabelIds
 from .pairing import read_list, some
@@ -20,14 +21,6 @@ VOC: Mapping[str, Callable[[], LabelIds]] = {"pascal-voc-20": voc_20_ids, "pasca
 CONTEXT = {"pascal-context-59": 59, "pascal-context-459": 459}
 TEST_SPLITS = dict.fromkeys(ADE, "validation") | dict.fromkeys((*VOC, *CONTEXT), "val")
 """Benchmark -> the split it is evaluated on."""
-COCO_SOURCE = (
-    "unpack http://images.cocodataset.org/zips/{split}.zip and stuffthingmaps_trainval2017.zip "
-    "(https://github.com/nightrome/cocostuff) into --root"
-)
-COCO_RELEASES = {
-    split: Release(title=f"COCO-Stuff, {split}", counts=(count,), source=COCO_SOURCE.format(split=split))
-    for split, count in (("train2017", 118287), ("val2017", 5000))
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +58,13 @@ def benchmark(
     if name not in CONTEXT:
         if form or labels or write_labels:
             raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
-        if name in ADE:
-            archive = ADE[name](root, split)
-        else:
+        if name in VOC:
             archive = find_voc(root, split, dataset=name, ids=VOC[name](), listed_in=listed)
-        return _found(archive, listed, check, settings)
+        else:
+            archive = ADE[name](root, split)
+            if listed is not None:
+                archive = replace(archive, listed=read_list(listed), listed_in=listed)
+        return _found(archive, check, settings, selected=listed is not None)
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
         archive = find_context(
             root,
@@ -81,7 +76,7 @@ def benchmark(
             listed_in=listed,
             workers=settings.workers,
         )
-        return _found(archive, listed, check, settings)
+        return _found(archive, check, settings, selected=listed is not None)
 
 
 def coco_stuff_found(checked: Checked, split: str | None, *, selected: bool) -> Found:
@@ -93,11 +88,8 @@ def coco_stuff_found(checked: Checked, split: str | None, *, selected: bool) -> 
     return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
 
 
-def _found(archive: Archive, listed: Path | None, check: bool, settings: CheckSettings) -> Found:
-    if listed is not None:
-        release = replace(archive.release, counts=())
-        archive = replace(archive, listed=read_list(listed), listed_in=listed, release=release)
-    missing, count = list(archive.missing()), archive.miscounted()
+def _found(archive: Archive, check: bool, settings: CheckSettings, *, selected: bool) -> Found:
+    missing, count = list(archive.missing()), "" if selected else archive.miscounted()
     pairs = archive.pairs()
     if missing and (not check or not pairs):
         hint = f"complete the archive: {archive.release.source}; or choose samples with --list FILE"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from physseg import cli
-from physseg.manifests import ade20k, archive, pascal_context, pascal_voc, published
+from physseg.manifests import ade20k, archive, coco_stuff, pascal_context, pascal_voc, published
 from physseg.manifests.archive import Release
 from physseg.manifests.table import Manifest
 from physseg.manifests.vocabulary import published_vocabulary
@@ -46,7 +46,7 @@ def four_published(monkeypatch):
 
 
 def test_the_published_counts():
-    counts = {name: release.counts for name, release in published.COCO_RELEASES.items()}
+    counts = {name: release.counts for name, release in coco_stuff.RELEASES.items()}
     assert counts == {"train2017": (118287,), "val2017": (5000,)}
     assert ade20k.CHALLENGE["validation"].counts == ade20k.FULL["validation"].counts == (2000,)
     assert pascal_context.RELEASES["val"].counts == (5105, 5104)
@@ -143,9 +143,7 @@ def test_coco_stuff_is_counted_by_split(toys, physseg, monkeypatch):
     assert code == 1
     assert "incomplete   COCO-Stuff, val2017: expected 5000 samples, got 2" in out.splitlines()
     assert "get it       unpack http://images.cocodataset.org/zips/val2017.zip" in out
-    monkeypatch.setitem(
-        published.COCO_RELEASES, "val2017", Release(title="COCO-Stuff, val2017", counts=(2,), source="")
-    )
+    monkeypatch.setitem(coco_stuff.RELEASES, "val2017", Release(title="COCO-Stuff, val2017", counts=(2,), source=""))
     code, out, _ = physseg(*base)
     assert code == 0
     assert "checked      COCO-Stuff, val2017: 2 samples, every id known" in out
@@ -189,7 +187,11 @@ def test_context_json_is_checked_without_a_folder_for_its_pictures(toys, physseg
         (("pascal-voc-20", "--root", ".", "--check"), 1, "hint: unpack VOCtrainval_11-May-2012.tar"),
         (("ade20k-847", "--root", ".", "--check"), 1, "hint: ask for the full data set, release 2021_17_01"),
         (("pascal-context-459", "--root", ".", "--check"), 1, "hint: unpack VOCtrainval_03-May-2010.tar"),
-        (("coco-stuff", "--root", ".", "--split", "val2017", "--check"), 1, "photographs of val2017: expected one of"),
+        (
+            ("coco-stuff", "--root", ".", "--split", "val2017", "--check"),
+            1,
+            "hint: unpack http://images.cocodataset.org/zips/val2017.zip and stuffthingmaps",
+        ),
     ],
 )
 def test_missing_archives_are_a_line_and_a_hint(arguments, code, message, physseg):

@@ -201,6 +201,10 @@ def with_metadata(table, **changes):
             ),
             "expected manifest format 1 or 2, got 99",
         ),
+        (lambda table: with_metadata(table, label_form="runes"), "label form: expected one of .* got 'runes'"),
+        (lambda table: with_metadata(table, max_short_side_px=0), "max_short_side_px: expected 1 or more, got 0"),
+        (lambda table: with_metadata(table, fold_from=2), "fold_from: expected a class id below 2, got 2"),
+        (lambda table: with_metadata(table, fold_from="x"), "metadata is incomplete: TypeError"),
     ],
 )
 def test_tampered_manifests_are_refused_on_reading(change, match, tmp_path):
@@ -208,6 +212,32 @@ def test_tampered_manifests_are_refused_on_reading(change, match, tmp_path):
     with pytest.raises(ManifestError, match=match) as caught:
         Manifest.read(path)
     assert "m.parquet" in str(caught.value)
+
+
+PROTOCOL = {"label_form": "ade-full", "max_short_side_px": 512, "fold_from": 1}
+
+
+def test_manifests_without_a_protocol_stay_what_they_were(tmp_path):
+    """Stores and results name these hashes, and earlier versions of physseg read the file."""
+    assert manifest().fingerprint == "a83fb14a147993d2c8231b310487e38a25c7f15940c2cd3dc52bd28fac208509"
+    assert manifest().row_digest(0, 2) == "cc5de04fc37448a481fc92af8eb0b8ace10cae586208cb4b4256c1e5d05f99c7"
+    manifest().write(tmp_path / "m.parquet")
+    header = json.loads(pq.read_schema(tmp_path / "m.parquet").metadata[METADATA_KEY])
+    assert header["format_version"] == 1
+    assert not PROTOCOL.keys() & header.keys()
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_a_protocol_is_written_and_counts(name, tmp_path):
+    ours = manifest(**{name: PROTOCOL[name]})
+    ours.write(tmp_path / "m.parquet")
+    assert json.loads(pq.read_schema(tmp_path / "m.parquet").metadata[METADATA_KEY])["format_version"] == 2
+    read = Manifest.read(tmp_path / "m.parquet")
+    assert read == ours
+    assert getattr(read, name) == PROTOCOL[name]
+    assert read.fingerprint == ours.fingerprint != manifest().fingerprint
+    stored_content_differs = read.row_digest(0, 2) != manifest().row_digest(0, 2)
+    assert stored_content_differs == (name != "fold_from")
 
 
 def test_empty_cells_are_refused(tmp_path):

@@ -49,7 +49,7 @@ def test_labels_of_both_from_any_level_of_the_archive(toys, root):
     assert with_background.load(0)[1].tolist() == [[20, 0, 19], [255, 7, 14]]
 
 
-def test_folding_scores_21_classes_of_59_prompts(toys, tmp_path):
+def test_convention_folding_scores_21_classes_of_59_prompts(toys, tmp_path):
     devkit(toys)
     manifest(toys, "pascal-voc-20b").write(tmp_path / "m.parquet")
     read = Manifest.read(tmp_path / "m.parquet")
@@ -82,6 +82,25 @@ def vars_of(manifest):
 def test_augmented_training_labels_have_their_own_list(toys):
     devkit(toys, labels="SegmentationClassAug", split="trainaug")
     assert len(manifest(toys, "pascal-voc-20", split="train_aug")) == 2
+
+
+def test_lists_of_both_files_of_a_sample(toys):
+    devkit(toys, labels="SegmentationClassAug", split="train_aug")
+    lists = toys.folder / "VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"
+    lists.write_text("/JPEGImages/b.jpg /SegmentationClassAug/b.png\n")
+    assert [sample.sample_id for sample in manifest(toys, "pascal-voc-20", split="train_aug").samples] == ["b"]
+    lists.write_text("/JPEGImages/b.jpg /SegmentationClassAug/2007_000033.png\n")
+    with pytest.raises(ManifestError, match="expected one name, or the two files of one sample"):
+        manifest(toys, "pascal-voc-20", split="train_aug")
+
+
+def test_folders_may_be_links(toys, tmp_path):
+    devkit(toys)
+    elsewhere = tmp_path / "disk/photographs"
+    elsewhere.parent.mkdir()
+    (toys.folder / "VOCdevkit/VOC2012/JPEGImages").rename(elsewhere)
+    (toys.folder / "VOCdevkit/VOC2012/JPEGImages").symlink_to(elsewhere)
+    assert manifest(toys, "pascal-voc-20").load(0)[1].tolist() == [[255, 0, 19], [255, 7, 14]]
 
 
 def test_an_image_of_background_only_is_noted(toys):

@@ -28,7 +28,7 @@ def test_no_limit_no_change():
     assert cap_labels(image[..., 0], 700).shape == (600, 700)
 
 
-def test_labels_take_the_pixel_at_floor_i_times_scale_and_keep_16_bits():
+def test_convention_capped_labels_take_the_pixel_at_floor_i_times_scale_and_keep_16_bits():
     raw = (1000 + np.arange(6 * 9).reshape(6, 9)).astype(np.uint16)
     small = cap_labels(raw, 4)
     assert small.dtype == np.uint16
