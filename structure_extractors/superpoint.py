@@ -1,11 +1,11 @@
-"""SuperPoint keypoints (DeTone et al. 2018): the published detector and its post-processing, weights from a path.
+"""SuperPoint keypoints (DeTone et al. 2018): the published detector and its post-processing, weights of ours or yours.
 
 torch is imported on first use, so that runs without SuperPoint do not pay for it in every worker.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,12 +14,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ExtractorError, WeightsError
+from .errors import WeightsError
 from .interface import JSON, Image, Labels, check_image, check_option, settings_identity
 from .keypoints import Scores, clear_border, encode_confidence, keep_strongest, suppress_neighbours
 
 if TYPE_CHECKING:
     from .superpoint_weights import Detector
+
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "superpoint_physseg.safetensors"  # its model card lies beside it
+ADAPTATIONS = (0, 16, 32)
 
 
 def select_keypoints(
@@ -46,11 +50,12 @@ class SuperPoint:
 
     name: ClassVar[str] = "superpoint"
 
-    weights: str | None = None  # file of weights; formats in superpoint_weights.py. Required while the package has none
+    weights: str | None = None  # file of weights; formats in superpoint_weights.py. None = the package's own
     threshold: float | None = None  # keypoints are more probable than this; None = what the authors of the weights use
     nms_radius: int = 4  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     border: int = 4  # keypoints closer than this to the image's edge are dropped, pixels
     max_keypoints: int | None = None  # keep this many of the strongest; None = all
+    adaptation: int = 0  # 16 or 32: mean over so many homographies, as many times slower, more repeatable; 0 = none
     dense: bool = False  # also yield superpoint_dense
     precision: Literal["float32", "bfloat16"] = "float32"  # of the network; bfloat16 is faster on CPUs that have it
     weights_sha256: str = field(init=False, default="")  # of the file; part of the identity, unlike its path
@@ -64,17 +69,14 @@ class SuperPoint:
         check(0 <= self.border <= 1024, "border", "an integer in 0..1024")
         check(self.max_keypoints is None or self.max_keypoints >= 1, "max_keypoints", "an integer >= 1, or none")
         check(self.precision in ("float32", "bfloat16"), "precision", "'float32' or 'bfloat16'")
-        if self.weights is None:
-            raise ExtractorError(
-                "superpoint: expected a file of weights, got none: this version of physseg ships no SuperPoint weights",
-                hint="give a file you may use with superpoint.weights=PATH (formats of Magic Leap, rpautrat, "
-                "eric-yyjau, Hugging Face), or leave superpoint out of the structures",
-                extractor=self.name,
-                option="weights",
-            )
-        path = str(Path(self.weights).expanduser().resolve())
-        object.__setattr__(self, "weights", path)
-        object.__setattr__(self, "weights_sha256", hashlib.sha256(_read(path)).hexdigest())
+        check(self.adaptation in ADAPTATIONS, "adaptation", f"one of {', '.join(map(str, ADAPTATIONS))}")
+        if self.weights is not None:  # None stays: the package may lie elsewhere on the machine of a worker
+            object.__setattr__(self, "weights", str(Path(self.weights).expanduser().resolve()))
+        object.__setattr__(self, "weights_sha256", hashlib.sha256(_read(self._path)).hexdigest())
+
+    @property
+    def _path(self) -> str:
+        return str(SHIPPED_WEIGHTS) if self.weights is None else self.weights
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class SuperPoint:
 
     def identity(self) -> dict[str, JSON]:
         threshold = self._detector().threshold if self.threshold is None else self.threshold
-        return settings_identity(self, revision=1, without=("weights",)) | {"threshold": threshold}
+        return settings_identity(self, revision=2, without=("weights",)) | {"threshold": threshold}
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         return self.detect([image])[0]
@@ -116,12 +118,19 @@ class SuperPoint:
         return arrays | {"superpoint_dense": encode_confidence(probability)} if self.dense else arrays
 
     def _probabilities(self, grey: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        from .superpoint_network import probability_maps
+        from .superpoint_network import grey_tensor, probability_maps
 
-        return probability_maps(self._detector().network, np.stack(grey))
+        network = self._detector().network
+        if not self.adaptation:
+            return probability_maps(network, np.stack(grey))
+        from .superpoint_adaptation import adapted_probabilities
+
+        images = grey_tensor(np.stack(grey), network.logits.conv.weight.device)
+        adapted: npt.NDArray[np.float32] = adapted_probabilities(network, images, self.adaptation).cpu().numpy()
+        return adapted
 
     def _detector(self) -> "Detector":
-        return _load(str(self.weights), self.weights_sha256, self.precision)
+        return _load(self._path, self.weights_sha256, self.precision)
 
 
 def _grey(image: Image) -> npt.NDArray[np.uint8]:
@@ -133,6 +142,7 @@ def _load(path: str, sha256: str, precision: str) -> "Detector":
     """Load a detector once per process. Workers come with the hash: a file replaced during a run ends the run."""
     import torch
 
+    from .superpoint_network import fold_normalisation
     from .superpoint_weights import load_detector
 
     data = _read(path)
@@ -145,7 +155,10 @@ def _load(path: str, sha256: str, precision: str) -> "Detector":
             expected=sha256,
             got=got,
         )
-    return load_detector(data, where=path, dtype=getattr(torch, precision))
+    detector = load_detector(data, where=path)
+    network = fold_normalisation(detector.network)
+    network.to(dtype=getattr(torch, precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(detector, network=network)
 
 
 def _read(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The SuperPoint extractor: post-processing, batches, identity, and what it says without weights."""
+"""The SuperPoint extractor: post-processing, batches, adaptation, identity, and where its weights come from."""
 
 import json
 import pickle
@@ -8,11 +8,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from physseg.structure_extractors import superpoint
 from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.keypoints import decode_confidence, encode_confidence
 from physseg.structure_extractors.registry import build
 from physseg.structure_extractors.superpoint import SuperPoint, select_keypoints
-from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork, probability_maps
+from physseg.structure_extractors.superpoint_adaptation import adapted_probabilities
+from physseg.structure_extractors.superpoint_network import (
+    Architecture,
+    DetectorNetwork,
+    fold_normalisation,
+    grey_tensor,
+    probability_maps,
+)
 from safetensors.torch import save_file
 
 LABELS = np.zeros((1, 1), np.uint8)
@@ -83,7 +91,7 @@ def test_a_point_in_the_border_still_suppresses_its_neighbours():
 def test_the_whole_extractor_is_network_then_post_processing(weights):
     photo = image(0)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-    network = make_network().to(memory_format=torch.channels_last)
+    network = fold_normalisation(make_network()).to(memory_format=torch.channels_last)
     probability = probability_maps(network, grey[None])[0]
     out = SuperPoint(weights=weights, dense=True, **SETTINGS)(photo, LABELS, ignore_index=255)
 
@@ -126,10 +134,25 @@ def test_bfloat16_finds_nearly_the_same_probabilities(weights):
     assert difference.mean() < 2
 
 
-def test_without_weights_it_says_how_to_give_them():
-    with pytest.raises(ExtractorError, match="this version of physseg ships no SuperPoint weights") as caught:
-        build(["superpoint"])
-    assert "superpoint.weights=PATH" in str(caught.value)
+def test_without_a_path_it_takes_the_weights_of_the_package(weights, monkeypatch):
+    monkeypatch.setattr(superpoint, "SHIPPED_WEIGHTS", Path(weights))
+    (extractor,) = build(["superpoint"])
+    assert extractor.identity() == SuperPoint(weights=weights).identity()
+    assert extractor.weights is None  # workers look beside their own code, wherever that is
+    assert pickle.loads(pickle.dumps(extractor)) == extractor
+    assert "superpoint" in extractor(image(0), LABELS, ignore_index=255)
+
+
+@pytest.mark.parametrize("adaptation", [16, 32])
+def test_adaptation_is_the_mean_over_homographies(weights, adaptation):
+    photo = image(0)
+    network = fold_normalisation(make_network()).to(memory_format=torch.channels_last)
+    grey = grey_tensor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[None], torch.device("cpu"))
+    expected = encode_confidence(adapted_probabilities(network, grey, adaptation)[0].numpy())
+    out = SuperPoint(weights=weights, dense=True, adaptation=adaptation)(photo, LABELS, ignore_index=255)
+    np.testing.assert_array_equal(out["superpoint_dense"], expected)
+    plain = SuperPoint(weights=weights, dense=True)(photo, LABELS, ignore_index=255)
+    assert not np.array_equal(out["superpoint_dense"], plain["superpoint_dense"])
 
 
 def test_a_missing_file_is_named_at_once(tmp_path):
@@ -168,6 +191,7 @@ def test_the_default_threshold_is_resolved_in_the_identity(weights):
         {"nms_radius": 3},
         {"border": 0},
         {"max_keypoints": 9},
+        {"adaptation": 16},
         {"dense": True},
         {"precision": "bfloat16"},
     ],
@@ -193,7 +217,9 @@ def test_workers_get_the_path_and_notice_a_replaced_file(weights):
         pickle.loads(sent)(image(0), LABELS, ignore_index=255)
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"nms_radius": -1}, {"border": -1}, {"max_keypoints": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 1.0}, {"nms_radius": -1}, {"border": -1}, {"max_keypoints": 0}, {"adaptation": 8}]
+)
 def test_wrong_options_are_named(weights, wrong):
     with pytest.raises(ExtractorError, match=rf"superpoint\.{next(iter(wrong))}: expected "):
         SuperPoint(weights=weights, **wrong)

@@ -9,6 +9,7 @@ from physseg.structure_extractors.errors import ExtractorError
 from physseg.structure_extractors.superpoint_network import (
     Architecture,
     DetectorNetwork,
+    fold_normalisation,
     keypoint_probability,
     probability_maps,
 )
@@ -129,3 +130,16 @@ def test_the_published_size_has_its_parameters():
 def test_an_impossible_architecture_is_an_error():
     with pytest.raises(ExtractorError, match="expected eight positive widths and a head width, got"):
         Architecture(widths=(64, 64, 128), head_width=256)
+
+
+def test_folded_normalisation_gives_the_same_probabilities():
+    network = random_network(order="conv-bn-relu", norm_logits=True)
+    folded = fold_normalisation(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    grey = np.random.default_rng(0).integers(0, 256, (2, 45, 61), np.uint8)
+    np.testing.assert_allclose(probability_maps(folded, grey), probability_maps(network, grey), rtol=1e-3, atol=1e-6)
+
+
+def test_normalisation_behind_the_relu_stays():
+    network = random_network(order="conv-relu-bn", norm_logits=True)
+    assert fold_normalisation(network) is network

@@ -1,0 +1,90 @@
+"""What `physseg superpoint ...` does: settings from words, the work, a few lines of report."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExtractorError
+from ..superpoint import SHIPPED_WEIGHTS
+from ..superpoint_network import Architecture, fold_normalisation
+from ..superpoint_weights import load_detector
+from .evaluation import Rows, evaluate, table
+from .files import write_whole
+from .labels import Labelled
+from .loop import TrainSettings, train
+from .sources import LabelledImages, Mixed, Shapes
+
+Say = Callable[[str], None]
+
+
+def train_synthetic(
+    run: Path, *, steps: int, seed: int, full_width: bool, batch_size: int, precision: str, device: str, say: Say
+) -> Path:
+    """Train on generated shapes into the folder ``run``; returns the file of weights."""
+    widths: dict[str, Any] = asdict(Architecture()) if full_width else {}
+    settings = TrainSettings(
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        precision=_precision(precision),
+        **{name: value for name, value in widths.items() if name in ("widths", "head_width")},
+    )
+    weights = train(Shapes(), settings, run, device=device, say=say)
+    say(f"{weights}: trained on shapes")
+    return weights
+
+
+def train_labelled(
+    run: Path,
+    images: Path,
+    labels: Path,
+    *,
+    start: Path | None,
+    steps: int,
+    shapes: float,
+    seed: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+    say: Say,
+) -> Path:
+    """Train further on labelled pictures of a folder, with a share of shapes; returns the file of weights."""
+    settings = TrainSettings(
+        steps=steps, seed=seed, batch_size=batch_size, precision=_precision(precision), learning_rate=1e-3, warped=0.7
+    )
+    source = Mixed(LabelledImages(images, Labelled.read(labels)), shapes)
+    weights = train(source, settings, run, start=start or SHIPPED_WEIGHTS, device=device, say=say)
+    say(f"{weights}: trained on {len(source.labelled.labels.names)} labelled pictures")
+    return weights
+
+
+def evaluate_weights(
+    weights: Path | None,
+    *,
+    sequences: Sequence[Path],
+    photographs: Path | None,
+    per_kind: int,
+    out: Path | None,
+    device: str,
+    say: Say,
+) -> Rows:
+    """Print the figures of a detector beside the classical ones, and write them as JSON."""
+    path = weights or SHIPPED_WEIGHTS
+    if not path.is_file():
+        raise ExtractorError(f"{path}: expected a file of weights, found none", hint="name a .safetensors or .pth file")
+    network = fold_normalisation(load_detector(path.read_bytes(), where=str(path)).network).to(device)
+    rows = evaluate(network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
+    say("")
+    table(rows, say)
+    if out is not None:
+        write_whole(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
+        say(f"written to {out}")
+    return rows
+
+
+def _precision(text: str) -> Any:
+    if text not in ("float32", "bfloat16"):
+        raise ExtractorError(f"precision: expected float32 or bfloat16, got {text!r}", option="precision", got=text)
+    return text

@@ -1,0 +1,75 @@
+"""What a detector is judged by: average precision where the keypoints are known, repeatability where they are not."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Points = npt.NDArray[np.float32]  # (N, 2) x, y
+Floats = npt.NDArray[np.float64]
+
+
+def matches(detected: Points, truth: Points, tolerance_px: float) -> npt.NDArray[np.bool_]:
+    """Which of the detected points (N, 2), best first, find a true keypoint: the nearest free one within tolerance."""
+    hit = np.zeros(len(detected), bool)
+    if not len(truth):
+        return hit
+    distance = np.linalg.norm(detected[:, None] - truth[None], axis=-1)
+    for index in range(len(detected)):
+        nearest = int(distance[index].argmin())
+        if distance[index, nearest] <= tolerance_px:
+            hit[index] = True
+            distance[:, nearest] = np.inf
+    return hit
+
+
+def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Points], num_truth: int) -> float:
+    """Area under precision over recall of the detections of all pictures together, ranked by score.
+
+    Precision at a recall is the best that is reached there or beyond.
+    """
+    hit, score = np.concatenate(list(hits)), np.concatenate(list(scores))
+    if not len(hit) or not num_truth:
+        return 0.0
+    hit = hit[np.argsort(-score, kind="stable")]
+    found = np.cumsum(hit)
+    precision = found / np.arange(1, len(hit) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(best[hit].sum() / num_truth)
+
+
+def repeatability(
+    one: Points,
+    other: Points,
+    homography: Floats,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    *,
+    number: int,
+    tolerance_px: float,
+) -> float | None:
+    """Share of the points that are found again within ``tolerance_px``, as in HPatches' use by DeTone et al.
+
+    ``one`` and ``other`` (N, 2), best first; ``homography`` (3, 3) maps pixels of the first picture to the second's;
+    ``sizes`` (h, w) of both. Only points that both pictures show count, of those the best ``number`` of each picture.
+    None where nothing is left to compare.
+    """
+    there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography))
+    one, there = (points[_inside(there, sizes[1])][:number] for points in (one, there))
+    other, back = (points[_inside(back, sizes[0])][:number] for points in (other, back))
+    if not len(one) or not len(other):
+        return None if not len(one) and not len(other) else 0.0
+    distance = np.linalg.norm(there[:, None] - other[None], axis=-1)
+    repeated = (distance.min(axis=1) <= tolerance_px).sum() + (distance.min(axis=0) <= tolerance_px).sum()
+    return float(repeated / (len(one) + len(other)))
+
+
+def _mapped(points: Points, homography: Floats) -> Points:
+    if not len(points):
+        return points
+    return np.asarray(cv2.perspectiveTransform(points[None].astype(np.float64), homography)[0], np.float32)
+
+
+def _inside(points: Points, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    inside: npt.NDArray[np.bool_] = ((points >= 0) & (points <= np.array(size[::-1]) - 1)).all(axis=1)
+    return inside

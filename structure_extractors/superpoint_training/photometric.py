@@ -1,0 +1,116 @@
+"""Photometric augmentation of whole batches, on their device: the source of a detector's robustness.
+
+A detector trained on clean shapes finds nothing under noise: average precision on noisy shapes .03 against .92.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotometricSettings:
+    """Strengths are upper limits, drawn for each picture; grey values are shares of the full range."""
+
+    probability: float = 0.6  # of each kind of change, each picture
+    brightness: float = 0.2  # added or taken away
+    contrast: tuple[float, float] = (0.3, 1.8)  # factor about the picture's mean
+    noise: float = 15 / 255  # standard deviation of Gaussian noise
+    speckle: float = 0.0035  # share of pixels turned black or white
+    shades: int = 20  # ellipses that darken or lighten what they cover, softly
+    shade: float = 0.6  # by this share
+    blur_px: float = 1.5  # standard deviation of Gaussian blur
+    motion_blur_px: int = 7  # length of a smear in any direction, odd
+
+
+def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
+    """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is of the images' device.
+
+    In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
+    """
+    number, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(number, 1, 1, 1, generator=generator, device=device)
+
+    def chosen() -> Tensor:
+        return uniform(0, 1) < settings.probability
+
+    def sometimes(changed: Tensor) -> Tensor:
+        return torch.where(chosen(), changed, images)
+
+    images = sometimes(_shaded(images, settings, generator))
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    images = sometimes((images - mean) * uniform(*settings.contrast) + mean).clamp(0, 1)
+    images = sometimes(images + uniform(-settings.brightness, settings.brightness)).clamp(0, 1)
+    sigma = uniform(0.3, settings.blur_px).flatten()
+    images = sometimes(_filtered(images, _gaussian_kernels(sigma, settings.motion_blur_px)))
+    angle, length = uniform(0, math.pi).flatten(), uniform(1, settings.motion_blur_px).flatten()
+    images = sometimes(_filtered(images, _motion_kernels(angle, length, settings.motion_blur_px)))
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    images = sometimes(images + uniform(0, settings.noise) * noise)
+    where = torch.rand(images.shape, generator=generator, device=device)
+    share = uniform(0, settings.speckle)
+    speckled = torch.where(where < share / 2, 0.0, torch.where(where > 1 - share / 2, 1.0, images))
+    return sometimes(speckled).clamp(0, 1)
+
+
+def add_noise(image: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
+    """Change one picture (H, W) uint8 as training does, by random numbers of its own seed."""
+    tensor = torch.from_numpy(image)[None, None].float() / 255
+    noisy = augment(tensor, PhotometricSettings(), torch.Generator().manual_seed(seed))
+    return np.asarray(np.rint(255 * noisy[0, 0].numpy()), np.uint8)
+
+
+def _shaded(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
+    """Multiply by the soft shadow of random ellipses: made at a quarter of the size, for it is smooth."""
+    number, _, height, width = images.shape
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, device=images.device)
+
+    y, x = torch.meshgrid(
+        torch.linspace(0, height / width, max(height // 4, 2), device=images.device),
+        torch.linspace(0, 1, max(width // 4, 2), device=images.device),
+        indexing="ij",
+    )
+    ellipses = (number, settings.shades, 1, 1)
+    angle, a, b = uniform(0, math.pi, *ellipses), uniform(0.03, 0.3, *ellipses), uniform(0.03, 0.3, *ellipses)
+    dx, dy = x - uniform(0, 1, *ellipses), y - uniform(0, height / width, *ellipses)
+    along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    inside = ((along / a) ** 2 + (across / b) ** 2 < 1).any(dim=1, keepdim=True).float()
+    kernel = _gaussian_kernels(uniform(1, 4, number), 13)
+    soft = functional.interpolate(_filtered(inside, kernel), (height, width), mode="bilinear", align_corners=True)
+    return images * (1 - uniform(-settings.shade, settings.shade, number, 1, 1, 1) * soft)
+
+
+def _filtered(images: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve each picture (B, 1, H, W) with its own kernel (B, k, k), k odd; edges are repeated."""
+    number, _, height, width = images.shape
+    half = kernels.shape[-1] // 2
+    padded = functional.pad(images, (half, half, half, half), mode="replicate")
+    out = functional.conv2d(padded.transpose(0, 1), kernels[:, None], groups=number)
+    return out.view(number, 1, height, width)
+
+
+def _gaussian_kernels(sigma_px: Tensor, side: int) -> Tensor:
+    at = torch.arange(side, device=sigma_px.device) - side // 2
+    line = torch.exp(-0.5 * (at / sigma_px[:, None]) ** 2)
+    line = line / line.sum(dim=1, keepdim=True)
+    return line[:, :, None] * line[:, None, :]
+
+
+def _motion_kernels(angle: Tensor, length_px: Tensor, side: int) -> Tensor:
+    """Soft segments through the middle: weight falls off within a pixel of the line."""
+    at = (torch.arange(side, device=angle.device) - side // 2).float()
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along, across = (x * cosine + y * sine).abs(), (y * cosine - x * sine).abs()
+    within = (length_px[:, None, None] / 2 + 0.5 - along).clamp(0, 1)
+    weight = within * (1 - across).clamp(0, 1)
+    return weight / weight.sum(dim=(1, 2), keepdim=True)

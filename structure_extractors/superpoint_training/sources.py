@@ -1,0 +1,94 @@
+"""Where training pictures come from: drawn shapes, or photographs and textures with labels that a detector gave them.
+
+A source is a pure function of the step, so a run that resumes sees what an uninterrupted one would have seen.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import ExtractorError
+from .labels import Labelled
+from .shapes import draw_shape
+
+Size = tuple[int, int]  # height, width
+PICTURES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
+
+
+class Source(Protocol):
+    """Training pictures of one size."""
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """One picture (H, W) uint8 and its keypoints (N, 2) float32 x, y."""
+
+
+class Shapes:
+    """Synthetic shapes."""
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        return draw_shape(rng, size)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pictures of a folder with the keypoints of a label file: a random part of one of them."""
+
+    folder: Path
+    labels: Labelled
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        index = int(rng.integers(len(self.labels.names)))
+        image = _read_grey(self.folder / self.labels.names[index], self.labels.size)
+        corner = [int(rng.integers(0, have - want + 1)) for have, want in zip(image.shape, size, strict=True)]
+        part = image[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+        return part, self.labels.keypoints(index) - np.array(corner[::-1], np.float32)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Shapes among labelled pictures, so that what was learnt on them is not lost."""
+
+    labelled: LabelledImages
+    shapes: float  # share of the shapes, 0..1
+
+    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        return (Shapes() if rng.random() < self.shapes else self.labelled).draw(rng, size)
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of all pictures below a folder, relative to it, sorted; none is an :class:`ExtractorError`."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not found:
+        raise ExtractorError(f"{folder}: expected pictures ({', '.join(PICTURES)}), found none")
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
+    return read_grey(path, size)
+
+
+def read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
+    """Read a picture as grey (H, W) uint8, resized to ``size`` (h, w) by area."""
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ExtractorError(f"{path}: expected a picture, got a file that cannot be decoded")
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: Size) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2), short lists filled up with infinity."""
+    drawn = [source.draw(np.random.default_rng([seed, step, index]), size) for index in range(batch_size)]
+    longest = max(1, *(len(points) for _, points in drawn))
+    keypoints = np.full((batch_size, longest, 2), np.inf, np.float32)
+    for row, (_, points) in zip(keypoints, drawn, strict=True):
+        row[: len(points)] = points
+    images = torch.from_numpy(np.stack([image for image, _ in drawn]))
+    return images[:, None].float() / 255, torch.from_numpy(keypoints)

@@ -1,0 +1,110 @@
+"""Generated textures, unlabelled pictures that no photographer owns: what a detector is taught further on.
+
+Scenes of opaque things over each other have the edges, junctions and sizes of photographs (the "dead leaves" model of
+Matheron 1968; sizes by a power law, Lee, Mumford, Huang 2001); the others add what leaves lack: slopes without edges,
+strokes, and repetition.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .drawing import Canvas, Points
+from .shapes import random_polygon
+
+Grey = npt.NDArray[np.uint8]
+
+
+def draw_texture(rng: np.random.Generator, size: tuple[int, int], kind: str | None = None) -> Grey:
+    """Draw one picture (H, W) uint8 of ``size`` (h, w); ``kind`` is a key of :data:`TEXTURES`, None draws one."""
+    canvas = Canvas(rng, size)
+    TEXTURES[kind or str(rng.choice(list(TEXTURES), p=_SHARES))](canvas)
+    canvas.image = _lit(canvas)
+    return canvas.finish(np.zeros((0, 2)))[0]
+
+
+def _leaves(canvas: Canvas) -> None:
+    """Polygons and ellipses, textured or plain, few large and many small, until the background is nearly gone."""
+    rng = canvas.rng
+    for _ in range(int(rng.integers(80, 400))):
+        radius = canvas.extent * min(0.5, 0.025 * rng.pareto(1.5) + 0.02)
+        grey = int(rng.integers(0, 256))
+        if rng.random() < 0.6:
+            corners = random_polygon(rng, canvas.point(0), radius)
+        else:
+            corners = _oval(rng, canvas.point(0), radius)
+        canvas.fill(corners, grey, textured=rng.random() < 0.4)
+
+
+def _clouds(canvas: Canvas) -> None:
+    """Noise at all scales, falling off as in photographs; half of the pictures are cut into flat levels."""
+    rng = canvas.rng
+    total = np.zeros((canvas.height, canvas.width), np.float32)
+    for octave in range(2, 8):
+        total += canvas.smooth_noise(2**octave) * 2 ** (-octave * rng.uniform(0.5, 1.0))
+    total = (total - total.mean()) / total.std()
+    if rng.random() < 0.5:
+        total = np.round(total * rng.uniform(0.7, 2)) / 2
+    canvas.image = np.clip(128 + rng.uniform(20, 60) * total, 0, 255).astype(np.uint8)
+
+
+def _mosaic(canvas: Canvas) -> None:
+    """Cells around random points, with or without seams."""
+    rng = canvas.rng
+    subdivision = cv2.Subdiv2D((0, 0, canvas.width, canvas.height))
+    for point in rng.uniform([1, 1], [canvas.width - 1, canvas.height - 1], (int(rng.integers(20, 200)), 2)):
+        subdivision.insert(tuple(point.tolist()))
+    cells, _ = subdivision.getVoronoiFacetList([])
+    seam = int(rng.integers(0, 256)) if rng.random() < 0.5 else None
+    for cell in cells:
+        corners = np.asarray(cell, np.float64)
+        if seam is not None:
+            centre = corners.mean(axis=0)
+            canvas.fill(corners, seam)
+            corners = centre + (corners - centre) * rng.uniform(0.7, 0.95)
+        canvas.fill(corners, int(rng.integers(0, 256)), textured=rng.random() < 0.4)
+
+
+def _strokes(canvas: Canvas) -> None:
+    """Short strokes in bundles, as in writing, grass and hair, over leaves."""
+    rng = canvas.rng
+    _leaves(canvas)
+    for _ in range(int(rng.integers(3, 15))):
+        start, direction = canvas.point(0), rng.uniform(0, np.pi)
+        grey, thickness = canvas.grey(), int(rng.integers(2, 6))
+        length, spread = canvas.extent * rng.uniform(0.03, 0.2), rng.uniform(0.02, 1.0)
+        step = canvas.extent * rng.uniform(0.02, 0.08) * np.array([np.sin(direction), -np.cos(direction)])
+        for index in range(int(rng.integers(4, 20))):
+            angle = direction + rng.normal(0, spread)
+            middle = start + index * step + rng.normal(0, 0.01, 2) * canvas.extent
+            half = length * rng.uniform(0.5, 1) * np.array([np.cos(angle), np.sin(angle)]) / 2
+            canvas.line(middle - half, middle + half, grey, thickness)
+
+
+TEXTURES: dict[str, Callable[[Canvas], None]] = {
+    "leaves": _leaves,
+    "clouds": _clouds,
+    "mosaic": _mosaic,
+    "strokes": _strokes,
+}
+_SHARES = (0.5, 0.1, 0.15, 0.25)
+
+
+def _oval(rng: np.random.Generator, centre: Points, radius: float) -> Points:
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    axes = radius * np.array([1, rng.uniform(0.3, 1)])
+    angle = rng.uniform(0, np.pi)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    oval: Points = centre + (np.stack([np.cos(turns), np.sin(turns)], axis=1) * axes) @ turn
+    return oval
+
+
+def _lit(canvas: Canvas) -> Grey:
+    """Uneven light over the whole scene, and fine grain."""
+    rng = canvas.rng
+    light = 1 + rng.uniform(0, 0.4) * canvas.smooth_noise(int(rng.integers(2, 5)))
+    grain = rng.standard_normal((canvas.height, canvas.width), np.float32) * np.float32(rng.uniform(0, 12))
+    lit: Grey = np.clip(canvas.image * light + grain, 0, 255).astype(np.uint8)
+    return lit

@@ -1,0 +1,88 @@
+"""Generated training pictures: their keypoints are where the corners are, and all follows from the seed."""
+
+import cv2
+import numpy as np
+import pytest
+from physseg.structure_extractors.superpoint_training.shapes import KINDS, _crossings, draw_shape, random_polygon
+from physseg.structure_extractors.superpoint_training.textures import TEXTURES, draw_texture
+
+SIZE = (96, 128)
+
+
+def draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    return draw_shape(np.random.default_rng(seed), SIZE, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_and_its_keypoints_follow_from_the_seed(kind):
+    some = 0
+    for seed in range(10):
+        image, keypoints = draw(kind, seed)
+        assert (image.shape, image.dtype) == (SIZE, np.uint8)
+        assert keypoints.dtype == np.float32
+        assert ((keypoints >= -0.5) & (keypoints < np.array(SIZE[::-1]) - 0.5)).all()
+        again, same = draw(kind, seed)
+        np.testing.assert_array_equal(image, again)
+        np.testing.assert_array_equal(keypoints, same)
+        some += len(keypoints)
+    assert not np.array_equal(image, draw(kind, 99)[0])
+    assert (some == 0) == (kind in ("ellipses", "noise"))
+
+
+def test_keypoints_of_checkerboards_are_exact():
+    """Inside a board all four cells meet at a saddle, which OpenCV locates to a fraction of a pixel by itself."""
+    errors = []
+    for seed in range(40):
+        image, keypoints = draw("checkerboard", seed)
+        inner = keypoints[((keypoints > 8) & (keypoints < np.array(SIZE[::-1]) - 9)).all(axis=1)]
+        if len(inner):
+            stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 40, 0.001)
+            found = cv2.cornerSubPix(image, np.ascontiguousarray(inner.reshape(-1, 1, 2)), (3, 3), (-1, -1), stop)[:, 0]
+            errors += np.linalg.norm(found - inner, axis=1).tolist()
+    assert len(errors) > 200
+    assert np.median(errors) < 0.15  # the outer corners of a board are no saddles, hence the median
+    shifts = np.percentile(errors, 70)
+    assert shifts < 0.4
+
+
+@pytest.mark.parametrize("kind", ["polygon", "polygons", "checkerboard", "cube", "stripes", "star"])
+def test_there_is_a_corner_at_nearly_every_keypoint(kind):
+    """The smaller eigenvalue of the gradients is larger about keypoints than at random places."""
+    at_keypoints, elsewhere = [], []
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        image, keypoints = draw(kind, seed)
+        corner = cv2.dilate(cv2.cornerMinEigenVal(image.astype(np.float32) / 255, 5), np.ones((3, 3)))
+        inner = np.rint(keypoints).astype(int)
+        inner = inner[((inner >= 2) & (inner < np.array(SIZE[::-1]) - 2)).all(axis=1)]
+        at_keypoints += corner[inner[:, 1], inner[:, 0]].tolist()
+        elsewhere += corner[rng.integers(0, 96, 30), rng.integers(0, 128, 30)].tolist()
+    assert np.mean(np.array(at_keypoints) > np.percentile(elsewhere, 75)) > 0.9
+
+
+def test_crossings_by_hand():
+    square = np.array([[0.0, 0], [4, 0], [4, 4], [0, 4]])
+    other = square + np.array([2.0, 1])
+    points, owners = _crossings(square, np.roll(square, -1, axis=0), other, np.roll(other, -1, axis=0))
+    found = {tuple(point) for point in points.tolist()}
+    assert found == {(4.0, 1.0), (2.0, 4.0)}
+    assert {tuple(p): int(o) for p, o in zip(points.tolist(), owners, strict=True)} == {(4.0, 1.0): 0, (2.0, 4.0): 3}
+
+
+def test_polygons_are_neither_flat_nor_sharp():
+    for seed in range(200):
+        corners = random_polygon(np.random.default_rng(seed), np.array([50.0, 50.0]), 20.0)
+        assert np.linalg.norm(corners - 50, axis=1).max() <= 20 + 1e-9
+        before, after = np.roll(corners, 1, axis=0) - corners, np.roll(corners, -1, axis=0) - corners
+        cosine = (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+        degrees = np.degrees(np.arccos(cosine))
+        assert degrees.min() > 19.9 and degrees.max() < 150.1
+
+
+@pytest.mark.parametrize("kind", TEXTURES)
+def test_textures_follow_from_the_seed_and_are_not_flat(kind):
+    image = draw_texture(np.random.default_rng(3), SIZE, kind)
+    assert (image.shape, image.dtype) == (SIZE, np.uint8)
+    np.testing.assert_array_equal(image, draw_texture(np.random.default_rng(3), SIZE, kind))
+    assert image.std() > 5
+    assert not np.array_equal(image, draw_texture(np.random.default_rng(4), SIZE, kind))
