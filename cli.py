@@ -96,10 +96,11 @@ def manifest_coco_stuff(
 
     Exit code 3: the manifest is written, but some samples were quarantined.
     """
-    from .manifests import build, published
+    from .manifests import published
 
     settings = _check_settings(exif, max_megapixels, workers, out, check=check)
-    checked = build.coco_stuff(
+    found = published.coco_stuff(
+        keep=out is not None,
         root=root_folder,
         split=split,
         images=images,
@@ -112,10 +113,12 @@ def manifest_coco_stuff(
         settings=settings,
     )
     if check:
-        found = published.coco_stuff_found(checked, split, selected=list_file is not None)
-        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
+        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=False)
     elif out is not None:
-        _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+BENCHMARK_EXITS = "Exit code 1: something is missing, nothing is written; 3: some samples were quarantined."
 
 
 def _benchmark_command(name: str, description: str) -> None:
@@ -145,7 +148,7 @@ def _benchmark_command(name: str, description: str) -> None:
         )
         _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
 
-    command.__doc__ = f"{description}\n\nExit code 1: something is missing, nothing is written; 3: see `coco-stuff`."
+    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
     manifest_app.command(name)(command)
 
 
@@ -195,7 +198,7 @@ def _context_command(name: str, description: str) -> None:
         )
         _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
 
-    command.__doc__ = f"{description}\n\nExit code 1: something is missing, nothing is written; 3: see `coco-stuff`."
+    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
     manifest_app.command(name)(command)
 
 
@@ -287,14 +290,16 @@ def _finish_benchmark(found: "Found", out: Path | None, *, check: bool, verbose:
         _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
 
 
-def _finish_check(found: "Found", out: Path | None, *, verbose: bool, allow_quarantine: bool) -> None:
+def _finish_check(
+    found: "Found", out: Path | None, *, verbose: bool, allow_quarantine: bool, evaluated: bool = True
+) -> None:
     """Say what the archive lacks; a manifest is written of a complete one only."""
     from .manifests.report import archive_lines, summary_lines
 
     if out is not None and not found.faults:
         for line in archive_lines(found):
             typer.echo(line)
-        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=evaluated)
         return
     for line in (*summary_lines(found.checked, None, verbose=verbose), *archive_lines(found)):
         typer.echo(line)

@@ -32,10 +32,11 @@ REPAIRS = {
     "image format": "convert to JPEG or PNG",
     "image too large": "check the files, or allow more with --max-megapixels",
     "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at it",
-    "label format": LABEL_HINT,
+    "label format": f"take the file out of its archive again; in a data set of your own, {LABEL_HINT}",
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
-    "unknown ids": "correct the label, or say what the id means: a line in --classes, --ignore, or --first-id 1",
+    "unknown ids": "correct the label, or take it out of its archive again; in a data set of your own, say what the id "
+    "means: a line in --classes, --ignore, or --first-id 1",
 }
 
 

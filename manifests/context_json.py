@@ -6,7 +6,7 @@ a `phase`, train or val, for every image. A pixel holds the category id of the 4
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,27 @@ def paint_context(
     stems = sorted(images if listed is None else listed)
 
     def paint(stem: str) -> npt.NDArray[np.uint16]:
-        return paint_image(images[stem], segments.get(images[stem]["image_id"], []))
+        return paint_image(images[stem], segments.get(images[stem]["image_id"], []), names)
 
     paint_folder(stems, paint, out, workers)
     return {stem: "" if images[stem]["image_id"] in segments else "no annotation, nothing labelled" for stem in stems}
 
 
-def paint_image(image: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.uint16]:
-    """Category ids (H, W) uint16, 0 where no segment lies. Raises ManifestError that names the image."""
+def paint_image(
+    image: Mapping[str, Any], segments: Sequence[Mapping[str, Any]], categories: Container[int]
+) -> npt.NDArray[np.uint16]:
+    """Category ids (H, W) uint16; 0 where no segment lies, or one beyond the 459, which is none of the 59 either.
+
+    Raises ManifestError, which names the image, for a segment that does not fit it or is of none of the `categories`.
+    """
     try:
         canvas = np.zeros((image["height"], image["width"]), np.uint16)
         for segment in segments:
             category = segment["category_id"]
-            if category not in range(1, NUM_CATEGORIES + 1):
-                raise ValueError(f"expected a category of 1..{NUM_CATEGORIES}, got {category!r}")
-            canvas[segment_mask(segment["segmentation"], *canvas.shape)] = category
+            if category not in categories:
+                raise ValueError(f"expected a category that the file lists, got {category!r}")
+            mask = segment_mask(segment["segmentation"], *canvas.shape)
+            canvas[mask] = category if 1 <= category <= NUM_CATEGORIES else 0
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise ManifestError(
             f"{image.get('file_name')}: {type(error).__name__}: {error}",

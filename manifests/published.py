@@ -5,9 +5,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from . import build
 from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
-from .archive import Archive, miscounted
+from .archive import Archive, Release, miscounted
 from .checking import Checked, CheckSettings, check_samples
 from .coco_stuff import RELEASES as COCO_RELEASES
 from .errors import ManifestError
@@ -79,11 +81,19 @@ def benchmark(
         return _found(archive, check, settings, selected=listed is not None)
 
 
-def coco_stuff_found(checked: Checked, split: str | None, *, selected: bool) -> Found:
-    """Whether a manifest of COCO-Stuff has as many samples as its split; `selected`: only some were asked for."""
-    if split not in COCO_RELEASES:
-        raise ManifestError(f"--check: expected --split {' or '.join(COCO_RELEASES)}, got {split!r}")
-    release = COCO_RELEASES[split]
+def coco_stuff(*, keep: bool = True, write_labels: Path | None = None, **options: Any) -> Found:
+    """`build.coco_stuff` with these options, and whether its split has as many samples as were published.
+
+    A split of another name has no published number. `keep` false: as in `benchmark`.
+    """
+    from_json = options.get("stuff_json") or options.get("instances_json")
+    with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
+        if from_json and not keep:
+            write_labels = write_labels or Path(scratch) / "labels"
+        checked = build.coco_stuff(write_labels=write_labels, **options)
+    uncounted = Release(title=f"COCO-Stuff, not counted (--split {' or '.join(COCO_RELEASES)})", counts=(), source="")
+    release = COCO_RELEASES.get(options.get("split") or "", uncounted)
+    selected = options.get("listed") is not None
     line = "" if selected else miscounted(release, checked.manifest.table.column("sample_id").to_pylist())
     return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
 

@@ -143,10 +143,38 @@ def test_coco_stuff_is_counted_by_split(toys, physseg, monkeypatch):
     assert code == 1
     assert "incomplete   COCO-Stuff, val2017: expected 5000 samples, got 2" in out.splitlines()
     assert "get it       unpack http://images.cocodataset.org/zips/val2017.zip" in out
+    folders = ("--images", "images/val2017", "--labels", "stuffthingmaps/val2017")
+    code, out, _ = physseg("manifest", "coco-stuff", *folders, "--check")
+    assert code == 0
+    assert "checked      COCO-Stuff, not counted (--split train2017 or val2017): 2 samples, every id known" in out
     monkeypatch.setitem(coco_stuff.RELEASES, "val2017", Release(title="COCO-Stuff, val2017", counts=(2,), source=""))
     code, out, _ = physseg(*base)
     assert code == 0
     assert "checked      COCO-Stuff, val2017: 2 samples, every id known" in out
+
+
+def test_coco_json_is_checked_without_a_folder_for_its_pictures(toys, physseg, tmp_path):
+    toys.image("val2017/a.jpg", toys.photo(2, 3))
+    segment = {"id": 5, "image_id": 1, "category_id": 182, "segmentation": {"size": [2, 3], "counts": [0, 6]}}
+    (tmp_path / "stuff.json").write_text(
+        json.dumps(
+            {
+                "images": [{"file_name": "a.jpg", "id": 1, "height": 2, "width": 3}],
+                "annotations": [segment],
+                "categories": [{"id": 182, "name": "wood"}],
+            }
+        )
+    )
+    before = sorted(tmp_path.rglob("*"))
+    base = ("manifest", "coco-stuff", "--root", ".", "--split", "val2017", "--stuff-json", "stuff.json")
+    code, out, _ = physseg(*base, "--check")
+    assert code == 1
+    assert "classes      1 of 171 occur; 0.0% of the pixels are unlabelled" in out
+    assert "COCO-Stuff, val2017: expected 5000 samples, got 1" in out
+    assert sorted(tmp_path.rglob("*")) == before
+    code, _, err = physseg(*base, "--out", "m.parquet")
+    assert code == 1
+    assert "--write-labels DIR" in err
 
 
 def test_context_json_is_checked_without_a_folder_for_its_pictures(toys, physseg, tmp_path):

@@ -71,7 +71,7 @@ def merged_json(toys, *, names=("2008_000002",), annotations=None, categories=No
         annotations = [entry for image in images[:-1] for entry in segments(RAW, image["image_id"], np.unique(RAW))]
     if categories is None:
         order = published_vocabulary("pascal-context-459").classes
-        categories = {raw: order[raw - 1] for raw in category_to_class_59()}
+        categories = {raw: order[raw - 1] for raw in range(1, 460)}
     data = {
         "images": images,
         "annos_segmentation": json.loads(json.dumps(annotations, default=int)),
@@ -158,9 +158,11 @@ def test_later_segments_cover_earlier_ones_in_the_files_order():
     left = [[1, 0, 0], [1, 0, 0]]
     image = {"file_name": "a.jpg", "height": 2, "width": 3}
     both = [{"category_id": 458, "segmentation": rle(everywhere)}, {"category_id": 2, "segmentation": rle(left)}]
-    assert paint_image(image, both).tolist() == [[2, 458, 458], [2, 458, 458]]
-    assert paint_image(image, both[::-1]).tolist() == [[458] * 3] * 2
-    assert paint_image(image, both[1:]).tolist() == [[2, 0, 0], [2, 0, 0]]
+    assert paint_image(image, both, (2, 458)).tolist() == [[2, 458, 458], [2, 458, 458]]
+    assert paint_image(image, both[::-1], (2, 458)).tolist() == [[458] * 3] * 2
+    assert paint_image(image, both[1:], (2, 458)).tolist() == [[2, 0, 0], [2, 0, 0]]
+    beyond = [both[0], {"category_id": 460, "segmentation": rle(left)}]
+    assert paint_image(image, beyond, (458, 460)).tolist() == [[0, 458, 458], [0, 458, 458]]
 
 
 def test_an_image_without_annotations_is_kept_and_noted(toys, tmp_path):
@@ -221,7 +223,7 @@ def test_options_that_do_not_go_together(toys, options, match):
         ({"images": []}, "expected images of phase 'val', got none"),
         (
             {"annotations": [{"image_id": 7, "category_id": 460, "segmentation": rle(RAW > 0)}]},
-            "expected a category of",
+            "expected a category that the file lists, got 460",
         ),
         ({"annotations": [{"image_id": 7, "category_id": 2, "segmentation": rle(RAW.T > 0)}]}, "got size"),
         ({"annotations": [{"image_id": 7, "category_id": 2}]}, "KeyError: 'segmentation'"),
