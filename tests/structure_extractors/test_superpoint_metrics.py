@@ -1,0 +1,126 @@
+"""Average precision and repeatability worked out by hand; pairs whose homography is known."""
+
+import cv2
+import numpy as np
+import pytest
+from physseg.structure_extractors.errors import ExtractorError
+from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL, best_points
+from physseg.structure_extractors.superpoint_training.evaluation import mean_repeatability, shape_precision, table
+from physseg.structure_extractors.superpoint_training.metrics import average_precision, matches, repeatability
+from physseg.structure_extractors.superpoint_training.pairs import self_warped_pairs, sequence_pairs
+from physseg.structure_extractors.superpoint_training.textures import draw_texture
+
+SIZES = ((100, 100), (100, 100))
+
+
+def points(*pairs: tuple[float, float]) -> np.ndarray:
+    return np.array(pairs, np.float32).reshape(-1, 2)
+
+
+def test_each_keypoint_is_found_once():
+    truth = points((10, 10), (20, 20))
+    detected = points((11, 10), (10, 11), (20, 23), (50, 50))  # best first
+    assert matches(detected, truth, 3.0).tolist() == [True, False, True, False]
+    assert matches(detected, points(), 3.0).tolist() == [False] * 4
+
+
+def test_average_precision_by_hand():
+    # Ranked: hit, miss, hit, miss; three true keypoints. Precision 1 at recall 1/3, 2/3 at recall 2/3.
+    hits = [np.array([True, False]), np.array([True, False])]
+    scores = [np.array([0.9, 0.8], np.float32), np.array([0.7, 0.1], np.float32)]
+    assert average_precision(hits, scores, 3) == pytest.approx((1 + 2 / 3) / 3)
+    assert average_precision([np.array([True])], [np.array([1.0], np.float32)], 1) == 1.0
+    assert average_precision([np.zeros(0, bool)], [np.zeros(0, np.float32)], 5) == 0.0
+
+
+def test_precision_at_a_recall_is_the_best_beyond():
+    hits, scores = [np.array([False, True, True])], [np.array([0.9, 0.8, 0.7], np.float32)]
+    assert average_precision(hits, scores, 2) == pytest.approx(2 / 3)
+
+
+def test_repeatability_by_hand():
+    shift = np.array([[1.0, 0, 5], [0, 1, 0], [0, 0, 1]])
+    one = points((10, 10), (30, 30), (98, 50))  # the last leaves the second picture
+    other = points((16, 10), (60, 60), (2, 50))  # the last is not in the first picture
+    options = {"number": 300, "tolerance_px": 3.0}
+    assert repeatability(one, other, shift, SIZES, **options) == pytest.approx((1 + 1) / (2 + 2))
+    assert repeatability(one[:2], one[:2] + np.float32([5, 0]), shift, SIZES, **options) == 1.0
+    assert repeatability(one, points(), shift, SIZES, **options) == 0.0
+    assert repeatability(points(), points(), shift, SIZES, **options) is None
+
+
+def test_only_the_best_points_of_what_both_show_count():
+    one = points((10, 10), (30, 30), (50, 50))
+    other = points((30, 30), (10, 10), (70, 70))
+    assert repeatability(one, other, np.eye(3), SIZES, number=1, tolerance_px=3.0) == 0.0
+    assert repeatability(one, other, np.eye(3), SIZES, number=2, tolerance_px=3.0) == 1.0
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_classical_detectors_find_the_corners_of_a_square(name):
+    picture = np.full((80, 100), 60, np.uint8)
+    picture[20:60, 30:70] = 200
+    picture = cv2.GaussianBlur(picture, (0, 0), 1.0)
+    found, scores = best_points(CLASSICAL[name](picture), number=4, radius_px=4, border_px=4)
+    assert (np.diff(scores) <= 0).all()
+    corners = points((30, 20), (69, 20), (30, 59), (69, 59))
+    if name == "SIFT":  # blobs: the square as a whole
+        assert len(found)
+    else:
+        assert matches(found, corners, 3.0).all()
+
+
+def test_a_perfect_detector_repeats_itself_and_a_blind_one_does_not():
+    greys = [draw_texture(np.random.default_rng(seed), (120, 160), "leaves") for seed in range(2)]
+    noise = np.random.default_rng(0)
+    for viewpoint in (True, False):
+        pairs = self_warped_pairs(greys, viewpoint=viewpoint)
+        assert len(pairs) == 4
+        figures = mean_repeatability(
+            {"Harris": CLASSICAL["Harris"], "chance": lambda grey: noise.random(grey.shape, np.float32)},
+            pairs,
+            number=50,
+        )
+        assert figures["Harris"] > figures["chance"] + 0.1
+
+
+def test_viewpoint_pairs_fit_their_homography():
+    grey = cv2.GaussianBlur(draw_texture(np.random.default_rng(1), (120, 160), "leaves"), (0, 0), 2)
+    for pair in self_warped_pairs([grey], viewpoint=True):
+        back = cv2.warpPerspective(pair.other, np.linalg.inv(pair.homography), (160, 120), flags=cv2.INTER_LINEAR)
+        seen = cv2.warpPerspective(
+            cv2.warpPerspective(np.full_like(grey, 255), pair.homography, (160, 120)),
+            np.linalg.inv(pair.homography),
+            (160, 120),
+        )
+        assert np.abs(back.astype(int) - pair.one)[seen == 255].mean() < 2
+
+
+def test_a_sequence_is_resized_with_its_homographies(tmp_path):
+    """Two pictures of other sizes, the second shifted: after resizing, points still map onto each other."""
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (500, 700), np.uint8), (0, 0), 6)
+    cv2.imwrite(str(tmp_path / "img1.png"), scene[:480, :640])
+    cv2.imwrite(str(tmp_path / "img2.png"), scene[20:500, 60:700])
+    np.savetxt(tmp_path / "H1to2p", np.array([[1.0, 0, -60], [0, 1, -20], [0, 0, 1]]))
+    (pair,) = sequence_pairs(tmp_path)
+    assert pair.one.shape == (240, 320)
+    warped = cv2.warpPerspective(pair.one, pair.homography, (320, 240))
+    assert np.abs(warped[:228, :288].astype(int) - pair.other[:228, :288]).mean() < 1.0
+    np.testing.assert_allclose(pair.homography, [[1, 0, -30], [0, 1, -10], [0, 0, 1]], atol=1e-9)
+    (tmp_path / "H1to2p").unlink()
+    with pytest.raises(ExtractorError, match="expected img1 and homographies"):
+        sequence_pairs(tmp_path)
+
+
+def test_precision_of_a_detector_that_knows_is_one_and_noise_costs_the_others():
+    clean = shape_precision({"Harris": CLASSICAL["Harris"]}, per_kind=3, noisy=False)["Harris"]
+    noisy = shape_precision({"Harris": CLASSICAL["Harris"]}, per_kind=3, noisy=True)["Harris"]
+    assert noisy < clean
+    assert clean > 0.3
+
+
+def test_the_table_marks_the_best():
+    lines: list[str] = []
+    table({"a": {"AP": 0.5, "view": 0.25}, "b": {"AP": 0.75}}, lines.append)
+    assert [line.split() for line in lines] == [["AP", "view"], ["a", "0.500", "0.250*"], ["b", "0.750*", "-"]]

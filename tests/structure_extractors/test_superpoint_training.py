@@ -1,0 +1,237 @@
+"""The training loop: it learns, it resumes to the same weights, its files load; labels; the commands as typed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from physseg.cli import main
+from physseg.structure_extractors.errors import ExtractorError
+from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork
+from physseg.structure_extractors.superpoint_training import commands, labelling
+from physseg.structure_extractors.superpoint_training.labels import Labelled
+from physseg.structure_extractors.superpoint_training.loop import (
+    LOG,
+    WEIGHTS,
+    TrainSettings,
+    train,
+    training_batch,
+    weights_file,
+)
+from physseg.structure_extractors.superpoint_training.sources import (
+    LabelledImages,
+    Mixed,
+    Shapes,
+    draw_batch,
+    find_pictures,
+)
+from physseg.structure_extractors.superpoint_weights import load_detector
+from PIL import Image
+from safetensors.torch import load as load_safetensors
+
+TINY = TrainSettings(
+    steps=6, batch_size=4, size=(32, 40), widths=(4, 4, 4, 4, 8, 8, 8, 8), head_width=8, precision="float32"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order
+    yield
+    torch.set_num_threads(before)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["physseg", "superpoint", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_a_batch_follows_from_seed_and_step():
+    one, again, other = (training_batch(Shapes(), TINY, step) for step in (3, 3, 4))
+    for a, b in zip(one, again, strict=True):
+        assert torch.equal(a, b)
+    images, classes, valid = one
+    assert images.shape == (4, 1, 32, 40) and images.min() >= 0 and images.max() <= 1
+    assert classes.shape == valid.shape == (4, 4, 5)
+    assert not torch.equal(images, other[0])
+    assert not torch.equal(images, training_batch(Shapes(), replace(TINY, seed=1), 3)[0])
+
+
+def test_pictures_that_are_not_warped_keep_their_keypoints():
+    plain = replace(TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0), size=(96, 128))
+    images, classes, valid = training_batch(Shapes(), plain, 0)
+    drawn, keypoints = draw_batch(Shapes(), plain.seed, 0, batch_size=4, size=(96, 128))
+    assert torch.equal(images, drawn)
+    assert valid.all()
+    for picture, points in zip(classes, keypoints, strict=True):
+        cells = {(int(y + 0.5) // 8, int(x + 0.5) // 8) for x, y in points[torch.isfinite(points[:, 0])].tolist()}
+        assert {tuple(cell) for cell in (picture < 64).nonzero().tolist()} == cells
+
+
+def test_the_loss_falls(tmp_path):
+    settings = replace(TINY, steps=60, batch_size=8, learning_rate=2e-2)
+    train(Shapes(), settings, tmp_path, log_every=15)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / LOG).read_text().splitlines()]
+    assert losses[0] > 3  # ln 65 = 4.2 to begin with
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_an_interruption_changes_nothing(tmp_path):
+    train(Shapes(), TINY, tmp_path / "whole")
+    said: list[str] = []
+    train(Shapes(), TINY, tmp_path / "parts", stop_at=2)
+    assert load_safetensors((tmp_path / "parts" / WEIGHTS).read_bytes())
+    train(Shapes(), TINY, tmp_path / "parts", stop_at=5)
+    train(Shapes(), TINY, tmp_path / "parts", say=said.append)
+    assert "goes on at step 5 of 6" in said[0]
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
+    before = (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns
+    train(Shapes(), TINY, tmp_path / "whole")  # finished: nothing to do
+    assert (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_other_settings_need_another_folder(tmp_path):
+    train(Shapes(), TINY, tmp_path, stop_at=1)
+    with pytest.raises(ExtractorError, match="a training with other settings is here: seed 0, now 3"):
+        train(Shapes(), replace(TINY, seed=3), tmp_path)
+
+
+def test_weights_are_written_in_half_precision_and_load(tmp_path):
+    path = train(Shapes(), TINY, tmp_path)
+    assert {value.dtype for value in load_safetensors(path.read_bytes()).values()} == {torch.float16}
+    detector = load_detector(path.read_bytes(), where="own")
+    assert detector.format == "physseg"
+    assert detector.network.architecture.widths == TINY.widths
+    # Going on from weights begins where they end: the first answers are the same.
+    started = train(Shapes(), TINY, tmp_path / "on", start=path, stop_at=1)
+    assert load_detector(started.read_bytes(), where="on").network.architecture == detector.network.architecture
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = replace(TINY, steps=100, learning_rate=1.0)
+    rates = [settings.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (4, 5)
+    assert rates[-1] < 1e-3
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"size": (30, 40)}, "multiples of 8"), ({"steps": 0}, "at least one")])
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(ExtractorError, match=message):
+        replace(TINY, **wrong)
+
+
+def write_pictures(folder: Path, number: int) -> None:
+    labelling.write_textures(folder, number=number, seed=0, size=(64, 80))
+
+
+def test_textures_do_not_depend_on_how_many_there_are(tmp_path):
+    write_pictures(tmp_path, 2)
+    first = (tmp_path / "texture_00001.png").read_bytes()
+    write_pictures(tmp_path, 3)
+    assert find_pictures(tmp_path) == [f"texture_0000{index}.png" for index in range(3)]
+    assert (tmp_path / "texture_00001.png").read_bytes() == first
+    assert np.asarray(Image.open(tmp_path / "texture_00002.png")).shape == (64, 80)
+
+
+@pytest.fixture
+def tiny_weights(tmp_path: Path) -> Path:
+    return train(Shapes(), replace(TINY, steps=1), tmp_path / "tiny")
+
+
+def test_labels_resume_and_read_back(tmp_path, tiny_weights):
+    pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
+    write_pictures(pictures, 2)
+    options = {"size": (64, 80), "adaptation": 2, "threshold": 0.0, "max_points": 9}
+    labelling.label(pictures, out, tiny_weights, **options)
+    write_pictures(pictures, 3)
+    labelled = labelling.label(pictures, out, tiny_weights, **options)
+    assert labelled.names == tuple(f"texture_0000{index}.png" for index in range(3))
+    read = Labelled.read(out)
+    for index in range(3):
+        np.testing.assert_array_equal(read.keypoints(index), labelled.keypoints(index))
+        assert read.keypoints(index).shape == (9, 2)
+    assert ((read.points >= 4) & (read.points < (76, 60))).all()
+    whole = labelling.label(pictures, tmp_path / "whole.npz", tiny_weights, **options)
+    np.testing.assert_array_equal(whole.points, labelled.points)
+    with pytest.raises(ExtractorError, match="labels made with other settings are here"):
+        labelling.label(pictures, out, tiny_weights, **options | {"adaptation": 3})
+
+
+def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):
+    picture = np.zeros((64, 80), np.uint8)
+    points = np.array([[20.0, 30.0], [50.0, 12.0], [70.0, 60.0]], np.float32)
+    picture[points[:, 1].astype(int), points[:, 0].astype(int)] = 255
+    Image.fromarray(picture).save(tmp_path / "dots.png")
+    labels = Labelled(names=("dots.png",), size=(64, 80), points=points, offsets=np.array([0, 3]))
+    seen = 0
+    for seed in range(20):
+        part, keypoints = LabelledImages(tmp_path, labels).draw(np.random.default_rng(seed), (32, 40))
+        inside = ((keypoints >= 0) & (keypoints < (40, 32))).all(axis=1)
+        for x, y in keypoints[inside].astype(int):
+            assert part[y, x] == 255
+        assert (part > 0).sum() == inside.sum()
+        seen += inside.sum()
+    assert seen > 5
+
+
+def test_a_mixture_has_both(tmp_path):
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(tmp_path / "black.png")
+    labels = Labelled(
+        names=("black.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
+    )
+    source = Mixed(LabelledImages(tmp_path, labels), 0.3)
+    drawn = [source.draw(np.random.default_rng(seed), (32, 40))[0].any() for seed in range(300)]
+    assert 0.2 < np.mean(drawn) < 0.4
+
+
+def test_wrong_files_are_named(tmp_path):
+    (tmp_path / "labels.npz").write_bytes(b"no archive")
+    with pytest.raises(ExtractorError, match="expected keypoint labels"):
+        Labelled.read(tmp_path / "labels.npz")
+    with pytest.raises(ExtractorError, match="expected pictures"):
+        find_pictures(tmp_path)
+    with pytest.raises(ExtractorError, match="expected a file of weights to start from"):
+        train(Shapes(), TINY, tmp_path / "run", start=tmp_path / "none")
+
+
+def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
+    """shapes, textures, labels, training on them, figures: each command with next to no work."""
+    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    run, textures, labels = tmp_path / "shapes", tmp_path / "textures", tmp_path / "labels.npz"
+    few = ("--steps", 2, "--batch-size", 2, "--precision", "float32")
+    assert run_command(monkeypatch, "train-synthetic", run, *few) == 0
+    assert run_command(monkeypatch, "textures", textures, "--number", 2) == 0
+    assert run_command(monkeypatch, "label", textures, labels, "--weights", run / WEIGHTS, "--adaptation", 2) == 0
+    more = ("--start", run / WEIGHTS, "--shapes", 0.5, *few)
+    assert run_command(monkeypatch, "train", tmp_path / "on", textures, labels, *more) == 0
+    figures = tmp_path / "figures.json"
+    assert run_command(monkeypatch, "evaluate", tmp_path / "on" / WEIGHTS, "--per-kind", 1, "--out", figures) == 0
+    rows = json.loads(figures.read_text())["figures"]
+    assert {"ours", "Harris", "Shi-Tomasi", "FAST", "SIFT"} <= set(rows)
+    assert all(0 <= rows["Harris"][measure] <= 1 for measure in ("AP clean", "AP noisy"))
+    out = capsys.readouterr().out
+    assert "2 textures" in out and "2 pictures" in out and "Shi-Tomasi" in out
+    assert run_command(monkeypatch, "train-synthetic", run, *few[:-1], "float64") == 1
+    assert "expected float32 or bfloat16" in capsys.readouterr().err
+
+
+def test_full_width_is_the_published_one(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands, "train", lambda source, settings, run, **_: seen.append(settings) or run)
+    commands.train_synthetic(
+        tmp_path, steps=1, seed=0, full_width=True, batch_size=1, precision="bfloat16", device="cpu", say=print
+    )
+    assert (seen[0].widths, seen[0].head_width) == ((64, 64, 64, 64, 128, 128, 128, 128), 256)
+
+
+def test_a_weights_file_leaves_counters_out():
+    network = DetectorNetwork(Architecture(widths=(4,) * 8, head_width=4, order="conv-bn-relu", norm_logits=True))
+    assert not any("num_batches" in key for key in load_safetensors(weights_file(network)))
