@@ -29,7 +29,7 @@ class Sample:
     sample_id: str  # unique in the manifest; the file stem
     image_path: str  # POSIX path relative to the manifest's root
     label_path: str  # likewise
-    height: int  # pixels, after the orientation was applied; 0 only where the image could not be read
+    height: int  # pixels, after orientation and the manifest's cap were applied; 0 only where nothing could be read
     width: int  # pixels, likewise
     image_sha256: str  # of the file's bytes when the manifest was made, hex
     label_sha256: str  # likewise

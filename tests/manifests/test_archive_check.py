@@ -1,5 +1,6 @@
 """`physseg manifest NAME --check`: complete archives, half of them, cut lists; what it says and returns."""
 
+import hashlib
 import json
 import os
 import sys
@@ -59,6 +60,17 @@ def test_the_published_counts():
         "pascal-context-59": "val",
         "pascal-context-459": "val",
     }
+
+
+def test_the_id_tables_never_change():
+    """They were compared with independent ones once (test_real_benchmarks does it where those are at hand)."""
+    ids = ade20k.ade20k_847_ids(), pascal_context.context_ids(59, "mat"), pascal_context.context_ids(59, "colours")
+    tables = [json.dumps([sorted(entry.raw_to_class.items()), list(entry.raw_ignore)]) for entry in ids]
+    assert [hashlib.sha256(table.encode()).hexdigest()[:16] for table in tables] == [
+        "7a48015b68f726cd",
+        "4b46b289c643661f",
+        "af13d43fd3c887b4",
+    ]
 
 
 def test_a_whole_voc_of_1449_images(toys, physseg, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.vocabulary import Vocabulary, read_classes
+from physseg.manifests.vocabulary import Vocabulary, published_vocabulary, read_classes
 
 
 def numbered(count):
@@ -76,3 +76,29 @@ def test_missing_and_binary_class_files(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ManifestError, match="UTF-8"):
         read_classes(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "fingerprint", "some"),
+    [
+        ("coco-stuff-171", 171, "0d1caff40f22c2f8", {0: "person", 79: "toothbrush", 80: "banner", 170: "wood"}),
+        ("ade20k-150", 150, "9bf5f612ed5c7d1d", {7: "bed", 58: "screen door", 130: "screen", 141: "crt screen"}),
+        ("ade20k-847", 847, "ca9a263b24a78093", {2: "sky", 3: "tree", 4: "road", 5: "floor", 114: "bag"}),
+        ("pascal-context-59", 59, "99bf900203f2c9ea", {0: "aeroplane", 49: "diningtable", 58: "wood"}),
+        ("pascal-context-459", 459, "ce186d40105d6306", {0: "accordion", 396: "table", 430: "unknown"}),
+        ("pascal-voc-20", 20, "ce42b86533b1c85e", {0: "aeroplane", 14: "person", 19: "tvmonitor"}),
+        ("pascal-voc-20b", 59, "ba4fe6182000d1b1", {19: "tvmonitor", 20: "bag", 41: "curtain", 58: "wood"}),
+    ],
+)
+def test_convention_published_vocabularies_never_change(name, num_classes, fingerprint, some):
+    """They were compared with independent lists once (test_real_benchmarks does it where those are at hand)."""
+    vocabulary = published_vocabulary(name)
+    assert vocabulary.num_classes == num_classes
+    assert {index: vocabulary.prompt_names[index] for index in some} == some
+    assert vocabulary.fingerprint.startswith(fingerprint)
+
+
+def test_first_synonyms_that_several_classes_share():
+    pots = Vocabulary(name="pots", classes=("pot, flowerpot", "tree", "pot", "bag", "bag, sack"))
+    assert pots.shared_prompts == {"pot": (0, 2), "bag": (3, 4)}
+    assert numbered(3).shared_prompts == {}
