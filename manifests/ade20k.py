@@ -76,10 +76,12 @@ def ade20k_847_ids() -> LabelIds:
 def find_ade20k_150(root: Path, split: str) -> Archive:
     """A split of the scene parsing challenge (ADEChallengeData2016) below `root`."""
     release = known_split(split, CHALLENGE, "ade20k-150")
-    for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS)):
-        if (folder / "images" / "ADE").is_dir() and not (folder / "annotations").is_dir():
-            raise _wrong_release(folder, release, "the full release (ADE20K-847)")
-    images = existing_folder(root, [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS], "photographs", release)
+    places = [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS]
+    if not any((root / place).is_dir() for place in places):
+        for folder in (root / sub for sub in FULL_FOLDERS):
+            if (folder / "images" / "ADE").is_dir():
+                raise _wrong_release(folder, release, "the full release (ADE20K-847)")
+    images = existing_folder(root, places, "photographs", release)
     labels = existing_folder(images.parents[1], [f"annotations/{split}"], "label pictures", release)
     return Archive(
         dataset="ade20k-150",
@@ -96,12 +98,14 @@ def find_ade20k_150(root: Path, split: str) -> Archive:
 def find_ade20k_847(root: Path, split: str) -> Archive:
     """A split of the full release below `root`; photographs and labels lie together in folders by scene."""
     release = known_split(split, FULL, "ade20k-847")
-    for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS, "ADE20K_2016_07_26")):
-        if (folder / "annotations" / split).is_dir():
-            raise _wrong_release(folder, release, "the scene parsing challenge (ADE20K-150)")
-        if (folder / "images" / split).is_dir():
-            raise _wrong_release(folder, release, "the release of 2016, whose ids mean other things")
-    scenes = existing_folder(root, [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS], "scenes", release)
+    places = [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS]
+    if not any((root / place).is_dir() for place in places):
+        for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS, "ADE20K_2016_07_26")):
+            if (folder / "annotations" / split).is_dir():
+                raise _wrong_release(folder, release, "the scene parsing challenge (ADE20K-150)")
+            if (folder / "images" / split).is_dir():
+                raise _wrong_release(folder, release, "the release of 2016, whose ids mean other things")
+    scenes = existing_folder(root, places, "scenes", release)
     images, labels = _scene_files(scenes.resolve())
     return Archive(
         dataset="ade20k-847",

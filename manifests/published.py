@@ -14,7 +14,7 @@ from .checking import Checked, CheckSettings, check_samples
 from .coco_stuff import RELEASES as COCO_RELEASES
 from .errors import ManifestError
 from .label_ids import LabelIds
-from .pairing import read_list, some
+from .pairing import IMAGE_SUFFIXES, read_list, some
 from .pascal_context import find_context
 from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids
 
@@ -103,6 +103,8 @@ def _found(archive: Archive, check: bool, settings: CheckSettings, *, selected: 
     pairs = archive.pairs()
     if missing and (not check or not pairs):
         hint = f"complete the archive: {archive.release.source}; or choose samples with --list FILE"
+        if selected and any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in archive.names):
+            hint = "list names without their extension"
         raise ManifestError("; ".join(missing), hint=hint)
     if count and not check:
         logging.getLogger(__name__).warning("warning: %s (--check says more)", count)

@@ -179,6 +179,16 @@ def test_other_releases_and_nothing_at_all(toys, folder, name, match):
     assert "csail.mit.edu" in caught.value.hint
 
 
+def test_both_releases_may_lie_side_by_side(toys):
+    challenge(toys, 3)
+    scene(toys, np.full((4, 6), WALL))
+    (toys.folder / "ADE20K_2016_07_26/images/validation").mkdir(parents=True)
+    counts = {
+        name: len(published.benchmark(name, root=toys.folder).checked.manifest) for name in ("ade20k-150", "ade20k-847")
+    }
+    assert counts == {"ade20k-150": 3, "ade20k-847": 1}
+
+
 def test_a_scene_without_its_labels_is_missing(toys):
     scene(toys, np.full((4, 6), WALL))
     photo = scene(toys, np.full((4, 6), WALL), name="ADE_val_00000002")

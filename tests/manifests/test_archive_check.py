@@ -135,6 +135,10 @@ def test_a_list_selects_and_names_absent_files(toys, physseg, four_published):
     assert code == 1
     assert "1 of the 2 names in two.txt have no photograph" in out
     assert "1 of the 2 names in two.txt have no label file" in out
+    toys.lines("three.txt", "ADE_val_00000003.jpg")
+    code, _, err = physseg("manifest", "ade20k-150", "--root", ".", "--list", "three.txt", "--check")
+    assert code == 1
+    assert "hint: list names without their extension" in err
 
 
 def test_unknown_ids_are_quarantine_not_incompleteness(toys, physseg, four_published):
