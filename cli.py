@@ -845,6 +845,8 @@ def superpoint_label(
     weights: Annotated[Path | None, typer.Option(help="Detector to label with. Default: the package's own.")] = None,
     adaptation: Annotated[int, typer.Option(min=1, help="Homographies per picture.")] = 100,
     threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
+    max_points: Annotated[int, typer.Option(min=1, help="The best so many of each picture.")] = 600,
+    precision: Precision = "bfloat16",
     device: TorchDevice = "cpu",
 ) -> None:
     """Label pictures by homographic adaptation: a detector's mean answer to many warped copies of each."""
@@ -857,6 +859,8 @@ def superpoint_label(
         weights or SHIPPED_WEIGHTS,
         adaptation=adaptation,
         threshold=threshold,
+        max_points=max_points,
+        precision=precision,
         device=device,
         say=typer.echo,
     )

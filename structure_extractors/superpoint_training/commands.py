@@ -28,7 +28,7 @@ def train_synthetic(
         steps=steps,
         seed=seed,
         batch_size=batch_size,
-        precision=_precision(precision),
+        precision=precision,
         **{name: value for name, value in widths.items() if name in ("widths", "head_width")},
     )
     weights = train(Shapes(), settings, run, device=device, say=say)
@@ -52,7 +52,7 @@ def train_labelled(
 ) -> Path:
     """Train further on labelled pictures of a folder, with a share of shapes; returns the file of weights."""
     settings = TrainSettings(
-        steps=steps, seed=seed, batch_size=batch_size, precision=_precision(precision), learning_rate=1e-3, warped=0.7
+        steps=steps, seed=seed, batch_size=batch_size, precision=precision, learning_rate=1e-3, warped=0.7
     )
     source = Mixed(LabelledImages(images, Labelled.read(labels)), shapes)
     weights = train(source, settings, run, start=start or SHIPPED_WEIGHTS, device=device, say=say)
@@ -82,9 +82,3 @@ def evaluate_weights(
         write_whole(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
         say(f"written to {out}")
     return rows
-
-
-def _precision(text: str) -> Any:
-    if text not in ("float32", "bfloat16"):
-        raise ExtractorError(f"precision: expected float32 or bfloat16, got {text!r}", option="precision", got=text)
-    return text

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from ..errors import ExtractorError
 from ..superpoint_adaptation import adapted_probabilities
-from ..superpoint_network import CELL_PX, grey_tensor
+from ..superpoint_network import CELL_PX, fold_normalisation, grey_tensor
 from ..superpoint_weights import load_detector
 from .detectors import best_points
 from .labels import Labelled
+from .loop import dtype_of
 from .sources import find_pictures, read_grey
 from .textures import draw_texture
 
@@ -41,6 +43,7 @@ def label(
     threshold: float = 0.015,
     radius_px: int = 4,
     max_points: int = 600,
+    precision: str = "bfloat16",
     device: str = "cpu",
     save_every_s: float = 60.0,
     say: Callable[[str], None] = lambda _: None,
@@ -52,11 +55,13 @@ def label(
     if size[0] % CELL_PX or size[1] % CELL_PX:
         raise ExtractorError(f"size: expected multiples of {CELL_PX}, got {size}", option="size")
     data = weights.read_bytes()
-    settings = {"weights": hashlib.sha256(data).hexdigest(), "adaptation": adaptation}
-    settings |= {"threshold": threshold, "radius_px": radius_px, "max_points": max_points, "size": size}
+    settings: dict[str, object] = {"weights": hashlib.sha256(data).hexdigest(), "adaptation": adaptation}
+    settings |= {"threshold": threshold, "radius_px": radius_px, "max_points": max_points, "size": list(size)}
+    settings |= {"precision": precision}
     made_by = json.dumps(settings)
     done = _done(out, made_by)
-    network = load_detector(data, where=str(weights), device=device).network
+    network = fold_normalisation(load_detector(data, where=str(weights)).network)
+    network.to(device=device, dtype=dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = find_pictures(folder)
     saved = started = time.monotonic()
     for index, name in enumerate(names):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -48,13 +48,14 @@ class TrainSettings:
     warped: float = 0.5  # share of the pictures that a random homography changes
     homography: HomographySettings = field(default_factory=HomographySettings)
     photometric: PhotometricSettings = field(default_factory=PhotometricSettings)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the convolutions; weights and optimiser are float32
+    precision: str = "bfloat16"  # or float32; of the convolutions; weights and optimiser are float32
 
     def __post_init__(self) -> None:
         if min(self.size) < CELL_PX or self.size[0] % CELL_PX or self.size[1] % CELL_PX:
             raise ExtractorError(f"size: expected multiples of {CELL_PX}, got {self.size}", option="size")
         if min(self.steps, self.batch_size) < 1:
             raise ExtractorError(f"expected at least one step of one picture, got {self.steps} of {self.batch_size}")
+        dtype_of(self.precision)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, 0-based."""
@@ -133,6 +134,14 @@ def training_batch(
     valid = valid_pixels(homographies, settings.size)
     images = augment(images, settings.photometric, light)
     return images, cell_classes(keypoints, settings.size, light), valid_cells(valid)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type that a setting names; one that is not offered is an :class:`ExtractorError`."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision not in known:
+        raise ExtractorError(f"precision: expected {' or '.join(known)}, got {precision!r}", option="precision")
+    return known[precision]
 
 
 def _mix(*numbers: int) -> int:

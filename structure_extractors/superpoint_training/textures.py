@@ -21,7 +21,7 @@ def draw_texture(rng: np.random.Generator, size: tuple[int, int], kind: str | No
     """Draw one picture (H, W) uint8 of ``size`` (h, w); ``kind`` is a key of :data:`TEXTURES`, None draws one."""
     canvas = Canvas(rng, size)
     TEXTURES[kind or str(rng.choice(list(TEXTURES), p=_SHARES))](canvas)
-    canvas.image = _lit(canvas)
+    canvas.image = _photographed(canvas)
     return canvas.finish(np.zeros((0, 2)))[0]
 
 
@@ -41,10 +41,7 @@ def _leaves(canvas: Canvas) -> None:
 def _clouds(canvas: Canvas) -> None:
     """Noise at all scales, falling off as in photographs; half of the pictures are cut into flat levels."""
     rng = canvas.rng
-    total = np.zeros((canvas.height, canvas.width), np.float32)
-    for octave in range(2, 8):
-        total += canvas.smooth_noise(2**octave) * 2 ** (-octave * rng.uniform(0.5, 1.0))
-    total = (total - total.mean()) / total.std()
+    total = _fractal(canvas)
     if rng.random() < 0.5:
         total = np.round(total * rng.uniform(0.7, 2)) / 2
     canvas.image = np.clip(128 + rng.uniform(20, 60) * total, 0, 255).astype(np.uint8)
@@ -89,7 +86,7 @@ TEXTURES: dict[str, Callable[[Canvas], None]] = {
     "mosaic": _mosaic,
     "strokes": _strokes,
 }
-_SHARES = (0.5, 0.1, 0.15, 0.25)
+_SHARES = (0.45, 0.15, 0.15, 0.25)
 
 
 def _oval(rng: np.random.Generator, centre: Points, radius: float) -> Points:
@@ -101,10 +98,22 @@ def _oval(rng: np.random.Generator, centre: Points, radius: float) -> Points:
     return oval
 
 
-def _lit(canvas: Canvas) -> Grey:
-    """Uneven light over the whole scene, and fine grain."""
+def _fractal(canvas: Canvas) -> npt.NDArray[np.float32]:
+    """Noise (H, W) at all scales, mean 0 and standard deviation 1, rough or smooth."""
+    total = np.zeros((canvas.height, canvas.width), np.float32)
+    roughness = canvas.rng.uniform(0.4, 1.0)
+    for octave in range(2, 8):
+        total += canvas.smooth_noise(2**octave) * np.float32(2 ** (-octave * roughness))
+    scaled: npt.NDArray[np.float32] = (total - total.mean()) / total.std()
+    return scaled
+
+
+def _photographed(canvas: Canvas) -> Grey:
+    """As a camera would see it: rough surfaces, uneven light, a lens more or less in focus, haze, grain."""
     rng = canvas.rng
-    light = 1 + rng.uniform(0, 0.4) * canvas.smooth_noise(int(rng.integers(2, 5)))
-    grain = rng.standard_normal((canvas.height, canvas.width), np.float32) * np.float32(rng.uniform(0, 12))
-    lit: Grey = np.clip(canvas.image * light + grain, 0, 255).astype(np.uint8)
-    return lit
+    scene = canvas.image + rng.uniform(0, 30) * _fractal(canvas)
+    scene *= 1 + rng.uniform(0, 0.4) * canvas.smooth_noise(int(rng.integers(2, 5)))
+    scene = cv2.GaussianBlur(scene, (0, 0), float(np.exp(rng.uniform(np.log(0.5), np.log(5)))))
+    scene = 128 + rng.uniform(0.4, 1) * (scene - 128) + rng.uniform(-30, 30)
+    scene += rng.standard_normal(scene.shape, np.float32) * rng.uniform(0, 10)
+    return np.clip(scene, 0, 255).astype(np.uint8)

@@ -1,0 +1,129 @@
+"""SuperPoint on one CPU core: images/s at 384x512, and the share of what the core's convolutions can do at best.
+
+    python benchmarks/superpoint.py [--repeats 5] [--threads 1] [--adaptation] [--out FILE.json]
+
+The peak is measured, not computed: the fastest of several 3x3 convolutions whose sizes suit the library, in the same
+precision, in turns with the networks. A network's rate is its multiply-adds over its time, post-processing left out;
+`extractor` is the whole call for one RGB image, post-processing and coding included.
+"""
+
+import argparse
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Timing, report, time_calls
+from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint_network import (
+    Architecture,
+    DetectorNetwork,
+    fold_normalisation,
+    keypoint_probabilities,
+)
+from physseg.structure_extractors.superpoint_weights import load_detector
+from torch import nn
+
+SIZE = (384, 512)  # height, width
+PEAK_SHAPES = ((64, 64, 96, 128), (128, 128, 48, 64), (256, 256, 24, 32), (256, 256, 48, 64))  # in, out, height, width
+LABELS = np.zeros((1, 1), np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--adaptation", action="store_true", help="time the extractor with adaptation 16, too (slow)")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    networks = {
+        "shipped": load_detector(SHIPPED_WEIGHTS.read_bytes(), where=str(SHIPPED_WEIGHTS)).network,
+        "full width": DetectorNetwork(Architecture()).eval(),
+    }
+    rows = []
+    for precision in (torch.float32, torch.bfloat16):
+        rows += rows_of(networks, precision, repeats=args.repeats)
+    report("SuperPoint, network alone", rows, out=args.out, size="384x512", threads=args.threads)
+    report("SuperPoint extractor, one RGB image", extractor_rows(args), size="384x512", threads=args.threads)
+
+
+def rows_of(networks: dict[str, DetectorNetwork], precision: torch.dtype, *, repeats: int) -> list[dict[str, Any]]:
+    """Each network at batch 1 and 4 against the best convolution, interleaved."""
+    calls: dict[str, Callable[[], object]] = {}
+    work: dict[str, float] = {}
+    for shape in PEAK_SHAPES:
+        name = f"peak {shape}"
+        calls[name], work[name] = convolution(*shape, precision)
+    for name, network in networks.items():
+        ready = fold_normalisation(network).to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for batch in (1, 4):
+            images = torch.rand(batch, 1, *SIZE)
+            key = f"{name}, batch {batch}"
+            calls[key] = lambda ready=ready, images=images: keypoint_probabilities(ready, images)  # type: ignore[misc]
+            work[key] = batch * multiply_adds(network.architecture, SIZE)
+    timings = time_calls(calls, repeats=repeats)
+    rates = {name: work[name] / timing.p10_s for name, timing in timings.items()}
+    peak = max(rate for name, rate in rates.items() if name.startswith("peak"))
+    rows = []
+    for name, timing in timings.items():
+        if not name.startswith("peak"):
+            batch = int(name.rsplit(" ", 1)[1])
+            rows.append(row(name, precision, timing, batch, rates[name], peak))
+    return rows
+
+
+def row(name: str, precision: torch.dtype, timing: Timing, batch: int, rate: float, peak: float) -> dict[str, Any]:
+    return {
+        "network": name,
+        "precision": str(precision).removeprefix("torch."),
+        "time": timing,
+        "images/s": batch / timing.median_s,
+        "GMAC/s": rate / 1e9,
+        "peak GMAC/s": peak / 1e9,
+        "share of peak": rate / peak,
+    }
+
+
+def extractor_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    calls: dict[str, Callable[[], object]] = {}
+    for precision in ("float32", "bfloat16"):
+        for adaptation in (0, 16) if args.adaptation else (0,):
+            extractor = SuperPoint(precision=precision, adaptation=adaptation)  # type: ignore[arg-type]
+            calls[f"{precision}, adaptation {adaptation}"] = lambda extractor=extractor: extractor(  # type: ignore[misc]
+                image, LABELS, ignore_index=255
+            )
+    timings = time_calls(calls, repeats=args.repeats, warmup=1)
+    return [{"extractor": name, "time": t, "images/s": 1 / t.median_s} for name, t in timings.items()]
+
+
+def convolution(
+    inputs: int, outputs: int, height: int, width: int, precision: torch.dtype
+) -> tuple[Callable[[], object], float]:
+    """One 3x3 convolution with its ReLU as a call, and its multiply-adds."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1).to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(4, inputs, height, width).to(dtype=precision, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def call() -> object:
+        return layer(images)
+
+    return call, 4 * 9.0 * inputs * outputs * height * width
+
+
+def multiply_adds(architecture: Architecture, size: tuple[int, int]) -> float:
+    """Multiply-adds of a detector for one picture of ``size`` (h, w)."""
+    widths = (1, *architecture.widths)
+    total, pixels = 0.0, float(size[0] * size[1])
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        total += pixels * 9 * inputs * outputs
+        if index in (1, 3, 5):
+            pixels /= 4
+    return total + pixels * architecture.head_width * (9 * widths[-1] + 65)
+
+
+if __name__ == "__main__":
+    main()
