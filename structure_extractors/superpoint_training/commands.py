@@ -54,9 +54,14 @@ def train_labelled(
     settings = TrainSettings(
         steps=steps, seed=seed, batch_size=batch_size, precision=precision, learning_rate=1e-3, warped=0.7
     )
-    source = Mixed(LabelledImages(images, Labelled.read(labels)), shapes)
+    labelled = Labelled.read(labels)
+    if min(have - want for have, want in zip(labelled.size, settings.size, strict=True)) < 0:
+        raise ExtractorError(
+            f"{labels}: labels of pictures of {labelled.size}, smaller than {settings.size} to train on"
+        )
+    source = Mixed(LabelledImages(images, labelled), shapes)
     weights = train(source, settings, run, start=start or SHIPPED_WEIGHTS, device=device, say=say)
-    say(f"{weights}: trained on {len(source.labelled.labels.names)} labelled pictures")
+    say(f"{weights}: trained on {len(labelled.names)} labelled pictures")
     return weights
 
 

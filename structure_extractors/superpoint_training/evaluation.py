@@ -36,7 +36,7 @@ def evaluate(
     photographs: Path | None = None,
     adaptations: Sequence[int] = (0, 16),
     per_kind: int = 50,
-    max_photographs: int = 40,
+    max_photographs: int = 20,
     say: Callable[[str], None] = lambda _: None,
 ) -> Rows:
     """All figures of a network, as it is and adapted, and of the classical detectors.
@@ -114,11 +114,13 @@ def mean_repeatability(
     result = {}
     for name, detect in detectors.items():
         values = []
+        found: dict[int, npt.NDArray[np.float32]] = {}  # by identity: a first picture is in several pairs
         for pair in pairs:
-            one, other = (
-                best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
-                for grey in (pair.one, pair.other)
-            )
+            for grey in (pair.one, pair.other):
+                if id(grey) not in found:
+                    points, _ = best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)
+                    found[id(grey)] = points
+            one, other = found[id(pair.one)], found[id(pair.other)]
             value = repeatability(
                 one,
                 other,

@@ -5,6 +5,7 @@ the learning rate from the step. A checkpoint is weights, optimiser and step.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -82,7 +83,7 @@ def train(
     ``start``: weights to begin with (architecture included), otherwise random ones. ``stop_at`` ends early, as an
     interruption would. A folder made with other settings is an :class:`ExtractorError`.
     """
-    _check_settings(run, settings, start)
+    _check_settings(run, settings, source, start)
     torch.manual_seed(settings.seed)
     network = _network(settings, start).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
@@ -163,8 +164,10 @@ def _network(settings: TrainSettings, start: Path | None) -> DetectorNetwork:
     return DetectorNetwork(architecture)
 
 
-def _check_settings(run: Path, settings: TrainSettings, start: Path | None) -> None:
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings) | {"start": start and start.name}))
+def _check_settings(run: Path, settings: TrainSettings, source: Source, start: Path | None) -> None:
+    beginning = hashlib.sha256(start.read_bytes()).hexdigest() if start and start.is_file() else None
+    everything = dataclasses.asdict(settings) | {"source": source.describe(), "start": beginning}
+    wanted = json.loads(json.dumps(everything))
     path = run / SETTINGS
     if not path.exists():
         write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())

@@ -23,7 +23,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
 
 
 class Source(Protocol):
-    """Training pictures of one size."""
+    """Training pictures, of any size that is asked for."""
+
+    def describe(self) -> str:
+        """What the pictures are, in words that change if they change."""
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """One picture (H, W) uint8 and its keypoints (N, 2) float32 x, y."""
@@ -31,6 +34,9 @@ class Source(Protocol):
 
 class Shapes:
     """Synthetic shapes."""
+
+    def describe(self) -> str:
+        return "shapes"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         return draw_shape(rng, size)
@@ -42,6 +48,9 @@ class LabelledImages:
 
     folder: Path
     labels: Labelled
+
+    def describe(self) -> str:
+        return f"{len(self.labels.names)} labelled pictures, {len(self.labels.points)} points, by {self.labels.made_by}"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         index = int(rng.integers(len(self.labels.names)))
@@ -57,6 +66,9 @@ class Mixed:
 
     labelled: LabelledImages
     shapes: float  # share of the shapes, 0..1
+
+    def describe(self) -> str:
+        return f"{self.labelled.describe()}; shapes: {self.shapes}"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         return (Shapes() if rng.random() < self.shapes else self.labelled).draw(rng, size)
