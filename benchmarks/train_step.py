@@ -28,7 +28,7 @@ from physseg.train.data import Batch, DataConfig, batches, to_device
 from physseg.train.data import open_samples as open_training_samples
 from physseg.train.host_memory import keep_freed_memory
 from physseg.train.losses.total import LossConfig
-from physseg.train.model.recompute import set_recompute
+from physseg.train.model.bounded import set_recompute
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
 from physseg.train.objective import Objective
 from physseg.train.optim import build_optimizer, clip_gradients, require_finite

@@ -29,9 +29,9 @@ from .errors import ConfigError, NonFiniteLossError, RankError
 from .evaluate import Evaluation, evaluate_model
 from .host_memory import keep_freed_memory
 from .meter import Meter
+from .model.bounded import set_recompute
 from .model.clip_presets import PRETRAINED
 from .model.inference import InferenceSettings
-from .model.recompute import set_recompute
 from .model.segmenter import Segmenter
 from .objective import Objective, micro_batches
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate

@@ -20,6 +20,9 @@ class Colours(nn.Module):
 
     calls = 0
 
+    def crop_bytes(self, num_classes: int) -> int:
+        return 4 * 3 * 384 * 384
+
     def forward(self, crops: Tensor, text_features: Tensor) -> SimpleNamespace:
         assert not self.training
         self.calls += 1
@@ -98,7 +101,7 @@ def test_label_map_is_the_argmax_whatever_the_budget(settings: InferenceSettings
     per_class = 4 * 10 * 384 * 384  # about three classes at a time
     for budget in (1, 3 * per_class, 2**30):
         small = InferenceSettings(
-            windows=settings.windows, batch_windows=settings.batch_windows, full_size_bytes=budget
+            windows=settings.windows, batch_windows=settings.batch_windows, memory_bytes=4 * budget
         )
         labels = predict_label_map(model, image, texts(7), small)
         assert labels.dtype == np.uint8

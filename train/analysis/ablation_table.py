@@ -95,8 +95,8 @@ def markdown(title: str, found: Sequence[Cell]) -> str:
     lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
     seeds = len(found[0].mious)
     legend = (
-        f"mIoU in percent, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; difference to {rows[0]} with "
-        "95 % intervals: over seeds by Student's t, over images by bootstrap."
+        f"mIoU in percent, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; difference to {rows[0]} "
+        "with 95 % intervals: over seeds by Student's t, over images by bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"

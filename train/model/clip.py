@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bounded import Bounded
 from .clip_presets import ClipArchitecture
-from .recompute import Recomputable
 
 
 class Attention(nn.Module):
@@ -100,7 +100,7 @@ class ResidualBlock(nn.Module):
         return self.feed_forward(self.attn.value_path(self.ln_1(x)) + x[:, :1])
 
 
-class Transformer(Recomputable):
+class Transformer(Bounded):
     """A stack of blocks; a module of its own only so that parameter names match CLIP's."""
 
     def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:

@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bounded import Bounded
 from .decoder import Decoder
-from .recompute import Recomputable
 
 # The logit of classes that the preselection left out.
 ABSENT_LOGIT = -100.0
+
+# Values that a block holds at its peak for each value of its input: the MLP's four before and after its activation,
+# norms, residuals, and the output.
+HELD_PER_VALUE = 12
 
 
 class GuidedProjection(nn.Module):
@@ -59,7 +63,7 @@ class SpatialBlock(nn.Module):
         return fed
 
 
-class SpatialAggregation(Recomputable):
+class SpatialAggregation(Bounded):
     """Two Swin blocks, the second one shifted by half a window."""
 
     def __init__(self, dim: int, guidance_dim: int, *, heads: int, window: int) -> None:
@@ -71,10 +75,15 @@ class SpatialAggregation(Recomputable):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B, h, w, G)."""
         guidance = self.guidance_norm(guidance)[:, None]
-        return self.run_part(self.block_2, self.run_part(self.block_1, x, guidance), guidance)
+
+        def refine(classes: Tensor) -> Tensor:
+            refined: Tensor = self.block_2(self.block_1(classes, guidance), guidance)
+            return refined
+
+        return self.in_pieces(refine, x, 1, HELD_PER_VALUE * x[:, 0].nbytes)
 
 
-class ClassAggregation(nn.Module):
+class ClassAggregation(Bounded):
     """Linear attention over the classes at every (pooled) position (Katharopoulos et al. 2020, feature map elu + 1)."""
 
     def __init__(self, dim: int, guidance_dim: int, *, heads: int, pooling: int, pad_len: int) -> None:
@@ -90,6 +99,11 @@ class ClassAggregation(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, T, h, w, C), guidance (B or 1, T, G). Pooled in training only."""
+        if not self.training:
+            return self.in_pieces(lambda rows: self._refine(rows, guidance), x, 2, HELD_PER_VALUE * x[:, :, 0].nbytes)
+        return self._refine(x, guidance)
+
+    def _refine(self, x: Tensor, guidance: Tensor) -> Tensor:
         batch, _, height, width, _ = x.shape
         pooling = self.pooling if self.training else 1
         pooled = _to_tokens(F.avg_pool2d(_to_maps(x), pooling), batch) if pooling > 1 else x
@@ -121,7 +135,7 @@ class ClassAggregation(nn.Module):
         return (torch.einsum("bnthd,bnhdv->bnthv", query, key_value) * weight[..., None]).flatten(-2)
 
 
-class AggregatorLayer(Recomputable):
+class AggregatorLayer(Bounded):
     """Aggregation over space, then over classes."""
 
     def __init__(self, dim: int, guidance_dim: int, *, heads: int, window: int, pooling: int, pad_len: int) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .recompute import Recomputable
+from .bounded import Bounded
 
 
 class UpBlock(nn.Module):
@@ -38,7 +38,7 @@ class UpBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(hidden)), inplace=True)
 
 
-class Decoder(Recomputable):
+class Decoder(Bounded):
     """Two UpBlocks and a convolution to one logit, class by class."""
 
     def __init__(
@@ -57,11 +57,17 @@ class Decoder(Recomputable):
 
     def forward(self, x: Tensor, guidance: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, T, h, w, C) and guidance (B, G1, 2 h, 2 w), (B, G2, 4 h, 4 w) to logits (B, T, 4 h, 4 w)."""
-        maps = x.flatten(0, 1).permute(0, 3, 1, 2)
-        maps = self.run_part(self.up1, maps, F.relu(self.guidance1(guidance[0])))
-        maps = self.run_part(self.up2, maps, F.relu(self.guidance2(guidance[1])))
-        logits: Tensor = self.head(maps)
-        return torch.unflatten(logits[:, 0], 0, x.shape[:2])
+        near, fine = F.relu(self.guidance1(guidance[0])), F.relu(self.guidance2(guidance[1]))
+
+        def decode(classes: Tensor) -> Tensor:
+            maps = classes.flatten(0, 1).permute(0, 3, 1, 2)
+            maps = self.up2(self.up1(maps, near), fine)
+            logits: Tensor = self.head(maps)
+            return torch.unflatten(logits[:, 0], 0, classes.shape[:2])
+
+        # The second stage's convolution holds its input and output and what it was laid out from: about four maps.
+        held = 4 * len(x) * self.head.in_channels * fine.shape[2] * fine.shape[3] * x.element_size()
+        return self.in_pieces(decode, x, 1, held)
 
 
 # _REACH[a, j, tap, s] is 1 where, for an output row 2 y + a, this tap (0..2) of a 3x3 convolution falls on the

@@ -1,7 +1,8 @@
 """Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole.
 
 The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are
-10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best.
+10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best. Before that, a
+quarter of the memory goes to what the network holds for a few classes at a time, half to what it holds for all.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from .bounded import set_working_bytes
 from .segmenter import Segmenter
 
 
@@ -25,11 +27,11 @@ class InferenceSettings:
     window_px: int = 384  # side of a window, and of the whole image as the network sees it
     stride_px: int = 256  # from one window to the next
     canvas_px: int = 640  # the image is resized to this square before it is cut
-    batch_windows: int = 5  # crops that go through the network together
-    full_size_bytes: int = 512 * 2**20  # bound on what bringing classes to full size may hold at a time
+    batch_windows: int = 5  # crops that go through the network together, if memory_bytes allows
+    memory_bytes: int = 2 * 2**30  # bound on what prediction holds besides weights, image and result
 
     def __post_init__(self) -> None:
-        for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "full_size_bytes"):
+        for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px:
@@ -43,6 +45,10 @@ class InferenceSettings:
         """Top left corners (y, x) of the windows on the canvas."""
         steps = range(0, self.canvas_px - self.window_px + 1, self.stride_px)
         return tuple((y, x) for y in steps for x in steps) if self.windows else ()
+
+    def crops_at_once(self, bytes_each: int) -> int:
+        """Crops of a batch, where each of them holds so much from beginning to end: in half of the memory."""
+        return max(1, min(self.batch_windows, self.memory_bytes // 2 // bytes_each))
 
 
 PUBLISHED = InferenceSettings()
@@ -95,12 +101,14 @@ def _full_size(
     was_training = model.training
     model.eval()
     try:
-        logits = torch.cat([model(part, text_features).logits for part in torch.split(crops, settings.batch_windows)])
+        at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
+        set_working_bytes(model, settings.memory_bytes // 4)
+        logits = torch.cat([model(part, text_features).logits for part in torch.split(crops, at_once)])
     finally:
         model.train(was_training)
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.
     pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * size[0] * size[1]
-    count = max(1, settings.full_size_bytes // (4 * pixels))
+    count = max(1, settings.memory_bytes // 4 // (4 * pixels))
     for start in range(0, logits.shape[1], count):
         yield start, merge(logits[:, start : start + count], settings, size)
 

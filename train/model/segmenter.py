@@ -253,6 +253,16 @@ class Segmenter(nn.Module):
             similarity = self.alignment_head(patches, text_features.mean(dim=1))
         return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
 
+    def crop_bytes(self, num_classes: int) -> int:
+        """Memory that each crop of a batch takes in evaluation, besides the bounded part (bounded.py): an estimate.
+
+        Three tensors of the aggregator at full size, the cosines of all classes, and the logits.
+        """
+        config, positions = self.config, self.arch.grid**2
+        kept = min(num_classes, config.pad_len) if config.pad_len else num_classes
+        values = 3 * kept * config.hidden_dim + 3 * num_classes * len(config.templates) + 2 * 16 * num_classes
+        return 4 * positions * values
+
     def clip_parameter_names(self) -> frozenset[str]:
         """Names (as in `named_parameters`) of CLIP's parameters: those that take the scaled-down learning rate."""
         return frozenset(f"clip.{name}" for name, _ in self.clip.named_parameters())
