@@ -92,8 +92,8 @@ class SuperPoint:
     def detect(self, images: Sequence[Image]) -> list[dict[str, npt.NDArray[np.uint8]]]:
         """Compute the arrays of several images (H, W, 3) uint8 RGB, of one size as one batch; results in order.
 
-        Images of different sizes are never padded to each other: that would make a result depend on its batch.
-        Sums may still differ in the last bit between batch sizes; stores are written with batches of one.
+        Images of different sizes are never padded to each other: that would make a result depend on its batch. On a
+        CPU no result does; on a GPU sums may differ in the last bit between batch sizes.
         """
         grey = [_grey(check_image(image, extractor=self.name)) for image in images]
         by_size: dict[tuple[int, ...], list[int]] = {}

@@ -135,11 +135,15 @@ def keypoint_probabilities(network: DetectorNetwork, images: Tensor) -> Tensor:
 
     Right and bottom are padded to a multiple of 8 by repeating the last column and row, which invents no corner there,
     and cut off again: no pixel is lost and none moves. Precision is that of the network's weights.
+
+    A CPU takes the pictures of a batch one by one: feature maps of several do not stay in its caches (at 384x512, four
+    together took twice as long), and so no answer depends on its batch.
     """
     height, width = images.shape[-2:]
     images = functional.pad(images, (0, -width % CELL_PX, 0, -height % CELL_PX), mode="replicate")
-    logits = network(images.to(network.logits.conv.weight.dtype, memory_format=torch.channels_last))
-    return keypoint_probability(logits)[:, :height, :width]
+    images = images.to(network.logits.conv.weight.dtype, memory_format=torch.channels_last)
+    parts = torch.split(images, 1 if images.device.type == "cpu" else len(images))
+    return torch.cat([keypoint_probability(network(part)) for part in parts])[:, :height, :width]
 
 
 def grey_tensor(grey: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
