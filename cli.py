@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +15,9 @@ from . import PhyssegError, __version__
 if TYPE_CHECKING:
     from .manifests.checking import Checked, CheckSettings
     from .manifests.published import Found
+    from .manifests.table import Manifest
     from .pipeline.frame import Frame
+    from .train.model.inference import InferenceSettings
 
 app = typer.Typer(
     name="physseg",
@@ -525,6 +528,7 @@ Prompts = Annotated[
 SynonymRule = Annotated[
     str | None, typer.Option("--synonyms", help="first or mean of a class's synonyms. Default: as in training.")
 ]
+Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides the model and the image.")]
 NoWindows = Annotated[
     bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
 ]
@@ -574,44 +578,117 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
-    manifests: Annotated[list[Path], typer.Argument(help="Manifests to evaluate on, of any vocabulary.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, imported checkpoint or exported model. With --merge: a part.")
+    ],
+    manifests: Annotated[
+        list[Path] | None, typer.Argument(help="Manifests to evaluate on, of any vocabulary. With --merge: more parts.")
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", help="A published test set under --root, such as ade20k-847; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = "latest",
     max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
-    root: Annotated[str | None, typer.Option(help="Where the images are, if they moved; folder or URL.")] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="The I-th of N parts of the images, I from 1, for several jobs.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Add up the JSON files of all parts, given instead.")] = False,
+    root: Annotated[
+        str | None, typer.Option(help="Where the images are, if they moved; with --benchmark the archives' folder.")
+    ] = None,
     no_windows: NoWindows = False,
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
+    memory: Memory = "2GiB",
     all_classes: Annotated[
         bool, typer.Option("--all-classes", help="Show every class, not the best and worst.")
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution."""
-    from .manifests.table import Manifest
+    """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as the benchmarks are scored.
+
+    On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
+    `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
+    """
+    from .train.benchmark_table import COLUMNS, paper_table
     from .train.evaluate import evaluate_model, load_run
-    from .train.model.inference import InferenceSettings
+    from .train.evaluation import merge as merge_parts
     from .train.process import choose_device
     from .train.run_folder import RunFolder
 
-    if len({path.stem for path in manifests}) < len(manifests):
-        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
-    tables = [Manifest.read(path, root=root) for path in manifests]
+    rows = 10**6 if all_classes else 10
+    if merge:
+        files = [run, *(manifests or [])]
+        merged = merge_parts(files)
+        typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
+        typer.echo(merged.table(rows=rows))
+        name = re.sub(r"\.part-\d+-of-\d+$", "", run.stem)
+        typer.echo(f"written to {merged.write(out or run.parent, name)}")
+        return
+    chosen_part = _part(part)
+    tables = _evaluated_tables(manifests or [], benchmarks or [], root)
     loaded = load_run(run, step=_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms)
-    for path, manifest in zip(manifests, tables, strict=True):
+    results = {}
+    for name, manifest in tables.items():
         result = evaluate_model(
             loaded.model,
             manifest,
             trained_on=loaded.classes,
             max_images=max_images,
-            settings=InferenceSettings(windows=not no_windows),
-            source={"run": str(run), "step": loaded.step},
+            part=chosen_part,
+            settings=_inference_settings(memory, no_windows=no_windows),
+            source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
         )
-        typer.echo(f"\n{path} ({result.num_images} images), {run} at step {loaded.step}")
-        typer.echo(result.table(rows=10**6 if all_classes else 10))
-        written = result.write(out or RunFolder(run).evaluations, f"{path.stem}-step_{loaded.step:08d}")
-        typer.echo(f"written to {written}")
+        results[manifest.dataset] = result
+        typer.echo(f"\n{name} ({result.num_images} images), {run} at step {loaded.step}")
+        typer.echo(result.table(rows=rows))
+        suffix = f".part-{chosen_part[0]}-of-{chosen_part[1]}" if chosen_part else ""
+        file = f"{name}-step_{loaded.step:08d}{suffix}"
+        typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, file)}")
+    if not chosen_part and results.keys() & COLUMNS.keys():
+        typer.echo(f"\n{paper_table(run.name, results)}")
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    """ "3/8" as (3, 8)."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"expected I/N with I from 1 to N, got {text!r}", param_hint="--part")
+    return int(found[1]), int(found[2])
+
+
+def _evaluated_tables(manifests: list[Path], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
+    """Manifests by the name of their results."""
+    from .manifests import published
+    from .manifests.table import Manifest
+
+    if not manifests and not benchmarks:
+        raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
+    names = [*(path.stem for path in manifests), *benchmarks]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
+    if unknown := [name for name in benchmarks if name not in published.TEST_SPLITS]:
+        known = ", ".join(published.TEST_SPLITS)
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
+    if benchmarks and root is None:
+        raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
+    tables = {path.stem: Manifest.read(path, root=None if benchmarks else root) for path in manifests}
+    for name in benchmarks:
+        found = published.benchmark(name, root=Path(str(root)))
+        if found.checked.manifest.quarantined:
+            typer.echo(f"{name}: {len(found.checked.manifest.quarantined)} samples are quarantined", err=True)
+        tables[name] = found.checked.manifest
+    return tables
+
+
+def _inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
+    from .train.model.inference import InferenceSettings
+
+    return InferenceSettings(windows=not no_windows, memory_bytes=_bytes(memory) or InferenceSettings().memory_bytes)
 
 
 @app.command()
@@ -627,19 +704,19 @@ def predict(
     no_windows: NoWindows = False,
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
+    memory: Memory = "2GiB",
     device: Device = "auto",
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
     from .pipeline.draw import percent
     from .train.evaluate import load_run
-    from .train.model.inference import InferenceSettings
     from .train.predict import find_images, predict_files, read_words
     from .train.process import choose_device
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     loaded = load_run(run, step=_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms)
     failed = 0
-    settings = InferenceSettings(windows=not no_windows)
+    settings = _inference_settings(memory, no_windows=no_windows)
     for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
         if done.error:
             failed += 1

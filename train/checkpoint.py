@@ -168,6 +168,12 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
     return state
 
 
+def weights_sha256(path: Path) -> str:
+    """sha256 (hex) of a verified checkpoint's model file, as it was written."""
+    document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return str(document["files"][MODEL_FILE]["sha256"])
+
+
 def load_trainer(path: Path) -> dict[str, Any]:
     """The trainer's part of a checkpoint that `read_state` has verified; CheckpointError if it has none."""
     if not (path / TRAINER_FILE).exists():

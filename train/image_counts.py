@@ -34,6 +34,14 @@ class ImageCounts:
         stacked = np.array(matrices, dtype=np.int64).reshape(len(image_ids), 3, classes)
         return ImageCounts(image_ids=tuple(image_ids), hits=stacked[:, 0], true=stacked[:, 1], predicted=stacked[:, 2])
 
+    @staticmethod
+    def joined(parts: Sequence["ImageCounts"]) -> "ImageCounts":
+        """All images of several parts."""
+        return ImageCounts(
+            image_ids=tuple(name for part in parts for name in part.image_ids),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ("hits", "true", "predicted")},
+        )
+
     def resampled_miou(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """mIoU of samples of the images: weights (B, N), how often each image is in each sample; returns (B,).
 

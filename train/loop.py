@@ -26,7 +26,8 @@ from .config import HARMLESS, TrainConfig
 from .config_reading import plain
 from .data import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
 from .errors import ConfigError, NonFiniteLossError, RankError
-from .evaluate import Evaluation, evaluate_model
+from .evaluate import evaluate_model
+from .evaluation import Evaluation
 from .host_memory import keep_freed_memory
 from .meter import Meter
 from .model.bounded import set_recompute
@@ -296,7 +297,7 @@ class _Training:
                 self.eval_manifest,
                 trained_on=self.vocabulary.classes,
                 max_images=settings.max_images,
-                part=(ranks.rank, ranks.size),
+                part=(ranks.rank + 1, ranks.size),
                 settings=InferenceSettings(windows=settings.windows),
                 progress=False,
             )

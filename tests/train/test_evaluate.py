@@ -12,9 +12,11 @@ import pytest
 import torch
 from physseg.manifests.table import Manifest, Sample, Vocabulary
 from physseg.train import evaluate
+from physseg.train.benchmark_table import paper_table
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
 from physseg.train.evaluate import evaluate_model, load_run, seen_classes
+from physseg.train.evaluation import Evaluation, merge, read_evaluation
 from physseg.train.loop import train
 from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import SegmenterConfig
@@ -65,7 +67,7 @@ def _sha256(path: Path) -> str:
 
 
 @pytest.fixture
-def evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> evaluate.Evaluation:
+def evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
     monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
     return evaluate_model(_TextOnly(), manifest, trained_on=("couch", "tree, shrub", "car"), progress=False)
@@ -87,7 +89,7 @@ class _TextOnly(torch.nn.Module):
         return self.weight.expand(tokens.shape[0], 1, 4)
 
 
-def test_confusion_by_hand(evaluation: evaluate.Evaluation) -> None:
+def test_confusion_by_hand(evaluation: Evaluation) -> None:
     assert evaluation.confusion.matrix.tolist() == CONFUSION
     np.testing.assert_allclose(evaluation.confusion.iou(), IOU)
     document = evaluation.document()
@@ -96,7 +98,7 @@ def test_confusion_by_hand(evaluation: evaluate.Evaluation) -> None:
     assert (document["num_images"], document["quarantined"]) == (2, ["bad"])
 
 
-def test_seen_and_unseen_are_averaged_apart(evaluation: evaluate.Evaluation) -> None:
+def test_seen_and_unseen_are_averaged_apart(evaluation: Evaluation) -> None:
     assert evaluation.seen == (True, True, False, False)
     assert evaluation.group_miou(True) == pytest.approx((IOU[0] + IOU[1]) / 2)
     assert evaluation.group_miou(False) == pytest.approx(IOU[2])  # "road" has no pixel in the labels
@@ -107,7 +109,7 @@ def test_seen_and_unseen_are_averaged_apart(evaluation: evaluate.Evaluation) -> 
     assert evaluation.scalars()["eval/miou_unseen"] == pytest.approx(0.5)
 
 
-def test_results_are_written_as_json_and_matrix(evaluation: evaluate.Evaluation, tmp_path: Path) -> None:
+def test_results_are_written_as_json_and_matrix(evaluation: Evaluation, tmp_path: Path) -> None:
     path = evaluation.write(tmp_path / "out", "val")
     document = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert document["unseen"] == {"miou": 0.5, "classes": 2}
@@ -157,3 +159,77 @@ def test_a_loaded_run_is_the_one_that_was_trained(
         load_run(config.run, step=7)
     with pytest.raises(RunFolderError, match="not a run folder"):
         load_run(config.run.parent)
+
+
+def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int] | None) -> Evaluation:
+    guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
+    monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
+    return evaluate_model(_TextOnly(), manifest, trained_on=("couch",), part=part, progress=False)
+
+
+def test_parts_add_up_to_the_whole(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = hand_evaluation(manifest, monkeypatch, None)
+    files = [
+        hand_evaluation(manifest, monkeypatch, (number, 2)).write(tmp_path, f"val.part-{number}-of-2")
+        for number in (2, 1)
+    ]
+    merged = merge(files)
+    assert merged.document() == whole.document()
+    assert merged.images is not None
+    assert merged.images.image_ids == ("a", "b")
+    read = read_evaluation(merged.write(tmp_path, "val"))
+    assert read.document() == whole.document()
+
+
+def test_parts_that_are_no_whole_are_refused(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = (
+        hand_evaluation(manifest, monkeypatch, (number, 2)).write(tmp_path, f"val{number}") for number in (1, 2)
+    )
+    with pytest.raises(EvaluationError, match="1 of 2 parts are missing: 2"):
+        merge([first])
+    with pytest.raises(EvaluationError, match="are both part 1 of 2"):
+        merge([first, first])
+    document = json.loads(second.read_text())
+    second.write_text(json.dumps(document | {"weights": "others"}))
+    with pytest.raises(EvaluationError, match="they differ in weights"):
+        merge([first, second])
+    second.write_text("{")
+    with pytest.raises(EvaluationError, match="not a result of `physseg evaluate`"):
+        merge([first, second])
+
+
+def test_folded_classes_are_scored_as_one(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes 2 and 3 are background: of labels and of predictions; 255 stays ignored."""
+    folded = hand_evaluation(replace(manifest, fold_from=2), monkeypatch, None)
+    assert folded.classes == ("sofa", "Tree", "background")
+    assert folded.confusion.matrix.tolist() == [[2, 1, 0], [0, 2, 4], [1, 0, 1]]
+    assert folded.source["fingerprint"] != hand_evaluation(manifest, monkeypatch, None).source["fingerprint"]
+
+
+def test_images_without_a_label_are_left_out(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = np.full((2, 2), 255, np.uint8)
+    Image.fromarray(blank).save(Path(manifest.root) / "b_ids.png")
+    samples = [
+        replace(sample, label_sha256=_sha256(Path(manifest.root) / "b_ids.png")) if sample.sample_id == "b" else sample
+        for sample in manifest.samples
+    ]
+    found = hand_evaluation(replace(manifest, samples=samples), monkeypatch, None)
+    assert (found.num_images, found.unlabelled) == (1, ("b",))
+    assert found.confusion.matrix.sum() == 7
+    assert "1 unlabelled samples left out: b" in found.table()
+
+
+def test_shared_prompts_are_reported(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = replace(manifest, vocabulary=Vocabulary(name="v", classes=("bag, sack", "Tree", "bag, handbag", "road")))
+    found = hand_evaluation(twice, monkeypatch, None)
+    assert found.document()["shared_prompts"] == {"bag": [0, 2]}
+    assert "2 classes share their prompt with another and cannot be told apart: bag" in found.table()
+
+
+def test_the_papers_columns(evaluation: Evaluation) -> None:
+    table = paper_table("ours", {"pascal-voc-20": evaluation, "ade20k-847": evaluation})
+    assert table.splitlines()[0] == "| mIoU, % | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |"
+    value = f"{100 * (IOU[0] + IOU[1] + IOU[2]) / 3:.1f}"
+    assert table.splitlines()[2] == f"| ours | {value} | - | - | - | {value} | - |"

@@ -167,6 +167,12 @@ def test_train_evaluate_predict_from_the_command_line(
     shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu")
     assert "mIoU" in shown
     assert (run / "evaluations/val-step_00000002.json").exists()
+    results = json.loads((run / "evaluations/val-step_00000002.json").read_text())
+    for part in ("1/2", "2/2"):
+        call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu", "--part", part)
+    parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
+    assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
     image = Path(train_manifest.root) / "images/000.jpg"
     out = tmp_path / "out"
     shown = call("predict", run, image, "--classes", "cat, blue sofa", "--out", out, "--no-windows", "--device", "cpu")

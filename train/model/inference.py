@@ -63,7 +63,7 @@ def predict_probabilities(
     `Segmenter.encode_text` gives them. Raises ShapeError for another kind of image.
     """
     probabilities = np.empty((len(text_features), *image.shape[:2]), dtype=np.float32)
-    for start, chunk in _full_size(model, image, text_features, settings):
+    for start, chunk in probability_maps(model, image, text_features, settings):
         probabilities[start : start + len(chunk)] = chunk.float().cpu().numpy()
     return probabilities
 
@@ -75,22 +75,37 @@ def predict_label_map(
 
     uint8 for at most 255 classes, else uint16, as label maps are stored.
     """
-    best: Tensor | None = None
-    labels = torch.empty(0)
-    for start, chunk in _full_size(model, image, text_features, settings):
-        highest, index = chunk.max(dim=0)
-        if best is None:
-            best, labels = highest, index
-        else:
-            better = highest > best
-            labels = torch.where(better, index + start, labels)
-            best = torch.where(better, highest, best)
-    found: npt.NDArray[np.int64] = labels.cpu().numpy()
-    return found.astype(np.uint8) if len(text_features) <= 255 else found.astype(np.uint16)
+    best = BestClass()
+    for start, chunk in probability_maps(model, image, text_features, settings):
+        best.add(start, chunk)
+    return best.label_map(len(text_features))
+
+
+class BestClass:
+    """The most probable class of every pixel, from maps of a few classes at a time, in ascending order."""
+
+    def __init__(self) -> None:
+        self._best: tuple[Tensor, Tensor] | None = None
+
+    def add(self, start: int, maps: Tensor) -> None:
+        """Probabilities (c, H, W) of the classes from `start` on."""
+        highest, index = maps.max(dim=0)
+        if self._best is None:
+            self._best = highest, index + start
+            return
+        best, labels = self._best
+        better = highest > best
+        self._best = torch.where(better, highest, best), torch.where(better, index + start, labels)
+
+    def label_map(self, num_classes: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """Ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16."""
+        assert self._best is not None
+        found: npt.NDArray[np.int64] = self._best[1].cpu().numpy()
+        return found.astype(np.uint8) if num_classes <= 255 else found.astype(np.uint16)
 
 
 @torch.no_grad()
-def _full_size(
+def probability_maps(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities at the image's size, (c, H, W) a few classes at a time, each with its first class's index."""

@@ -1,6 +1,6 @@
 """The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..config_reading import NameOrPath
 from ..errors import ConfigError, ShapeError
 from .alignment_head import AlignmentHead
-from .clip import Clip
+from .clip import Clip, DenseFeatures
 from .clip_presets import ClipArchitecture, clip_architecture
 from .cost_aggregator import CostAggregator
 from .structure_head import StructureHead
@@ -233,25 +233,48 @@ class Segmenter(nn.Module):
             images: (B, 3, S, S) float, RGB in 0..255; resized bilinearly to the encoder's size where that differs.
             text_features: (T, P, D) as `encode_text` gives them, the same for all images.
         """
-        self._check(images, text_features)
+        self._check(text_features)
         arch = self.arch
-        encoder_size = (arch.image_px, arch.image_px)
-        normalised = (images - self.clip_mean) / self.clip_std
-        if normalised.shape[-2:] != encoder_size:
-            normalised = F.interpolate(normalised, size=encoder_size, mode="bilinear", align_corners=False)
         wanted = {*arch.guidance_blocks, *(arch.structure_blocks if self._predicts_structure() else ())}
-        dense = self.clip.visual(normalised, keep_blocks=wanted)
+        dense = self.encode_image(images, wanted)
         patches = dense.tokens[:, 1:]
         near, fine = (_as_map(dense.blocks[block], arch.grid) for block in arch.guidance_blocks)
         guidance = (self.upsample1(near), self.upsample2(fine))
         logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance)
         structure_logits = similarity = None
         if self.training and self.structure_head is not None:
-            levels = [_as_map(dense.blocks[block], arch.grid) for block in reversed(arch.structure_blocks)]
-            structure_logits = self.structure_head(levels)
+            structure_logits = self.structure_head(self._structure_levels(dense))
         if self.training and self.alignment_head is not None:
             similarity = self.alignment_head(patches, text_features.mean(dim=1))
         return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
+
+    def encode_image(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
+        """Dense CLIP features of crops (B, 3, S, S) as `forward` takes them; patches lie row by row on a square grid.
+
+        Tokens are not normalised. `keep_blocks`: image blocks whose outputs are wanted, too.
+        """
+        _check_images(images)
+        encoder_size = (self.arch.image_px, self.arch.image_px)
+        normalised = (images - self.clip_mean) / self.clip_std
+        if normalised.shape[-2:] != encoder_size:
+            normalised = F.interpolate(normalised, size=encoder_size, mode="bilinear", align_corners=False)
+        dense: DenseFeatures = self.clip.visual(normalised, keep_blocks=keep_blocks)
+        return dense
+
+    @torch.no_grad()
+    def predict_structures(self, images: Tensor) -> Tensor:
+        """What the structure head sees in crops (B, 3, S, S): probabilities (B, S, 4 g, 4 g), in `config.structures`.
+
+        For analyses: `forward` computes them in training only. Raises ConfigError for a model without such a head.
+        """
+        if self.structure_head is None:
+            raise ConfigError(
+                "this model has no structure head: it was trained without structures, or exported, which drops the head",
+                hint="name the run folder of a training with model.structures",
+            )
+        dense = self.encode_image(images, self.arch.structure_blocks)
+        logits: Tensor = self.structure_head(self._structure_levels(dense))
+        return logits.float().sigmoid()
 
     def crop_bytes(self, num_classes: int) -> int:
         """Memory that each crop of a batch takes in evaluation, besides the bounded part (bounded.py): an estimate.
@@ -270,6 +293,10 @@ class Segmenter(nn.Module):
     def _predicts_structure(self) -> bool:
         return self.training and self.structure_head is not None
 
+    def _structure_levels(self, dense: DenseFeatures) -> list[Tensor]:
+        """Maps (B, width, g, g) of the structure blocks, the deepest first."""
+        return [_as_map(dense.blocks[block], self.arch.grid) for block in reversed(self.arch.structure_blocks)]
+
     def _trains(self, name: str) -> bool:
         """Whether a parameter of CLIP trains."""
         if self.config.finetune == "qv":
@@ -278,9 +305,7 @@ class Segmenter(nn.Module):
         # The last image block has no attention, so its query and key weights cannot learn.
         return self.config.finetune == "all" and name not in (last + "q_proj_weight", last + "k_proj_weight")
 
-    def _check(self, images: Tensor, text_features: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ShapeError(f"images: expected float (B, 3, S, S) in 0..255, got {images.dtype} {tuple(images.shape)}")
+    def _check(self, text_features: Tensor) -> None:
         expected = (len(self.config.templates), self.arch.embed_dim)
         if text_features.ndim != 3 or text_features.shape[1:] != expected or not len(text_features):
             raise ShapeError(
@@ -305,6 +330,11 @@ class _NoInitialWeights(TorchFunctionMode):
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ShapeError(f"images: expected float (B, 3, S, S) in 0..255, got {images.dtype} {tuple(images.shape)}")
 
 
 def _check_templates(templates: tuple[str, ...]) -> None:
