@@ -23,8 +23,8 @@ from . import checkpoint
 from .config_reading import build, plain
 from .errors import CheckpointError, ConfigError, EvaluationError
 from .evaluation import Evaluation
-from .image_counts import ImageCounts
-from .metrics import ConfusionMatrix, Integers
+from .image_counts import Counts, ImageCounts
+from .metrics import ConfusionMatrix
 from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
 from .model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .model.text import read_templates
@@ -66,7 +66,7 @@ def evaluate_model(
     confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
     number, of = part or (1, 1)
     chosen = indices[:max_images][number - 1 :: of]
-    counts: dict[str, tuple[Integers, Integers, Integers]] = {}
+    counts: dict[str, tuple[Counts, Counts, Counts]] = {}
     unlabelled = []
     loaded = zip(chosen, _loaded(manifest, chosen), strict=True)
     for index, (image, labels) in tqdm(loaded, total=len(chosen), unit="img", disable=not progress):

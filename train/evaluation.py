@@ -88,9 +88,9 @@ class Evaluation:
                 value = self.group_miou(flag)
                 shown = "no pixels" if value is None else f"mIoU {100 * value:6.2f}"
                 lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
-        for what, names in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
-            if names:
-                lines.append(f"{len(names)} {what} samples left out: {', '.join(names[:5])}")
+        for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
+            if ids:
+                lines.append(f"{len(ids)} {what} samples left out: {', '.join(ids[:5])}")
         shared = self.source.get("shared_prompts") or {}
         if shared:
             count = sum(len(ids) for ids in shared.values())

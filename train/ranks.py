@@ -68,7 +68,7 @@ class Ranks:
             return dict(values)
         flat = torch.cat([value.detach().double().flatten() for value in values.values()])
         dist.all_reduce(flat)
-        parts = (flat / self.size).split([value.numel() for value in values.values()])
+        parts = torch.split(flat / self.size, [value.numel() for value in values.values()])
         return {
             name: part.view(value.shape).to(value.dtype)
             for (name, value), part in zip(values.items(), parts, strict=True)

@@ -36,7 +36,7 @@ class Bounded(nn.Module):
         if limit is None or (with_gradient and not self.recompute):
             return part(x)
         count = max(1, limit // bytes_each)
-        return torch.cat([self.run_part(part, piece) for piece in x.split(count, dim)], dim)
+        return torch.cat([self.run_part(part, piece) for piece in torch.split(x, count, dim)], dim)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
