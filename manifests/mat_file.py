@@ -1,4 +1,4 @@
-"""Numeric matrices out of MATLAB 5 files (.mat as written by `save -v6`, `save -v7` and by SciPy), and nothing else.
+"""Numeric matrices out of MATLAB 5 files (.mat as written by `save -v6`, `save -v7` and by SciPy), alone or in cells.
 
 Format: "MAT-File Format", The MathWorks, chapter 1: a header of 128 bytes, then elements of a type, a number of bytes
 and a body padded to 8 bytes; an element of at most 4 bytes may lie in its own tag; an element may be zlib-compressed.
@@ -6,8 +6,8 @@ and a body padded to 8 bytes; an element of at most 4 bytes may lie in its own t
 
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,13 @@ HEADER_BYTES = 128
 MATRIX, COMPRESSED = 14, 15
 # Type of stored numbers -> NumPy's. MATLAB stores a matrix of doubles as the smallest type that holds its values.
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-# Class of a matrix -> NumPy's type; cells, structures, texts, objects and sparse matrices are none of ours.
+# Class of a matrix -> NumPy's type; texts, objects and sparse matrices are none of ours.
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+CELL, STRUCTURE = 1, 2
 COMPLEX_FLAG = 0x0800
 MAX_BYTES = 1 << 30  # of one unpacked element; a label map of 100 megapixels in doubles takes 0.8e9
+
+Content = TypeVar("Content")
 
 
 def read_matrix(data: bytes, name: str) -> npt.NDArray[Any]:
@@ -29,6 +32,26 @@ def read_matrix(data: bytes, name: str) -> npt.NDArray[Any]:
 
     Raises DecodeError for another format, a damaged file, and a file without such a matrix.
     """
+    return _read_variable(data, name, _matrix)
+
+
+def read_cells(data: bytes, name: str, field: str) -> list[npt.NDArray[Any]]:
+    """The numeric matrix `field` of the structure in each cell of the cell array `name`, in its order.
+
+    This is how BSDS500 keeps the boundaries of several people: `groundTruth{i}.Boundaries`. Raises DecodeError as
+    `read_matrix` does, and for cells that are no single structures or lack the field.
+    """
+
+    def read(parts: list[tuple[int, bytes]], order: str) -> list[npt.NDArray[Any]]:
+        if _class(parts, order) != CELL:
+            raise DecodeError(f"{name!r}: expected a cell array, got something else", reason="label format")
+        return [_field(list(_elements(body, order)), order, field) for _, body in parts[3:]]
+
+    return _read_variable(data, name, read)
+
+
+def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes]], str], Content]) -> Content:
+    """What `read` makes of the elements of the variable called `name` and the file's byte order."""
     if len(data) < HEADER_BYTES or not data.startswith(b"MATLAB 5.0") or data[126:128] not in (b"IM", b"MI"):
         got = "a MATLAB 7.3 (HDF5) file" if data.startswith(b"MATLAB 7.3") else "something else"
         raise DecodeError(
@@ -46,7 +69,7 @@ def read_matrix(data: bytes, name: str) -> npt.NDArray[Any]:
             parts = list(_elements(body, order))
             found = bytes(parts[2][1]).decode("ascii", "replace")
             if found == name:
-                return _matrix(parts, order)
+                return read(parts, order)
             seen.append(found)
     except (struct.error, zlib.error, ValueError, IndexError, KeyError) as error:
         raise DecodeError(
@@ -97,3 +120,20 @@ def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
     kind, body = parts[3]
     numbers = np.frombuffer(body, f"{order}{NUMBERS[kind]}")
     return numbers.reshape(tuple(shape.tolist()), order="F").astype(CLASSES[flags & 0xFF])
+
+
+def _field(parts: list[tuple[int, bytes]], order: str, name: str) -> npt.NDArray[Any]:
+    """A numeric field of a structure: flags, dimensions, name, length of the field names, the names, the fields."""
+    if _class(parts, order) != STRUCTURE or np.frombuffer(parts[1][1], f"{order}i4").tolist() != [1, 1]:
+        raise DecodeError("a cell: expected one structure, got something else", reason="label format")
+    (length,) = struct.unpack_from(f"{order}i", parts[3][1])
+    text = bytes(parts[4][1])
+    names = [text[start : start + length].split(b"\0")[0].decode("ascii") for start in range(0, len(text), length)]
+    if name not in names:
+        raise DecodeError(f"expected a field {name!r}, got {', '.join(map(repr, names))}", reason="label format")
+    return _matrix(list(_elements(parts[5 + names.index(name)][1], order)), order)
+
+
+def _class(parts: list[tuple[int, bytes]], order: str) -> int:
+    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+    return int(flags & 0xFF)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from physseg.manifests.errors import DecodeError, ManifestError
 from physseg.manifests.label_forms import check_form, decode_raw, voc_palette
+from physseg.manifests.mat_file import read_cells, read_matrix
 from PIL import Image
 
 LABELS = np.array([[1, 255, 256], [459, 300, 2]], np.uint16)  # 2 rows, 3 columns, on both sides of 8 bits
@@ -148,6 +149,49 @@ def test_small_elements_and_other_variables():
 def test_other_and_damaged_mat_files_are_refused(data, match):
     with pytest.raises(DecodeError, match=match):
         decode_raw(data, "mat")
+
+
+def cells_file(boundaries, *, cell_class=1, field="Boundaries"):
+    """BSDS500's `groundTruth`: a cell array of structures with a Segmentation and a Boundaries matrix each."""
+
+    def matrix(values, array_class, kind, dtype):
+        numbers = np.asarray(values).astype(dtype).tobytes(order="F")
+        head = element(6, struct.pack("<II", array_class, 0)) + element(5, struct.pack("<ii", *np.shape(values)))
+        return element(14, head + element(1, b"") + element(kind, numbers, small=len(numbers) <= 4))
+
+    def person(values):
+        names = b"".join(text.encode().ljust(13, b"\0") for text in ("Segmentation", field))
+        head = element(6, struct.pack("<II", 2, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b"")
+        fields = matrix(np.asarray(values) + 1, 11, 4, "<u2") + matrix(values, 9, 2, "u1")
+        return element(14, head + element(5, struct.pack("<i", 13), small=True) + element(1, names) + fields)
+
+    head = element(6, struct.pack("<II", cell_class, 0)) + element(5, struct.pack("<ii", 1, len(boundaries)))
+    body = element(14, head + element(1, b"groundTruth") + b"".join(map(person, boundaries)))
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\x01IM" + body
+
+
+def test_cells_of_structures_give_a_field_of_each():
+    first, second = [[0, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]
+    found = read_cells(cells_file([first, second]), "groundTruth", "Boundaries")
+    assert [matrix.tolist() for matrix in found] == [first, second]
+    assert found[0].dtype == np.uint8
+    whole = read_cells(cells_file([first]), "groundTruth", "Segmentation")
+    assert (whole[0] - 1).tolist() == first
+
+
+def test_other_cells_are_refused():
+    with pytest.raises(DecodeError, match="expected a field 'Boundaries', got 'Segmentation', 'Edges'"):
+        read_cells(cells_file([[[1]]], field="Edges"), "groundTruth", "Boundaries")
+    with pytest.raises(DecodeError, match="'LabelMap': expected a cell array"):
+        read_cells(mat_file(LABELS), "LabelMap", "Boundaries")
+    with pytest.raises(DecodeError, match="expected a variable 'groundTruth', got 'LabelMap'"):
+        read_cells(mat_file(LABELS), "groundTruth", "Boundaries")
+    with pytest.raises(DecodeError, match="expected a matrix of real numbers"):
+        read_matrix(cells_file([[[1]]]), "groundTruth")
+    data = cells_file([[[0, 1], [1, 0]]])
+    for length in range(0, len(data) - 8, 7):
+        with pytest.raises(DecodeError):
+            read_cells(data[:length], "groundTruth", "Boundaries")
 
 
 def test_any_cut_of_a_mat_file_is_a_decode_error():

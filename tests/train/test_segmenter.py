@@ -102,6 +102,17 @@ def test_auxiliary_heads_vanish_in_evaluation(full: Segmenter) -> None:
     assert torch.equal(output.logits, plain.eval()(images, texts).logits)
 
 
+def test_structures_for_analyses_are_those_of_training(full: Segmenter) -> None:
+    images = torch.rand(1, 3, 384, 384) * 255
+    with torch.no_grad():
+        logits = full.train()(images, full.encode_text(full.tokenize(NAMES))).structure_logits
+    found = full.eval().predict_structures(images)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, logits.sigmoid(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="no structure head"):
+        tiny().predict_structures(images)
+
+
 @torch.no_grad()
 def test_other_crop_sizes_are_resized(full: Segmenter) -> None:
     full.eval()

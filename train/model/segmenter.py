@@ -269,7 +269,7 @@ class Segmenter(nn.Module):
         """
         if self.structure_head is None:
             raise ConfigError(
-                "this model has no structure head: it was trained without structures, or exported, which drops the head",
+                "this model has no structure head: it was trained without structures, or exported without its heads",
                 hint="name the run folder of a training with model.structures",
             )
         dense = self.encode_image(images, self.arch.structure_blocks)
