@@ -15,8 +15,10 @@ from typing import Any
 import loading
 import preprocess
 import read
+import torch
+import train_step
 from common import Section, machine
-from data import open_samples, write_store
+from data import Samples, open_samples, write_store
 from forms import write_forms
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -48,12 +50,17 @@ def write(out: Path, sections: list[Section], hardware: dict[str, Any]) -> None:
 def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator[Section]:
     """Every benchmark's section, printed as soon as it is there."""
     samples = open_samples(manifest, 64 if quick else 256, folder)
-    for section in (
-        preprocess.measure(samples, folder),
-        *_reading(samples.manifest, samples.description, folder, quick=quick),
-    ):
+    for section in _sections(samples, folder, quick=quick):
         print(section.markdown(), flush=True)
         yield section
+
+
+def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Section]:
+    yield preprocess.measure(samples, folder)
+    yield from _reading(samples.manifest, samples.description, folder, quick=quick)
+    if not quick:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        yield train_step.measure(folder / "store.zarr", device, steps=4, batch=None)
 
 
 def _reading(manifest, description: str, folder: Path, *, quick: bool) -> Iterator[Section]:  # type: ignore[no-untyped-def]
