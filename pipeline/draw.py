@@ -217,6 +217,37 @@ def label_legend(
     return legend(entries, size_px, height=height, width=width)
 
 
+def row_of_maps(
+    image: UInt8,
+    maps: Sequence[tuple[npt.NDArray[np.integer[Any]], str]],
+    names: Sequence[str],
+    *,
+    ignore_index: int,
+    title: str = "",
+    max_legend: int = 24,
+) -> UInt8:
+    """The image and several label maps (H, W) of it side by side, each under its caption, and one legend of them all.
+
+    The legend orders classes by their share of all maps; what stands beside a class is its share of the first map.
+    """
+    panels = [(image, "image")]
+    panels += [(blend_labels(image, plane, len(names), ignore_index=ignore_index), text) for plane, text in maps]
+    page = tile(panels, columns=len(panels), title=title)
+    first = dict(class_shares(maps[0][0]))
+    colours = palette(len(names))
+    order = [index for index, _ in class_shares(np.stack([plane for plane, _ in maps])) if index != ignore_index]
+    entries = [
+        LegendEntry(_rgb(colours[index]), names[index], percent(first[index]) if index in first else "-")
+        for index in order[:max_legend]
+    ]
+    if len(order) > max_legend:
+        rest = sum(first.get(index, 0) for index in order[max_legend:])
+        entries.append(LegendEntry(PAPER, f"and {len(order) - max_legend} more", percent(rest)))
+    if ignore_index in first:
+        entries.append(LegendEntry(IGNORED, "(ignored)", percent(first[ignore_index])))
+    return stack([page, legend(entries, text_px(*image.shape[:2]), width=page.shape[1])], axis=0)
+
+
 def _write_names(
     picture: UInt8, labels: npt.NDArray[np.integer[Any]], names: Sequence[str], present: Sequence[int]
 ) -> None:

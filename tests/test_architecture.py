@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "pipeline.draw",
         "pipeline.errors",
         "pipeline.html_page",
+        "structure_extractors.canny",  # an analysis sets the structure head beside it
     },
 }
 """Package -> the packages, or single modules, of ours that it may import besides itself."""

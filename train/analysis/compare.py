@@ -1,0 +1,246 @@
+"""Runs side by side on the same images: image, ground truth and each run's label map (the paper's Fig. 5 and 6).
+
+The samples are chosen by id, or are those that changed most: where the shares of correct pixels of the first and the
+last run differ most, for better or worse. A choice by change shows extremes, not the typical image: the sheet says how
+many images got better and worse in all.
+"""
+
+import heapq
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...manifests.table import Manifest
+from ...manifests.whole_file import write_whole
+from ...pipeline.draw import row_of_maps
+from ..errors import AnalysisError
+from ..model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from ..model.segmenter import Segmenter
+from .samples import load_each, text_features, usable
+
+UInt8 = npt.NDArray[np.uint8]
+Ids = npt.NDArray[Any]
+
+SHOWN_PX = 480
+"""Longer side of each picture, px: four of them fit a screen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """Correct pixels of every run on one image."""
+
+    sample_id: str
+    labelled: int
+    """Pixels of the ground truth that count."""
+    correct: tuple[int, ...]
+    """By run."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Pixel accuracy by run, in [0, 1]."""
+        return tuple(hits / self.labelled for hits in self.correct)
+
+    @property
+    def change(self) -> float:
+        """Accuracy of the last run minus that of the first, in [-1, 1]."""
+        return self.shares[-1] - self.shares[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictured:
+    """A chosen sample with all that is shown of it."""
+
+    scored: Scored
+    image: UInt8
+    labels: Ids
+    predictions: tuple[Ids, ...]
+
+
+def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_index: int) -> Scored:
+    """Count the pixels that each prediction (H, W) has right, of those whose label is not ignored."""
+    counted = labels != ignore_index
+    correct = tuple(int(((predicted == labels) & counted).sum()) for predicted in predictions)
+    return Scored(sample_id=sample_id, labelled=int(counted.sum()), correct=correct)
+
+
+def find_samples(manifest: Manifest, sample_ids: Sequence[str]) -> list[int]:
+    """Indices of samples by id; AnalysisError for one that is not there or quarantined."""
+    known = {text: index for index, text in enumerate(manifest.table.column("sample_id").to_pylist())}
+    good = set(usable(manifest))
+    found = []
+    for text in sample_ids:
+        index = known.get(text, -1)
+        if index not in good:
+            fault = "no sample of this id" if index < 0 else f"quarantined: {manifest.samples[index].problem}"
+            raise AnalysisError(f"{manifest.dataset}, {text!r}: {fault}", hint=f"for example {next(iter(known))!r}")
+        found.append(index)
+    return found
+
+
+def compare_runs(
+    models: Mapping[str, Segmenter],
+    manifest: Manifest,
+    *,
+    sample_ids: Sequence[str] = (),
+    most_changed: int = 8,
+    max_images: int | None = None,
+    settings: InferenceSettings = PUBLISHED,
+    progress: bool = True,
+) -> tuple[list[Pictured], list[Scored]]:
+    """The samples of these ids in this order, else the most changed ones (largest change first); and every score.
+
+    Raises AnalysisError for fewer than two runs and for unknown ids.
+    """
+    if len(models) < 2:
+        raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
+    indices = find_samples(manifest, sample_ids) if sample_ids else usable(manifest, max_images)
+    texts = {name: text_features(model, manifest.vocabulary) for name, model in models.items()}
+    ignore_index = manifest.vocabulary.ignore_index
+    kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
+    scores: list[Scored] = []
+    for number, loaded in enumerate(load_each(manifest, indices, progress=progress)):
+        predictions = tuple(
+            manifest.fold(predict_label_map(model, loaded.image, texts[name], settings))
+            for name, model in models.items()
+        )
+        scored = score(loaded.labels, predictions, sample_id=loaded.sample.sample_id, ignore_index=ignore_index)
+        if not scored.labelled and not sample_ids:
+            continue
+        if scored.labelled:
+            scores.append(scored)
+        pictured = Pictured(scored=scored, image=loaded.image, labels=loaded.labels, predictions=predictions)
+        heapq.heappush(kept, (0.0 if sample_ids else abs(scored.change), -number, pictured))
+        if len(kept) > most_changed and not sample_ids:
+            heapq.heappop(kept)
+    return [entry[2] for entry in sorted(kept, key=lambda entry: (-entry[0], -entry[1]))], scores
+
+
+def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ignore_index: int) -> UInt8:
+    """Image, ground truth and each run's map in a row, with one legend of all classes in any of them."""
+    labels, *predictions = _shrunk([shown.labels, *shown.predictions])
+    image = np.asarray(cv2.resize(shown.image, labels.shape[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    maps = [(labels, "ground truth")]
+    for name, predicted, hits in zip(runs, predictions, shown.scored.correct, strict=True):
+        right = f": {100 * hits / shown.scored.labelled:.1f} % right" if shown.scored.labelled else ""
+        maps.append((predicted, name + right))
+    return row_of_maps(image, maps, classes, ignore_index=ignore_index, title=_title(shown.scored))
+
+
+def write_comparison(
+    out: Path, pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Mapping[str, Any], manifest: Manifest
+) -> Path:
+    """Write `NN_ID.png` for every sample, `index.html` that shows them all, `compare.json`; returns the page's path.
+
+    `runs`: where each run's model comes from, by name, for the records.
+    """
+    names = list(runs)
+    files = []
+    for number, shown in enumerate(pictured, start=1):
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
+        file = f"{number:02d}_{safe}.png"
+        drawn = picture(shown, names, manifest.evaluated_classes, ignore_index=manifest.vocabulary.ignore_index)
+        write_whole(out / file, _png(drawn))
+        files.append(file)
+    document = {
+        "dataset": manifest.dataset,
+        "manifest": manifest.fingerprint,
+        "runs": dict(runs),
+        "summary": summary(scores),
+        "shown": [
+            {"file": file, "sample_id": item.scored.sample_id} for file, item in zip(files, pictured, strict=True)
+        ],
+        "images": [
+            {
+                "sample_id": item.sample_id,
+                "labelled": item.labelled,
+                "correct": dict(zip(names, item.correct, strict=True)),
+            }
+            for item in scores
+        ],
+    }
+    write_whole(out / "compare.json", (json.dumps(document, indent=1) + "\n").encode())
+    page = out / "index.html"
+    write_whole(page, _page(files, pictured, scores, names, manifest.dataset).encode())
+    return page
+
+
+def summary(scores: Sequence[Scored]) -> dict[str, Any]:
+    """How many images got better and worse from the first run to the last, and the mean change of their accuracy."""
+    changes = [item.change for item in scores]
+    return {
+        "images": len(changes),
+        "better": sum(change > 0 for change in changes),
+        "worse": sum(change < 0 for change in changes),
+        "mean_change": float(np.mean(changes)) if changes else None,
+    }
+
+
+def in_words(scores: Sequence[Scored]) -> str:
+    """`summary` as a line."""
+    found = summary(scores)
+    if not found["images"]:
+        return "no labelled pixel in any image"
+    return (
+        f"{found['images']} images: {found['better']} better, {found['worse']} worse, "
+        f"mean change {100 * found['mean_change']:+.2f} points of pixel accuracy"
+    )
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _title(scored: Scored) -> str:
+    return scored.sample_id + (f"   ({100 * scored.change:+.1f} points)" if scored.labelled else "")
+
+
+def _png(image: UInt8) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _shrunk(maps: Sequence[Ids]) -> list[Ids]:
+    """Large label maps made smaller, each pixel the nearest one: ids must not be averaged."""
+    height, width = maps[0].shape[:2]
+    scale = max(height, width) / SHOWN_PX
+    if scale <= 1:
+        return list(maps)
+    rows, columns = (
+        ((np.arange(round(edge / scale)) + 0.5) * edge / round(edge / scale)).astype(np.intp)
+        for edge in (height, width)
+    )
+    return [plane[rows][:, columns] for plane in maps]
+
+
+def _page(
+    files: Sequence[str], pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Sequence[str], dataset: str
+) -> str:
+    """The contact sheet; it needs nothing but the pictures beside it."""
+    title = html.escape(f"{' / '.join(runs)} on {dataset}")
+    figures = "\n".join(
+        f'<figure id="{number}"><img src="{html.escape(file)}" alt="{html.escape(_title(item.scored))}"></figure>'
+        for number, (file, item) in enumerate(zip(files, pictured, strict=True), start=1)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1c2026; background: #fafaf8; }}
+figure {{ margin: 0 0 1.5rem; }} img {{ max-width: 100%; border: 1px solid #c4c9cf; }}
+</style></head><body>
+<h1>{title}</h1>
+<p>{html.escape(in_words(scores))}; change is {html.escape(runs[-1])} minus {html.escape(runs[0])}.
+Shares beside the classes are of the ground truth.</p>
+{figures}
+</body></html>
+"""

@@ -1,0 +1,115 @@
+"""CLIP by itself, without the segmenter around it: unit text vectors of classes, unit patch vectors of an image.
+
+It comes from a run (CLIP as it was fine-tuned there) or from pretrained weights of a preset.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import AnalysisError
+from ..evaluate import load_run
+from ..model.inference import InferenceSettings, cut
+from ..model.segmenter import Segmenter, SegmenterConfig
+from ..model.text import Synonyms, read_templates
+from ..run_folder import RunFolder
+from ..weights.clip_weights import load_clip_weights
+from ..weights.export import is_export
+from ..weights.initial_weights import activation
+from ..weights.weights_cache import find_clip_weights
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEncoder:
+    """Both encoders of one CLIP."""
+
+    model: Segmenter
+    """Only its CLIP, its prompts and its normalisation of images are used."""
+    origin: dict[str, Any]
+    """Where the weights come from, for records."""
+
+    @torch.no_grad()
+    def texts(self, classes: tuple[str, ...]) -> Tensor:
+        """One unit vector per class, (T, D) float32: the direction of the mean of its templates' unit vectors.
+
+        Of synonyms the first is used, or all, as the model's rule says (`model.text`).
+        """
+        device = next(self.model.parameters()).device
+        features = self.model.encode_text(self.model.tokenize(classes).to(device)).float()
+        return F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
+
+    @torch.no_grad()
+    def patches(self, image: npt.NDArray[np.uint8]) -> Tensor:
+        """One unit vector per patch of the whole RGB image (H, W, 3), (g, g, D) float32: dense features, no windows."""
+        device = next(self.model.parameters()).device
+        side = self.model.arch.image_px
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        whole = cut(pixels, InferenceSettings(windows=False, window_px=side, stride_px=side, canvas_px=side))
+        tokens = self.model.encode_image(whole).tokens[0, 1:].float()
+        return torch.unflatten(F.normalize(tokens, dim=-1), 0, (self.model.arch.grid, self.model.arch.grid))
+
+
+def clip_of_run(
+    run: Path, *, prompts: str = "", synonyms: Synonyms | None = None, device: torch.device | str = "cpu"
+) -> ClipEncoder:
+    """CLIP as a run or an exported model holds it. Raises what `load_run` raises."""
+    loaded = load_run(run, device=device)
+    model = loaded.model
+    if prompts or synonyms:
+        # CLIP alone takes any number of templates; only the segmenter's cost volume does not.
+        model.config = _asked(model.config, prompts, synonyms)
+    return ClipEncoder(model, {"run": str(run), "step": loaded.step, "templates": list(model.config.templates)})
+
+
+def clip_of_weights(
+    name: str,
+    clip: str,
+    *,
+    prompts: str = "",
+    synonyms: Synonyms | None = None,
+    device: torch.device | str = "cpu",
+) -> ClipEncoder:
+    """Pretrained CLIP: a preset, and a fetched tag or a file. Raises WeightsError, CheckpointError or ConfigError."""
+    config = SegmenterConfig(clip=clip)
+    weights = find_clip_weights(name, clip)
+    config = SegmenterConfig(clip=clip, quick_gelu=activation(config, weights))
+    model = Segmenter(_asked(config, prompts, synonyms)).eval()
+    load_clip_weights(model.clip, weights.path)
+    return ClipEncoder(
+        model.to(device), {"clip": clip, "clip_weights": weights.facts(), "templates": list(model.config.templates)}
+    )
+
+
+def find_encoder(
+    source: str,
+    *,
+    clip: str | None = None,
+    prompts: str = "",
+    synonyms: Synonyms | None = None,
+    device: torch.device | str = "cpu",
+) -> ClipEncoder:
+    """A run folder or an exported model, or with `clip` the weights of that preset by tag or file."""
+    path = Path(source)
+    is_run = path.is_dir() and (RunFolder(path).exists() or is_export(path))
+    if is_run and clip is None:
+        return clip_of_run(path, prompts=prompts, synonyms=synonyms, device=device)
+    if not is_run and clip is not None:
+        return clip_of_weights(source, clip, prompts=prompts, synonyms=synonyms, device=device)
+    raise AnalysisError(
+        f"{source}: a run folder, and a preset {clip} too" if is_run else f"{source}: not a run folder",
+        hint="name a run by itself, or pretrained weights (tag or file) with --clip PRESET",
+    )
+
+
+def _asked(config: SegmenterConfig, prompts: str, synonyms: Synonyms | None) -> SegmenterConfig:
+    """The configuration with other prompts: a template with {}, a name of templates, or a file of them."""
+    templates = config.templates
+    if prompts:
+        templates = (prompts,) if "{}" in prompts else read_templates(prompts)
+    return replace(config, templates=templates, synonyms=synonyms or config.synonyms)

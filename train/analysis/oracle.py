@@ -1,0 +1,213 @@
+"""Where against what: how good a model would be if it knew one of the two (the paper's Fig. 1).
+
+A segmenter has to find regions ("where") and to name them ("what"). Two oracles take one task away:
+
+* the ground truth says where: each of its regions is named as a whole, by the model (the class whose mean probability
+  over the region is highest) or by CLIP's dense features (the class whose text vector has the highest cosine with the
+  region's mean patch vector). What is missed is missed in naming.
+* the ground truth says what: each predicted region is given the label of which most of its labelled pixels are, the
+  lower id on a tie. What is missed is missed in drawing.
+
+A region is all pixels of one class in an image ("class", the default), or one 8-connected part of them ("connected").
+The second oracle favours predictions in many small parts: a model that makes every pixel a region scores 100.
+Ignored pixels belong to no region of the ground truth and count nowhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...manifests.table import Manifest
+from ..losses.numerics import check_choice
+from ..metrics import ConfusionMatrix
+from ..model.inference import PUBLISHED, BestClass, InferenceSettings, probability_maps
+from ..model.segmenter import Segmenter
+from .encoders import ClipEncoder
+from .samples import load_each, text_features, usable
+
+Regions = Literal["class", "connected"]
+Ids = npt.NDArray[np.integer[Any]]
+
+PLAIN = "the model by itself"
+NAMED = "true regions, named by the model"
+DRAWN = "predicted regions, given their best true label"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OracleRow:
+    """One line of the table."""
+
+    name: str
+    where: str
+    """Who draws the regions: "model" or "truth"."""
+    what: str
+    """Who names them."""
+    confusion: ConfusionMatrix
+    regions: int
+    """How many were named; 0 for the model by itself."""
+    right: int
+    """Of those of the ground truth, how many got their class."""
+
+
+def split_regions(ids: Ids, kind: Regions, *, ignore_index: int | None = None) -> tuple[npt.NDArray[np.int32], Ids]:
+    """Number the regions of an id map (H, W): (H, W) int32 from 0 on, -1 where ignored, and the id of each region (R,).
+
+    >>> regions, ids = split_regions(np.array([[7, 7, 0], [0, 0, 0], [7, 255, 0]]), "connected", ignore_index=255)
+    >>> regions.tolist(), ids.tolist()
+    ([[1, 1, 0], [0, 0, 0], [2, -1, 0]], [0, 7, 7])
+    """
+    check_choice("kind of region", kind, get_args(Regions))
+    regions = np.full(ids.shape, -1, np.int32)
+    owners: list[int] = []
+    for index in np.unique(ids):
+        if index == ignore_index:
+            continue
+        mask = ids == index
+        if kind == "class":
+            regions[mask] = len(owners)
+            owners.append(int(index))
+            continue
+        count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        regions[mask] = parts[mask] - 1 + len(owners)
+        owners += [int(index)] * (count - 1)
+    return regions, np.array(owners, dtype=np.int64)
+
+
+def best_overlap(regions: npt.NDArray[np.int32], labels: Ids, num_classes: int, ignore_index: int) -> Ids:
+    """The label (R,) that most of each region's labelled pixels have, the lower id on a tie; 0 for one without any."""
+    counted = (labels != ignore_index) & (regions >= 0)
+    number = int(regions.max()) + 1
+    pairs = regions[counted].astype(np.int64) * num_classes + labels[counted]
+    overlap = np.bincount(pairs, minlength=number * num_classes).reshape(number, num_classes)
+    return np.asarray(overlap.argmax(axis=1))
+
+
+def patch_shares(regions: npt.NDArray[np.int32], number: int, grid: int) -> npt.NDArray[np.float64]:
+    """Share of each region's pixels in each patch of a grid over the whole image: (R, g, g), rows sum to 1.
+
+    A pixel is in the patch that holds its centre.
+    """
+    height, width = regions.shape
+    rows, columns = (((2 * np.arange(edge, dtype=np.int64) + 1) * grid) // (2 * edge) for edge in (height, width))
+    cells = rows[:, None] * grid + columns[None]
+    inside = regions >= 0
+    pairs = regions[inside].astype(np.int64) * grid * grid + cells[inside]
+    counts = np.bincount(pairs, minlength=number * grid * grid).reshape(number, grid, grid).astype(np.float64)
+    return np.asarray(counts / counts.sum(axis=(1, 2), keepdims=True))
+
+
+def run_oracles(
+    model: Segmenter,
+    manifest: Manifest,
+    *,
+    clips: Mapping[str, ClipEncoder] | None = None,
+    regions: Regions = "class",
+    max_images: int | None = None,
+    settings: InferenceSettings = PUBLISHED,
+    progress: bool = True,
+) -> list[OracleRow]:
+    """All rows over the first so many usable samples of a manifest; `clips`: who else names true regions, by name."""
+    indices = usable(manifest, max_images)
+    vocabulary, names = manifest.vocabulary, manifest.evaluated_classes
+    texts = text_features(model, vocabulary)
+    clips = clips or {}
+    clip_texts = {name: encoder.texts(vocabulary.classes) for name, encoder in clips.items()}
+    tallies = {key: _Tally(len(names), vocabulary.ignore_index) for key in (PLAIN, NAMED, *clips, DRAWN)}
+    for loaded in load_each(manifest, indices, progress=progress):
+        true_regions, true_ids = split_regions(loaded.labels, regions, ignore_index=vocabulary.ignore_index)
+        if not len(true_ids):  # without any labelled pixel nothing counts
+            continue
+        predicted, named = _predict(model, loaded.image, texts, settings, true_regions, len(true_ids))
+        predicted = manifest.fold(predicted)
+        tallies[PLAIN].confusion.update(predicted.astype(np.int64), loaded.labels)
+        tallies[NAMED].count(manifest.fold(named), true_regions, true_ids, loaded.labels)
+        for name, encoder in clips.items():
+            features = encoder.patches(loaded.image)
+            shares = torch.from_numpy(patch_shares(true_regions, len(true_ids), features.shape[0])).to(features)
+            mean = shares.flatten(1) @ features.flatten(0, 1)
+            chosen = (mean @ clip_texts[name].T).argmax(dim=1).cpu().numpy()  # its length does not change the order
+            tallies[name].count(manifest.fold(chosen), true_regions, true_ids, loaded.labels)
+        drawn, _ = split_regions(predicted, regions)
+        best = best_overlap(drawn, loaded.labels, len(names), vocabulary.ignore_index)
+        tallies[DRAWN].count(best, drawn, None, loaded.labels)
+    naming = {PLAIN: ("model", "model"), NAMED: ("truth", "model"), DRAWN: ("model", "truth")}
+    return [
+        OracleRow(
+            name=key if key in naming else f"true regions, named by {key}",
+            where=naming.get(key, ("truth", key))[0],
+            what=naming.get(key, ("truth", key))[1],
+            confusion=tally.confusion,
+            regions=tally.regions,
+            right=tally.right,
+        )
+        for key, tally in tallies.items()
+    ]
+
+
+def table(rows: Sequence[OracleRow]) -> str:
+    """For the terminal, in percent."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'':{width}}    mIoU  pixels  regions named right"]
+    for row in rows:
+        scores = f"{100 * row.confusion.miou():6.2f}  {100 * row.confusion.pixel_accuracy():6.2f}"
+        share = f"  {row.right} of {row.regions}" if row.where == "truth" else ""
+        lines.append(f"{row.name:{width}}  {scores}{share}")
+    return "\n".join(lines)
+
+
+def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Everything as JSON: fractions 0..1."""
+    return [
+        {
+            "name": row.name,
+            "where": row.where,
+            "what": row.what,
+            "regions": row.regions,
+            "regions_named_right": row.right if row.where == "truth" else None,
+            **row.confusion.summary(classes),
+        }
+        for row in rows
+    ]
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+class _Tally:
+    """What one row has counted so far."""
+
+    def __init__(self, num_classes: int, ignore_index: int) -> None:
+        self.confusion = ConfusionMatrix(num_classes, ignore_index)
+        self.regions = self.right = 0
+
+    def count(self, named: Ids, regions: npt.NDArray[np.int32], truth: Ids | None, labels: Ids) -> None:
+        """Regions (H, W) with the class (R,) each was given; pixels outside of all regions are ignored ones."""
+        self.regions += len(named)
+        self.right += 0 if truth is None else int((named == truth).sum())
+        self.confusion.update(named.astype(np.int64)[np.maximum(regions, 0)], labels)
+
+
+def _predict(
+    model: Segmenter,
+    image: npt.NDArray[np.uint8],
+    texts: torch.Tensor,
+    settings: InferenceSettings,
+    regions: npt.NDArray[np.int32],
+    number: int,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The label map (H, W), and for each region (R,) the class with the highest mean probability over it."""
+    best, means = BestClass(), []
+    inside = torch.from_numpy(np.flatnonzero(regions >= 0)).to(texts.device)
+    owner = torch.from_numpy(regions[regions >= 0].astype(np.int64)).to(texts.device)
+    size = torch.bincount(owner, minlength=number)
+    for start, maps in probability_maps(model, image, texts, settings):
+        best.add(start, maps)
+        sums = torch.zeros(len(maps), number, dtype=torch.float64, device=maps.device)
+        sums.index_add_(1, owner, maps.flatten(1)[:, inside].double())
+        means.append(sums / size)
+    return best.label_map(len(texts)), torch.cat(means).argmax(dim=0).cpu().numpy()

@@ -1,0 +1,55 @@
+"""What the analyses of images share: the samples of a manifest one by one, and class texts as features."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...manifests.table import Manifest, Sample
+from ...manifests.vocabulary import Vocabulary
+from ..errors import AnalysisError
+from ..model.segmenter import Segmenter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """One sample, decoded."""
+
+    index: int
+    """In the manifest."""
+    sample: Sample
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    labels: npt.NDArray[Any]
+    """(H, W) class ids as they are scored (folded where the benchmark folds), or the ignore index."""
+
+
+def usable(manifest: Manifest, max_images: int | None = None) -> list[int]:
+    """Indices of the first so many samples that are not quarantined; AnalysisError if there are none."""
+    problems = manifest.table.column("problem").to_pylist()
+    found = [index for index, problem in enumerate(problems) if not problem][:max_images]
+    if not found:
+        raise AnalysisError(
+            f"{manifest.dataset}: nothing to look at: {len(manifest)} samples, {len(manifest.quarantined)} quarantined",
+            hint="Check the manifest's problems with `physseg manifest`.",
+        )
+    return found
+
+
+def load_each(manifest: Manifest, indices: list[int], *, progress: bool = True) -> Iterator[Loaded]:
+    """The samples in order, with a progress bar. Raises ContentError for a file that is not what the manifest says."""
+    for index in tqdm(indices, unit="img", disable=not progress):
+        image, labels = manifest.load(index)
+        yield Loaded(index=index, sample=manifest.samples[index], image=image, labels=manifest.fold(labels))
+
+
+def text_features(model: Segmenter, vocabulary: Vocabulary) -> Tensor:
+    """Features (T, P, D) of a vocabulary's classes on the model's device."""
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        return model.encode_text(model.tokenize(vocabulary.classes).to(device))

@@ -1,0 +1,150 @@
+"""How near the classes of a test vocabulary are to those of training, by CLIP's text encoder (the paper's Table 1).
+
+With s(a, b) the cosine of two classes' text vectors, A the test classes and B the training classes:
+
+* directed Hausdorff similarity   h(A -> B) = min over a of max over b of s(a, b): the test class that is worst covered.
+  This is what Table 1 reports: for VOC's 20 classes, all of which are COCO-Stuff's too, it is near 1.
+* symmetric Hausdorff similarity  H = min(h(A -> B), h(B -> A)); 1 - H is the Hausdorff distance for the distance 1 - s.
+* mean best cosine                mean over a of max over b of s(a, b).
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...manifests.table import Manifest
+from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary, read_classes
+from ..errors import AnalysisError
+from .encoders import ClipEncoder
+
+ALIASES = {"coco-stuff": "coco-stuff-171"}
+TABLE_1 = ("pascal-voc-20", "pascal-context-59", "pascal-context-459", "ade20k-150", "ade20k-847")
+"""The vocabularies of the paper's table, in its order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Similarity:
+    """One vocabulary against that of training; cosines in [-1, 1]."""
+
+    vocabulary: Vocabulary
+    reference: Vocabulary
+    nearest: npt.NDArray[np.int64]
+    """(A,) for each class the id of the most similar one of `reference`, the lower id on a tie."""
+    cosine: npt.NDArray[np.float64]
+    """(A,) that similarity."""
+    reverse: npt.NDArray[np.float64]
+    """(B,) for each class of `reference` the highest similarity to a class of the vocabulary."""
+
+    @property
+    def hausdorff(self) -> float:
+        """Directed, from the vocabulary to the reference."""
+        return float(self.cosine.min())
+
+    @property
+    def symmetric_hausdorff(self) -> float:
+        return float(min(self.cosine.min(), self.reverse.min()))
+
+    @property
+    def mean_best(self) -> float:
+        return float(self.cosine.mean())
+
+    def neighbours(self) -> list[tuple[str, str, float]]:
+        """(class, its nearest class of the reference, cosine), the least similar first."""
+        ours, theirs = self.vocabulary.prompt_names, self.reference.prompt_names
+        order = np.argsort(self.cosine, kind="stable")
+        return [(ours[i], theirs[self.nearest[i]], float(self.cosine[i])) for i in order]
+
+
+def compare_vocabularies(
+    vocabulary: Vocabulary,
+    reference: Vocabulary,
+    ours: npt.NDArray[np.floating[Any]],
+    theirs: npt.NDArray[np.floating[Any]],
+) -> Similarity:
+    """From unit text vectors (A, D) of the vocabulary and (B, D) of the reference."""
+    cosines = ours.astype(np.float64) @ theirs.astype(np.float64).T
+    return Similarity(
+        vocabulary=vocabulary,
+        reference=reference,
+        nearest=cosines.argmax(axis=1),
+        cosine=cosines.max(axis=1),
+        reverse=cosines.max(axis=0),
+    )
+
+
+def similarities(encoder: ClipEncoder, vocabularies: Sequence[Vocabulary], reference: Vocabulary) -> list[Similarity]:
+    """Every vocabulary against the reference, with one text encoder."""
+    theirs = encoder.texts(reference.classes).cpu().numpy()
+    return [
+        compare_vocabularies(vocabulary, reference, encoder.texts(vocabulary.classes).cpu().numpy(), theirs)
+        for vocabulary in vocabularies
+    ]
+
+
+def find_vocabulary(text: str) -> Vocabulary:
+    """A vocabulary by its published name ("ade20k-150"), of a manifest, or of a class file. Raises AnalysisError."""
+    name = ALIASES.get(text, text)
+    known = {path.stem.replace("_", "-") for path in VOCABULARIES.glob("*.txt") if not path.stem.endswith("_ids")}
+    if name in known:
+        return published_vocabulary(name)
+    path = Path(text)
+    if path.suffix == ".parquet":
+        return Manifest.read(path).vocabulary
+    if path.is_file():
+        return Vocabulary(name=path.stem, classes=read_classes(path))
+    raise AnalysisError(
+        f"{text}: no published vocabulary of this name, and no file",
+        hint=f"known: {', '.join(sorted(known | set(ALIASES)))}; or a manifest (.parquet), or one class per line",
+    )
+
+
+def table(found: Sequence[Similarity], *, worst: int = 3) -> str:
+    """For the terminal: a line per vocabulary, and its least covered classes."""
+    width = max(len("vocabulary"), *(len(item.vocabulary.name) for item in found))
+    head = f"to {found[0].reference.name} ({found[0].reference.num_classes} classes)"
+    lines = [head, f"{'vocabulary':{width}}  classes  Hausdorff  symmetric  mean best  least similar"]
+    for item in found:
+        shown = ", ".join(f"{name} ({near} {cosine:.2f})" for name, near, cosine in item.neighbours()[:worst])
+        lines.append(
+            f"{item.vocabulary.name:{width}}  {item.vocabulary.num_classes:7d}  {item.hausdorff:9.3f}"
+            f"  {item.symmetric_hausdorff:9.3f}  {item.mean_best:9.3f}  {shown}"
+        )
+    return "\n".join(lines)
+
+
+def document(found: Sequence[Similarity], origin: dict[str, Any]) -> dict[str, Any]:
+    """Everything as JSON, with the nearest neighbour of every class."""
+    return {
+        "encoder": origin,
+        "reference": {"name": found[0].reference.name, "fingerprint": found[0].reference.fingerprint},
+        "vocabularies": [
+            {
+                "name": item.vocabulary.name,
+                "fingerprint": item.vocabulary.fingerprint,
+                "num_classes": item.vocabulary.num_classes,
+                "hausdorff": item.hausdorff,
+                "symmetric_hausdorff": item.symmetric_hausdorff,
+                "mean_best_cosine": item.mean_best,
+                "classes": [
+                    {"name": name, "nearest": near, "cosine": cosine} for name, near, cosine in item.neighbours()
+                ],
+            }
+            for item in found
+        ],
+    }
+
+
+def neighbours_csv(found: Sequence[Similarity]) -> str:
+    """One line per class of every vocabulary: vocabulary, class, nearest, cosine."""
+    sheet = StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(["vocabulary", "class", "nearest", "cosine"])
+    for item in found:
+        writer.writerows([item.vocabulary.name, *row[:2], f"{row[2]:.6f}"] for row in item.neighbours())
+    return sheet.getvalue()

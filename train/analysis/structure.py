@@ -1,0 +1,238 @@
+"""What a run's structure head has learnt: its maps against cached ones, and against the boundaries that people draw.
+
+The head sees an image as in training: in windows of the training crop's side on the canonical frame (at half-crop
+steps, padded with 128 where the image is smaller), and the probabilities of overlapping windows are averaged. Maps are
+scored as boundary_score.py says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from ...manifests.decoding import check_image, decode_image
+from ...manifests.errors import DecodeError
+from ...manifests.mat_file import read_cells
+from ...pipeline.draw import EDGES, KEYPOINTS
+from ...pipeline.frame import CELL_PX, Frame
+from ...pipeline.reader import StoreReader
+from ...pipeline.schema import SPECS
+from ...structure_extractors.canny import canny_edges
+from ..crop import IMAGE_FILL
+from ..errors import AnalysisError, RunFolderError
+from ..model.segmenter import Segmenter
+from ..run_folder import RunFolder
+from .boundary_score import BoundaryScore, edge_maps, keypoint_maps, thin, tolerance_of
+
+UInt8 = npt.NDArray[np.uint8]
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Of predicted probabilities: 0.05 to 0.95."""
+CANNY_HIGHS = tuple(float(round(25 * 2 ** (step / 2))) for step in range(12))
+"""Upper thresholds of the Canny sweep, 25 to 1131; the lower one is half of it, as in the extractor's default."""
+WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BsdsImage:
+    """An image of BSDS500 with the boundaries that several people drew."""
+
+    name: str
+    image: UInt8
+    """(H, W, 3) RGB."""
+    boundaries: list[npt.NDArray[np.bool_]]
+    """(H, W) of each person."""
+
+
+def training_crop(run: Path, default: int = 384) -> int:
+    """The side in px of the crops a run was trained on; the published one where the folder does not say."""
+    try:
+        training: dict[str, Any] = RunFolder(run).read()["training"] or {}
+    except RunFolderError:
+        return default
+    return int(training.get("data", {}).get("crop", default))
+
+
+def structure_maps(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[np.float32]:
+    """Probabilities (S, h, w) in [0, 1] of the model's structures, of an RGB image (h, w, 3) at its own size."""
+    height, width = image.shape[:2]
+    rows, columns = (_offsets(edge, window_px) for edge in (height, width))
+    canvas = np.full((rows[-1] + window_px, columns[-1] + window_px, 3), IMAGE_FILL, np.uint8)
+    canvas[:height, :width] = image
+    device = next(model.parameters()).device
+    planes = torch.from_numpy(canvas).to(device).permute(2, 0, 1).float()
+    places = [(y, x) for y in rows for x in columns]
+    total = planes.new_zeros(len(model.config.structures), *planes.shape[1:])
+    cover = planes.new_zeros(planes.shape[1:])
+    for start in range(0, len(places), WINDOWS_AT_ONCE):
+        part = places[start : start + WINDOWS_AT_ONCE]
+        crops = torch.stack([planes[:, y : y + window_px, x : x + window_px] for y, x in part])
+        size = (window_px, window_px)
+        maps = F.interpolate(model.predict_structures(crops), size=size, mode="bilinear", align_corners=False)
+        for (y, x), found in zip(part, maps, strict=True):
+            total[:, y : y + window_px, x : x + window_px] += found
+            cover[y : y + window_px, x : x + window_px] += 1
+    merged: npt.NDArray[np.float32] = (total / cover)[:, :height, :width].cpu().numpy()
+    return merged
+
+
+def match_store(
+    model: Segmenter,
+    store: Path,
+    *,
+    window_px: int,
+    max_images: int | None = None,
+    tolerance_px: float | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    thinned: bool = True,
+    root: str | None = None,
+    progress: bool = True,
+) -> dict[str, BoundaryScore]:
+    """The head's maps against a store's, for every structure that both have, on the store's frames.
+
+    Cached edges and keypoints count where the map is not 0. `thinned` False leaves the edges of both sides as they are.
+    Raises AnalysisError where there is nothing to compare.
+    """
+    kinds = {name: SPECS[name].drawn for name in model.config.structures if name in SPECS}
+    names = [name for name, kind in kinds.items() if kind in (EDGES, KEYPOINTS)]
+    if not names:
+        raise AnalysisError(
+            f"the model predicts {', '.join(model.config.structures) or 'no structure'}: no map of edges or keypoints",
+            hint="name a run that was trained with model.structures",
+        )
+    reader = StoreReader(store, names, root=root)
+    scores = {name: BoundaryScore(tuple(thresholds)) for name in names}
+    indices = reader.usable[:max_images].tolist()
+    if not indices:
+        raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
+    for index in tqdm(indices, unit="img", disable=not progress):
+        image = reader.schema.frame.resize_image(reader.manifest.load_image(index))
+        height, width = reader.frame_size(index)
+        predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
+        tolerance = tolerance_of(height, width, tolerance_px)
+        for name, plane in reader.planes(index):
+            true = plane[:height, :width] > 0
+            if kinds[name] == EDGES:
+                maps = edge_maps(predicted[name], thresholds, thinned=thinned)
+                scores[name].add(maps, [thin(true) if thinned else true], tolerance)
+            else:
+                scores[name].add(keypoint_maps(predicted[name], thresholds), [true], tolerance)
+    return scores
+
+
+def match_bsds(
+    images: Sequence[tuple[Path, Path]],
+    model: Segmenter | None,
+    *,
+    window_px: int = 384,
+    tolerance_px: float | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    canny_blur: float = 0.0,
+    progress: bool = True,
+) -> dict[str, BoundaryScore]:
+    """Canny (at its default and over a sweep), and the edge maps of a model's head, against people's boundaries.
+
+    For the head an image is brought to a short edge of `window_px`, and its maps back to the image's own size.
+    """
+    heads = [name for name in model.config.structures if _is_edges(name)] if model else []
+    if model is not None and not heads:
+        raise AnalysisError(f"the model predicts {', '.join(model.config.structures) or 'no structure'}: no edges")
+    scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
+    scores |= {f"head: {name}": BoundaryScore(tuple(thresholds)) for name in heads}
+    for image_file, truth_file in tqdm(images, unit="img", disable=not progress):
+        bsds = read_bsds(image_file, truth_file)
+        tolerance = tolerance_of(bsds.image.shape[0], bsds.image.shape[1], tolerance_px)
+        for key, highs in (("canny 100/200", (200.0,)), ("canny, swept", CANNY_HIGHS)):
+            found = [canny_edges(bsds.image, low=high / 2, high=high, blur_sigma=canny_blur) > 0 for high in highs]
+            scores[key].add([thin(edges) for edges in found], bsds.boundaries, tolerance)
+        if model is not None:
+            maps = dict(zip(model.config.structures, _at_own_size(model, bsds.image, window_px), strict=True))
+            for name in heads:
+                scores[f"head: {name}"].add(edge_maps(maps[name], thresholds), bsds.boundaries, tolerance)
+    return scores
+
+
+def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tuple[Path, Path]]:
+    """Image and ground truth of a split of BSDS500: `images/SPLIT/ID.jpg`, `groundTruth/SPLIT/ID.mat`.
+
+    The archive's own top folders (`BSR/BSDS500/data`) may be left out. Raises AnalysisError for anything missing.
+    """
+    tops = [
+        top for top in (root, root / "data", root / "BSDS500/data", root / "BSR/BSDS500/data") if _has_split(top, split)
+    ]
+    if not tops:
+        raise AnalysisError(
+            f"{root}: expected images/{split} and groundTruth/{split} of BSDS500, found none",
+            hint="unpack BSR_bsds500.tgz (Berkeley), and name its folder data; splits: train, val, test",
+        )
+    pairs = [
+        (image, tops[0] / "groundTruth" / split / f"{image.stem}.mat")
+        for image in sorted((tops[0] / "images" / split).glob("*.jpg"))
+    ]
+    missing = [truth for _, truth in pairs if not truth.is_file()]
+    if missing or not pairs:
+        fault = f"{len(missing)} of {len(pairs)} images have no ground truth ({missing[0]})" if missing else "no image"
+        raise AnalysisError(f"{tops[0]}, {split}: {fault}", hint="unpack the archive again")
+    return pairs[:max_images]
+
+
+def read_bsds(image_file: Path, truth_file: Path) -> BsdsImage:
+    """Read both files. Raises AnalysisError, which names the file, for what is no such file, and for other sizes."""
+    try:
+        data = image_file.read_bytes()
+        image = decode_image(data, check_image(data).orientation)
+    except DecodeError as error:
+        raise AnalysisError(f"{image_file}: {error.args[0]}", hint=error.hint) from error
+    try:
+        drawn = read_cells(truth_file.read_bytes(), "groundTruth", "Boundaries")
+    except DecodeError as error:
+        raise AnalysisError(f"{truth_file}: {error.args[0]}", hint=error.hint) from error
+    sizes = {boundary.shape for boundary in drawn}
+    if sizes != {image.shape[:2]}:
+        raise AnalysisError(f"{truth_file}: expected boundaries of {image.shape[:2]} px, got {sorted(sizes) or 'none'}")
+    return BsdsImage(name=image_file.stem, image=image, boundaries=[boundary > 0 for boundary in drawn])
+
+
+def table(scores: dict[str, BoundaryScore], title: str) -> str:
+    """For the terminal: for each map the best point of its curve, in percent."""
+    width = max(len(name) for name in scores)
+    lines = [title, f"{'':{width}}  threshold  precision  recall  F (ODS)  F (OIS)  F mirrored"]
+    for name, score in scores.items():
+        best = score.best
+        lines.append(
+            f"{name:{width}}  {best['threshold']:9g}  {100 * best['precision']:9.2f}  {100 * best['recall']:6.2f}"
+            f"  {100 * best['f']:7.2f}  {100 * score.ois:7.2f}  {100 * best['f_mirrored']:10.2f}"
+        )
+    return "\n".join(lines)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _is_edges(name: str) -> bool:
+    return name in SPECS and SPECS[name].drawn == EDGES
+
+
+def _has_split(top: Path, split: str) -> bool:
+    return (top / "images" / split).is_dir() and (top / "groundTruth" / split).is_dir()
+
+
+def _at_own_size(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[np.float32]:
+    frame = Frame(short_edge=window_px, max_long_edge=2 * window_px, canvas=2 * window_px)
+    maps = torch.from_numpy(structure_maps(model, frame.resize_image(image), window_px))[None]
+    size = (image.shape[0], image.shape[1])
+    resized: npt.NDArray[np.float32] = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0].numpy()
+    return resized
+
+
+def _offsets(edge: int, window_px: int) -> list[int]:
+    """Where windows begin along an edge: from 0 on, half a window apart at most, in steps of the trainer's (8 px)."""
+    last = -(-max(0, edge - window_px) // CELL_PX) * CELL_PX
+    count = 1 + -(-2 * last // window_px)
+    return sorted({round(last * step / max(1, count - 1) / CELL_PX) * CELL_PX for step in range(count)})
