@@ -16,13 +16,11 @@ COLUMNS: Mapping[str, str] = {
 
 
 def paper_table(name: str, results: Mapping[str, Evaluation]) -> str:
-    """A Markdown table of one row: mIoU in percent of each data set, over the classes of its ground truth.
+    """A Markdown table of one row: mIoU in percent of each data set, by the set's name.
 
-    `results` by data set's name. Detectron2, which the published numbers were made with, averages over the classes of
-    the ground truth; it differs from the other mIoU where a set lacks some of its classes.
+    Over the classes that are true or predicted, as detectron2 0.6 (see ConfusionMatrix.miou); the results' files have
+    the average over the ground truth's classes, too.
     """
-    values = [
-        f"{100 * results[data].confusion.miou('ground_truth'):.1f}" if data in results else "-" for data in COLUMNS
-    ]
+    values = [f"{100 * results[data].confusion.miou():.1f}" if data in results else "-" for data in COLUMNS]
     rows = [["mIoU, %", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *values]]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
