@@ -179,14 +179,16 @@ def bsds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_canny_and_a_head_against_people(bsds: Path) -> None:
     [pair] = find_bsds(bsds, "val")
     scores = match_bsds([pair], None, tolerance_px=2.0, progress=False)
-    assert list(scores) == ["canny 100/200", "canny, swept"]
+    assert list(scores) == ["canny 100/200", "canny, swept", "people"]
+    # One person drew 40 pixels, the other none: the one has nothing right, the other finds nothing.
+    assert [counts.tolist() for counts in scores["people"].counts] == [[[40, 0, 0, 0]], [[0, 0, 40, 0]]]
     best = scores["canny 100/200"].best
     assert best["precision"] == 1
     assert best["recall"] > 0.9
     assert scores["canny, swept"].best["f"] >= best["f"]
     # The image's own brightness, as an edge map, is a whole half of the image: thinned, a line far from the step.
     scores = match_bsds([pair], _Echo(), window_px=32, tolerance_px=2.0, progress=False)  # type: ignore[arg-type]
-    assert list(scores)[2:] == ["head: canny", "head: mask_edges"]
+    assert list(scores)[3:] == ["head: canny", "head: mask_edges"]
     assert scores["head: canny"].best["f"] < 0.5
 
 
@@ -227,7 +229,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], store: Path, bsds
     assert (document["window_px"], document["tolerance_px"], document["thinned"]) == (96, 4, True)
     assert list(document["maps"]) == ["canny", "sift"]
     for scored in document["maps"].values():
-        assert scored["num_images"] == 2
+        assert scored["num_maps"] == 2
         assert scored["ods"]["f"] == max(point["f"] for point in scored["curve"])
     result = CliRunner().invoke(app, [*common, "--bsds", str(bsds)], catch_exceptions=False)
     assert result.exit_code == 0
@@ -242,6 +244,6 @@ def test_command_line(make_config: Callable[..., TrainConfig], store: Path, bsds
 def test_a_run_without_structures(make_config: Callable[..., TrainConfig], store: Path) -> None:
     changes: dict[str, Any] = {"model": {"structures": []}, "losses": {"lambda_p": 0.0}}
     run = str(train(make_config(steps=1, **changes), progress=False).run)
-    with pytest.raises(AnalysisError, match="the model predicts no structure") as caught:
+    with pytest.raises(AnalysisError, match="no structure: no map of edges or keypoints") as caught:
         CliRunner().invoke(app, ["analyse", "structure", run, "--store", str(store)], catch_exceptions=False)
     assert "model.structures" in str(caught.value)

@@ -72,7 +72,8 @@ class BoundaryScore:
         return float(precision_recall_f(np.sum(chosen, axis=0)[None])[2][0])
 
     def document(self) -> dict[str, Any]:
-        return {"ods": self.best, "ois": self.ois, "num_images": len(self.counts), "curve": self.curve}
+        """Everything as JSON, fractions 0..1; `num_maps`: images, for "people" maps of theirs."""
+        return {"ods": self.best, "ois": self.ois, "num_maps": len(self.counts), "curve": self.curve}
 
 
 def precision_recall_f(counts: Any) -> tuple[npt.NDArray[np.float64], ...]:

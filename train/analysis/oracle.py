@@ -112,6 +112,7 @@ def run_oracles(
     progress: bool = True,
 ) -> list[OracleRow]:
     """All rows over the first so many usable samples of a manifest; `clips`: who else names true regions, by name."""
+    check_choice("kind of region", regions, get_args(Regions))
     indices = usable(manifest, max_images)
     vocabulary, names = manifest.vocabulary, manifest.evaluated_classes
     texts = text_features(model, vocabulary)

@@ -99,13 +99,7 @@ def match_store(
     Cached edges and keypoints count where the map is not 0. `thinned` False leaves the edges of both sides as they are.
     Raises AnalysisError where there is nothing to compare.
     """
-    kinds = {name: SPECS[name].drawn for name in model.config.structures if name in SPECS}
-    names = [name for name, kind in kinds.items() if kind in (EDGES, KEYPOINTS)]
-    if not names:
-        raise AnalysisError(
-            f"the model predicts {', '.join(model.config.structures) or 'no structure'}: no map of edges or keypoints",
-            hint="name a run that was trained with model.structures",
-        )
+    names = _predicted(model, (EDGES, KEYPOINTS))
     reader = StoreReader(store, names, root=root)
     scores = {name: BoundaryScore(tuple(thresholds)) for name in names}
     indices = reader.usable[:max_images].tolist()
@@ -118,7 +112,7 @@ def match_store(
         tolerance = tolerance_of(height, width, tolerance_px)
         for name, plane in reader.planes(index):
             true = plane[:height, :width] > 0
-            if kinds[name] == EDGES:
+            if SPECS[name].drawn == EDGES:
                 maps = edge_maps(predicted[name], thresholds, thinned=thinned)
                 scores[name].add(maps, [thin(true) if thinned else true], tolerance)
             else:
@@ -138,16 +132,20 @@ def match_bsds(
 ) -> dict[str, BoundaryScore]:
     """Canny (at its default and over a sweep), and the edge maps of a model's head, against people's boundaries.
 
+    "people" sets each person against the others of the same image: about as well as one can do.
     For the head an image is brought to a short edge of `window_px`, and its maps back to the image's own size.
     """
-    heads = [name for name in model.config.structures if _is_edges(name)] if model else []
-    if model is not None and not heads:
-        raise AnalysisError(f"the model predicts {', '.join(model.config.structures) or 'no structure'}: no edges")
+    heads = _predicted(model, (EDGES,)) if model else []
     scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
+    scores["people"] = BoundaryScore((1.0,))
     scores |= {f"head: {name}": BoundaryScore(tuple(thresholds)) for name in heads}
     for image_file, truth_file in tqdm(images, unit="img", disable=not progress):
         bsds = read_bsds(image_file, truth_file)
         tolerance = tolerance_of(bsds.image.shape[0], bsds.image.shape[1], tolerance_px)
+        for number, person in enumerate(bsds.boundaries):
+            others = [*bsds.boundaries[:number], *bsds.boundaries[number + 1 :]]
+            if others:
+                scores["people"].add([person], others, tolerance)
         for key, highs in (("canny 100/200", (200.0,)), ("canny, swept", CANNY_HIGHS)):
             found = [canny_edges(bsds.image, low=high / 2, high=high, blur_sigma=canny_blur) > 0 for high in highs]
             scores[key].add([thin(edges) for edges in found], bsds.boundaries, tolerance)
@@ -155,7 +153,7 @@ def match_bsds(
             maps = dict(zip(model.config.structures, _at_own_size(model, bsds.image, window_px), strict=True))
             for name in heads:
                 scores[f"head: {name}"].add(edge_maps(maps[name], thresholds), bsds.boundaries, tolerance)
-    return scores
+    return {name: score for name, score in scores.items() if score.counts}  # one person alone has no others
 
 
 def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tuple[Path, Path]]:
@@ -215,8 +213,16 @@ def table(scores: dict[str, BoundaryScore], title: str) -> str:
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _is_edges(name: str) -> bool:
-    return name in SPECS and SPECS[name].drawn == EDGES
+def _predicted(model: Segmenter, kinds: Sequence[str]) -> list[str]:
+    """Structures of these kinds that a model predicts; AnalysisError if there are none."""
+    structures = model.config.structures
+    names = [name for name in structures if name in SPECS and SPECS[name].drawn in kinds]
+    if not names:
+        raise AnalysisError(
+            f"the model predicts {', '.join(structures) or 'no structure'}: no map of {' or '.join(kinds)}",
+            hint="name a run that was trained with such model.structures; an exported model has no structure head",
+        )
+    return names
 
 
 def _has_split(top: Path, split: str) -> bool:
