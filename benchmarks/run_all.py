@@ -15,6 +15,7 @@ from typing import Any
 import loading
 import preprocess
 import read
+import superpoint
 import torch
 import train_step
 from common import Section, machine
@@ -58,6 +59,7 @@ def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator
 def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Section]:
     yield preprocess.measure(samples, folder)
     yield from _reading(samples.manifest, samples.description, folder, quick=quick)
+    yield superpoint.measure(repeats=3 if quick else 9)
     if not quick:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         yield train_step.measure(folder / "store.zarr", device, steps=4, batch=None)

@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "pipeline.draw",
         "pipeline.errors",
         "pipeline.html_page",
+        "pipeline.commands",
         "structure_extractors.canny",  # an analysis sets the structure head beside it
     },
 }

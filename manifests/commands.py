@@ -1,0 +1,270 @@
+"""`physseg manifest ...`: from a data set's folder to its checked manifest."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .checking import Checked, CheckSettings
+    from .published import Found
+
+app = typer.Typer(help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True)
+
+QUARANTINE_EXIT = 3
+"""Exit code of a run that ended well but put samples into quarantine."""
+
+ImagesFolder = Annotated[Path | None, typer.Option("--images", help="Folder of the photographs (JPEG or PNG).")]
+LabelsFolder = Annotated[Path | None, typer.Option("--labels", help="Folder of the label pictures, one id per pixel.")]
+ManifestOut = Annotated[Path, typer.Option("--out", help="The manifest to write, e.g. coco.parquet.")]
+ListFile = Annotated[
+    Path | None, typer.Option("--list", help="Use only these samples: one file name without extension per line.")
+]
+Exif = Annotated[
+    str, typer.Option(help="Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.")
+]
+MaxMegapixels = Annotated[float, typer.Option(help="Larger images are quarantined before they are decoded.")]
+Threads = Annotated[int, typer.Option("--workers", min=0, help="Threads; 0 = the cores you may use.")]
+AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share of every class.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Compare with what was published, say what is missing; --out may be left out.")
+]
+CheckedOut = Annotated[Path | None, typer.Option("--out", help="The manifest to write, e.g. ade150.parquet.")]
+BenchmarkRoot = Annotated[Path, typer.Option("--root", help="Folder into which the archives were unpacked.")]
+BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: the one that is evaluated.")]
+
+
+@app.command("coco-stuff")
+def manifest_coco_stuff(
+    out: CheckedOut = None,
+    root_folder: Annotated[Path | None, typer.Option("--root", help="Data set folder; needs --split.")] = None,
+    split: Annotated[str | None, typer.Option(help="train2017 or val2017.")] = None,
+    images: ImagesFolder = None,
+    labels: LabelsFolder = None,
+    stuff_json: Annotated[Path | None, typer.Option(help="Stuff annotations, painted first.")] = None,
+    instances_json: Annotated[Path | None, typer.Option(help="Instance annotations, painted over the stuff.")] = None,
+    write_labels: Annotated[Path | None, typer.Option(help="New folder for the label PNGs painted from JSON.")] = None,
+    list_file: ListFile = None,
+    name: Annotated[str, typer.Option(help="Name of the data set in the manifest.")] = "coco-stuff",
+    exif: Exif = "error",
+    max_megapixels: MaxMegapixels = 100.0,
+    workers: Threads = 0,
+    allow_quarantine: AllowQuarantine = False,
+    verbose: Verbose = False,
+    check: Check = False,
+) -> None:
+    """COCO-Stuff, 171 classes, from `stuffthingmaps` PNGs or from the stuff and instances JSON files.
+
+    Exit code 3: the manifest is written, but some samples were quarantined.
+    """
+    from . import published
+
+    settings = _check_settings(exif, max_megapixels, workers, out, check=check)
+    found = published.coco_stuff(
+        keep=out is not None,
+        root=root_folder,
+        split=split,
+        images=images,
+        labels=labels,
+        stuff_json=stuff_json,
+        instances_json=instances_json,
+        write_labels=write_labels,
+        listed=list_file,
+        name=name,
+        settings=settings,
+    )
+    if check:
+        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=False)
+    elif out is not None:
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+BENCHMARK_EXITS = "Exit code 1: something is missing, nothing is written; 3: some samples were quarantined."
+
+
+def _benchmark_command(name: str, description: str) -> None:
+    """Add `physseg manifest NAME` for a benchmark with one published layout."""
+
+    def command(
+        root_folder: BenchmarkRoot,
+        out: CheckedOut = None,
+        split: BenchmarkSplit = None,
+        list_file: ListFile = None,
+        exif: Exif = "ignore",
+        max_megapixels: MaxMegapixels = 100.0,
+        workers: Threads = 0,
+        allow_quarantine: AllowQuarantine = False,
+        verbose: Verbose = False,
+        check: Check = False,
+    ) -> None:
+        from . import published
+
+        found = published.benchmark(
+            name,
+            root=root_folder,
+            split=split,
+            listed=list_file,
+            check=check,
+            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+        )
+        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
+
+    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
+    app.command(name)(command)
+
+
+_benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016.")
+_benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
+_benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
+_benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
+
+
+def _context_command(name: str, description: str) -> None:
+    """Likewise for Pascal Context, whose labels come in several forms."""
+
+    def command(
+        root_folder: BenchmarkRoot,
+        out: CheckedOut = None,
+        split: BenchmarkSplit = None,
+        form: Annotated[
+            str | None,
+            typer.Option(
+                help="What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
+                "(0..58, 255), colours (the older form). Default: json if it is there, else mat."
+            ),
+        ] = None,
+        labels: Annotated[Path | None, typer.Option(help="Folder of the label files; needs --form.")] = None,
+        write_labels: Annotated[Path | None, typer.Option(help="New folder for PNGs painted from the JSON.")] = None,
+        list_file: ListFile = None,
+        exif: Exif = "ignore",
+        max_megapixels: MaxMegapixels = 100.0,
+        workers: Threads = 0,
+        allow_quarantine: AllowQuarantine = False,
+        verbose: Verbose = False,
+        check: Check = False,
+    ) -> None:
+        from . import published
+
+        found = published.benchmark(
+            name,
+            root=root_folder,
+            split=split,
+            form=form,
+            labels=labels,
+            write_labels=write_labels,
+            listed=list_file,
+            check=check,
+            keep=out is not None,
+            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+        )
+        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
+
+    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
+    app.command(name)(command)
+
+
+_context_command("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
+_context_command("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
+
+
+@app.command("folder")
+def manifest_folder(
+    out: ManifestOut,
+    classes: Annotated[Path, typer.Option(help="One class per line, in the order of their ids; commas: synonyms.")],
+    root_folder: Annotated[
+        Path | None, typer.Option("--root", help="Folder with images/ and labels/, or images/SPLIT and labels/SPLIT.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Name of the split, e.g. train.")] = None,
+    images: ImagesFolder = None,
+    labels: LabelsFolder = None,
+    ignore: Annotated[
+        list[int] | None,
+        typer.Option(help="Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."),
+    ] = None,
+    first_id: Annotated[int, typer.Option(min=0, help="Id of the class in line 1, e.g. 1 where 0 is unlabelled.")] = 0,
+    list_file: ListFile = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's name.")] = None,
+    exif: Exif = "error",
+    max_megapixels: MaxMegapixels = 100.0,
+    workers: Threads = 0,
+    allow_quarantine: AllowQuarantine = False,
+    verbose: Verbose = False,
+) -> None:
+    """A data set of your own: images, label pictures (8-bit, palette or 16-bit PNG) and a class file.
+
+    Exit code 3: the manifest is written, but some samples were quarantined.
+    """
+    from . import build
+
+    checked = build.folder(
+        classes=classes,
+        root=root_folder,
+        split=split,
+        images=images,
+        labels=labels,
+        ignore=ignore or (),
+        first_id=first_id,
+        listed=list_file,
+        name=name,
+        settings=_check_settings(exif, max_megapixels, workers, out),
+    )
+    _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+
+
+def _check_settings(
+    exif: str, max_megapixels: float, workers: int, out: Path | None, *, check: bool = False
+) -> "CheckSettings":
+    from .checking import CheckSettings
+    from .errors import ManifestError
+
+    if out is None and not check:
+        raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
+    if out is not None and out.is_dir():
+        raise ManifestError(
+            f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {out / 'train.parquet'}"
+        )
+    return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
+
+
+def _finish_manifest(
+    checked: "Checked", out: Path, *, verbose: bool, allow_quarantine: bool, evaluated: bool = False
+) -> None:
+    from .report import summary_lines
+
+    checked.manifest.write(out)
+    next_step = f"physseg evaluate RUN {out}" if evaluated else ""
+    for line in summary_lines(checked, out, verbose=verbose, next_step=next_step):
+        typer.echo(line)
+    _exit_if_quarantined(checked, allow_quarantine)
+
+
+def _exit_if_quarantined(checked: "Checked", allow_quarantine: bool) -> None:
+    if checked.manifest.quarantined and not allow_quarantine:
+        typer.echo(f"exit code {QUARANTINE_EXIT} for quarantined samples; --allow-quarantine accepts them", err=True)
+        raise typer.Exit(QUARANTINE_EXIT)
+
+
+def _finish_benchmark(found: "Found", out: Path | None, *, check: bool, verbose: bool, allow_quarantine: bool) -> None:
+    if check:
+        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    elif out is not None:
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
+
+
+def _finish_check(
+    found: "Found", out: Path | None, *, verbose: bool, allow_quarantine: bool, evaluated: bool = True
+) -> None:
+    """Say what the archive lacks; a manifest is written of a complete one only."""
+    from .report import archive_lines, summary_lines
+
+    if out is not None and not found.faults:
+        for line in archive_lines(found):
+            typer.echo(line)
+        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=evaluated)
+        return
+    for line in (*summary_lines(found.checked, None, verbose=verbose), *archive_lines(found)):
+        typer.echo(line)
+    if found.faults:
+        raise typer.Exit(1)
+    _exit_if_quarantined(found.checked, allow_quarantine)

@@ -1,0 +1,213 @@
+"""`physseg preprocess`, `verify` and `inspect`: compute a store, prove it, look at it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine
+
+if TYPE_CHECKING:
+    from .frame import Frame
+
+app = typer.Typer()
+
+Store = Annotated[Path, typer.Argument(help="Folder of the Zarr store, e.g. coco.zarr.")]
+Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
+
+
+@app.command()
+def preprocess(
+    manifest: Annotated[Path, typer.Argument(help="Manifest written by `physseg manifest`.")],
+    store: Store,
+    structures: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: canny, mask_edges, sift, superpoint. Default: the first three, or the store's."
+        ),
+    ] = None,
+    set_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."
+        ),
+    ] = None,
+    short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
+    max_long_edge: Annotated[
+        int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes. Default: the cores you may use.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="local (processes on this machine), sync (this process), or tcp://HOST:PORT of Dask's.")
+    ] = "local",
+    memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
+    root: Root = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Compute shards with quarantined samples again.")
+    ] = False,
+    allow_quarantine: AllowQuarantine = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, and its cost, and stop.")
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
+) -> None:
+    """Compute structure maps and patch counts of every image into a Zarr store.
+
+    Run the same command again to resume after any interruption, or with more structures to add them. Quarantined
+    samples are named, and end the run with exit code 3.
+    """
+    from ..manifests.table import Manifest
+    from . import run
+    from .report import describe_job, describe_run
+    from .store import beside
+
+    job = run.prepare(
+        Manifest.read(manifest, root=root),
+        store,
+        structures=_names(structures) if structures is not None else None,
+        settings=_settings(set_option or []),
+        frame=_frame(short_edge, max_long_edge, canvas),
+        retry_quarantined=retry_quarantined,
+    )
+    for line in describe_job(job, workers=1 if scheduler == "sync" else workers, measure=dry_run):
+        typer.echo(line)
+    if dry_run:
+        return
+    try:
+        report = run.execute(
+            job,
+            scheduler=scheduler,
+            workers=workers,
+            memory_limit=parse_size(memory_limit),
+            log=log or beside(store, ".log.jsonl"),
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from what is committed", err=True)
+        raise
+    for line in describe_run(report, store):
+        typer.echo(line)
+    if report.quarantine and not allow_quarantine:
+        raise typer.Exit(QUARANTINE_EXIT)
+
+
+@app.command()
+def verify(
+    store: Store,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute what is faulty again, and nothing else.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes for --repair.")] = None,
+    scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
+    root: Root = None,
+) -> None:
+    """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
+    from . import run
+    from . import verify as checking
+
+    report = checking.verify(store)
+    for line in checking.summary(report):
+        typer.echo(line)
+    if report.faults and repair:
+        checking.repair(
+            store,
+            report,
+            lambda manifest: run.execute(run.prepare(manifest, store), scheduler=scheduler, workers=workers),
+            root=root,
+        )
+        report = checking.verify(store)
+        typer.echo("after repair: " + "\n".join(checking.summary(report)))
+    if report.faults:
+        if not repair:
+            typer.echo("mend it with: physseg verify STORE --repair", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    store: Store,
+    json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    measure: Annotated[int, typer.Option(min=0, help="Samples to read for the column `filled`.")] = 64,
+    sample: Annotated[
+        list[str] | None, typer.Option(metavar="ID|INDEX", help="Draw this sample; needs --out or --html. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs of the samples.")] = None,
+    class_names: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, about 120 KB a sample.")] = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="Samples on the page, evenly spread over the store.")] = 200,
+    root: Root = None,
+) -> None:
+    """Show what a store holds: a table, pictures of single samples, or a page to browse.
+
+    Nothing is read of samples that are missing or quarantined, so a store may be looked at while it is computed.
+    """
+    if bool(sample) != bool(out or (sample and html)) or (class_names and not out):
+        raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
+    if not sample and not html:
+        from .inspection import summarise
+        from .inspection_report import summary_lines
+
+        summary = summarise(store, measure=measure, root=root)
+        typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
+        return
+    from .sample_view import SampleViews, write_sample
+
+    views = SampleViews(store, root=root)
+    indices = [views.find(text) for text in sample or []]
+    class_ids = [views.find_class(name) for name in class_names or []]
+    if out:
+        for index in indices:
+            typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
+    if html:
+        from .html_page import write_page
+        from .report import human
+
+        page = write_page(store, html, samples=indices or None, max_samples=max_samples, root=root, progress=True)
+        typer.echo(f"wrote {page.path}: {human(page.num_bytes)}, samples: {page.samples}")
+        for problem in page.image_problems:
+            typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _settings(assignments: list[str]) -> dict[str, dict[str, str]]:
+    """["canny.low=50"] as {"canny": {"low": "50"}}; the extractors read the values."""
+    settings: dict[str, dict[str, str]] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        name, dot, option = key.strip().partition(".")
+        if not (equals and dot and name and option):
+            raise typer.BadParameter(f"expected NAME.OPTION=VALUE as in canny.low=50, got {assignment!r}")
+        settings.setdefault(name, {})[option] = value.strip()
+    return settings
+
+
+def _frame(short_edge: int | None, max_long_edge: int | None, canvas: int | None) -> "Frame | None":
+    """The frame that was asked for; None if nothing was. The limits follow a short edge given alone."""
+    from .frame import Frame
+
+    if short_edge is None and max_long_edge is None and canvas is None:
+        return None
+    short = Frame().short_edge if short_edge is None else short_edge
+    long = 2 * short if max_long_edge is None else max_long_edge
+    return Frame(short_edge=short, max_long_edge=long, canvas=long + -long % 8 if canvas is None else canvas)
+
+
+def parse_size(text: str | None) -> int | None:
+    """ "2GiB" as bytes, for an option; None stays None."""
+
+    from dask.utils import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        return int(parse_bytes(text))
+    except ValueError:
+        raise typer.BadParameter(f"expected a size such as 2GiB, got {text!r}") from None

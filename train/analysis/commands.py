@@ -1,0 +1,307 @@
+"""`physseg analyse ...`: what trained models say about the method."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...pipeline.commands import Root
+from ..commands import Checkpoint, Device, Memory, NoWindows, SynonymRule, inference_settings, parse_step
+
+app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
+
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")]
+MaxImages = Annotated[int | None, typer.Option(min=1, help="The first so many images only.")]
+
+
+@app.command()
+def ablation(
+    table: Annotated[str, typer.Argument(help="table3, table4 (the paper's), or a TOML file of rows of your own.")],
+    config: Annotated[str, typer.Argument(help="Configuration as for `physseg train`: a file or a recipe.")],
+    manifests: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluate on it; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all runs, and of the table.")] = Path("ablation"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row trains with each.")] = "0,1,2",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting in all rows.")
+    ] = None,
+    no_windows: NoWindows = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the training commands and stop.")] = False,
+) -> None:
+    """Train every row of a table with several seeds, and print their mIoU with paired differences to the first row.
+
+    The same command again goes on where it stopped; runs that were trained elsewhere into the same folders count.
+    """
+    from ...manifests.table import Manifest
+    from ...manifests.whole_file import write_whole
+    from . import ablation as runs_of
+    from . import ablation_table
+
+    if not all(text.strip().isdigit() for text in seeds.split(",")):
+        raise typer.BadParameter(f"expected numbers as in 0,1,2, got {seeds!r}", param_hint="--seeds")
+    chosen = runs_of.read_table(table)
+    runs = runs_of.plan(
+        chosen, config, out=out, seeds=[int(text) for text in seeds.split(",")], settings=settings or ()
+    )
+    if dry_run:
+        for run in runs:
+            typer.echo(runs_of.command(run, config, settings or ()))
+        return
+    if not manifests:
+        raise typer.BadParameter("name a manifest to evaluate on", param_hint="--eval")
+    tables = {path.stem: Manifest.read(path) for path in manifests}
+    scores = []
+    for score in runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo):
+        typer.echo(f"  {score.data}: mIoU {100 * score.miou:.2f}")
+        scores.append(score)
+    found = ablation_table.cells(scores)
+    text = ablation_table.markdown(chosen.title, found)
+    write_whole(out / "ablation.md", text.encode())
+    document = json.dumps(ablation_table.document(chosen.title, found), indent=1)
+    write_whole(out / "ablation.json", (document + "\n").encode())
+    typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
+
+
+@app.command()
+def similarity(
+    source: Annotated[
+        str, typer.Argument(help="A run or exported model; or with --clip, CLIP weights: a tag, a file.")
+    ],
+    vocabularies: Annotated[
+        list[str] | None,
+        typer.Argument(help="Published names (ade20k-150, ...), manifests, class files. Default: those of Table 1."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="The vocabulary of training.")] = "coco-stuff",
+    clip: Annotated[str | None, typer.Option(help="Preset of the weights, e.g. ViT-L-14-336.")] = None,
+    prompts: Annotated[
+        str, typer.Option(help='A template such as "a photo of a {}", "single", "imagenet", or a file of templates.')
+    ] = "",
+    synonyms: SynonymRule = None,
+    json_file: JsonOut = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write every class's nearest class here.")] = None,
+    device: Device = "auto",
+) -> None:
+    """How near test vocabularies are to the training classes, by CLIP's text encoder (Table 1).
+
+    Hausdorff: of every test class its highest cosine to a training class, and of those the lowest. Symmetric: the same
+    from both sides. Mean best: the mean instead of the lowest.
+
+    For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
+    """
+    from ...manifests.whole_file import write_whole
+    from ..process import choose_device
+    from . import similarity as analysis
+    from .encoders import find_encoder
+
+    if synonyms not in (None, "first", "mean"):
+        raise typer.BadParameter(f"expected first or mean, got {synonyms!r}", param_hint="--synonyms")
+    chosen = [analysis.find_vocabulary(text) for text in vocabularies or analysis.TABLE_1]
+    reference = analysis.find_vocabulary(to)
+    encoder = find_encoder(
+        source,
+        clip=clip,
+        prompts=prompts,
+        synonyms=synonyms,  # type: ignore[arg-type]  # checked above
+        device=choose_device(device),
+    )
+    found = analysis.similarities(encoder, chosen, reference)
+    typer.echo(analysis.table(found))
+    _write_json(json_file, analysis.document(found, encoder.origin))
+    if csv_file:
+        write_whole(csv_file, analysis.neighbours_csv(found).encode())
+
+
+@app.command()
+def oracle(
+    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest of the images, of any vocabulary.")],
+    regions: Annotated[
+        str, typer.Option(help="class: all pixels of a class in an image are one region; connected: its parts.")
+    ] = "class",
+    clip_weights: Annotated[
+        str | None, typer.Option(help="Let pretrained CLIP name true regions as well: a tag or a file.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="Preset of --clip-weights. Default: the run's.")] = None,
+    checkpoint: Checkpoint = "latest",
+    max_images: MaxImages = None,
+    root: Root = None,
+    no_windows: NoWindows = False,
+    memory: Memory = "2GiB",
+    json_file: JsonOut = None,
+    device: Device = "auto",
+) -> None:
+    """Where against what (Fig. 1): mIoU if the ground truth drew the regions, and if it named them.
+
+    A model that gains much from true names knows "where" better than "what". The true regions are named by the model
+    (highest mean probability) and by dense CLIP features: those of the run's own encoder, and with --clip-weights those
+    of pretrained CLIP.
+    """
+    from ...manifests.table import Manifest
+    from ..evaluate import load_run
+    from ..process import choose_device
+    from . import oracle as analysis
+    from .encoders import ClipEncoder, clip_of_weights
+
+    table = Manifest.read(manifest, root=root)
+    loaded = load_run(run, step=parse_step(checkpoint), device=choose_device(device))
+    config = loaded.model.config
+    clips = {"CLIP as trained in the run": ClipEncoder(loaded.model, {"run": str(run)})}
+    if clip_weights:
+        preset = clip or config.clip
+        clips[f"{preset} {Path(clip_weights).name}"] = clip_of_weights(
+            clip_weights, preset, synonyms=config.synonyms, device=choose_device(device)
+        )
+    found = analysis.run_oracles(
+        loaded.model,
+        table,
+        clips=clips,
+        regions=regions,  # type: ignore[arg-type]  # checked there
+        max_images=max_images,
+        settings=inference_settings(memory, no_windows=no_windows),
+    )
+    typer.echo(f"{run} at step {loaded.step} on {manifest}; regions: {regions}")
+    typer.echo(analysis.table(found))
+    facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
+    facts |= {"regions": regions, "windows": not no_windows, "max_images": max_images}
+    _write_json(json_file, facts | {"rows": analysis.document(found, table.evaluated_classes)})
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two or more runs, the baseline first; NAME=RUN gives a caption.")],
+    manifest: Annotated[Path, typer.Option(help="Manifest of the images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, index.html and compare.json.")] = Path("compare"),
+    samples: Annotated[list[str] | None, typer.Option("--sample", help="Show this sample id; may be repeated.")] = None,
+    most_changed: Annotated[
+        int, typer.Option(min=1, help="Without --sample: show so many, those whose accuracy changed most.")
+    ] = 8,
+    checkpoint: Checkpoint = "latest",
+    max_images: MaxImages = None,
+    root: Root = None,
+    no_windows: NoWindows = False,
+    memory: Memory = "2GiB",
+    json_file: JsonOut = None,
+    device: Device = "auto",
+) -> None:
+    """Image, ground truth and the label maps of several runs side by side (Fig. 5 and 6).
+
+    Changes are those of the last run against the first one, in pixel accuracy, for better or worse.
+
+    For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
+    """
+    from ...manifests.table import Manifest
+    from ..evaluate import load_run
+    from ..process import choose_device
+    from . import compare as analysis
+
+    paths: dict[str, Path] = {}
+    for text in runs:
+        name, separator, path = text.partition("=")
+        name, path = (name, path) if separator else (Path(text).name, text)
+        if name in paths:
+            raise typer.BadParameter(f"two runs are called {name!r}; say NAME=RUN", param_hint="RUNS")
+        paths[name] = Path(path)
+    if len(paths) < 2:
+        raise typer.BadParameter("name two runs or more", param_hint="RUNS")
+    table = Manifest.read(manifest, root=root)
+    loaded = {
+        name: load_run(path, step=parse_step(checkpoint), device=choose_device(device)) for name, path in paths.items()
+    }
+    pictured, scores = analysis.compare_runs(
+        {name: run.model for name, run in loaded.items()},
+        table,
+        sample_ids=samples or (),
+        most_changed=most_changed,
+        max_images=max_images,
+        settings=inference_settings(memory, no_windows=no_windows),
+    )
+    facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
+    page = analysis.write_comparison(out, pictured, scores, facts, table)
+    typer.echo(analysis.in_words(scores))
+    typer.echo(f"{len(pictured)} pictures in {out}, all on one page: {page}")
+    _write_json(json_file, json.loads((out / "compare.json").read_bytes()))
+
+
+@app.command()
+def structure(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder of a training with structures; may be left out with --bsds.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Compare with this store's maps, of images not trained on.")
+    ] = None,
+    bsds: Annotated[
+        Path | None, typer.Option(help="Compare with people's boundaries: BSDS500's folder of images and groundTruth.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of --bsds: train, val or test.")] = "val",
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="In px. Default: 0.0075 of the image's diagonal, as BSDS.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=32, help="Side of the head's windows, px. Default: the run's training crop.")
+    ] = None,
+    no_thin: Annotated[
+        bool, typer.Option("--no-thin", help="With --store: leave edges as wide as they are, on both sides.")
+    ] = False,
+    canny_blur: Annotated[float, typer.Option(min=0.0, help="Sigma of the blur before Canny on --bsds, px.")] = 0.0,
+    checkpoint: Checkpoint = "latest",
+    max_images: MaxImages = None,
+    root: Root = None,
+    json_file: JsonOut = None,
+    device: Device = "auto",
+) -> None:
+    """How well the structure head's maps match cached ones, or the boundaries that people draw.
+
+    Precision, recall and F at the best threshold, within a tolerance; "mirrored" is what the same maps, mirrored, get
+    by chance. With --bsds, Canny's F stands beside the head's. Not the benchmark's one-to-one matching: compare these
+    numbers with each other, not with published ones.
+    """
+    from ..evaluate import load_run
+    from ..process import choose_device
+    from . import structure as analysis
+
+    if (store is None) == (bsds is None):
+        raise typer.BadParameter("name either a store or BSDS500", param_hint="--store, --bsds")
+    if store is not None and run is None:
+        raise typer.BadParameter("name the run whose maps are to be compared with the store's", param_hint="RUN")
+    loaded = load_run(run, step=parse_step(checkpoint), device=choose_device(device)) if run else None
+    window_px = window or (analysis.training_crop(run) if run else 384)
+    if store is not None and loaded is not None:
+        title = f"{run} at step {loaded.step} against {store}"
+        found = analysis.match_store(
+            loaded.model,
+            store,
+            window_px=window_px,
+            max_images=max_images,
+            tolerance_px=tolerance,
+            thinned=not no_thin,
+            root=root,
+        )
+    else:
+        title = f"against the people's boundaries of BSDS500 {split}"
+        found = analysis.match_bsds(
+            analysis.find_bsds(Path(str(bsds)), split, max_images),
+            loaded.model if loaded else None,
+            window_px=window_px,
+            tolerance_px=tolerance,
+            canny_blur=canny_blur,
+        )
+    typer.echo(analysis.table(found, f"{title}, {len(next(iter(found.values())).counts)} images"))
+    document: dict[str, object] = {
+        "run": str(run) if run else None,
+        "step": loaded.step if loaded else None,
+        "window_px": window_px,
+        "store": str(store) if store else None,
+        "bsds": split if bsds else None,
+        "tolerance_px": tolerance,
+        "thinned": not no_thin,
+        "maps": {name: score.document() for name, score in found.items()},
+    }
+    _write_json(json_file, document)
+
+
+def _write_json(path: Path | None, document: object) -> None:
+    from ...manifests.whole_file import write_whole
+
+    if path:
+        write_whole(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -1,0 +1,349 @@
+"""`physseg train`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..pipeline.commands import parse_size
+
+if TYPE_CHECKING:
+    from ..manifests.table import Manifest
+    from .model.inference import InferenceSettings
+
+app = typer.Typer()
+weights_app = typer.Typer(
+    help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: `run` of the configuration.")]
+Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", help="Step to load, or latest, or best (the highest mIoU during training).")
+]
+Prompts = Annotated[
+    str, typer.Option(help='Ask with other templates, as many as in training: "single", "imagenet", or a file of them.')
+]
+SynonymRule = Annotated[
+    str | None, typer.Option("--synonyms", help="first or mean of a class's synonyms. Default: as in training.")
+]
+Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides the model and the image.")]
+NoWindows = Annotated[
+    bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
+]
+
+
+def parse_step(text: str) -> int | Literal["best"] | None:
+    """--checkpoint as `load_run` takes it."""
+    if text in ("latest", "best"):
+        return None if text == "latest" else "best"
+    if not text.isdigit():
+        raise typer.BadParameter(f"expected a step, latest or best, got {text!r}", param_hint="--checkpoint")
+    return int(text)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file, or a recipe: vit-b-16, vit-l-14, vit-h-14. See --example.")
+    ] = None,
+    out: Out = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+    ] = None,
+    stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
+) -> None:
+    """Train a segmenter on a store. The same command again goes on where the run stopped."""
+    from .config import example_config, load_config
+
+    if example:
+        typer.echo(example_config(), nl=False)
+        return
+    if config is None:
+        raise typer.BadParameter("name a TOML file, or print one with --example", param_hint="CONFIG")
+    from .loop import train as run_training
+
+    result = run_training(load_config(config, settings or (), run=out), stop_at=stop_at)
+    if result.rank > 0:
+        return  # the first rank speaks for all
+    if result.finished and result.first_step == result.step:
+        typer.echo(f"{result.run}: finished already, at step {result.step}")
+    elif result.finished:
+        typer.echo(f"{result.run}: finished at step {result.step}, {result.seconds:.0f} s")
+    else:
+        cause = f" by {result.stopped_by}" if result.stopped_by else ""
+        typer.echo(f"{result.run}: stopped{cause} at step {result.step}; the same command goes on from there")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, imported checkpoint or exported model. With --merge: a part.")
+    ],
+    manifests: Annotated[
+        list[Path] | None, typer.Argument(help="Manifests to evaluate on, of any vocabulary. With --merge: more parts.")
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", help="A published test set under --root, such as ade20k-847; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
+    checkpoint: Checkpoint = "latest",
+    max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="The I-th of N parts of the images, I from 1, for several jobs.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Add up the JSON files of all parts, given instead.")] = False,
+    root: Annotated[
+        str | None, typer.Option(help="Where the images are, if they moved; with --benchmark the archives' folder.")
+    ] = None,
+    no_windows: NoWindows = False,
+    prompts: Prompts = "",
+    synonyms: SynonymRule = None,
+    memory: Memory = "2GiB",
+    all_classes: Annotated[
+        bool, typer.Option("--all-classes", help="Show every class, not the best and worst.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as the benchmarks are scored.
+
+    On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
+    `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
+    """
+    from .benchmark_table import COLUMNS, paper_table
+    from .evaluate import evaluate_model, load_run
+    from .evaluation import merge as merge_parts
+    from .process import choose_device
+    from .run_folder import RunFolder
+
+    rows = 10**6 if all_classes else 10
+    if merge:
+        files = [run, *(manifests or [])]
+        merged = merge_parts(files)
+        typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
+        typer.echo(merged.table(rows=rows))
+        name = re.sub(r"\.part-\d+-of-\d+$", "", run.stem)
+        typer.echo(f"written to {merged.write(out or run.parent, name)}")
+        return
+    chosen_part = _part(part)
+    tables = _evaluated_tables(manifests or [], benchmarks or [], root)
+    loaded = load_run(
+        run, step=parse_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms
+    )
+    results = {}
+    for name, manifest in tables.items():
+        result = evaluate_model(
+            loaded.model,
+            manifest,
+            trained_on=loaded.classes,
+            max_images=max_images,
+            part=chosen_part,
+            settings=inference_settings(memory, no_windows=no_windows),
+            source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
+        )
+        results[manifest.dataset] = result
+        typer.echo(f"\n{name} ({result.num_images} images), {run} at step {loaded.step}")
+        typer.echo(result.table(rows=rows))
+        suffix = f".part-{chosen_part[0]}-of-{chosen_part[1]}" if chosen_part else ""
+        file = f"{name}-step_{loaded.step:08d}{suffix}"
+        typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, file)}")
+    if not chosen_part and results.keys() & COLUMNS.keys():
+        typer.echo(f"\n{paper_table(run.name, results)}")
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    """ "3/8" as (3, 8)."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"expected I/N with I from 1 to N, got {text!r}", param_hint="--part")
+    return int(found[1]), int(found[2])
+
+
+def _evaluated_tables(manifests: list[Path], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
+    """Manifests by the name of their results."""
+    from ..manifests import published
+    from ..manifests.table import Manifest
+
+    if not manifests and not benchmarks:
+        raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
+    names = [*(path.stem for path in manifests), *benchmarks]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
+    if unknown := [name for name in benchmarks if name not in published.TEST_SPLITS]:
+        known = ", ".join(published.TEST_SPLITS)
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
+    if benchmarks and root is None:
+        raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
+    tables = {path.stem: Manifest.read(path, root=None if benchmarks else root) for path in manifests}
+    for name in benchmarks:
+        found = published.benchmark(name, root=Path(str(root)))
+        if found.checked.manifest.quarantined:
+            typer.echo(f"{name}: {len(found.checked.manifest.quarantined)} samples are quarantined", err=True)
+        tables[name] = found.checked.manifest
+    return tables
+
+
+def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
+    """--memory and --no-windows together."""
+    from .model.inference import InferenceSettings
+
+    return InferenceSettings(
+        windows=not no_windows, memory_bytes=parse_size(memory) or InferenceSettings().memory_bytes
+    )
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
+    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
+    classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="The same from a file: one class per line, synonyms separated by commas.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    checkpoint: Checkpoint = "latest",
+    no_windows: NoWindows = False,
+    prompts: Prompts = "",
+    synonyms: SynonymRule = None,
+    memory: Memory = "2GiB",
+    device: Device = "auto",
+) -> None:
+    """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
+    from ..pipeline.draw import percent
+    from .evaluate import load_run
+    from .predict import find_images, predict_files, read_words
+    from .process import choose_device
+
+    vocabulary, files = read_words(classes, classes_file), find_images(images)
+    loaded = load_run(
+        run, step=parse_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms
+    )
+    failed = 0
+    settings = inference_settings(memory, no_windows=no_windows)
+    for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
+        if done.error:
+            failed += 1
+            typer.echo(f"error: {done.error}", err=True)
+        else:
+            shares = ", ".join(f"{name} {percent(share)}" for name, share in done.shares[:5])
+            typer.echo(f"{done.overlay}: {shares}")
+    if failed:
+        typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
+        raise typer.Exit(1)
+
+
+# --- models from elsewhere, models for elsewhere --------------------------------------------------------------------
+
+
+@app.command("import-catseg")
+def import_catseg(
+    file: Annotated[Path, typer.Argument(help="Published checkpoint (CVPR 2024), for example model_base.pth.")],
+    out: Annotated[Path, typer.Argument(help="Run folder to make.")],
+    classes_file: Annotated[
+        Path | None, typer.Option(help="Classes it was trained on, one per line. Default: COCO-Stuff's 171.")
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option(help="File of its templates, one per line; only needed for other numbers than 1 and 80.")
+    ] = "",
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads of its aggregator; the file does not tell.")] = 4,
+) -> None:
+    """Turn a published CAT-Seg checkpoint into a run folder that evaluate, predict and export take.
+
+    All sizes are read from the file; nothing in it is executed.
+    """
+    from ..manifests.vocabulary import read_classes
+    from .weights import catseg_import
+
+    classes = read_classes(classes_file) if classes_file else None
+    imported = catseg_import.import_catseg(file, out, classes=classes, prompts=prompts, num_heads=heads)
+    for line in imported.lines():
+        typer.echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make: model.safetensors and model.json.")],
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Write a trained model for use elsewhere: weights as safetensors, everything else as readable JSON.
+
+    In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
+    """
+    from .evaluate import load_run
+    from .weights.export import write_export
+
+    loaded = load_run(run, step=parse_step(checkpoint))
+    write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+@weights_app.command("list")
+def weights_list(
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
+) -> None:
+    """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
+    from .weights.weights_cache import cache_folder
+    from .weights.weights_fetch import listing, listing_lines
+
+    entries = listing()
+    if json_:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    for line in listing_lines(entries):
+        typer.echo(line)
+    typer.echo(f"cache: {cache_folder()}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    tag: Annotated[str, typer.Argument(help="As `physseg weights list` shows it, for example openai.")],
+    clip: Annotated[
+        str | None, typer.Option(help="Preset, where several have the tag: ViT-B-16, ViT-L-14-336.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
+) -> None:
+    """Fetch pretrained CLIP weights into the cache; the same command again resumes. Then: clip_weights = "TAG".
+
+    Licences differ from tag to tag: see docs/weights.md.
+    """
+    from .weights.weights_cache import weights_folder
+    from .weights.weights_fetch import fetch, find_tag
+
+    found = find_tag(tag, clip)
+    record, fetched = fetch(found, url=url)
+    path = weights_folder(record.clip, record.tag) / record.file
+    typer.echo(f"{path}: {'fetched from ' + record.url if fetched else 'is in the cache already'}")
+    typer.echo(f"{record.num_bytes} bytes, sha256 {record.sha256}")
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps. Default: about three minutes of them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes, weights and order.")] = 0,
+    images: Annotated[int, typer.Option(min=4, help="Training scenes; a quarter as many for validation.")] = 160,
+) -> None:
+    """The whole chain on a small generated data set: no download, no GPU, a few minutes.
+
+    The same command again goes on where it stopped; with other settings it starts over.
+    """
+    from .demo.chain import DEFAULT_STEPS, DemoSettings, run_demo
+
+    settings = DemoSettings(steps=steps or DEFAULT_STEPS, seed=seed, num_train=images, num_val=max(1, images // 4))
+    run_demo(out, settings, say=typer.echo)
