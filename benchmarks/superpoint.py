@@ -1,6 +1,6 @@
 """SuperPoint on one CPU core: images/s at 384x512, and the share of what the core's convolutions can do at best.
 
-    python benchmarks/superpoint.py [--repeats 5] [--threads 1] [--adaptation] [--out FILE.json]
+    python benchmarks/superpoint.py [--repeats 5] [--threads 1] [--adaptation]
 
 The peak is measured, not computed: the fastest of several 3x3 convolutions whose sizes suit the library, in the same
 precision, in turns with the networks. A network's rate is its multiply-adds over its time, post-processing left out;
@@ -10,12 +10,11 @@ precision, in turns with the networks. A network's rate is its multiply-adds ove
 import argparse
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import Timing, report, time_calls
+from common import Goal, Section, Timing, machine, time_calls
 from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
 from physseg.structure_extractors.superpoint_network import (
     Architecture,
@@ -33,21 +32,43 @@ LABELS = np.zeros((1, 1), np.uint8)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--adaptation", action="store_true", help="time the extractor with adaptation 16, too (slow)")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    print(", ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
+    print(measure(repeats=args.repeats, threads=args.threads, adaptation=args.adaptation).markdown())
+
+
+def measure(*, repeats: int = 7, threads: int = 1, adaptation: bool = False) -> Section:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     networks = {
         "shipped": load_detector(SHIPPED_WEIGHTS.read_bytes(), where=str(SHIPPED_WEIGHTS)).network,
         "full width": DetectorNetwork(Architecture()).eval(),
     }
     rows = []
     for precision in (torch.float32, torch.bfloat16):
-        rows += rows_of(networks, precision, repeats=args.repeats)
-    report("SuperPoint, network alone", rows, out=args.out, size="384x512", threads=args.threads)
-    report("SuperPoint extractor, one RGB image", extractor_rows(args), size="384x512", threads=args.threads)
+        rows += rows_of(networks, precision, repeats=repeats)
+    shipped = next(r for r in rows if r["network"] == "shipped, batch 1" and r["precision"] == "float32")
+    section = Section(
+        title="SuperPoint on one core",
+        text=f"{SIZE[1]}x{SIZE[0]} px, {threads} thread(s), channels-last, batch normalisation folded; median "
+        f"(10th-90th percentile) of {repeats} calls in turns. Peak: the fastest of {len(PEAK_SHAPES)} 3x3 convolutions "
+        "in the same precision; rates are of each one's 10th percentile. A CPU takes a batch picture by picture. The "
+        "narrow layers at full size are bound by memory, so the share falls as bfloat16 makes arithmetic faster. "
+        "Figures of quality: structure_extractors/weights/superpoint_physseg.md.",
+        tables=[rows, extractor_rows(repeats, adaptation=adaptation)],
+        goals=[
+            Goal(
+                text="shipped width at 60 % of the measured convolution peak or more, float32",
+                measured=f"{shipped['share of peak']:.0%}",
+                met=shipped["share of peak"] >= 0.6,
+            )
+        ],
+    )
+    torch.set_num_threads(before)
+    return section
 
 
 def rows_of(networks: dict[str, DetectorNetwork], precision: torch.dtype, *, repeats: int) -> list[dict[str, Any]]:
@@ -87,16 +108,16 @@ def row(name: str, precision: torch.dtype, timing: Timing, batch: int, rate: flo
     }
 
 
-def extractor_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+def extractor_rows(repeats: int, *, adaptation: bool) -> list[dict[str, Any]]:
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     calls: dict[str, Callable[[], object]] = {}
     for precision in ("float32", "bfloat16"):
-        for adaptation in (0, 16) if args.adaptation else (0,):
-            extractor = SuperPoint(precision=precision, adaptation=adaptation)  # type: ignore[arg-type]
-            calls[f"{precision}, adaptation {adaptation}"] = lambda extractor=extractor: extractor(  # type: ignore[misc]
+        for number in (0, 16) if adaptation else (0,):
+            extractor = SuperPoint(precision=precision, adaptation=number)  # type: ignore[arg-type]
+            calls[f"{precision}, adaptation {number}"] = lambda extractor=extractor: extractor(  # type: ignore[misc]
                 image, LABELS, ignore_index=255
             )
-    timings = time_calls(calls, repeats=args.repeats, warmup=1)
+    timings = time_calls(calls, repeats=repeats, warmup=1)
     return [{"extractor": name, "time": t, "images/s": 1 / t.median_s} for name, t in timings.items()]
 
 

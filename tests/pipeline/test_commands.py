@@ -107,7 +107,10 @@ def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
         (("TABLE", "s.zarr", "--structures", "cany"), "unknown structure extractor 'cany'"),
         (("TABLE", "s.zarr", "--set", "canny.lo=3"), "canny has no option 'lo'"),
         (("TABLE", "s.zarr", "--set", "canny.low=much"), "canny.low: expected number"),
-        (("TABLE", "s.zarr", "--structures", "superpoint"), "superpoint"),
+        (
+            ("TABLE", "s.zarr", "--structures", "superpoint", "--set", "superpoint.weights=no.pth"),
+            "no.pth: expected a file of SuperPoint weights",
+        ),
         (("TABLE", "s.zarr", "--short-edge", "999", "--canvas", "800"), "must satisfy"),
         (("TABLE", "s.zarr", "--short-edge", "0"), "must satisfy"),
         (("TABLE", "s.zarr", "--canvas", "0"), "must satisfy"),

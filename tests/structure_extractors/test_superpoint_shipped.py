@@ -1,0 +1,85 @@
+"""The weights in the package: small, ours, and good enough; `preprocess` takes them without being told to."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from physseg.cli import main
+from physseg.manifests.table import Manifest
+from physseg.pipeline.reader import StoreReader
+from physseg.pipeline.store import open_schema
+from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint_network import fold_normalisation
+from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL
+from physseg.structure_extractors.superpoint_training.evaluation import (
+    mean_repeatability,
+    network_detector,
+    shape_precision,
+)
+from physseg.structure_extractors.superpoint_training.pairs import sequence_pairs
+from physseg.structure_extractors.superpoint_weights import load_detector
+from safetensors.torch import load
+
+VGG = Path(__file__).parents[2].parent / "shared" / "data" / "vgg_affine"
+
+
+@pytest.fixture(scope="module")
+def detect():
+    detector = load_detector(SHIPPED_WEIGHTS.read_bytes(), where="shipped")
+    return network_detector(fold_normalisation(detector.network))
+
+
+def test_the_file_is_small_and_half_precision_and_has_its_card():
+    assert SHIPPED_WEIGHTS.stat().st_size <= 2_000_000
+    assert {value.dtype for value in load(SHIPPED_WEIGHTS.read_bytes()).values()} == {torch.float16}
+    card = SHIPPED_WEIGHTS.with_suffix(".md").read_text()
+    for word in ("licence", "seed", "physseg superpoint train-synthetic", "generated"):
+        assert word.lower() in card.lower(), f"the model card says nothing of {word}"
+
+
+def test_it_beats_the_classical_detectors_on_shapes_and_stands_noise(detect):
+    """The card's figures on a tenth of its pictures, with room for the difference."""
+    clean = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=False)
+    noisy = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=True)
+    assert clean["ours"] > 0.85
+    assert noisy["ours"] > 0.8
+    for name in CLASSICAL:
+        assert clean["ours"] > clean[name]
+        assert noisy["ours"] > noisy[name] + 0.4
+
+
+def test_keypoints_are_at_the_corners_of_a_square():
+    image = np.full((101, 133, 3), 50, np.uint8)
+    image[30:71, 40:91] = 190
+    heatmap = SuperPoint(max_keypoints=4)(image, np.zeros((1, 1), np.uint8), ignore_index=255)["superpoint"]
+    y, x = np.nonzero(heatmap)
+    found = sorted(zip(x.tolist(), y.tolist(), strict=True))
+    for (fx, fy), (cx, cy) in zip(found, sorted([(40, 30), (90, 30), (40, 70), (90, 70)]), strict=True):
+        assert abs(fx - cx) <= 2 and abs(fy - cy) <= 2
+
+
+def test_preprocess_needs_no_further_option(
+    make_manifest: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_manifest(3, sizes=((96, 128),)).write(tmp_path / "m.parquet")
+    words = ("preprocess", tmp_path / "m.parquet", tmp_path / "s.zarr", "--structures", "canny,superpoint")
+    monkeypatch.setattr(sys, "argv", ["physseg", *map(str, words), "--scheduler", "sync", "--short-edge", "96"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    schema = open_schema(tmp_path / "s.zarr")
+    assert schema.layers["superpoint"]["weights_sha256"] == SuperPoint().weights_sha256
+    assert schema.layers["superpoint"]["adaptation"] == 0
+    reader = StoreReader(tmp_path / "s.zarr", ["canny", "superpoint"])
+    assert sum(np.count_nonzero(reader.read(index)["superpoint"]) for index in range(3)) > 8
+
+
+@pytest.mark.skipif(not VGG.is_dir(), reason="no shared folder with real photographs beside the repository")
+def test_it_repeats_itself_on_photographs(detect):
+    for name, least in (("graf", 0.4), ("leuven", 0.5)):
+        pairs = sequence_pairs(VGG / name)[:2]
+        figures = mean_repeatability({"ours": detect, "SIFT": CLASSICAL["SIFT"]}, pairs)
+        assert figures["ours"] > least, name
