@@ -13,7 +13,7 @@ from ..superpoint_weights import load_detector
 from .evaluation import Rows, evaluate, table
 from .files import write_whole
 from .labels import Labelled
-from .loop import TrainSettings, train
+from .loop import TrainSettings, check_device, train
 from .sources import LabelledImages, Mixed, Shapes
 
 Say = Callable[[str], None]
@@ -79,7 +79,7 @@ def evaluate_weights(
     path = weights or SHIPPED_WEIGHTS
     if not path.is_file():
         raise ExtractorError(f"{path}: expected a file of weights, found none", hint="name a .safetensors or .pth file")
-    network = fold_normalisation(load_detector(path.read_bytes(), where=str(path)).network).to(device)
+    network = fold_normalisation(load_detector(path.read_bytes(), where=str(path)).network).to(check_device(device))
     rows = evaluate(network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
     say("")
     table(rows, say)

@@ -17,7 +17,7 @@ from ..superpoint_network import CELL_PX, fold_normalisation, grey_tensor
 from ..superpoint_weights import load_detector
 from .detectors import best_points
 from .labels import Labelled
-from .loop import dtype_of
+from .loop import check_device, dtype_of
 from .sources import find_pictures, read_grey
 from .textures import draw_texture
 
@@ -61,7 +61,7 @@ def label(
     made_by = json.dumps(settings)
     done = _done(out, made_by)
     network = fold_normalisation(load_detector(data, where=str(weights)).network)
-    network.to(device=device, dtype=dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device=check_device(device), dtype=dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = find_pictures(folder)
     saved = started = time.monotonic()
     for index, name in enumerate(names):

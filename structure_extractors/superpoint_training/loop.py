@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ def train(
     ``start``: weights to begin with (architecture included), otherwise random ones. ``stop_at`` ends early, as an
     interruption would. A folder made with other settings is an :class:`ExtractorError`.
     """
+    device = check_device(device)
     _check_settings(run, settings, source, start)
     torch.manual_seed(settings.seed)
     network = _network(settings, start).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -137,6 +139,20 @@ def training_batch(
     return images, cell_classes(keypoints, settings.size, light), valid_cells(valid)
 
 
+def check_device(device: str) -> str:
+    """Return ``device``, or raise :class:`ExtractorError` if torch has no such device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        raise ExtractorError(
+            f"device: {device!r} is not to be had here: {str(error).splitlines()[0]}",
+            hint="cpu works everywhere",
+            option="device",
+            got=device,
+        ) from error
+    return device
+
+
 def dtype_of(precision: str) -> torch.dtype:
     """The type that a setting names; one that is not offered is an :class:`ExtractorError`."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -187,10 +203,16 @@ def _check_settings(run: Path, settings: TrainSettings, source: Source, start: P
 def _resume(path: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ExtractorError(
+            f"{path}: expected a checkpoint of this training, got a file that does not load ({error})",
+            hint="remove it to begin anew, or name another folder",
+        ) from error
 
 
 def _save(run: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer, step: int) -> None:

@@ -14,6 +14,7 @@ from physseg.structure_extractors.superpoint_network import Architecture, Detect
 from physseg.structure_extractors.superpoint_training import commands, labelling
 from physseg.structure_extractors.superpoint_training.labels import Labelled
 from physseg.structure_extractors.superpoint_training.loop import (
+    CHECKPOINT,
     LOG,
     WEIGHTS,
     TrainSettings,
@@ -235,3 +236,12 @@ def test_full_width_is_the_published_one(tmp_path, monkeypatch):
 def test_a_weights_file_leaves_counters_out():
     network = DetectorNetwork(Architecture(widths=(4,) * 8, head_width=4, order="conv-bn-relu", norm_logits=True))
     assert not any("num_batches" in key for key in load_safetensors(weights_file(network)))
+
+
+def test_a_device_that_is_not_there_and_a_damaged_checkpoint_are_named(tmp_path):
+    with pytest.raises(ExtractorError, match="device: 'abacus' is not to be had here"):
+        train(Shapes(), TINY, tmp_path / "run", device="abacus")
+    train(Shapes(), TINY, tmp_path / "run", stop_at=1)
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"damage")
+    with pytest.raises(ExtractorError, match=r"checkpoint\.pt: expected a checkpoint of this training"):
+        train(Shapes(), TINY, tmp_path / "run")
