@@ -178,7 +178,9 @@ def measure_step(case: Case, store: Path) -> dict[str, Any]:
     """Seconds of each part of each step, peak bytes, FLOPs of a step, and the device's FLOP/s."""
     device = torch.device(case.device)
     on_gpu = device.type == "cuda"
-    if not on_gpu:
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
         keep_freed_memory()
     trained = Trained(case, store, losses=True)
     objective = trained.objective
@@ -200,6 +202,8 @@ def measure_step(case: Case, store: Path) -> dict[str, Any]:
             flop = counter.get_total_flops()
         if number == 0 and case.compiled:
             objective.compile()
+        if number == 0 and on_gpu:
+            torch.cuda.reset_peak_memory_stats()  # without the counter, and eager where it is compiled
         if number >= 2:
             for name, value in clock.laps.items():
                 seconds[name].append(value)

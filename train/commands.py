@@ -29,7 +29,7 @@ Prompts = Annotated[
 SynonymRule = Annotated[
     str | None, typer.Option("--synonyms", help="first or mean of a class's synonyms. Default: as in training.")
 ]
-Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides the model and the image.")]
+Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
 NoWindows = Annotated[
     bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
 ]
@@ -121,7 +121,10 @@ def evaluate(
     from .run_folder import RunFolder
 
     rows = 10**6 if all_classes else 10
+    published = not (max_images or no_windows)
     if merge:
+        if part or benchmarks or max_images or root:
+            raise typer.BadParameter("takes nothing but JSON files of parts, and --out", param_hint="--merge")
         files = [run, *(manifests or [])]
         merged = merge_parts(files)
         typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
@@ -151,7 +154,7 @@ def evaluate(
         suffix = f".part-{chosen_part[0]}-of-{chosen_part[1]}" if chosen_part else ""
         file = f"{name}-step_{loaded.step:08d}{suffix}"
         typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, file)}")
-    if not chosen_part and results.keys() & COLUMNS.keys():
+    if published and not chosen_part and results.keys() & COLUMNS.keys():
         typer.echo(f"\n{paper_table(run.name, results)}")
 
 
@@ -180,7 +183,9 @@ def _evaluated_tables(manifests: list[Path], benchmarks: list[str], root: str | 
         raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
     if benchmarks and root is None:
         raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
-    tables = {path.stem: Manifest.read(path, root=None if benchmarks else root) for path in manifests}
+    if benchmarks and manifests:
+        raise typer.BadParameter("give manifests or --benchmark: --root means another folder for each")
+    tables = {path.stem: Manifest.read(path, root=root) for path in manifests}
     for name in benchmarks:
         found = published.benchmark(name, root=Path(str(root)))
         if found.checked.manifest.quarantined:

@@ -51,6 +51,10 @@ class Evaluation:
         members = (np.array(self.seen) == seen) & (true > 0)
         return float(iou[members].mean()) if members.any() else None
 
+    def miou_interval(self) -> tuple[float, float] | None:
+        """About 95 % of the mIoU over images (ImageCounts.interval); None where images are few or not known."""
+        return self.images.interval() if self.images is not None and len(self.images.image_ids) > 1 else None
+
     def with_counts(self, matrix: npt.NDArray[np.int64]) -> "Evaluation":
         """The same evaluation with other pixel counts (C, C): those of all parts, added."""
         confusion = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore_index)
@@ -71,7 +75,7 @@ class Evaluation:
             "quarantined": list(self.quarantined),
             "unlabelled": list(self.unlabelled),
             **groups,
-            "miou_interval": self.images.interval() if self.images else None,
+            "miou_interval": self.miou_interval(),
             **summary,
         }
 
@@ -79,9 +83,9 @@ class Evaluation:
         """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
         names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
         lines = [self.confusion.table(names, rows=rows)]
-        if self.images:
-            low, high = self.images.interval()
-            lines.insert(0, f"mIoU, 95 % over images by bootstrap: {100 * low:.2f} to {100 * high:.2f}")
+        if interval := self.miou_interval():
+            low, high = interval
+            lines.insert(0, f"mIoU, about 95 % over images (bootstrap): {100 * low:.2f} to {100 * high:.2f}")
         if not all(self.seen):
             lines.append("")
             for name, flag in _GROUPS:
@@ -112,9 +116,12 @@ class Evaluation:
     def write(self, folder: Path, name: str) -> Path:
         """Write `name.json`, and as `name.npz` the matrix, its class names and every image's counts.
 
-        Returns the JSON's path.
+        A result of that name on other samples or by another protocol stays: then this one's name gets a hash. Returns
+        the JSON's path.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        if _is_of_another(folder / f"{name}.json", self.source):
+            name = f"{name}-{self.source['fingerprint']}-{self.source['manifest'][:6]}"
         arrays: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
         if self.images:
             arrays["image_ids"] = np.array(self.images.image_ids)
@@ -195,6 +202,15 @@ def merge(files: Sequence[Path]) -> Evaluation:
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return any(there.get(key) != source.get(key) for key in ("fingerprint", "manifest"))
+
 
 _GROUPS = (("seen", True), ("unseen", False))
 

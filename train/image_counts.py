@@ -53,10 +53,16 @@ class ImageCounts:
         occurring = (union > 0).sum(axis=1)
         return np.divide(iou.sum(axis=1), occurring, out=np.full(len(weights), np.nan), where=occurring > 0)
 
-    def interval(self, *, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval of the mIoU over images (Efron, percentile method): (low, high)."""
-        found = self.resampled_miou(bootstrap_weights(len(self.image_ids), samples, seed))
-        return percentile_interval(found, level)
+    def interval(self, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """About 95 % of the mIoU over images: the score, and 1.96 standard deviations of its bootstrap to both sides.
+
+        Approximate: samples of the images lose rare classes, which moves their mIoU as a whole, so that the usual
+        percentiles would lie to one side of the score; even so it is too narrow where many classes are rare (85 % in a
+        simulation of 459 classes and 500 images).
+        """
+        score = self.resampled_miou(np.ones((1, len(self.image_ids))))[0]
+        drawn = self.resampled_miou(bootstrap_weights(len(self.image_ids), samples, seed))
+        return normal_interval(float(score), drawn)
 
 
 def bootstrap_weights(num_images: int, samples: int, seed: int) -> npt.NDArray[np.float64]:
@@ -65,7 +71,7 @@ def bootstrap_weights(num_images: int, samples: int, seed: int) -> npt.NDArray[n
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples).astype(np.float64)
 
 
-def percentile_interval(values: npt.NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The central share `level` of the values."""
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def normal_interval(value: float, drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % around a value whose bootstrap samples are `drawn`, as of a normal distribution."""
+    half = 1.96 * float(np.nanstd(drawn))
+    return value - half, value + half

@@ -200,14 +200,18 @@ class _Training:
         meter.count(values)
 
     def _why_stopped(self, data: "_Data") -> str | None:
-        """Raises what stopped this rank, RankError for what stopped another one; else the signal's name, if any."""
-        causes = self.ranks.gather((data.stop.received, str(data.failure) if data.failure else None))
-        if data.failure is not None:
-            raise data.failure
-        for rank, (_, failure) in enumerate(causes):
-            if failure is not None:
-                raise RankError(f"stopped at step {self.step} because rank {rank} failed: {failure}", rank=rank)
-        return next((signal for signal, _ in causes if signal is not None), None)
+        """Raises what stopped the data of any rank; else the name of the signal that any received, if any."""
+        self._raise_if_any_failed(data.failure)
+        return next((signal for signal in self.ranks.gather(data.stop.received) if signal is not None), None)
+
+    def _raise_if_any_failed(self, failure: PhyssegError | None) -> None:
+        """Raises this rank's failure, or RankError for that of another one: all ranks end together."""
+        failures = self.ranks.gather(str(failure) if failure else None)
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text is not None:
+                raise RankError(f"stopped at step {self.step} because rank {rank} failed: {text}", rank=rank)
 
     def _stream(self, stop_at: int) -> Iterator[Batch]:
         sampler = PositionBatches(
@@ -281,7 +285,7 @@ class _Training:
         return self.eval_manifest is not None and self.step > 0 and due
 
     def _evaluate_if_missed(self, log: RunLog) -> None:
-        """A run that was killed while it evaluated has a checkpoint of that step, and no result."""
+        """A run that was killed while it evaluated has a checkpoint of that step, and no result in its log."""
         if self._evaluation_is_due():
             logged = self.ranks.is_first and self.step in logged_evaluations(self.run)
             if not self.ranks.any(logged):
@@ -290,18 +294,25 @@ class _Training:
     def _evaluate(self, log: RunLog) -> None:
         settings, ranks = self.config.eval, self.ranks
         assert self.eval_manifest is not None
+        self._save()  # an evaluation takes long, and may be killed
+        part, failure = None, None
         self.model.eval()
-        with self._evaluated_weights():
-            part = evaluate_model(
-                self.model,
-                self.eval_manifest,
-                trained_on=self.vocabulary.classes,
-                max_images=settings.max_images,
-                part=(ranks.rank + 1, ranks.size),
-                settings=InferenceSettings(windows=settings.windows),
-                progress=False,
-            )
+        try:
+            with self._evaluated_weights():
+                part = evaluate_model(
+                    self.model,
+                    self.eval_manifest,
+                    trained_on=self.vocabulary.classes,
+                    max_images=settings.max_images,
+                    part=(ranks.rank + 1, ranks.size),
+                    settings=InferenceSettings(windows=settings.windows),
+                    progress=False,
+                )
+        except PhyssegError as error:
+            failure = error
         self.model.train()
+        self._raise_if_any_failed(failure)
+        assert part is not None
         self._keep_if_best(log, part.with_counts(ranks.total(part.confusion.matrix)))
 
     def _keep_if_best(self, log: RunLog, result: Evaluation) -> None:
@@ -309,8 +320,9 @@ class _Training:
         if settings.keep_best and self.ranks.is_first:
             of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
             best = self.run.best()
-            if best is None or best["of"] != of or miou > best["miou"]:
-                self._save()
+            # One of a later step, or whose checkpoint somebody deleted, is of a past that this run went back behind.
+            kept = best is not None and best["step"] in checkpoint.steps(self.run.checkpoints)
+            if best is None or not kept or best["step"] >= self.step or best["of"] != of or miou > best["miou"]:
                 self.run.set_best({"step": self.step, "miou": miou, "of": of})
                 self._prune()
         log.scalars(self.step, result.scalars())  # last: what is logged is done

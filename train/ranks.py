@@ -110,9 +110,10 @@ def joined(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(choose_device(device))
         return
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        chosen = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    # Before anything is allocated: a rank that looked at "cuda" first would leave a context on the first GPU.
+    on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    chosen = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else device)
+    if on_gpu:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:

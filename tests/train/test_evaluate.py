@@ -233,3 +233,24 @@ def test_the_papers_columns(evaluation: Evaluation) -> None:
     assert table.splitlines()[0] == "| mIoU, % | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |"
     value = f"{100 * sum(IOU) / 4:.1f}"
     assert table.splitlines()[2] == f"| ours | {value} | - | - | - | {value} | - |"
+
+
+def test_a_part_without_images_is_a_part(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = [
+        hand_evaluation(manifest, monkeypatch, (number, 3)).write(tmp_path, f"val{number}") for number in (1, 2, 3)
+    ]
+    assert read_evaluation(files[2]).num_images == 0
+    assert "mIoU" in read_evaluation(files[2]).table()
+    assert merge(files).document() == hand_evaluation(manifest, monkeypatch, None).document()
+
+
+def test_another_protocol_does_not_replace_a_result(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = hand_evaluation(manifest, monkeypatch, None)
+    path = first.write(tmp_path, "val")
+    folded = hand_evaluation(replace(manifest, fold_from=2), monkeypatch, None)
+    other = folded.write(tmp_path, "val")
+    assert other.name.startswith(f"val-{folded.source['fingerprint']}")
+    assert json.loads(path.read_text()) == json.loads(json.dumps(first.document()))
+    assert first.write(tmp_path, "val") == path

@@ -265,6 +265,12 @@ def test_the_best_checkpoint_is_kept(make_config: Make, tmp_path: Path, train_ma
         progress=False,
     )
     assert result.confusion.miou() == best["miou"]  # the checkpoint holds what was evaluated: the averages
+    shutil.rmtree(run.checkpoints / f"step_{best['step']:08d}")
+    shutil.rmtree(run.checkpoints / "step_00000006", ignore_errors=True)
+    train(config, progress=False)  # from its beginning: every score comes again, none is higher
+    again = run.best()
+    assert again is not None
+    assert again["step"] in checkpoint.steps(run.checkpoints)
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(

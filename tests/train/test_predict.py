@@ -211,7 +211,7 @@ def test_a_published_test_set_by_name(make_config: Callable[..., TrainConfig], t
         labels = Image.fromarray(np.repeat(np.array(ids, np.uint8), 30)[None].repeat(60, axis=0), mode="P")
         labels.putpalette(list(range(256)) * 3)
         labels.save(voc / f"SegmentationClass/{name}.png")
-    arguments = ["evaluate", str(tmp_path / "run"), "--root", str(tmp_path / "archives"), "--no-windows"]
+    arguments = ["evaluate", str(tmp_path / "run"), "--root", str(tmp_path / "archives")]
     done = CliRunner().invoke(
         app,
         [*arguments, "--benchmark", "pascal-voc-20", "--benchmark", "pascal-voc-20b", "--device", "cpu"],

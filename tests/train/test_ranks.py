@@ -2,17 +2,20 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from physseg.manifests.table import Manifest
 from physseg.train import checkpoint
 from physseg.train.config import TrainConfig
 from physseg.train.errors import ConfigError
@@ -127,6 +130,21 @@ def test_a_failing_rank_ends_all_with_a_checkpoint(write_config: Write, tmp_path
     log = read_log(RunFolder(tmp_path / "run").log_file, "step")
     if log:  # the first batch may have held it already
         assert checkpoint.steps(tmp_path / "run/checkpoints") == [log[-1]["step"]]
+
+
+def test_an_evaluation_that_fails_on_one_rank_loses_no_step(
+    write_config: Write, tmp_path: Path, train_manifest: Manifest
+) -> None:
+    """The second rank cannot read its second image: both end, and the steps before the evaluation are there."""
+    other = tmp_path / "val"
+    shutil.copytree(train_manifest.root, other)
+    replace(train_manifest, root=str(other)).write(tmp_path / "val.parquet")
+    (other / train_manifest.samples[3].image_path).unlink()
+    evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 3}
+    done = torchrun(2, write_config(steps=6, batch_size=2, eval=evaluation))
+    assert done.returncode != 0
+    assert "because rank 1 failed" in done.stderr
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [3]
 
 
 def test_a_batch_that_cannot_be_spread_is_refused(make_config: Make) -> None:

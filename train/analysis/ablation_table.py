@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..image_counts import bootstrap_weights, percentile_interval
+from ..image_counts import bootstrap_weights, normal_interval
 from .ablation import Score
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the last, the last (wider than the truth).
@@ -67,7 +67,7 @@ def cells(scores: Sequence[Score]) -> list[Cell]:
                 continue
             pairs = np.array([score.miou - by_run[rows[0], score.seed].miou for score in own])
             drawn = (_samples(own, weights) - baseline).mean(axis=0)
-            over_images = percentile_interval(drawn, 0.95)
+            over_images = normal_interval(float(pairs.mean()), drawn)
             found.append(Cell(row, data, mious, float(pairs.mean()), student_interval(pairs), over_images))
     return found
 

@@ -49,6 +49,8 @@ def ablation(
         return
     if not manifests:
         raise typer.BadParameter("name a manifest to evaluate on", param_hint="--eval")
+    if len({path.stem for path in manifests}) < len(manifests):
+        raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
     tables = {path.stem: Manifest.read(path) for path in manifests}
     scores = []
     for score in runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo):

@@ -118,7 +118,11 @@ def probability_maps(
     try:
         at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
         set_working_bytes(model, settings.memory_bytes // 4)
-        logits = torch.cat([model(part, text_features).logits for part in torch.split(crops, at_once)])
+        for start in range(0, len(crops), at_once):
+            found = model(crops[start : start + at_once], text_features).logits
+            if start == 0:
+                logits = found.new_empty(len(crops), *found.shape[1:])
+            logits[start : start + at_once] = found
     finally:
         model.train(was_training)
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.

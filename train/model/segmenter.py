@@ -284,7 +284,8 @@ class Segmenter(nn.Module):
         config, positions = self.config, self.arch.grid**2
         kept = min(num_classes, config.pad_len) if config.pad_len else num_classes
         values = 3 * kept * config.hidden_dim + 3 * num_classes * len(config.templates) + 2 * 16 * num_classes
-        return 4 * positions * values
+        texts = kept * len(config.templates) * self.arch.embed_dim
+        return 4 * (positions * values + texts)
 
     def clip_parameter_names(self) -> frozenset[str]:
         """Names (as in `named_parameters`) of CLIP's parameters: those that take the scaled-down learning rate."""
