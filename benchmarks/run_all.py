@@ -15,6 +15,7 @@ from typing import Any
 import loading
 import preprocess
 import read
+import sliding_window
 import superpoint
 import torch
 import train_step
@@ -63,6 +64,7 @@ def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Sectio
     if not quick:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         yield train_step.measure(folder / "store.zarr", device, steps=4, batch=None)
+        yield sliding_window.measure(device, ("1GiB", "4GiB"))
 
 
 def _reading(manifest, description: str, folder: Path, *, quick: bool) -> Iterator[Section]:  # type: ignore[no-untyped-def]
