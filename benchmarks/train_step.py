@@ -4,7 +4,8 @@
 
 Every row is a process of its own, so that its peak memory is its own. Data come from a store of generated pictures
 through the trainer's own loader, prefetched as in training. FLOPs are what PyTorch's counter finds in matrix products,
-convolutions and attention, forward and backward; the device's rate is that of one large matrix product.
+convolutions and attention, of both passes and of what is recomputed; the device's rate is that of one large matrix
+product.
 """
 
 import argparse
@@ -184,34 +185,30 @@ def measure_step(case: Case, store: Path) -> dict[str, Any]:
         keep_freed_memory()
     trained = Trained(case, store, losses=True)
     objective = trained.objective
-    stream = trained.stream(case.steps + 2)
-    flop = 0
+    if case.compiled:
+        objective.compile()
+    stream = trained.stream(case.steps + 3)
     seconds: dict[str, list[float]] = {name: [] for name in ("wait", "forward", "backward", "optimizer", "step")}
     for number in range(case.steps + 2):
         clock = Clock(device)
         batch = to_device(next(stream), device)
         clock.lap("wait")
-        with FlopCounterMode(display=False) if number == 0 else _Nothing() as counter:
-            parts = objective(batch)
-            clock.lap("forward")
-            parts["loss"].backward()
-            clock.lap("backward")
+        parts = objective(batch)
+        clock.lap("forward")
+        parts["loss"].backward()
+        clock.lap("backward")
         trained.update(parts, batch, number)
         clock.lap("optimizer")
-        if isinstance(counter, FlopCounterMode):
-            flop = counter.get_total_flops()
-        if number == 0 and case.compiled:
-            objective.compile()
-        if number == 0 and on_gpu:
-            torch.cuda.reset_peak_memory_stats()  # without the counter, and eager where it is compiled
         if number >= 2:
             for name, value in clock.laps.items():
                 seconds[name].append(value)
             seconds["step"].append(sum(clock.laps.values()))
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with FlopCounterMode(display=False) as counter:  # last, for it takes memory; eager, for it sees nothing else
+        objective.forward(to_device(next(stream), device))["loss"].backward()
     hardware = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     rate = matrix_rate(device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
-    return {**seconds, "peak": peak, "flop": flop, "rate": rate, "hardware": hardware}
+    return {**seconds, "peak": peak, "flop": counter.get_total_flops(), "rate": rate, "hardware": hardware}
 
 
 def measure_overhead(case: Case, store: Path) -> dict[str, Any]:
@@ -289,12 +286,6 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
