@@ -2,7 +2,7 @@
 
 The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are
 10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best. Before that, a
-quarter of the memory goes to what the network holds for a few classes at a time, half to what it holds for all.
+eighth of the memory goes to what the network holds for a few classes at a time, half to what it holds for all.
 """
 
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def probability_maps(
     model.eval()
     try:
         at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
-        set_working_bytes(model, settings.memory_bytes // 4)
+        set_working_bytes(model, settings.memory_bytes // 8)
         for start in range(0, len(crops), at_once):
             found = model(crops[start : start + at_once], text_features).logits
             if start == 0:
