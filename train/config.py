@@ -91,8 +91,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast of the model's forward pass; weights, losses and optimizer stay float32."""
     recompute: bool = False
-    """Keep fewer activations and compute them again for the gradients: the same step in about half of the memory, a
-    quarter slower."""
+    """Keep fewer activations and compute them again for the gradients: the same step in two fifths of the memory, a
+    third slower (ViT-B/16 and 171 classes on a CPU: 4.1 GB instead of 10.3)."""
     compile: bool = False
     """torch.compile the training step: minutes at the start, faster steps on a GPU."""
     ema_decay: float = 0.0
