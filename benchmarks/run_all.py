@@ -5,6 +5,7 @@ python benchmarks/run_all.py [--manifest M.parquet] [--quick]
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -58,7 +59,10 @@ def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator
 
 
 def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Section]:
+    environment = dict(os.environ)
     yield preprocess.measure(samples, folder)
+    os.environ.clear()
+    os.environ.update(environment)  # Dask leaves its workers' settings behind: one thread for everybody
     yield from _reading(samples.manifest, samples.description, folder, quick=quick)
     yield superpoint.measure(repeats=3 if quick else 9)
     if not quick:
