@@ -77,6 +77,12 @@ class Manifest:
         rows = self.table.table
         return tuple(Sample(**row) for row in rows.filter(pc.not_equal(rows.column("problem"), "")).to_pylist())
 
+    @property
+    def usable(self) -> list[int]:
+        """Indices of the samples that carry no problem, ascending."""
+        problems = self.table.column("problem").to_pylist()
+        return [index for index, problem in enumerate(problems) if not problem]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over vocabulary, id map, protocol and all rows; not over the root: a moved data set keeps it."""

@@ -25,7 +25,7 @@ from .errors import CheckpointError, ConfigError, EvaluationError
 from .evaluation import Evaluation
 from .image_counts import Counts, ImageCounts
 from .metrics import ConfusionMatrix
-from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from .model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from .model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .model.text import read_templates
 from .run_folder import RunFolder
@@ -52,16 +52,14 @@ def evaluate_model(
     Raises EvaluationError if there is none, ContentError for a file that is not what the manifest says.
     """
     vocabulary = manifest.vocabulary
-    indices = _usable(manifest)
+    indices = manifest.usable
     quarantined = tuple(sample.sample_id for sample in manifest.quarantined)
     if not indices:
         raise EvaluationError(
             f"{manifest.dataset}: nothing to evaluate: {len(manifest)} samples, {len(quarantined)} of them quarantined",
             hint="Check the manifest's problems with `physseg manifest`.",
         )
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        text_features = model.encode_text(model.tokenize(vocabulary.classes).to(device))
+    text_features = class_texts(model, vocabulary.classes)
     classes = manifest.evaluated_classes
     confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
     number, of = part or (1, 1)
@@ -205,11 +203,6 @@ def _load_export(path: Path, step: int | Literal["best"] | None) -> LoadedRun:
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
-
-
-def _usable(manifest: Manifest) -> list[int]:
-    problems = manifest.table.column("problem").to_pylist()
-    return [index for index, problem in enumerate(problems) if not problem]
 
 
 def _loaded(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:

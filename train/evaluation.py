@@ -7,7 +7,9 @@ same thing: `merge` refuses parts whose weights, samples or protocol differ.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from io import BytesIO
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -168,29 +170,28 @@ def merge(files: Sequence[Path]) -> Evaluation:
     if not files:
         raise EvaluationError("nothing to merge", hint="Name the JSON files of all parts.")
     parts = [read_evaluation(file) for file in files]
-    found: dict[int, Path] = {}
+    first, found = parts[0], dict[int, tuple[Path, Evaluation]]()
+    _, of = first.part or (1, 1)
     for file, part in zip(files, parts, strict=True):
-        number, of = part.part or (1, 1)
-        different = [key for key in _SOURCE if part.source.get(key) != parts[0].source.get(key) and key != "run"]
-        if different or of != (parts[0].part or (1, 1))[1]:
+        number, its_of = part.part or (1, 1)
+        different = [key for key in _SOURCE if part.source.get(key) != first.source.get(key) and key != "run"]
+        if different or its_of != of:
             raise EvaluationError(
                 f"{file} and {files[0]} are not parts of one evaluation: they differ in "
                 f"{', '.join(different) or 'the number of parts'}",
                 hint="Merge parts of the same checkpoint, manifest and options.",
             )
         if number in found:
-            raise EvaluationError(f"{file} and {found[number]} are both part {number} of {of}")
-        found[number] = file
+            raise EvaluationError(f"{file} and {found[number][0]} are both part {number} of {of}")
+        found[number] = file, part
     missing = sorted(set(range(1, of + 1)) - set(found))
     if missing:
         listed = ", ".join(map(str, missing))
         raise EvaluationError(
             f"{len(missing)} of {of} parts are missing: {listed}", hint="Evaluate them with --part, then merge again."
         )
-    ordered = sorted(parts, key=lambda part: part.part or (1, 1))
-    confusion = ordered[0].confusion
-    for part in ordered[1:]:
-        confusion = confusion + part.confusion
+    ordered = [found[number][1] for number in sorted(found)]
+    confusion = reduce(add, (part.confusion for part in ordered))
     return replace(
         ordered[0],
         confusion=confusion,

@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from .. import PhyssegError
@@ -16,7 +15,7 @@ from ..manifests.vocabulary import Vocabulary, read_classes
 from ..manifests.whole_file import write_whole
 from ..pipeline.draw import class_shares, overlay
 from .errors import PredictionError
-from .model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from .model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from .model.segmenter import Segmenter
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -52,9 +51,7 @@ def predict_files(
     before anything is written if two images would write the same files.
     """
     _check_names(images)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        text_features = model.encode_text(model.tokenize(vocabulary.classes).to(device))
+    text_features = class_texts(model, vocabulary.classes)
     out.mkdir(parents=True, exist_ok=True)
     for path in images:
         try:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..manifests.decoding import check_image, decode_image
 from .errors import PredictionError, ShapeError
 from .evaluate import LoadedRun, load_run
-from .model.inference import InferenceSettings, predict_label_map, predict_probabilities
+from .model.inference import InferenceSettings, class_texts, predict_label_map, predict_probabilities
 from .model.segmenter import Segmenter
 from .process import choose_device
 
@@ -61,8 +60,7 @@ class TrainedModel:
         chosen = tuple(self.vocabulary if words is None else words)
         question = (chosen, self.segmenter.config)
         if self._text is None or self._text[0] != question:
-            with torch.no_grad():
-                self._text = (question, self.segmenter.encode_text(self.segmenter.tokenize(chosen)))
+            self._text = (question, class_texts(self.segmenter, chosen))
         return self._text[1]
 
 

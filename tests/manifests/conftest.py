@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from physseg import cli
 from PIL import Image
 
 UInt8 = npt.NDArray[np.uint8]
@@ -63,6 +65,25 @@ class Toys:
 @pytest.fixture
 def toys(tmp_path: Path) -> Toys:
     return Toys(tmp_path)
+
+
+@pytest.fixture
+def physseg(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in a fresh folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["physseg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+            raise SystemExit(0)
+        code = caught.value.code
+        out, err = capsys.readouterr()
+        return (0 if code is None else code), out, err
+
+    return run
 
 
 @pytest.fixture

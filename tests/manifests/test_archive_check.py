@@ -3,33 +3,14 @@
 import hashlib
 import json
 import os
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from physseg import cli
 from physseg.manifests import ade20k, archive, coco_stuff, pascal_context, pascal_voc, published
 from physseg.manifests.archive import Release
 from physseg.manifests.table import Manifest
 from physseg.manifests.vocabulary import published_vocabulary
-
-
-@pytest.fixture
-def physseg(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["physseg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-            raise SystemExit(0)
-        code = caught.value.code
-        out, err = capsys.readouterr()
-        return (0 if code is None else code), out, err
-
-    return run
 
 
 def challenge(toys, numbers):

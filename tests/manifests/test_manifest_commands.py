@@ -1,28 +1,8 @@
 """`physseg manifest`: what a person sees, and exit codes."""
 
-import sys
-
 import numpy as np
 import pytest
-from physseg import cli
 from physseg.manifests.table import Manifest
-
-
-@pytest.fixture
-def physseg(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["physseg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-            raise SystemExit(0)
-        code = caught.value.code
-        out, err = capsys.readouterr()
-        return (0 if code is None else code), out, err
-
-    return run
 
 
 def toy_set(toys):

@@ -45,7 +45,7 @@ def test_summary_counts_better_and_worse() -> None:
 @pytest.fixture
 def predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model "perfect" is right everywhere but in the image's first `wrong` rows; "lazy" says ground."""
-    monkeypatch.setattr(compare, "text_features", lambda model, vocabulary: None)
+    monkeypatch.setattr(compare, "class_texts", lambda model, vocabulary: None)
 
     def predicted(model: Any, image: np.ndarray, texts: Any, settings: Any) -> np.ndarray:
         return model(image)
@@ -147,11 +147,8 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
 def test_a_quarantined_sample_cannot_be_chosen() -> None:
     manifest = SimpleNamespace(
         dataset="d",
-        table=SimpleNamespace(
-            column=lambda name: SimpleNamespace(
-                to_pylist=lambda: {"sample_id": ["a", "b"], "problem": ["", "torn"]}[name]
-            )
-        ),
+        table=SimpleNamespace(column=lambda name: SimpleNamespace(to_pylist=lambda: {"sample_id": ["a", "b"]}[name])),
+        usable=[0],
         samples=[None, SimpleNamespace(problem="torn")],
     )
     assert compare.find_samples(manifest, ["a"]) == [0]  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield 2, torch.from_numpy(MAPS[2:])
 
     monkeypatch.setattr(oracle, "probability_maps", maps)
-    monkeypatch.setattr(oracle, "text_features", lambda model, vocabulary: torch.zeros(3, 1, 4))
+    monkeypatch.setattr(oracle, "class_texts", lambda model, vocabulary: torch.zeros(3, 1, 4))
     monkeypatch.setattr(oracle, "usable", lambda manifest, most: [0, 1])
     samples = [
         SimpleNamespace(image=np.zeros((2, 4, 3), np.uint8), labels=TRUTH),

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from ...manifests.table import Manifest
 from ..config import TrainConfig, load_config
 from ..errors import AnalysisError, ConfigError
 from ..evaluate import evaluate_model, load_run
+from ..evaluation import read_evaluation
 from ..image_counts import ImageCounts
 from ..loop import train
 from ..model.inference import InferenceSettings
@@ -135,8 +134,8 @@ def run_all(
 def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
     folder = run.folder.evaluations
     stem = f"{name}-{'windows' if windows else 'whole'}-{manifest.fingerprint[:12]}-step_{run.config.steps:08d}"
-    arrays = folder / f"{stem}.npz"
-    if not arrays.exists() or not arrays.with_suffix(".json").exists():
+    file = folder / f"{stem}.json"
+    if not file.exists():
         loaded = load_run(run.folder.path, device=choose_device(run.config.device))
         evaluate_model(
             loaded.model,
@@ -145,13 +144,9 @@ def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
             settings=InferenceSettings(windows=windows),
             source={"run": str(run.folder.path), "step": loaded.step},
         ).write(folder, stem)
-    with np.load(arrays) as found:
-        images = ImageCounts(
-            image_ids=tuple(found["image_ids"].tolist()),
-            **{part: found[f"image_{part}"] for part in ("hits", "true", "predicted")},
-        )
-    miou = float(images.resampled_miou(np.ones((1, len(images.image_ids))))[0])
-    return Score(run.row.name, run.seed, name, miou, images)
+    found = read_evaluation(file)
+    assert found.images is not None  # a file always has them
+    return Score(run.row.name, run.seed, name, found.confusion.miou(), found.images)
 
 
 def command(run: Run, config: Path | str, settings: Sequence[str]) -> str:

@@ -24,9 +24,9 @@ from ...manifests.table import Manifest
 from ...manifests.whole_file import write_whole
 from ...pipeline.draw import row_of_maps
 from ..errors import AnalysisError
-from ..model.inference import PUBLISHED, InferenceSettings, predict_label_map
+from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
-from .samples import load_each, text_features, usable
+from .samples import load_each, usable
 
 UInt8 = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
@@ -104,7 +104,7 @@ def compare_runs(
     if len(models) < 2:
         raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
     indices = find_samples(manifest, sample_ids) if sample_ids else usable(manifest, max_images)
-    texts = {name: text_features(model, manifest.vocabulary) for name, model in models.items()}
+    texts = {name: class_texts(model, manifest.vocabulary.classes) for name, model in models.items()}
     ignore_index = manifest.vocabulary.ignore_index
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []

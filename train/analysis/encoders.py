@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import AnalysisError
 from ..evaluate import load_run
-from ..model.inference import InferenceSettings, cut
+from ..model.inference import InferenceSettings, class_texts, cut
 from ..model.segmenter import Segmenter, SegmenterConfig
 from ..model.text import Synonyms, read_templates
 from ..run_folder import RunFolder
@@ -40,8 +40,7 @@ class ClipEncoder:
 
         Of synonyms the first is used, or all, as the model's rule says (`model.text`).
         """
-        device = next(self.model.parameters()).device
-        features = self.model.encode_text(self.model.tokenize(classes).to(device)).float()
+        features = class_texts(self.model, classes).float()
         return F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)
 
     @torch.no_grad()

@@ -25,10 +25,10 @@ import torch
 from ...manifests.table import Manifest
 from ..losses.numerics import check_choice
 from ..metrics import ConfusionMatrix
-from ..model.inference import PUBLISHED, BestClass, InferenceSettings, probability_maps
+from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, probability_maps
 from ..model.segmenter import Segmenter
 from .encoders import ClipEncoder
-from .samples import load_each, text_features, usable
+from .samples import load_each, usable
 
 Regions = Literal["class", "connected"]
 Ids = npt.NDArray[np.integer[Any]]
@@ -115,7 +115,7 @@ def run_oracles(
     check_choice("kind of region", regions, get_args(Regions))
     indices = usable(manifest, max_images)
     vocabulary, names = manifest.vocabulary, manifest.evaluated_classes
-    texts = text_features(model, vocabulary)
+    texts = class_texts(model, vocabulary.classes)
     clips = clips or {}
     clip_texts = {name: encoder.texts(vocabulary.classes) for name, encoder in clips.items()}
     tallies = {key: _Tally(len(names), vocabulary.ignore_index) for key in (PLAIN, NAMED, *clips, DRAWN)}

@@ -1,4 +1,4 @@
-"""What the analyses of images share: the samples of a manifest one by one, and class texts as features."""
+"""What the analyses of images share: the samples of a manifest one by one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ...manifests.table import Manifest, Sample
-from ...manifests.vocabulary import Vocabulary
 from ..errors import AnalysisError
-from ..model.segmenter import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +27,7 @@ class Loaded:
 
 def usable(manifest: Manifest, max_images: int | None = None) -> list[int]:
     """Indices of the first so many samples that are not quarantined; AnalysisError if there are none."""
-    problems = manifest.table.column("problem").to_pylist()
-    found = [index for index, problem in enumerate(problems) if not problem][:max_images]
+    found = manifest.usable[:max_images]
     if not found:
         raise AnalysisError(
             f"{manifest.dataset}: nothing to look at: {len(manifest)} samples, {len(manifest.quarantined)} quarantined",
@@ -46,10 +41,3 @@ def load_each(manifest: Manifest, indices: list[int], *, progress: bool = True) 
     for index in tqdm(indices, unit="img", disable=not progress):
         image, labels = manifest.load(index)
         yield Loaded(index=index, sample=manifest.samples[index], image=image, labels=manifest.fold(labels))
-
-
-def text_features(model: Segmenter, vocabulary: Vocabulary) -> Tensor:
-    """Features (T, P, D) of a vocabulary's classes on the model's device."""
-    with torch.no_grad():
-        device = next(model.parameters()).device
-        return model.encode_text(model.tokenize(vocabulary.classes).to(device))

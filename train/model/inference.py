@@ -5,7 +5,7 @@ The probabilities of T classes at an image's own size can be far larger than the
 eighth of the memory goes to what the network holds for a few classes at a time, half to what it holds for all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,12 @@ class InferenceSettings:
 
 
 PUBLISHED = InferenceSettings()
+
+
+def class_texts(model: Segmenter, classes: Sequence[str]) -> Tensor:
+    """Text features (T, P, D) to predict among these classes with, without gradients; synonyms separated by commas."""
+    with torch.no_grad():
+        return model.encode_text(model.tokenize(classes))
 
 
 def predict_probabilities(
