@@ -129,7 +129,7 @@ class Evaluation:
             arrays["image_ids"] = np.array(self.images.image_ids)
             arrays |= {f"image_{part}": getattr(self.images, part) for part in ("hits", "true", "predicted")}
         buffer = BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_whole(folder / f"{name}.npz", buffer.getvalue())
         path = folder / f"{name}.json"
         write_whole(path, (json.dumps(self.document(), indent=1) + "\n").encode())

@@ -51,7 +51,9 @@ class ImageCounts:
         union = weights @ (self.true + self.predicted - self.hits).astype(np.float64)
         iou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
         occurring = (union > 0).sum(axis=1)
-        return np.divide(iou.sum(axis=1), occurring, out=np.full(len(weights), np.nan), where=occurring > 0)
+        nothing = np.full(len(weights), np.nan)
+        miou: npt.NDArray[np.float64] = np.divide(iou.sum(axis=1), occurring, out=nothing, where=occurring > 0)
+        return miou
 
     def interval(self, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """About 95 % of the mIoU over images: the score, and 1.96 standard deviations of its bootstrap to both sides.

@@ -3,6 +3,8 @@
 Points on the canvas are (x, y) in its own pixels, float; :meth:`Canvas.finish` halves both.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,12 @@ Points = npt.NDArray[np.float64]
 SCALE = 2  # canvas pixels per pixel of the finished image
 VISIBLE = 3e-4  # smaller eigenvalue of the gradients about a point; 95% of the corners of single polygons have more
 _SHIFT = 4  # OpenCV takes coordinates as integers of 1/16 px
+
+
+def as_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Values cut off at black and white, fractions dropped."""
+    grey: npt.NDArray[np.uint8] = np.clip(values, 0, 255).astype(np.uint8)
+    return grey
 
 
 class Canvas:
@@ -26,7 +34,7 @@ class Canvas:
     def _background(self) -> npt.NDArray[np.uint8]:
         amplitude = float(self.rng.choice([0, 8, 16, 25]))
         cells = int(self.rng.integers(2, 12))
-        return np.clip(self.level + amplitude * self.smooth_noise(cells), 0, 255).astype(np.uint8)
+        return as_grey(self.level + amplitude * self.smooth_noise(cells))
 
     def smooth_noise(self, cells: int) -> npt.NDArray[np.float32]:
         """Noise in [-1, 1] of about ``cells`` hills along each side, as large as the canvas."""

@@ -54,14 +54,14 @@ def repeatability(
     ``sizes`` (h, w) of both. Only points that both pictures show count, of those the best ``number`` of each picture.
     None where nothing is left to compare.
     """
-    there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography))
+    there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography).astype(np.float64))
     one, there = (points[_inside(there, sizes[1])][:number] for points in (one, there))
     other, back = (points[_inside(back, sizes[0])][:number] for points in (other, back))
     if not len(one) or not len(other):
         return None if not len(one) and not len(other) else 0.0
     distance = np.linalg.norm(there[:, None] - other[None], axis=-1)
-    repeated = (distance.min(axis=1) <= tolerance_px).sum() + (distance.min(axis=0) <= tolerance_px).sum()
-    return float(repeated / (len(one) + len(other)))
+    repeated = sum(int((distance.min(axis=axis) <= tolerance_px).sum()) for axis in (0, 1))
+    return repeated / (len(one) + len(other))
 
 
 def _mapped(points: Points, homography: Floats) -> Points:
@@ -71,5 +71,5 @@ def _mapped(points: Points, homography: Floats) -> Points:
 
 
 def _inside(points: Points, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    inside: npt.NDArray[np.bool_] = ((points >= 0) & (points <= np.array(size[::-1]) - 1)).all(axis=1)
-    return inside
+    x, y = points.T
+    return np.asarray((x >= 0) & (x <= size[1] - 1) & (y >= 0) & (y <= size[0] - 1))

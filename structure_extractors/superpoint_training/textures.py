@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import Canvas, Points
+from .drawing import Canvas, Points, as_grey
 from .shapes import random_polygon
 
 Grey = npt.NDArray[np.uint8]
@@ -43,8 +43,8 @@ def _clouds(canvas: Canvas) -> None:
     rng = canvas.rng
     total = _fractal(canvas)
     if rng.random() < 0.5:
-        total = np.round(total * rng.uniform(0.7, 2)) / 2
-    canvas.image = np.clip(128 + rng.uniform(20, 60) * total, 0, 255).astype(np.uint8)
+        total = np.rint(total * np.float32(rng.uniform(0.7, 2))).astype(np.float32) / 2
+    canvas.image = as_grey(128 + rng.uniform(20, 60) * total)
 
 
 def _mosaic(canvas: Canvas) -> None:
@@ -116,4 +116,4 @@ def _photographed(canvas: Canvas) -> Grey:
     scene = cv2.GaussianBlur(scene, (0, 0), float(np.exp(rng.uniform(np.log(0.5), np.log(5)))))
     scene = 128 + rng.uniform(0.4, 1) * (scene - 128) + rng.uniform(-30, 30)
     scene += rng.standard_normal(scene.shape, np.float32) * rng.uniform(0, 10)
-    return np.clip(scene, 0, 255).astype(np.uint8)
+    return as_grey(scene)
