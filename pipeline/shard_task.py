@@ -6,7 +6,7 @@ record last; so whatever kills it, a second run of the same task gives the same 
 
 import ctypes
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -54,6 +54,8 @@ class ShardTask:
     extractors: tuple[Extractor, ...]
     """Computes these layers; the layer ``labels`` is computed if ``with_labels``. Without any: status and record."""
     with_labels: bool
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Samples (index in the store -> reason) to quarantine untried: computing them has killed their process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +71,8 @@ class ShardReport:
     """Wall seconds by part: ``load``, one entry per layer, ``compress``, ``write``."""
 
 
-def compute_shard(task: ShardTask) -> ShardReport:
-    """Run one task; returns after its commit record is on disk."""
+def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = None) -> ShardReport:
+    """Run one task; returns after its commit record is on disk. ``on_sample`` hears each index before its computing."""
     _hold_to_one_thread()
     _keep_freed_memory()
     store = Path(task.store)
@@ -81,6 +83,8 @@ def compute_shard(task: ShardTask) -> ShardReport:
     shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
     quarantine: list[QuarantineEntry] = []
     for index in range(start, stop) if layers else ():
+        if on_sample is not None:
+            on_sample(index)
         reason, planes = _compute_sample(manifest, index, schema, task, clock)
         with clock.part("compress"):
             shard.append(planes)
@@ -135,7 +139,7 @@ def _compute_sample(
     manifest: Manifest, index: int, schema: StoreSchema, task: ShardTask, clock: "Clock"
 ) -> tuple[str, Planes]:
     """The reason for quarantine ("" if none) and the sample's planes (none if quarantined)."""
-    problem = str(manifest.table.column("problem")[index])
+    problem = str(manifest.table.column("problem")[index]) or task.refused.get(index, "")
     if problem:
         return problem, {}
     try:
