@@ -31,40 +31,44 @@ def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndar
     return image, labels
 
 
+def write_shapes(root: Path, count: int, sizes: tuple[tuple[int, int], ...] = ((48, 64), (64, 48))) -> Manifest:
+    """Write JPEGs and label PNGs of these sizes (h, w) in turn; returns their manifest."""
+    samples = []
+    for index in range(count):
+        height, width = sizes[index % len(sizes)]
+        image, labels = draw_sample(index, height, width)
+        paths = root / f"images/{index:03d}.jpg", root / f"labels/{index:03d}.png"
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(paths[0], quality=92)
+        Image.fromarray(labels).save(paths[1])
+        samples.append(
+            Sample(
+                sample_id=f"{index:03d}",
+                image_path=f"images/{index:03d}.jpg",
+                label_path=f"labels/{index:03d}.png",
+                height=height,
+                width=width,
+                image_sha256=hashlib.sha256(paths[0].read_bytes()).hexdigest(),
+                label_sha256=hashlib.sha256(paths[1].read_bytes()).hexdigest(),
+                split="train",
+            )
+        )
+    return Manifest(
+        root=str(root),
+        dataset="shapes",
+        vocabulary=Vocabulary(name="shapes", classes=("ground", "box", "disc", "square", "ball")),
+        raw_to_class={raw: raw for raw in range(NUM_CLASSES)},
+        raw_ignore=(255,),
+        samples=samples,
+    )
+
+
 @pytest.fixture
 def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
     """``make_manifest(count, name="data")``: writes JPEGs and label PNGs of mixed sizes, returns their manifest."""
 
     def make(count: int, name: str = "data", *, sizes: tuple[tuple[int, int], ...] = ((48, 64), (64, 48))) -> Manifest:
-        root = tmp_path / name
-        samples = []
-        for index in range(count):
-            height, width = sizes[index % len(sizes)]
-            image, labels = draw_sample(index, height, width)
-            paths = root / f"images/{index:03d}.jpg", root / f"labels/{index:03d}.png"
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(paths[0], quality=92)
-            Image.fromarray(labels).save(paths[1])
-            samples.append(
-                Sample(
-                    sample_id=f"{index:03d}",
-                    image_path=f"images/{index:03d}.jpg",
-                    label_path=f"labels/{index:03d}.png",
-                    height=height,
-                    width=width,
-                    image_sha256=hashlib.sha256(paths[0].read_bytes()).hexdigest(),
-                    label_sha256=hashlib.sha256(paths[1].read_bytes()).hexdigest(),
-                    split="train",
-                )
-            )
-        return Manifest(
-            root=str(root),
-            dataset="shapes",
-            vocabulary=Vocabulary(name="shapes", classes=("ground", "box", "disc", "square", "ball")),
-            raw_to_class={raw: raw for raw in range(NUM_CLASSES)},
-            raw_ignore=(255,),
-            samples=samples,
-        )
+        return write_shapes(tmp_path / name, count, sizes)
 
     return make
