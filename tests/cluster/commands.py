@@ -1,0 +1,62 @@
+"""`physseg` as processes of its own, the data set that the tests here share, and what is compared after a run."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NUM_SAMPLES = 352
+"""Six shards, the last one half full."""
+SETTINGS = ("--short-edge", "192")
+"""About 0.4 s a shard: long enough to be interrupted, short enough to be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """A data set, and the store that one uninterrupted run in one process computes from it."""
+
+    root: Path
+    manifest: Path
+    store: Path
+    files: Mapping[str, bytes]
+    """``tree(store)``."""
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "physseg.cli", *map(str, words)]
+
+
+def physseg(*words: object, code: int = 0, **environment: str) -> str:
+    """Run a command to its end, which must be this exit code; returns what it printed, errors too."""
+    done = subprocess.run(
+        command(*words),
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == code, f"physseg {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder: relative path -> content."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_tree(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
+    """Names first: a difference in them explains others."""
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def wait_until(is_true: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
