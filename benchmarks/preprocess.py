@@ -21,7 +21,7 @@ import numpy as np
 from common import Goal, Section, machine, spread
 from data import PUBLISHED_WIDTHS, Samples, open_samples, superpoint_settings, write_superpoint_weights
 from physseg.manifests.table import Manifest
-from physseg.pipeline import executors, run
+from physseg.pipeline import clusters, executors, run
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.schema import SAMPLES_PER_SHARD
 from physseg.pipeline.store import create_store
@@ -130,8 +130,8 @@ def two_workers(manifest: Manifest, folder: Path, rounds: int = 2) -> dict[str, 
     """Seconds for the whole manifest on clusters that are up and warm, in turns, and with the cluster's start."""
     seconds: dict[str, list[float]] = {"one": [], "two": [], "whole": []}
     with (
-        executors._client(executors.LOCAL, 1, None, 0) as one,
-        executors._client(executors.LOCAL, 2, None, 0) as two,
+        clusters.connected(clusters.LOCAL, workers=1) as one,
+        clusters.connected(clusters.LOCAL, workers=2) as two,
     ):
         for client in (one, two):
             client.run(warm_up)
@@ -139,7 +139,7 @@ def two_workers(manifest: Manifest, folder: Path, rounds: int = 2) -> dict[str, 
             for name, client in (("one", one), ("two", two)):
                 store = folder / f"{name}{number}.zarr"
                 seconds[name].append(preprocess(manifest, store, scheduler=client.scheduler.address))
-    seconds["whole"].append(preprocess(manifest, folder / "whole.zarr", scheduler=executors.LOCAL, workers=2))
+    seconds["whole"].append(preprocess(manifest, folder / "whole.zarr", scheduler=clusters.LOCAL, workers=2))
     return seconds
 
 

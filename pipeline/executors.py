@@ -1,40 +1,42 @@
-"""Where tasks run: in this process, on a Dask cluster of local processes, or on a Dask scheduler somewhere else.
+"""Where tasks run: in this process, or on a Dask cluster of local processes, of Slurm jobs, or started by others.
 
-All three run the same function on the same tasks and so leave the same bytes.
+All run the same function on the same tasks and so leave the same bytes.
 """
 
-import logging
+import itertools
 import os
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from itertools import islice
 from typing import Any
 
-from .. import PhyssegError
-from ..manifests.checking import available_cpus
-from .errors import ExecutorError, ShardFailedError
+from .clusters import LOCAL, SLURM, connected
+from .errors import ExecutorError, shard_failed
+from .lone_shards import compute_alone
 from .shard_task import ShardReport, ShardTask, compute_shard
 
+__all__ = ["LOCAL", "SLURM", "SYNC", "run_tasks", "say_on_stderr"]
+
 SYNC = "sync"
-LOCAL = "local"
 TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
+TICK_SECONDS = 1.0
+"""How often the loop looks up from waiting for results."""
+SAY_AFTER_SECONDS = 30.0
+SAY_AGAIN_SECONDS = 300.0
+LOCAL_PATIENCE_SECONDS = 60.0
+"""So long a local cluster may be without a worker; a dead one is replaced in about two seconds, or never."""
+LONE_SHARE_OF_MEMORY = 0.8
+"""Of this machine's memory, for a shard tried alone when nobody has set a limit: the rest keeps the machine alive."""
 
-# One thread per process: the parallelism is over shards. The malloc settings keep megabyte buffers on the heap; Dask's
-# own default returns them to the system after every image, which halved the rate on two cores.
-_WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    # Dask's sampling profiler and its 20 ms ticks wake every process of the cluster many times a second: with as many
-    # workers as cores that costs 5% of the images/s.
-    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
-}
+
+def say_on_stderr(text: str) -> None:
+    """A line above the progress bar, if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
 
 
 def run_tasks(
@@ -44,123 +46,158 @@ def run_tasks(
     workers: int | None = None,
     memory_limit: int | None = None,
     memory_needed: int = 0,
+    say: Callable[[str], None] = say_on_stderr,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> Iterator[ShardReport]:
     """Run tasks and yield their reports as they complete, in no particular order.
 
-    ``scheduler`` is ``sync``, ``local`` or the address of a Dask scheduler (``tcp://host:port``); ``workers`` and
-    ``memory_limit`` (bytes per worker) go with ``local``. Raises ExecutorError for another scheduler and for a limit
-    below ``memory_needed``, ShardFailedError for the first task that fails; shards committed before that stay.
+    ``scheduler`` is ``sync``, ``local``, ``slurm`` or the address of a Dask scheduler (``tcp://host:port``);
+    ``workers`` and ``memory_limit`` (bytes per worker) go with ``local`` and ``slurm``. ``say`` hears what a user
+    should know while waiting; ``still_ours`` is called about once a second and raises to stop the run.
+
+    Tasks whose workers are killed again and again are tried alone, in a process beside this one, after all others:
+    samples that kill it end in quarantine. With ``sync``, such a sample kills this process.
+
+    Raises ExecutorError for another scheduler, a cluster that cannot be had and a limit below ``memory_needed``,
+    ShardFailedError for the first task that fails; shards committed before that stay.
     """
-    if scheduler not in (SYNC, LOCAL) and "://" not in scheduler:
+    if scheduler not in (SYNC, LOCAL, SLURM) and "://" not in scheduler:
         raise ExecutorError(
             f"scheduler: expected {LOCAL}, {SYNC} or an address like tcp://HOST:PORT, got {scheduler!r}"
         )
     if scheduler == SYNC:
         for task in tasks:
+            still_ours()
             try:
                 report = compute_shard(task)
             except Exception as error:
-                raise _failed(task, error) from error
+                raise shard_failed(task, error) from error
             yield report
         return
     if not tasks:
         return  # a cluster takes seconds to start
-    with _client(scheduler, workers or available_cpus(), memory_limit, memory_needed) as client:
-        yield from _windowed(client, tasks)
+    killers: list[ShardTask] = []
+    with connected(scheduler, workers=workers, memory_limit=memory_limit, memory_needed=memory_needed) as client:
+        watch = _Watch(client, is_local=scheduler == LOCAL, say=say, still_ours=still_ours)
+        yield from _windowed(client, tasks, watch, killers)
+    for task in killers:  # after the cluster, so that they have the machine for themselves
+        say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
+        limit = memory_limit or int(_machine_memory() * LONE_SHARE_OF_MEMORY)
+        yield compute_alone(task, memory_limit=limit, say=say, still_ours=still_ours)
 
 
-def _client(scheduler: str, workers: int, memory_limit: int | None, memory_needed: int) -> Any:
-    import dask
-    from distributed import Client, LocalCluster
-    from distributed.system import MEMORY_LIMIT
+def _windowed(
+    client: Any, tasks: Iterable[ShardTask], watch: "_Watch", killers: list[ShardTask]
+) -> Iterator[ShardReport]:
+    """Keep a few tasks per worker on the cluster; those that kill their workers go to ``killers`` instead.
 
-    dask.config.set(
-        {
-            "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
-            # A task that kills its worker must not take its queued neighbours with it.
-            "distributed.scheduler.allowed-failures": 3,
-            "distributed.scheduler.worker-saturation": 1.0,
-            # A worker over its limit is killed and its task tried elsewhere; paused, it would wait for ever.
-            "distributed.worker.memory.pause": False,
-            "distributed.admin.tick.interval": "1s",
-            "distributed.admin.system-monitor.interval": "5s",
-        }
-    )
-    if scheduler != LOCAL:
-        return Client(scheduler)
-    limit = MEMORY_LIMIT // workers if memory_limit is None else memory_limit
-    if limit < memory_needed:
-        raise ExecutorError(
-            f"memory: {workers} workers need about {memory_needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
-            hint="lower --workers, or raise --memory-limit",
-            expected=memory_needed,
-            got=limit,
-        )
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=limit,
-        dashboard_address=None,
-        silence_logs=logging.ERROR,
-    )
-    client = Client(cluster)
-    client.run(_ignore_interrupts)
-    return _ClientWithCluster(client, cluster)
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _ClientWithCluster:
-    """Closes the client, then its cluster."""
-
-    def __init__(self, client: Any, cluster: Any) -> None:
-        self.client, self.cluster = client, cluster
-
-    def __enter__(self) -> Any:
-        return self.client
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self.cluster.close()
-
-
-def _windowed(client: Any, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
-    from distributed import as_completed
+    A queue, not ``as_completed``: waiting for it can time out, and neither its length nor that of the window costs.
+    """
+    from distributed.scheduler import KilledWorker
 
     remaining = iter(tasks)
     running: dict[str, ShardTask] = {}
-    futures = as_completed()
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def top_up() -> None:
-        window = max(1, sum(client.nthreads().values())) * TASKS_IN_FLIGHT_PER_WORKER  # workers come and go
-        for task in islice(remaining, max(0, window - len(running))):
-            future = client.submit(compute_shard, task, pure=False, key=f"shard-{task.shard}-{os.urandom(4).hex()}")
-            running[future.key] = task
-            futures.add(future)
+        watch.look()
+        window = max(1, watch.threads) * TASKS_IN_FLIGHT_PER_WORKER
+        for task in itertools.islice(remaining, max(0, window - len(running))):
+            key = f"shard-{task.shard}-{os.urandom(4).hex()}"
+            try:
+                future = client.submit(compute_shard, task, pure=False, key=key)
+            except Exception as error:  # nothing can be sent, and the task cannot be the reason
+                raise shard_failed(task, CancelledError(str(error))) from error
+            running[key] = task
+            future.add_done_callback(ended.put)
 
     top_up()
-    for future in futures:
-        task = running.pop(future.key)
+    while running:
         try:
-            report: ShardReport = future.result()
-        except Exception as error:
-            raise _failed(task, error) from error
+            future = ended.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            top_up()
+            continue
+        task = running.pop(future.key)
+        report = _report(future, task)
+        if isinstance(report, KilledWorker):
+            killers.append(task)
+        elif report is None:
+            running[future.key] = task
+            ended.put(future)
         top_up()
-        yield report
+        if isinstance(report, ShardReport):
+            watch.saw_work()
+            yield report
 
 
-def _failed(task: ShardTask, error: BaseException) -> ShardFailedError:
-    cause = f"{type(error).__name__}: {error}"
-    hint = "mend the cause and run the same command again; shards that are committed stay"
-    if type(error).__name__ == "KilledWorker":
-        cause = "its worker was killed again and again"
-        hint = "usually memory: lower --workers, or raise --memory-limit; then run the same command again to resume"
-    elif isinstance(error, CancelledError):
-        cause = f"the scheduler was lost ({' '.join(str(error).split())})"
-    elif isinstance(error, PhyssegError):
-        cause, hint = str(error.args[0]), error.hint or hint
-    return ShardFailedError(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint, shard=task.shard)
+def _report(future: Any, task: ShardTask) -> Any:
+    """The report of a task that ended, or how its workers were killed; None if it has to be fetched once more.
+
+    The last when the worker died before it had handed over the report: then the scheduler computes the task again.
+    """
+    from distributed.scheduler import KilledWorker
+
+    try:
+        return future.result(timeout=TICK_SECONDS)
+    except KilledWorker as killed:
+        return killed
+    except Exception as error:
+        if future.status == "error":
+            raise shard_failed(task, error) from error
+        if isinstance(error, TimeoutError):
+            return None
+        raise shard_failed(task, CancelledError(str(error))) from error  # the way to the result is gone
+
+
+class _Watch:
+    """What the loop looks at between results, at most once in ``TICK_SECONDS``."""
+
+    def __init__(
+        self, client: Any, *, is_local: bool, say: Callable[[str], None], still_ours: Callable[[], None]
+    ) -> None:
+        self.client, self.is_local, self.say, self.still_ours = client, is_local, say, still_ours
+        self.threads = 0
+        """Of all workers, when last looked at; workers come and go."""
+        self._next_look = self._alone_since = time.monotonic()
+        self._say_at = self._alone_since + SAY_AFTER_SECONDS
+
+    def look(self) -> None:
+        """Count the workers; say so if there are none. Raises ExecutorError if there will be none any more."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self.still_ours()
+        try:
+            self.threads = sum(self.client.nthreads().values())
+        except OSError:  # the connection to the scheduler: if it is lost, the futures say so
+            self.threads = 0
+        now = time.monotonic()
+        self._next_look = now + TICK_SECONDS
+        if self.threads:
+            self.saw_work()
+            return
+        waited = now - self._alone_since
+        if self.is_local and waited >= LOCAL_PATIENCE_SECONDS:
+            raise ExecutorError(
+                f"no worker process stays alive: there has been none for {waited:.0f} s",
+                hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
+            )
+        if now >= self._say_at:
+            self.say(f"waiting: no worker is connected to {self.client.scheduler.address} ({_duration(waited)})")
+            self._say_at = now + SAY_AGAIN_SECONDS
+
+    def saw_work(self) -> None:
+        self._alone_since = time.monotonic()
+        self._say_at = self._alone_since + SAY_AFTER_SECONDS
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _machine_memory() -> int:
+    """Bytes, of the container or job if it has less than the machine."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)

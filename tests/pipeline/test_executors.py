@@ -1,0 +1,313 @@
+"""What the loop over tasks does between results, without a cluster: a client of our own plays Dask's part."""
+
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed.scheduler import KilledWorker, WorkerState
+from physseg.pipeline import clusters, executors, lone_shards
+from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
+from physseg.pipeline.lone_shards import compute_alone
+from physseg.pipeline.shard_task import ShardReport, ShardTask
+
+ADDRESS = "tcp://head:8786"
+
+
+def task_of(shard: int) -> ShardTask:
+    return ShardTask(store="/s.zarr", settings="", root="", shard=shard, extractors=(), with_labels=True)
+
+
+def report_of(task: ShardTask) -> ShardReport:
+    return ShardReport(shard=task.shard, num_samples=64, quarantine=(), dropped_pixels=0, bytes_written=0)
+
+
+def killed() -> KilledWorker:
+    worker = WorkerState(address="tcp://w:1", status="running", pid=1, name="w", nthreads=1, memory_limit=0,
+                         local_directory="", nanny="", server_id="w")  # fmt: skip
+    return KilledWorker("key", worker, 3)
+
+
+class PlayedFuture:
+    """Ends with each of ``results`` in turn, as often as it is asked."""
+
+    def __init__(self, client: "PlayedClient", key: str, results: list[Any], status: str) -> None:
+        self.client, self.key, self.results, self.status = client, key, results, status
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self.client.running.append((self, callback))
+        self.client.most_running = max(self.client.most_running, len(self.client.running))
+
+    def result(self, timeout: float) -> ShardReport:
+        assert timeout > 0, "a result may never come, and the loop has to look up"
+        result = self.results.pop(0)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+
+class PlayedClient:
+    """A cluster whose tasks end, oldest first, whenever its workers are counted: every tick."""
+
+    def __init__(self, threads: Callable[[], int], results: dict[int, tuple[list[Any], str]]) -> None:
+        self.threads, self.results = threads, results
+        self.running: deque[tuple[PlayedFuture, Callable[[Any], None]]] = deque()
+        self.most_running = 0
+        self.scheduler = type("Scheduler", (), {"address": ADDRESS})
+
+    def nthreads(self) -> dict[str, int]:
+        threads = self.threads()
+        while threads and self.running:
+            future, callback = self.running.popleft()
+            callback(future)
+        return {f"worker{number}": 1 for number in range(threads)}
+
+    def submit(self, _: object, task: ShardTask, *, key: str, pure: bool) -> PlayedFuture:
+        assert not pure, "Dask would take two equal tasks for one"
+        results, status = self.results.get(task.shard, ([report_of(task)], "finished"))
+        return PlayedFuture(self, key, list(results), status)
+
+
+Play = Callable[..., PlayedClient]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    """``play(threads, {shard: (results, status)})``: from now on that is what every scheduler does."""
+    monkeypatch.setattr(executors, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(executors, "SAY_AFTER_SECONDS", 0.03)
+    monkeypatch.setattr(executors, "SAY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(executors, "LOCAL_PATIENCE_SECONDS", 0.2)
+
+    def play(threads: int | Callable[[], int], results: dict[int, tuple[list[Any], str]] | None = None) -> PlayedClient:
+        client = PlayedClient(threads if callable(threads) else lambda: threads, results or {})
+
+        @contextmanager
+        def connected(*_: object, **__: object) -> Iterator[PlayedClient]:
+            yield client
+
+        monkeypatch.setattr(executors, "connected", connected)
+        return client
+
+    return play
+
+
+def run(count: int, scheduler: str = ADDRESS, **options: Any) -> list[int]:
+    """Shards in the order of their reports."""
+    return [
+        report.shard for report in executors.run_tasks(list(map(task_of, range(count))), scheduler=scheduler, **options)
+    ]
+
+
+def test_few_tasks_are_in_flight_and_all_are_run(play: Play) -> None:
+    client = play(3)
+    assert sorted(run(50)) == list(range(50))
+    assert client.most_running == 3 * executors.TASKS_IN_FLIGHT_PER_WORKER
+
+
+def test_a_thousand_workers_cost_a_task_no_more_than_one(play: Play) -> None:
+    """4000 in flight: every result took a look at each of them, once, would be 80 million looks."""
+    client = play(2000)
+    started = time.perf_counter()
+    assert len(run(20_000)) == 20_000
+    assert client.most_running == 4000
+    assert time.perf_counter() - started < 5
+
+
+def test_waiting_for_workers_is_said_now_and_then_and_ends_when_they_come(play: Play) -> None:
+    begin = time.monotonic()
+    play(lambda: int(time.monotonic() - begin > 0.17))
+    said: list[str] = []
+    assert run(2, say=said.append) == [0, 1]
+    assert 1 <= len(said) <= 2  # after 0.03 and 0.13 s; a hundred ticks
+    assert said[0].startswith(f"waiting: no worker is connected to {ADDRESS} (")
+
+
+def test_a_local_cluster_without_workers_is_given_up(play: Play) -> None:
+    play(0)
+    with pytest.raises(ExecutorError, match="no worker process stays alive"):
+        run(2, scheduler="local", say=lambda _: None)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", ADDRESS])
+def test_whoever_lost_the_store_stops(scheduler: str, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def still_ours() -> None:
+        looks.append(1)
+        if len(looks) > 3:
+            raise StoreError("another run has taken the store over")
+
+    looks: list[int] = []
+    play(1)
+    monkeypatch.setattr(executors, "compute_shard", report_of)
+    with pytest.raises(StoreError, match="taken the store over"):
+        run(1000, scheduler=scheduler, still_ours=still_ours)
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), "error", "shard 3 .*No space left"),
+        (TimeoutError("the file server does not answer"), "error", "shard 3 .*the file server"),
+        (CancelledError("connection closed"), "cancelled", r"shard 3 .*the scheduler was lost \(connection closed\)"),
+        (OSError("Timed out"), "finished", r"shard 3 .*the scheduler was lost \(Timed out\)"),
+    ],
+)
+def test_the_first_failure_ends_the_run(result: Exception, status: str, message: str, play: Play) -> None:
+    play(1, {3: ([result], status)})
+    with pytest.raises(ShardFailedError, match=message):
+        run(10)
+
+
+def test_a_report_that_died_with_its_worker_is_waited_for(play: Play) -> None:
+    play(1, {1: ([TimeoutError(), TimeoutError(), report_of(task_of(1))], "lost")})
+    assert sorted(run(3)) == [0, 1, 2]
+
+
+def test_killers_come_last_and_alone(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(task: ShardTask, *, memory_limit: int, **_: object) -> ShardReport:
+        limits.append(memory_limit)
+        return report_of(task)
+
+    limits: list[int] = []
+    said: list[str] = []
+    monkeypatch.setattr(executors, "compute_alone", alone)
+    play(1, {1: ([killed()], "error"), 2: ([killed()], "error")})
+    assert run(5, memory_limit=10**9, say=said.append) == [0, 3, 4, 1, 2]
+    assert limits == [10**9] * 2
+    assert [text.split(":")[0] for text in said] == ["shard 1", "shard 2"]
+
+
+# --- a shard tried alone --------------------------------------------------------------------------------------------
+
+Death = lone_shards._Death
+KILL = "signal 9 (SIGKILL)"
+
+
+@pytest.fixture
+def die(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ShardTask]]:
+    """``die(ends)``: attempts end like this, and then the report; returns the list of tasks as they are tried."""
+
+    def die(*ends: object) -> list[ShardTask]:
+        def attempt(task: ShardTask, *_: object) -> object:
+            tried.append(task)
+            return left.pop(0) if left else report_of(task)
+
+        tried: list[ShardTask] = []
+        left = list(ends)
+        monkeypatch.setattr(lone_shards, "_attempt", attempt)
+        return tried
+
+    return die
+
+
+def alone(said: list[str] | None = None) -> ShardReport:
+    return compute_alone(task_of(0), memory_limit=10**9, say=(said if said is not None else []).append,
+                         still_ours=lambda: None)  # fmt: skip
+
+
+def test_a_sample_that_kills_twice_is_refused_and_said(die: Callable[..., list[ShardTask]]) -> None:
+    tried = die(Death(5, KILL, first=0), Death(5, KILL, first=0), Death(9, "too much", by_memory=True, first=0),
+                Death(9, "too much", by_memory=True, first=0))  # fmt: skip
+    said: list[str] = []
+    assert alone(said).shard == 0
+    reason = f"computing it killed its process twice: {KILL}"
+    assert [dict(task.refused) for task in tried] == [{}, {}, {5: reason}, {5: reason}, {5: reason, 9: "too much"}]
+    assert said == [f"shard 0: sample 5 is put in quarantine: {reason}",
+                    "shard 0: sample 9 is put in quarantine: too much"]  # fmt: skip
+
+
+def test_deaths_that_strike_anywhere_refuse_nothing(die: Callable[..., list[ShardTask]]) -> None:
+    """Nor do two different ones at the same sample."""
+    tried = die(Death(5, KILL), Death(6, KILL), Death(None, KILL), Death(5, "signal 15 (SIGTERM)"), Death(63, KILL))
+    alone()
+    assert len(tried) == 6
+    assert all(not task.refused for task in tried)
+
+
+@pytest.mark.parametrize(
+    ("ends", "match"),
+    [
+        ([Death(None, KILL)] * 2, f"died 2 times, and not of a sample: {KILL}".replace("(", r"\(").replace(")", r"\)")),
+        ([Death(63, KILL)] * 4, "and not of a sample"),  # refused, and still there: it is the writing afterwards
+        ([Death(at, "signal 4 (SIGILL)", first=0) for at in (0, 0, 1, 1, 2, 2, 3, 3)], "each of its first 4 samples"),
+        ([ShardFailedError("disk full")], "disk full"),
+    ],
+)
+def test_what_is_no_samples_fault_fails_the_run(
+    ends: list[object], match: str, die: Callable[..., list[ShardTask]]
+) -> None:
+    die(*ends)
+    with pytest.raises(ShardFailedError, match=match):
+        alone()
+
+
+def test_memory_of_a_process_is_seen() -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc here")
+    code = "block = bytearray(300 * 2**20); del block; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        memory = lone_shards._memory(process.pid)
+        process.communicate(b"\n")
+    assert memory.peak > 300 * 2**20 > 100 * 2**20 > memory.now > 10**6
+    assert lone_shards._memory(process.pid).now == 0
+
+
+# --- Slurm, without it ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one."""
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_slurm_needs_a_number_of_workers(sbatch: None) -> None:
+    with pytest.raises(ExecutorError, match="expected a number of workers") as error:
+        run(1, scheduler="slurm")
+    assert error.value.hint is not None and "--workers" in error.value.hint
+
+
+def test_slurm_needs_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExecutorError, match="no sbatch on this machine"):
+        run(1, scheduler="slurm", workers=2)
+
+
+def test_slurm_needs_dask_jobqueue(sbatch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    with pytest.raises(ExecutorError, match="dask-jobqueue is not installed") as error:
+        run(1, scheduler="slurm", workers=2)
+    assert error.value.hint is not None and "pip install 'physseg[slurm]'" in error.value.hint
+
+
+def test_slurm_has_one_thread_per_process_unless_the_configuration_says_otherwise() -> None:
+    with dask.config.set({"jobqueue.slurm": {}}):
+        options = clusters._slurm_options(None, 10**9)
+    assert (options["cores"], options["processes"], options["memory"]) == (1, 1, "2000000000B")
+    assert "export OMP_NUM_THREADS=1" in options["job_script_prologue"]
+    ours = {"cores": 8, "memory": "16GB", "job-script-prologue": ["module load python"]}
+    with dask.config.set({"jobqueue.slurm": ours}):
+        options = clusters._slurm_options(None, 10**9)
+    assert (options["cores"], options["processes"], options["memory"]) == (8, 8, "16000000000B")
+    assert options["memory_per_process"] == 2 * 10**9
+    assert options["job_script_prologue"][-1] == "module load python"
+    with dask.config.set({"jobqueue.slurm": {**ours, "processes": 2}}):
+        options = clusters._slurm_options(3 * 10**9, 10**9)
+    assert (options["processes"], options["memory"]) == (2, "6000000000B")
+
+
+def test_a_scheduler_that_is_not_there_is_named() -> None:
+    refused = pytest.raises(ExecutorError, match=r"tcp://127\.0\.0\.1:1 does not answer")
+    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}), refused:
+        run(1, scheduler="tcp://127.0.0.1:1")
