@@ -13,3 +13,7 @@ class DecodeError(ManifestError):
 
 class ContentError(ManifestError):
     """One sample's files cannot be used: a quarantine entry. Carries ``sample_id``, ``path``, ``expected``, ``got``."""
+
+
+class StorageError(PhyssegError, RuntimeError):
+    """A place for files cannot be reached or used: no such bucket, no permission, an outage. Never one file's fault."""

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .decoding import decode_image, is_url, read_bytes
+from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
 from .label_forms import MAX_RAW_ID, decode_raw
 from .label_ids import check_id_map, check_protocol
 from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
 from .short_side import cap_image, cap_labels
+from .storage import absolute, read_below, split
 from .vocabulary import Vocabulary
-from .whole_file import write_whole
 
 __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
@@ -106,8 +106,9 @@ class Manifest:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def write(self, path: Path | str) -> None:
-        """Write as Parquet, whole or not at all."""
-        write_whole(Path(path), self.to_bytes())
+        """Write as Parquet to a path or URL, whole or not at all."""
+        folder, name = split(str(path))
+        folder.write(name, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
@@ -135,9 +136,13 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
-        """Read a manifest; `root` replaces the stored one (the data set was moved). Raises ManifestError."""
+        """Read a manifest from a path or URL; `root` replaces the stored one (the data set was moved).
+
+        Raises ManifestError.
+        """
+        folder, name = split(str(path))
         try:
-            table = pq.read_table(pa.BufferReader(Path(path).read_bytes()))
+            table = pq.read_table(pa.BufferReader(folder.read(name)))
         except FileNotFoundError as error:
             raise ManifestError(
                 f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
@@ -151,7 +156,7 @@ class Manifest:
         try:
             vocabulary = header["vocabulary"]
             return cls(
-                root=header["root"] if root is None else _absolute(root),
+                root=header["root"] if root is None else absolute(root),
                 dataset=header["dataset"],
                 vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
                 raw_to_class=dict(header["raw_to_class"]),
@@ -178,11 +183,25 @@ class Manifest:
         `verify` compares both files with the hashes in the manifest. Raises ContentError, which names the file, for a
         quarantined sample, a missing, changed or undecodable file, a size mismatch, or a raw id that means nothing.
         """
+        return self.decode(index, self.fetch(index), verify=verify)
+
+    def fetch(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes of a sample's image and label file, unchecked. Raises ContentError as `load`."""
         sample = self.samples[index]
-        image = self._image(sample, verify=verify)
+        _check_usable(sample)
+        return self._bytes(sample, sample.image_path), self._bytes(sample, sample.label_path)
+
+    def decode(
+        self, index: int, files: tuple[bytes, bytes], *, verify: bool = True
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        """What `load` gives, from the bytes of `fetch`."""
+        sample = self.samples[index]
+        image = self._decode_image(sample, files[0], verify=verify)
         path = sample.label_path
+        if verify:
+            _check_hash(sample, path, files[1], sample.label_sha256)
         try:
-            raw = decode_raw(self._bytes(sample, path, sample.label_sha256 if verify else None), self.label_form)
+            raw = decode_raw(files[1], self.label_form)
         except DecodeError as error:
             raise self._undecodable(sample, path, error) from error
         raw = cap_labels(raw, self.max_short_side_px)
@@ -199,10 +218,12 @@ class Manifest:
         if facts is not None:
             path, orientation, size = facts
             with suppress(OSError, DecodeError):
-                image = cap_image(decode_image(read_bytes(self.root, path), orientation), self.max_short_side_px)
+                image = cap_image(decode_image(read_below(self.root, path), orientation), self.max_short_side_px)
                 if image.shape[:2] == size:
                     return image
-        return self._image(self.samples[index], verify=verify)  # which also names what is wrong
+        sample = self.samples[index]  # which also names what is wrong
+        _check_usable(sample)
+        return self._decode_image(sample, self._bytes(sample, sample.image_path), verify=verify)
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
         """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".
@@ -242,14 +263,12 @@ class Manifest:
         unknown[list(self.raw_ignore)] = 0
         return classes, unknown
 
-    def _image(self, sample: Sample, *, verify: bool) -> npt.NDArray[np.uint8]:
+    def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
         path = sample.image_path
-        if sample.problem:
-            raise ContentError(
-                f"sample {sample.sample_id} is quarantined: {sample.problem}", sample_id=sample.sample_id, path=path
-            )
+        if verify:
+            _check_hash(sample, path, data, sample.image_sha256)
         try:
-            image = decode_image(self._bytes(sample, path, sample.image_sha256 if verify else None), sample.orientation)
+            image = decode_image(data, sample.orientation)
         except DecodeError as error:
             raise self._undecodable(sample, path, error) from error
         image = cap_image(image, self.max_short_side_px)
@@ -258,17 +277,11 @@ class Manifest:
             raise content_error(sample, path, f"{expected} as in the manifest", _size(image.shape))
         return image
 
-    def _bytes(self, sample: Sample, path: str, sha256: str | None) -> bytes:
+    def _bytes(self, sample: Sample, path: str) -> bytes:
         try:
-            data = read_bytes(self.root, path)
+            return read_below(self.root, path)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
-        if sha256 is not None:
-            got = hashlib.sha256(data).hexdigest()
-            if got != sha256:
-                hint = "the file changed after the manifest was made: restore it, or make the manifest again"
-                raise content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
-        return data
 
     def _undecodable(self, sample: Sample, path: str, error: DecodeError) -> ContentError:
         return ContentError(
@@ -299,12 +312,24 @@ def content_error(sample: Sample, path: str, expected: str, got: str, *, hint: s
     )
 
 
+def _check_usable(sample: Sample) -> None:
+    if sample.problem:
+        raise ContentError(
+            f"sample {sample.sample_id} is quarantined: {sample.problem}",
+            sample_id=sample.sample_id,
+            path=sample.image_path,
+        )
+
+
+def _check_hash(sample: Sample, path: str, data: bytes, sha256: str) -> None:
+    got = hashlib.sha256(data).hexdigest()
+    if got != sha256:
+        hint = "the file changed after the manifest was made: restore it, or make the manifest again"
+        raise content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]} pixels (h x w)"
-
-
-def _absolute(root: str) -> str:
-    return root if is_url(root) else str(Path(root).resolve())
 
 
 def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:

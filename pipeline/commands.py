@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Store = Annotated[Path, typer.Argument(help="Folder of the Zarr store, e.g. coco.zarr.")]
+Store = Annotated[str, typer.Argument(help="Folder or URL of the Zarr store, e.g. coco.zarr or s3://bucket/coco.zarr.")]
 Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
 
 
 @app.command()
 def preprocess(
-    manifest: Annotated[Path, typer.Argument(help="Manifest written by `physseg manifest`.")],
+    manifest: Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")],
     store: Store,
     structures: Annotated[
         str | None,
@@ -45,6 +45,18 @@ def preprocess(
     scheduler: Annotated[
         str, typer.Option(help="local (processes on this machine), sync (this process), or tcp://HOST:PORT of Dask's.")
     ] = "local",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="slurm: --workers jobs of one process each, described by jobqueue.slurm in Dask's configuration."
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Compute the I-th of N shares, I from 1: for array jobs, without a scheduler."
+        ),
+    ] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
     root: Root = None,
     retry_quarantined: Annotated[
@@ -60,12 +72,18 @@ def preprocess(
 
     Run the same command again to resume after any interruption, or with more structures to add them. Quarantined
     samples are named, and end the run with exit code 3.
+
+    On a cluster: `--part $SLURM_ARRAY_TASK_ID/64` in an array of 64 jobs, and `physseg verify STORE` after them;
+    `--cluster slurm --workers 64`; or `--scheduler tcp://HOST:PORT`.
     """
     from ..manifests.table import Manifest
     from . import run
+    from .plan import Part
     from .report import describe_job, describe_run
     from .store import beside
 
+    scheduler = _scheduler(scheduler, cluster)
+    chosen_part = Part.parse(part) if part else None
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store,
@@ -73,6 +91,7 @@ def preprocess(
         settings=_settings(set_option or []),
         frame=_frame(short_edge, max_long_edge, canvas),
         retry_quarantined=retry_quarantined,
+        part=chosen_part,
     )
     for line in describe_job(job, workers=1 if scheduler == "sync" else workers, measure=dry_run):
         typer.echo(line)
@@ -84,7 +103,7 @@ def preprocess(
             scheduler=scheduler,
             workers=workers,
             memory_limit=parse_size(memory_limit),
-            log=log or beside(store, ".log.jsonl"),
+            log=log or beside(job.store, f".part-{chosen_part.number}.log.jsonl" if chosen_part else ".log.jsonl"),
         )
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from what is committed", err=True)
@@ -141,6 +160,9 @@ def inspect(
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page, about 120 KB a sample.")] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples on the page, evenly spread over the store.")] = 200,
     root: Root = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep what is read of a store or images by URL in this local folder.")
+    ] = None,
 ) -> None:
     """Show what a store holds: a table, pictures of single samples, or a page to browse.
 
@@ -155,9 +177,11 @@ def inspect(
         summary = summarise(store, measure=measure, root=root)
         typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
         return
+    from ..manifests.content_cache import ContentCache
     from .sample_view import SampleViews, write_sample
 
-    views = SampleViews(store, root=root)
+    kept = ContentCache(cache) if cache else None
+    views = SampleViews(store, root=root, cache=kept)
     indices = [views.find(text) for text in sample or []]
     class_ids = [views.find_class(name) for name in class_names or []]
     if out:
@@ -167,10 +191,23 @@ def inspect(
         from .html_page import write_page
         from .report import human
 
-        page = write_page(store, html, samples=indices or None, max_samples=max_samples, root=root, progress=True)
+        page = write_page(
+            store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
+        )
         typer.echo(f"wrote {page.path}: {human(page.num_bytes)}, samples: {page.samples}")
         for problem in page.image_problems:
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
+
+
+def _scheduler(scheduler: str, cluster: str | None) -> str:
+    """Where tasks run, from the two ways to say it."""
+    if cluster is None:
+        return scheduler
+    if cluster != "slurm":
+        raise typer.BadParameter(f"expected slurm, got {cluster!r}", param_hint="--cluster")
+    if scheduler != "local":
+        raise typer.BadParameter("starts a scheduler of its own: leave --scheduler out", param_hint="--cluster")
+    return cluster
 
 
 def _names(text: str) -> list[str]:

@@ -7,11 +7,10 @@ bytes as an uninterrupted one; timings go to the run's log.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from ..manifests.whole_file import sync_directory, write_whole
+from ..manifests.storage import Storage
 from .errors import StoreCorruptError
 from .schema import digest_of_json, to_json
 
@@ -86,42 +85,52 @@ class CommitRecord:
         return record
 
 
-def commit_path(store: Path, shard: int) -> Path:
-    return store / PROVENANCE / "commits" / f"{shard:06d}.json"
+def commit_path(shard: int) -> str:
+    """Path inside the store of a shard's record."""
+    return f"{PROVENANCE}/commits/{shard:06d}.json"
 
 
-def read_commit(store: Path, shard: int) -> CommitRecord | None:
+def read_commit(store: Storage, shard: int) -> CommitRecord | None:
     """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one."""
-    path = commit_path(store, shard)
+    path = commit_path(shard)
     try:
-        data = path.read_bytes()
+        data = store.read(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreCorruptError(
-            f"{path}: cannot be read: {error.strerror}", hint="run `physseg verify STORE --repair`"
+            f"{store.at(path)}: cannot be read: {error.strerror}", hint="run `physseg verify STORE --repair`"
         ) from error
-    record = CommitRecord.from_bytes(data, str(path))
+    record = CommitRecord.from_bytes(data, store.at(path))
     if record.shard != shard:
         raise StoreCorruptError(
-            f"{path}: expected the record of shard {shard}, got that of shard {record.shard}",
+            f"{store.at(path)}: expected the record of shard {shard}, got that of shard {record.shard}",
             hint="run `physseg verify STORE --repair`",
         )
     return record
 
 
-def write_commit(store: Path, record: CommitRecord) -> None:
-    write_whole(commit_path(store, record.shard), record.to_bytes())
+def read_commits(store: Storage, num_shards: int) -> Iterator[CommitRecord | StoreCorruptError | None]:
+    """What `read_commit` returns, or raises, for every shard in turn."""
+
+    def read(shard: int) -> CommitRecord | StoreCorruptError | None:
+        try:
+            return read_commit(store, shard)
+        except StoreCorruptError as error:
+            return error
+
+    return store.each(read, range(num_shards))
 
 
-def delete_commit(store: Path, shard: int) -> None:
-    path = commit_path(store, shard)
-    path.unlink(missing_ok=True)
-    if path.parent.exists():
-        sync_directory(path.parent)
+def write_commit(store: Storage, record: CommitRecord) -> None:
+    store.write(commit_path(record.shard), record.to_bytes())
 
 
-def forget_layers(store: Path, shard: int, layers: Iterable[str]) -> None:
+def delete_commit(store: Storage, shard: int) -> None:
+    store.remove([commit_path(shard)])
+
+
+def forget_layers(store: Storage, shard: int, layers: Iterable[str]) -> None:
     """Take layers out of a shard's record, before their files change: whatever happens then, they count as missing.
 
     Without this, a run that dies between a layer's new file and the new record leaves a record that vouches for the old

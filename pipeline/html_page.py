@@ -20,6 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import __version__
+from ..manifests.content_cache import ContentCache
+from ..manifests.storage import Location
 from ..manifests.vocabulary import Vocabulary
 from ..manifests.whole_file import write_whole
 from . import draw
@@ -55,19 +57,20 @@ class PageReport:
 
 
 def write_page(
-    store: Path,
+    store: Location,
     path: Path,
     *,
     samples: Sequence[int] | None = None,
     max_samples: int = 200,
     root: str | None = None,
+    cache: ContentCache | None = None,
     progress: bool = False,
 ) -> PageReport:
     """Write the page of the given samples, or of at most ``max_samples`` done ones, evenly spread over the store.
 
     Raises InspectError if there is no sample to show or none of their images can be read.
     """
-    views = SampleViews(store, root=root)
+    views = SampleViews(store, root=root, cache=cache)
     usable = views.reader.usable.tolist()
     chosen = list(samples) if samples is not None else evenly(usable, max_samples)
     if not chosen:

@@ -1,16 +1,15 @@
 """What a store holds, in figures: counted from its schema, its commit records and a few measured samples."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from .commits import CommitRecord, QuarantineEntry, read_commit
+from ..manifests.storage import Location, Storage, open_storage
+from .commits import CommitRecord, QuarantineEntry, read_commits
 from .errors import StoreCorruptError
 from .reader import StoreReader
 from .schema import DONE, MISSING, QUARANTINED, SCHEMA_VERSION, STATUS, ArraySpec, StoreSchema
@@ -94,15 +93,17 @@ class StoreSummary:
         return json.dumps(asdict(self), indent=2)
 
 
-def summarise(store: Path, *, measure: int = 64, root: str | None = None) -> StoreSummary:
+def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:
     """Count what the store at ``store`` holds; ``measure`` samples, evenly spread, are read for the fill shares.
 
     Works on unfinished stores. Reads no sample whose status is not done, and no image.
     """
+    store = open_storage(store)
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
     records, damaged = _records(store, schema)
-    files, absent = _committed_files(store, schema, records)
+    sizes = store.sizes()  # after the records, which may become more meanwhile
+    files, absent = _committed_files(store, schema, records, sizes)
     fills, measured = _fill_shares(reader, measure)
     arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
     per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
@@ -130,7 +131,7 @@ def summarise(store: Path, *, measure: int = 64, root: str | None = None) -> Sto
         manifest_fingerprint=schema.manifest_fingerprint,
         root=reader.manifest.root,
         dropped_pixels=sum(record.dropped_pixels for record in records),
-        disk_bytes=_disk_bytes(store),
+        disk_bytes=sum(sizes.values()),
         bytes_per_image=per_image,
         projected_images=COCO_TRAIN_IMAGES,
         projected_bytes=per_image * COCO_TRAIN_IMAGES if per_image is not None else None,
@@ -141,22 +142,15 @@ def summarise(store: Path, *, measure: int = 64, root: str | None = None) -> Sto
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
-def _records(store: Path, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
+def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
     """The commit records that are there, and what is wrong with those that cannot be read."""
-    records, damaged = [], []
-    for shard in range(schema.num_shards):
-        try:
-            record = read_commit(store, shard)
-        except StoreCorruptError as error:
-            damaged.append(str(error.args[0]))
-            continue
-        if record is not None:
-            records.append(record)
-    return records, damaged
+    found = list(read_commits(store, schema.num_shards))
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
+    return [record for record in found if isinstance(record, CommitRecord)], damaged
 
 
 def _committed_files(
-    store: Path, schema: StoreSchema, records: Sequence[CommitRecord]
+    store: Storage, schema: StoreSchema, records: Sequence[CommitRecord], sizes: Mapping[str, int]
 ) -> tuple[dict[str, Counter[str]], list[str]]:
     """Bytes and samples per array, of the files that the records name; and the files that are not there."""
     found: dict[str, Counter[str]] = {spec.name: Counter() for spec in schema.specs}
@@ -167,26 +161,11 @@ def _committed_files(
             array = path.split("/", 1)[0]
             if array not in found:  # of a layer that the store no longer has
                 continue
-            try:
-                size = (store / path).stat().st_size
-            except FileNotFoundError:
-                if array != STATUS.name:  # a shard that is being computed again has no status
-                    absent.append(f"{store / path}: missing although it is committed")
-                continue
-            found[array].update(bytes=size, samples=record.samples[1] - record.samples[0])
+            if path in sizes:
+                found[array].update(bytes=sizes[path], samples=record.samples[1] - record.samples[0])
+            elif array != STATUS.name:  # a shard that is being computed again has no status
+                absent.append(f"{store.at(path)}: missing although it is committed")
     return found, absent
-
-
-def _disk_bytes(store: Path) -> int:
-    """Bytes of all files below the store; files that vanish meanwhile (a running writer's) do not count."""
-    total = 0
-    for folder, _, names in os.walk(store):
-        for name in names:
-            try:
-                total += (Path(folder) / name).stat().st_size
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def _fill_shares(reader: StoreReader, measure: int) -> tuple[dict[str, float], int]:

@@ -1,18 +1,18 @@
 """What a run has to do, known before it does anything: shards, layers, reasons, bytes and memory."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
 from ..manifests.errors import ContentError
+from ..manifests.storage import Storage, absolute
 from ..manifests.table import Manifest
 from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor
-from .commits import CommitRecord, read_commit
-from .errors import StoreCorruptError, StoreError
+from .commits import CommitRecord, read_commits
+from .errors import ExecutorError, StoreError
 from .schema import STATUS, StoreSchema
 from .shard_files import ShardBuffer
 from .shard_task import LABELS_LAYER, Clock, ShardTask, compute_planes
@@ -30,11 +30,58 @@ class Plan:
     """The tasks of a run, and what is known of their cost."""
 
     tasks: tuple[ShardTask, ...]
+    reason_of: Mapping[int, str]
+    """Why each of the tasks' shards is computed."""
     num_samples: int
     num_shards: int
-    samples_to_compute: int
-    reasons: Counter[str]
-    """Why shards are computed -> how many."""
+    samples_per_shard: int
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Why shards are computed -> how many."""
+        return Counter(self.reason_of[task.shard] for task in self.tasks)
+
+    @property
+    def samples_to_compute(self) -> int:
+        full = self.samples_per_shard * len(self.tasks)
+        last = any(task.shard == self.num_shards - 1 for task in self.tasks)
+        return full - (self.samples_per_shard * self.num_shards - self.num_samples if last else 0)
+
+    def share(self, part: "Part") -> "Plan":
+        """What one of several jobs does of it."""
+        return replace(self, tasks=tuple(task for task in self.tasks if part.owns(task.shard)))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ``number``-th (from 1) of ``parts`` jobs that share a store: every ``parts``-th shard is its own."""
+
+    number: int
+    parts: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.parts:
+            raise ExecutorError(
+                f"part: expected I/N with I from 1 to N, got {self.number}/{self.parts}",
+                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """ "3/8" as the third of eight. Raises ExecutorError."""
+        number, slash, parts = text.partition("/")
+        if not (slash and number.strip().isdecimal() and parts.strip().isdecimal()):
+            raise ExecutorError(
+                f"part: expected I/N with I from 1 to N, got {text!r}",
+                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
+            )
+        return cls(int(number), int(parts))
+
+    def owns(self, shard: int) -> bool:
+        return shard % self.parts == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.parts}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +96,7 @@ class Probe:
 
 
 def make_plan(
-    store: Path,
+    store: Storage,
     schema: StoreSchema,
     manifest: Manifest,
     extractors: Sequence[Extractor],
@@ -60,11 +107,13 @@ def make_plan(
     settings = settings_digest(schema)
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
     tasks: list[ShardTask] = []
-    reasons: Counter[str] = Counter()
-    samples = 0
-    for shard in range(schema.num_shards):
+    reason_of: dict[int, str] = {}
+    present = store.sizes()
+    location = absolute(str(store))
+    for shard, read in enumerate(read_commits(store, schema.num_shards)):
         start, stop = schema.shard_range(shard)
-        record, reason = _read_record(store, shard)
+        record = read if isinstance(read, CommitRecord) else None
+        reason = "" if record else "not computed yet" if read is None else "commit record damaged"
         inputs = manifest.row_digest(start, stop)
         todo = set(schema.layers)
         if record is not None and record.inputs != inputs:
@@ -72,18 +121,17 @@ def make_plan(
         elif record is not None and retry_quarantined and record.quarantine:
             reason = "quarantined samples are tried again"
         elif record is not None:
-            lost = _layers_without_files(store, schema, shard)
+            lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
             stale = {layer for layer in schema.layers if not record.is_current(layer, inputs, digests[layer])}
             todo = stale | (lost & set(schema.layers))
             reason = _layers_reason(record, stale, lost)
         if not reason:
             continue
         _check_computable(store, todo, extractors)
-        reasons[reason] += 1
-        samples += stop - start
+        reason_of[shard] = reason
         tasks.append(
             ShardTask(
-                store=str(store.absolute()),
+                store=location,
                 settings=settings,
                 root=manifest.root,
                 shard=shard,
@@ -93,10 +141,10 @@ def make_plan(
         )
     return Plan(
         tasks=tuple(tasks),
+        reason_of=reason_of,
         num_samples=schema.num_samples,
         num_shards=schema.num_shards,
-        samples_to_compute=samples,
-        reasons=reasons,
+        samples_per_shard=schema.samples_per_shard,
     )
 
 
@@ -140,15 +188,7 @@ def memory_per_worker(
     return int(WORKER_BASE_BYTES + image_bytes + canvas_bytes + 2 * schema.samples_per_shard * bytes_per_sample)
 
 
-def _read_record(store: Path, shard: int) -> tuple[CommitRecord | None, str]:
-    try:
-        record = read_commit(store, shard)
-    except StoreCorruptError:
-        return None, "commit record damaged"
-    return record, "" if record else "not computed yet"
-
-
-def _check_computable(store: Path, todo: set[str], extractors: Sequence[Extractor]) -> None:
+def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extractor]) -> None:
     missing = todo.difference({LABELS_LAYER}, (extractor.name for extractor in extractors))
     if missing:
         layer = min(missing)
@@ -156,11 +196,6 @@ def _check_computable(store: Path, todo: set[str], extractors: Sequence[Extracto
             f"{store}: layer {layer} has to be computed again, and its weights were not given",
             hint=f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`",
         )
-
-
-def _layers_without_files(store: Path, schema: StoreSchema, shard: int) -> set[str]:
-    """Layers that lack a file of this shard; the status file is of a layer without a name."""
-    return {spec.layer for spec in schema.specs if not (store / schema.shard_file(spec, shard)).exists()}
 
 
 def _layers_reason(record: CommitRecord, stale: set[str], lost: set[str]) -> str:

@@ -9,18 +9,19 @@ a time, so that a caller who cuts a crop and lets go has the next one in the sam
 """
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..manifests.content_cache import ContentCache
+from ..manifests.storage import LocalFile, LocalStorage, Location, RandomAccess, open_storage
 from ..manifests.table import Manifest
+from .commits import CommitRecord, read_commit
 from .errors import StoreCorruptError, StoreError, StoreIncompleteError
 from .schema import DONE, QUARANTINED, SPECS, ArraySpec, StoreSchema
 from .shard_codec import ABSENT, decode_index, decompress_into, index_size
@@ -34,20 +35,24 @@ class StoreReader:
     """Reads samples of a store by index.
 
     ``arrays`` names what ``read`` returns; ``root`` overrides where the manifest's paths start. Raises StoreError where
-    there is no store, StoreIncompleteError where it lacks one of the arrays.
+    there is no store, StoreIncompleteError where it lacks one of the arrays. With a ``cache``, shards of a store that
+    is not of this machine are brought here whole, once; without, every sample is asked for by itself.
     """
 
-    def __init__(self, path: Path | str, arrays: Sequence[str], *, root: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, store: Location, arrays: Sequence[str], *, root: str | None = None, cache: ContentCache | None = None
+    ) -> None:
+        self.store = open_storage(store)
         self.arrays = tuple(arrays)
         self.root = root
-        self.schema: StoreSchema = open_schema(self.path)
+        self.cache = None if isinstance(self.store, LocalStorage) else cache
+        self.schema: StoreSchema = open_schema(self.store)
         for name in self.arrays:
             if name not in SPECS:
                 raise StoreError(f"unknown array {name!r}", hint=f"arrays: {', '.join(SPECS)}")
             if name not in self.schema.array_names:
                 raise StoreIncompleteError(
-                    f"{self.path}: has no array {name}, only {', '.join(self.schema.array_names)}",
+                    f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}",
                     hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
                 )
             self._check_layout(SPECS[name])
@@ -63,7 +68,7 @@ class StoreReader:
     @cached_property
     def manifest(self) -> Manifest:
         """The table of samples the store was computed from."""
-        return read_manifest(self.path, self.schema, self.root)
+        return read_manifest(self.store, self.schema, self.root)
 
     @cached_property
     def status(self) -> npt.NDArray[np.uint8]:
@@ -94,12 +99,12 @@ class StoreReader:
     def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The arrays of one sample by name, as ``read``, but one after the other."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: sample {index} of {len(self)}")
+            raise IndexError(f"{self.store}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
             self._refuse(index)
         number, row = divmod(index, self.schema.samples_per_shard)
         shard = self._shard(number)
-        for (name, shape, dtype), descriptor, table in zip(self._sharded, shard.descriptors, shard.tables, strict=True):
+        for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
             offset, length = table[row]
             if offset == ABSENT:
                 raise StoreCorruptError(
@@ -109,7 +114,7 @@ class StoreReader:
                 )
             plane = np.empty(shape, dtype)
             try:
-                decompress_into(os.pread(descriptor, length, offset), plane)
+                decompress_into(file.read_at(length, offset), plane)
             except StoreCorruptError as error:
                 raise _corrupt(self._shard_file(name, number), error, index) from error
             yield name, plane
@@ -126,15 +131,19 @@ class StoreReader:
             schema.fill(spec),
             dtype=schema.dtype(spec),
         )
-        for shard in range(schema.num_shards):
+
+        def read(shard: int) -> None:
             start = shard * schema.samples_per_shard
-            file = self.path / schema.shard_file(spec, shard)
+            path = schema.shard_file(spec, shard)
             try:
-                decompress_into(file.read_bytes(), rows[start : start + schema.samples_per_shard])
+                decompress_into(self.store.read(path), rows[start : start + schema.samples_per_shard])
             except FileNotFoundError:
-                continue
+                return
             except StoreCorruptError as error:
-                raise _corrupt(file, error) from error
+                raise _corrupt(self.store.at(path), error) from error
+
+        for _ in self.store.each(read, range(schema.num_shards)):
+            pass
         return rows[: schema.num_samples]
 
     def close(self) -> None:
@@ -155,8 +164,20 @@ class StoreReader:
             self._column_cache[name] = self.read_column(name)
         return self._column_cache[name]
 
-    def _shard_file(self, name: str, shard: int) -> Path:
-        return self.path / self.schema.shard_file(SPECS[name], shard)
+    def _shard_file(self, name: str, shard: int) -> str:
+        """In full, for messages."""
+        return self.store.at(self.schema.shard_file(SPECS[name], shard))
+
+    def _open_file(self, name: str, number: int, record: CommitRecord | None) -> RandomAccess:
+        """A shard file where it is, or with a cache its local copy, which the shard's record names by its hash."""
+        path = self.schema.shard_file(SPECS[name], number)
+        if self.cache is None:
+            return self.store.open(path)
+        commit = record.layers.get(SPECS[name].layer) if record else None
+        if commit is None or path not in commit.files:
+            raise FileNotFoundError(path)
+        local = self.cache.file(commit.files[path], lambda: self.store.read(path), self.store.at(path))
+        return LocalFile(local)
 
     def _shard(self, number: int) -> "_Shard":
         """The open files of a shard and their indexes, from a bounded cache."""
@@ -165,9 +186,18 @@ class StoreReader:
             self._open_shards.move_to_end(number)
             return shard
         shard = _Shard([], [])
+        record = read_commit(self.store, number) if self.cache else None
         try:
             for name, _, _ in self._sharded:
-                shard.open(self._shard_file(name, number), self.schema.samples_per_shard)
+                where = self._shard_file(name, number)
+                try:
+                    file = self._open_file(name, number, record)
+                except FileNotFoundError:
+                    raise StoreIncompleteError(
+                        f"{where}: shard is missing although its samples count as done",
+                        hint="run `physseg verify STORE --repair`",
+                    ) from None
+                shard.add(file, self.schema.samples_per_shard, where)
         except BaseException:
             shard.close()
             raise
@@ -178,9 +208,10 @@ class StoreReader:
 
     def _check_layout(self, spec: ArraySpec) -> None:
         """Refuse an array whose metadata is not, value for value, what this physseg writes."""
-        file = self.path / spec.name / "zarr.json"
+        path = f"{spec.name}/zarr.json"
+        file = self.store.at(path)
         try:
-            found = json.loads(file.read_bytes())
+            found = json.loads(self.store.read(path))
         except (FileNotFoundError, ValueError) as error:
             raise StoreCorruptError(
                 f"{file}: not the metadata of an array: {error}", hint="run `physseg verify STORE --repair`"
@@ -196,13 +227,13 @@ class StoreReader:
         sample = self.manifest.samples[index].sample_id
         if self.status[index] == QUARANTINED:
             raise StoreIncompleteError(
-                f"{self.path}: sample {index} ({sample}) is quarantined",
+                f"{self.store}: sample {index} ({sample}) is quarantined",
                 hint="`physseg inspect STORE` tells why",
                 index=index,
                 sample_id=sample,
             )
         raise StoreIncompleteError(
-            f"{self.path}: sample {index} ({sample}) is not computed",
+            f"{self.store}: sample {index} ({sample}) is not computed",
             hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
             index=index,
             sample_id=sample,
@@ -213,26 +244,18 @@ class StoreReader:
 class _Shard:
     """Open files of one shard, and for each the offset and length in bytes of every sample."""
 
-    descriptors: list[int]
+    files: list[RandomAccess]
     tables: list[list[list[int]]]
 
-    def open(self, file: Path, samples_per_shard: int) -> None:
-        try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise StoreIncompleteError(
-                f"{file}: shard is missing although its samples count as done",
-                hint="run `physseg verify STORE --repair`",
-            ) from None
-        self.descriptors.append(descriptor)
-        size = os.fstat(descriptor).st_size
-        tail = min(size, index_size(samples_per_shard))
-        index = decode_index(os.pread(descriptor, tail, size - tail), samples_per_shard, size, str(file))
+    def add(self, file: RandomAccess, samples_per_shard: int, where: str) -> None:
+        self.files.append(file)
+        tail = min(file.size, index_size(samples_per_shard))
+        index = decode_index(file.read_at(tail, file.size - tail), samples_per_shard, file.size, where)
         self.tables.append(index.tolist())
 
     def close(self) -> None:
-        while self.descriptors:
-            os.close(self.descriptors.pop())
+        while self.files:
+            self.files.pop().close()
 
 
 def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -240,6 +263,6 @@ def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> lis
     return sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
 
 
-def _corrupt(file: Path, error: StoreCorruptError, index: int | None = None) -> StoreCorruptError:
-    where = f"{file}, sample {index}" if index is not None else str(file)
+def _corrupt(file: str, error: StoreCorruptError, index: int | None = None) -> StoreCorruptError:
+    where = f"{file}, sample {index}" if index is not None else file
     return StoreCorruptError(f"{where}: {error.args[0]}", hint="run `physseg verify STORE --repair`", index=index)

@@ -1,7 +1,6 @@
 """Plans and results in words, for the terminal."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..manifests.checking import available_cpus
 from .plan import memory_per_worker, probe
@@ -13,7 +12,7 @@ SHOWN = 10
 
 def describe_job(job: Job, *, workers: int | None, measure: bool) -> Iterator[str]:
     """What a run will do. With ``measure`` a few images are computed first, for bytes, time and memory."""
-    plan, schema, frame = job.plan, job.schema, job.schema.frame
+    plan, schema, frame = job.todo, job.schema, job.schema.frame
     origin = "new store" if job.is_new else "existing store"
     yield f"{job.store}: {origin}, {plan.num_samples} samples in {plan.num_shards} shards"
     yield f"  vocabulary  {schema.vocabulary.name}, {schema.vocabulary.num_classes} classes"
@@ -21,8 +20,10 @@ def describe_job(job: Job, *, workers: int | None, measure: bool) -> Iterator[st
     yield f"  layers      {', '.join(schema.layers)}"
     for warning in job.warnings:
         yield f"  warning     {warning}"
+    if job.part:
+        yield f"  part        {job.part}: every {job.part.parts}. shard; `physseg verify` checks them all together"
     if not plan.tasks:
-        yield "  to do       nothing: every shard is committed"
+        yield f"  to do       nothing: every shard{' of this part' if job.part else ''} is committed"
         return
     yield f"  to do       {plan.samples_to_compute} samples in {len(plan.tasks)} shards"
     for reason, count in plan.reasons.most_common():
@@ -33,13 +34,13 @@ def describe_job(job: Job, *, workers: int | None, measure: bool) -> Iterator[st
 
 def _estimate(job: Job, workers: int) -> Iterator[str]:
     """Bytes, time and memory, measured on a few images."""
-    todo = {extractor.name for task in job.plan.tasks for extractor in task.extractors}
+    todo = {extractor.name for task in job.todo.tasks for extractor in task.extractors}
     extractors = [extractor for extractor in job.extractors if extractor.name in todo]
     measured = probe(job.schema, job.manifest, extractors)
     if measured is None:
         yield "  estimate    none of the probed images could be computed: the run will quarantine them"
         return
-    samples = job.plan.samples_to_compute
+    samples = job.todo.samples_to_compute
     seconds = measured.seconds_per_sample * samples
     memory = memory_per_worker(job.schema, job.manifest, measured.bytes_per_sample)
     parts = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in measured.seconds.items())
@@ -51,7 +52,7 @@ def _estimate(job: Job, workers: int) -> Iterator[str]:
     yield f"    memory    {human(memory)} a worker, {human(memory * workers)} for {workers} workers"
 
 
-def describe_run(report: RunReport, store: Path) -> Iterator[str]:
+def describe_run(report: RunReport, store: object) -> Iterator[str]:
     """What a run did, and what is wrong with the data."""
     if report.shards_computed:
         rate = report.samples_computed / report.seconds

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,24 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
-from ..manifests.decoding import read_bytes
+from ..manifests.storage import Location, Storage, open_storage, read_below
 from ..manifests.table import Manifest
-from ..manifests.whole_file import remove_partials
 from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor
-from .commits import CommitRecord, QuarantineEntry, read_commit, sha256
+from .commits import CommitRecord, QuarantineEntry, read_commits, sha256
 from .errors import StoreError, StoreIncompleteError
 from .executors import LOCAL, run_tasks
 from .frame import Frame
-from .plan import Plan, make_plan, memory_per_worker
+from .locks import StillOurs, locked, no_task_writes
+from .plan import Part, Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
-from .shard_task import LABELS_LAYER
-from .store import create_store, evolve_store, locked, open_schema
+from .shard_task import LABELS_LAYER, ShardReport
+from .store import create_store, evolve_store, is_store, open_schema, withdraw_shards
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
+SETTLING_SECONDS = 60.0
+"""How long parts that start together wait for the one that creates the store."""
 PROBED_FILES = 16
 """Images looked for before a run begins."""
 
@@ -37,12 +40,15 @@ PROBED_FILES = 16
 class Job:
     """A run that is settled but has not begun."""
 
-    store: Path
+    store: Storage
     manifest: Manifest
     schema: StoreSchema
     extractors: tuple[Extractor, ...]
     """One per layer, save for layers that the store has, that were not asked for and that cannot be rebuilt."""
     plan: Plan
+    """Of the whole store."""
+    part: Part | None
+    """Which share of the plan this run computes; None: all of it."""
     found: StoreSchema | None
     """What the store held when this was planned; None if there was none."""
     warnings: tuple[str, ...] = ()
@@ -50,6 +56,11 @@ class Job:
     @property
     def is_new(self) -> bool:
         return self.found is None
+
+    @property
+    def todo(self) -> Plan:
+        """What this run computes."""
+        return self.plan if self.part is None else self.plan.share(self.part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +79,13 @@ class RunReport:
 
 def prepare(
     manifest: Manifest,
-    store: Path,
+    store: Location,
     *,
     structures: Sequence[str] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     frame: Frame | None = None,
     retry_quarantined: bool = False,
+    part: Part | None = None,
 ) -> Job:
     """Settle what a run will do, writing nothing.
 
@@ -82,7 +94,8 @@ def prepare(
     """
     if len(manifest) == 0:
         raise StoreError("the manifest has no samples", hint="make it again with `physseg manifest`")
-    existing = open_schema(store) if _is_store(store) else None
+    store = open_storage(store)
+    existing = open_schema(store) if is_store(store) else None
     if existing is not None:
         _check_same_data(store, existing, manifest, frame)
     extractors, layers = _settle_layers(existing, structures, settings or {})
@@ -101,6 +114,7 @@ def prepare(
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     _check_data_there(manifest, [index for task in plan.tasks for index in range(*schema.shard_range(task.shard))])
     return Job(
+        part=part,
         store=store,
         manifest=manifest,
         schema=schema,
@@ -122,37 +136,21 @@ def execute(
 ) -> RunReport:
     """Run a prepared job to its end; raises ShardFailedError if a task fails. Running it again resumes."""
     started = time.perf_counter()
-    if job.is_new:
-        create_store(job.store, job.schema, job.manifest)
-    with locked(job.store):
-        if open_schema(job.store) != (job.found or job.schema):
-            raise StoreError(
-                f"{job.store}: was changed by another run since this one was planned",
-                hint="run the same command again",
-            )
-        remove_partials(job.store)
-        evolve_store(job.store, job.schema, job.manifest, [task.shard for task in job.plan.tasks])
-        reports = []
-        with (
-            _Log(log) as write_log,
-            tqdm(total=job.plan.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
-        ):
-            write_log({"event": "start", "store": str(job.store), "tasks": len(job.plan.tasks), "scheduler": scheduler})
-            tasks = run_tasks(
-                job.plan.tasks,
-                scheduler=scheduler,
-                workers=workers,
-                memory_limit=memory_limit,
-                memory_needed=memory_per_worker(job.schema, job.manifest),
-            )
-            for report in tasks:
-                reports.append(report)
-                bar.update(report.num_samples)
-                write_log({"event": "shard", **asdict(report)})
-            quarantine, dropped = _summary(job.store, job.schema)
-            write_log({"event": "end", "seconds": time.perf_counter() - started, "quarantined": len(quarantine)})
+    if job.part is not None:
+        _settle_for_all_parts(job)
+    alone = job.part is None
+    make = partial(create_store, job.store, job.schema, job.manifest) if job.is_new and alone else None
+    with locked(job.store, shared=not alone, make=make) as still_ours:
+        _check_unchanged(job, open_schema(job.store), settled=not alone)
+        if alone:
+            job.store.remove_leftovers()
+            _settle(job)
+        else:
+            withdraw_shards(job.store, job.schema, [task.shard for task in job.todo.tasks])
+        reports = _run(job, still_ours, log, progress, scheduler=scheduler, workers=workers, memory_limit=memory_limit)
+        quarantine, dropped = _summary(job)
     return RunReport(
-        num_samples=job.schema.num_samples,
+        num_samples=_num_samples(job),
         samples_computed=sum(report.num_samples for report in reports),
         shards_computed=len(reports),
         bytes_written=sum(report.bytes_written for report in reports),
@@ -162,7 +160,62 @@ def execute(
     )
 
 
-def preprocess(manifest: Manifest | Path, store: Path, *, scheduler: str = LOCAL, **options: Any) -> RunReport:
+def _run(job: Job, still_ours: StillOurs, log: Path | None, progress: bool, **running: Any) -> list[ShardReport]:
+    """All tasks of this run, with its bar and its log."""
+    reports = []
+    tasks, started = job.todo.tasks, time.perf_counter()
+    with (
+        _Log(log) as write_log,
+        tqdm(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
+    ):
+        part = {"part": str(job.part)} if job.part else {}
+        write_log(
+            {"event": "start", "store": str(job.store), "tasks": len(tasks), "scheduler": running["scheduler"], **part}
+        )
+        needed = memory_per_worker(job.schema, job.manifest)
+        for report in run_tasks(tasks, **running, memory_needed=needed, still_ours=still_ours):
+            reports.append(report)
+            bar.update(report.num_samples)
+            write_log({"event": "shard", **asdict(report)})
+        write_log({"event": "end", "seconds": time.perf_counter() - started})
+    return reports
+
+
+def _settle(job: Job) -> None:
+    """Give the store its settings, and withdraw what they change; for who holds the store alone."""
+    with no_task_writes(job.store):
+        evolve_store(job.store, job.schema, job.manifest, [task.shard for task in job.plan.tasks])
+
+
+def _settle_for_all_parts(job: Job) -> None:
+    """The first part to come creates the store, or gives it its new settings; the others find it so."""
+    if job.found == job.schema:
+        return
+    make = partial(_create_unless_there, job) if job.is_new else None
+    with locked(job.store, make=make, wait_seconds=SETTLING_SECONDS):
+        now = open_schema(job.store)
+        if now != job.schema:
+            _check_unchanged(job, now, settled=False)
+            _settle(job)
+
+
+def _create_unless_there(job: Job) -> None:
+    try:
+        create_store(job.store, job.schema, job.manifest)
+    except StoreError:
+        if not is_store(job.store):
+            raise
+
+
+def _check_unchanged(job: Job, now: StoreSchema, *, settled: bool) -> None:
+    """Refuse to go on where another run changed the store since this one was planned."""
+    if now != (job.schema if settled else job.found or job.schema):
+        raise StoreError(
+            f"{job.store}: was changed by another run since this one was planned", hint="run the same command again"
+        )
+
+
+def preprocess(manifest: Manifest | Path, store: Location, *, scheduler: str = LOCAL, **options: Any) -> RunReport:
     """``prepare`` and ``execute`` in one call, for notebooks and tests; options are theirs."""
     table = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
     running = {name: options.pop(name) for name in ("workers", "memory_limit", "log", "progress") if name in options}
@@ -218,7 +271,7 @@ def _needs_a_file(name: str) -> bool:
     return "weights" in registry.options(name)
 
 
-def _check_same_data(store: Path, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:
+def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:
     if existing.vocabulary.fingerprint != manifest.vocabulary.fingerprint:
         raise StoreError(
             f"{store}: holds labels of the vocabulary {existing.vocabulary.name} "
@@ -251,21 +304,11 @@ def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
 
 def _is_there(root: str, path: str) -> bool:
     try:
-        read_bytes(root, path)
+        read_below(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # there, and one sample's trouble
         return True
-    return True
-
-
-def _is_store(path: Path) -> bool:
-    if not path.exists():
-        if path.parent.exists() and not path.parent.is_dir():
-            raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
-        return False
-    if not path.is_dir() or not (path / "zarr.json").exists():
-        raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")
     return True
 
 
@@ -283,25 +326,28 @@ def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> t
     )
 
 
-def _summary(store: Path, schema: StoreSchema) -> tuple[tuple[QuarantineEntry, ...], int]:
+def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
+    """What the records of this run's shards say; raises StoreIncompleteError where one is missing."""
     entries: list[QuarantineEntry] = []
     dropped = 0
-    for record in commit_records(store, schema):
+    for shard, record in enumerate(read_commits(job.store, job.schema.num_shards)):
+        if job.part is not None and not job.part.owns(shard):
+            continue
+        if not isinstance(record, CommitRecord):
+            raise record or StoreIncompleteError(
+                f"{job.store}: shard {shard} of {job.schema.num_shards} is not computed",
+                hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
+            )
         entries += record.quarantine
         dropped += record.dropped_pixels
     return tuple(entries), dropped
 
 
-def commit_records(store: Path, schema: StoreSchema) -> Iterator[CommitRecord]:
-    """The commit record of every shard; raises StoreIncompleteError where there is none."""
-    for shard in range(schema.num_shards):
-        record = read_commit(store, shard)
-        if record is None:
-            raise StoreIncompleteError(
-                f"{store}: shard {shard} of {schema.num_shards} is not computed",
-                hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
-            )
-        yield record
+def _num_samples(job: Job) -> int:
+    """Samples in the shards that this run answers for."""
+    schema, part = job.schema, job.part
+    shards = [shard for shard in range(schema.num_shards) if part is None or part.owns(shard)]
+    return sum(stop - start for start, stop in map(schema.shard_range, shards))
 
 
 class _Log:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from PIL import Image
 
+from ..manifests.content_cache import ContentCache
 from ..manifests.errors import ContentError
+from ..manifests.storage import Location, open_storage
 from ..manifests.table import Sample
 from ..manifests.vocabulary import Vocabulary
 from ..manifests.whole_file import write_whole
@@ -67,11 +69,12 @@ class SampleView:
 class SampleViews:
     """Looks samples of a store up by id or index, and makes their views."""
 
-    def __init__(self, store: Path, *, root: str | None = None) -> None:
+    def __init__(self, store: Location, *, root: str | None = None, cache: ContentCache | None = None) -> None:
+        store = open_storage(store)
         schema = open_schema(store)
         self.drawn = tuple(spec for spec in schema.specs if spec.drawn)
         names = ["labels", *(spec.name for spec in self.drawn), "cell_classes", "cell_counts"]
-        self.reader = StoreReader(store, names, root=root)
+        self.reader = StoreReader(store, names, root=root, cache=cache)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -91,7 +94,7 @@ class SampleViews:
         if re.fullmatch(r"0|[1-9][0-9]{0,11}", text) and int(text) < len(self.reader):
             return int(text)
         raise InspectError(
-            f"{self.reader.path}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",
+            f"{self.reader.store}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",
             hint=_did_you_mean(text, ids.to_pylist()),
             got=text,
         )
@@ -113,7 +116,7 @@ class SampleViews:
             )
         known = [word for synonyms in words for word in synonyms]
         raise InspectError(
-            f"{self.reader.path}: no class {text!r} in {self.vocabulary.name} ({self.vocabulary.num_classes} classes)",
+            f"{self.reader.store}: no class {text!r} in {self.vocabulary.name} ({self.vocabulary.num_classes} classes)",
             hint=_did_you_mean(wanted, known),
             got=text,
         )
@@ -127,7 +130,7 @@ class SampleViews:
         reader = self.reader
         if reader.status[index] == QUARANTINED:
             name = reader.manifest.samples[index].sample_id
-            raise InspectError(f"{reader.path}: sample {index} ({name}) is quarantined: {self._why(index)}", got=name)
+            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {self._why(index)}", got=name)
         planes = reader.read(index)
         height, width = reader.frame_size(index)
         rows, columns = (CELLS_PER_PATCH * -(-edge // self.patch_px) for edge in (height, width))
@@ -155,7 +158,7 @@ class SampleViews:
 
     def _why(self, index: int) -> str:
         """Why a sample is quarantined, from its shard's commit record."""
-        record = read_commit(self.reader.path, index // self.reader.schema.samples_per_shard)
+        record = read_commit(self.reader.store, index // self.reader.schema.samples_per_shard)
         entries = record.quarantine if record else ()
         return next((entry.reason for entry in entries if entry.index == index), "its commit record does not say why")
 

@@ -6,11 +6,12 @@ record last; so whatever kills it, a second run of the same task gives the same 
 
 import ctypes
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache, lru_cache, partial
 from typing import Any, cast
 
 import cv2
@@ -18,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import ContentError
+from ..manifests.storage import Storage, is_url, open_storage
 from ..manifests.table import Manifest
-from ..manifests.whole_file import write_whole
 from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor, Labels
 from ..structure_extractors.patch_counts import CELL_PX
@@ -33,11 +34,14 @@ from .commits import (
     write_commit,
 )
 from .errors import StoreCorruptError, StoreError
+from .locks import writing
 from .schema import DONE, QUARANTINED, SPECS, STATUS, StoreSchema
 from .shard_files import Planes, ShardBuffer, encode_rows
 from .store import open_schema, read_manifest, settings_digest
 
 LABELS_LAYER = "labels"
+FETCHED_AHEAD = 8
+"""Samples whose files are on their way where each takes tens of milliseconds of waiting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +49,7 @@ class ShardTask:
     """Everything one task needs; small enough to send, whatever the size of the data set."""
 
     store: str
-    """Absolute path: a worker may have been started in another folder."""
+    """URL, or absolute path: a worker may have been started in another folder."""
     settings: str
     """``settings_digest`` of the store that the task was planned for; any other is refused."""
     root: str
@@ -75,26 +79,26 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
     """Run one task; returns after its commit record is on disk. ``on_sample`` hears each index before its computing."""
     _hold_to_one_thread()
     _keep_freed_memory()
-    store = Path(task.store)
-    schema, manifest = _open(task)
+    store = open_storage(task.store)
+    schema, manifest = _open(store, task)
     start, stop = schema.shard_range(task.shard)
     clock = Clock()
     layers = ([LABELS_LAYER] if task.with_labels else []) + [extractor.name for extractor in task.extractors]
     shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
     quarantine: list[QuarantineEntry] = []
-    for index in range(start, stop) if layers else ():
+    for index, fetch in _fetched(manifest, range(start, stop) if layers else range(0)):
         if on_sample is not None:
             on_sample(index)
-        reason, planes = _compute_sample(manifest, index, schema, task, clock)
+        reason, planes = _compute_sample(manifest, index, fetch, schema, task, clock)
         with clock.part("compress"):
             shard.append(planes)
         if reason:
             quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
-    with clock.part("write"):
+    with clock.part("write"), writing(store):
         files = shard.files(task.shard)
+        _check_settings(store, task)  # once more: computing takes a while
         forget_layers(store, task.shard, layers)
-        for path, data in files.items():
-            write_whole(store / path, data)
+        store.write_many(files)
         inputs = manifest.row_digest(start, stop)
         record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
     return ShardReport(
@@ -135,8 +139,29 @@ def compute_planes(
     return planes
 
 
+Fetch = Callable[[], tuple[bytes, bytes]]
+"""`Manifest.fetch` of one sample: its files, or its ContentError."""
+
+
+def _fetched(manifest: Manifest, indices: range) -> Iterator[tuple[int, Fetch]]:
+    """The indices in order, each with its files; those of a URL are asked for a few samples ahead."""
+    if not is_url(manifest.root):
+        for index in indices:
+            yield index, partial(manifest.fetch, index)
+        return
+    with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
+        coming: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
+        for index in indices:
+            coming.append((index, pool.submit(manifest.fetch, index)))
+            if len(coming) > FETCHED_AHEAD:
+                first, files = coming.popleft()
+                yield first, files.result
+        for index, files in coming:
+            yield index, files.result
+
+
 def _compute_sample(
-    manifest: Manifest, index: int, schema: StoreSchema, task: ShardTask, clock: "Clock"
+    manifest: Manifest, index: int, fetch: Fetch, schema: StoreSchema, task: ShardTask, clock: "Clock"
 ) -> tuple[str, Planes]:
     """The reason for quarantine ("" if none) and the sample's planes (none if quarantined)."""
     problem = str(manifest.table.column("problem")[index]) or task.refused.get(index, "")
@@ -144,7 +169,7 @@ def _compute_sample(
         return problem, {}
     try:
         with clock.part("load"):
-            image, labels = manifest.load(index)
+            image, labels = manifest.decode(index, fetch())
         return "", compute_planes(image, labels, schema, task.extractors, clock)
     except (ContentError, ExtractorError, cv2.error) as error:
         if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
@@ -190,7 +215,7 @@ def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
 
 
 def _commit(
-    store: Path,
+    store: Storage,
     schema: StoreSchema,
     shard: int,
     inputs: str,
@@ -208,7 +233,7 @@ def _commit(
     merged = tuple(entries[index] for index in sorted(entries))
     sample_range = schema.shard_range(shard)
     status = encode_rows(list(status_rows(sample_range, merged)), STATUS, schema)
-    write_whole(store / schema.shard_file(STATUS, shard), status)
+    store.write(schema.shard_file(STATUS, shard), status)
     layers = {name: LayerCommit(settings=schema.layer_digest(name), files=paths) for name, paths in computed.items()}
     record = CommitRecord(
         shard=shard,
@@ -223,7 +248,7 @@ def _commit(
 
 
 def _kept_layers(
-    store: Path, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, object]
+    store: Storage, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, object]
 ) -> CommitRecord | None:
     """The earlier record, reduced to the layers that this task leaves alone; None if it is of other inputs."""
     try:
@@ -273,18 +298,23 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**30)
 
 
-def _open(task: ShardTask) -> tuple[StoreSchema, Manifest]:
+def _open(store: Storage, task: ShardTask) -> tuple[StoreSchema, Manifest]:
     """The store as the task was planned for; raises StoreError if it is another by now, or still another here."""
-    schema = open_schema(Path(task.store))
+    return _check_settings(store, task), _read_manifest(task.store, task.settings, task.root)
+
+
+def _check_settings(store: Storage, task: ShardTask) -> StoreSchema:
+    schema = open_schema(store)
     if settings_digest(schema) != task.settings:
         raise StoreError(
             f"{task.store}: its settings are not those that shard {task.shard} was planned with",
             hint="another run changed the store, or this machine sees an old copy of it: run the same command again",
         )
-    return schema, _read_manifest(task.store, task.settings, task.root)
+    return schema
 
 
 @lru_cache(maxsize=4)
 def _read_manifest(store: str, _settings: str, root: str) -> Manifest:
     """Kept from task to task: reading the rows of a large data set takes longer than many an image."""
-    return read_manifest(Path(store), open_schema(Path(store)), root)
+    storage = open_storage(store)
+    return read_manifest(storage, open_schema(storage), root)

@@ -1,22 +1,17 @@
-"""Create, open, evolve and lock a store's folder; the bytes of its shards are ``shard_task``'s business."""
+"""Create, open and evolve a store's folder; the bytes of its shards are ``shard_task``'s business."""
 
-import errno
-import fcntl
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..manifests.storage import LocalStorage, Location, Storage, open_storage
 from ..manifests.table import Manifest
-from ..manifests.whole_file import PARTIAL_SUFFIX, sync_directory, write_whole
 from .commits import PROVENANCE, sha256
 from .errors import StoreError
 from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
+ROOT = "zarr.json"
 SETTINGS_COPY = f"{PROVENANCE}/store.json"
 """Second copy of the root attributes: a damaged root document is restored from it."""
 
@@ -25,82 +20,100 @@ def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
     """Every metadata file of a store (path inside the store -> bytes), as a function of the schema alone."""
     root = to_json(schema.group_metadata())
     group = to_json({"attributes": {}, "zarr_format": 3, "node_type": "group"})
-    documents = {"zarr.json": root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
+    documents = {ROOT: root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
     for spec in schema.specs:
         documents[f"{spec.name}/zarr.json"] = to_json(schema.array_metadata(spec))
     return documents
 
 
-def create_store(store: Path, schema: StoreSchema, manifest: Manifest) -> None:
+def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> None:
     """Make an empty store: complete under its name, or not there at all."""
-    if store.exists():
-        raise _appeared(store)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    partial = store.with_name(f".{store.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
+    documents = metadata_documents(schema)
+    root = documents.pop(ROOT)
     try:
-        for path, data in {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}.items():
-            write_whole(partial / path, data)
-        partial.rename(store)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise _appeared(store) from error
-        raise
-    sync_directory(store.parent)
+        store.create({MANIFEST_FILE: manifest.to_bytes(), **documents, ROOT: root})  # the root last: it is the store
+    except FileExistsError as error:
+        raise StoreError(f"{store}: appeared since this run was planned", hint="run the same command again") from error
 
 
-def beside(store: Path, suffix: str) -> Path:
-    """The file next to a store that is named after it, however the store's path is written ("." included)."""
-    store = store.resolve()
-    return store.with_name(store.name + suffix)
+def is_store(store: Storage) -> bool:
+    """Whether there is a store; False if nothing is there. Raises StoreError where something else is."""
+    if store.exists(ROOT):
+        return True
+    if isinstance(store, LocalStorage):
+        path = store.path
+        if path.exists():
+            raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
+        return False
+    others = [path for path in store.sizes() if path != MANIFEST_FILE and not path.endswith(".json")]
+    if others:  # documents alone are what a creation leaves that never came to its end
+        raise StoreError(
+            f"{store}: exists and is not a store (has {others[0]})", hint="choose another path for the store"
+        )
+    return False
 
 
-def open_schema(store: Path) -> StoreSchema:
+def beside(store: Storage, suffix: str) -> Path:
+    """The local file that is named after a store: next to it (however its path is written), or in this folder."""
+    if isinstance(store, LocalStorage):
+        path = store.path.resolve()
+        return path.with_name(path.name + suffix)
+    return Path(store.url.rsplit("/", 1)[-1] + suffix)
+
+
+def open_schema(store: Location) -> StoreSchema:
     """The schema of the store at that path; raises StoreError if there is no readable store."""
-    return _schema_of(store, "zarr.json")
+    return _schema_of(open_storage(store), ROOT)
 
 
-def open_schema_copy(store: Path) -> StoreSchema:
+def open_schema_copy(store: Location) -> StoreSchema:
     """The schema from its second copy, for repairing a damaged root document."""
-    return _schema_of(store, SETTINGS_COPY)
+    return _schema_of(open_storage(store), SETTINGS_COPY)
 
 
-def read_manifest(store: Path, schema: StoreSchema, root: str | None = None) -> Manifest:
+def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
     """The manifest the store was computed from; ``root`` overrides where its paths start."""
-    manifest = Manifest.read(store / MANIFEST_FILE, root=root)
-    found = sha256((store / MANIFEST_FILE).read_bytes())
+    store = open_storage(store)
+    where = store.at(MANIFEST_FILE)
+    manifest = Manifest.read(where, root=root)
+    found = sha256(store.read(MANIFEST_FILE))
     if found != schema.manifest_sha256:
         raise StoreError(
-            f"{store / MANIFEST_FILE}: not the manifest of this store "
+            f"{where}: not the manifest of this store "
             f"(expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]})",
             hint="run `physseg preprocess MANIFEST STORE` again with the manifest it was made from",
         )
     return manifest
 
 
-def evolve_store(store: Path, schema: StoreSchema, manifest: Manifest, touched_shards: Iterable[int]) -> None:
+def evolve_store(store: Storage, schema: StoreSchema, manifest: Manifest, touched_shards: Iterable[int]) -> None:
     """Bring the metadata to ``schema`` before the touched shards are recomputed.
 
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
     withdraw_shards(store, schema, touched_shards)
     documents = {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}
-    root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, "zarr.json")}
+    root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
     for path, data in (documents | root_documents).items():
-        target = store / path
-        if not target.exists() or target.read_bytes() != data:
-            write_whole(target, data)
+        if not holds(store, path, data):
+            store.write(path, data)
     for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
-        shutil.rmtree(store / name, ignore_errors=True)
+        store.remove_folder(name)
 
 
-def withdraw_shards(store: Path, schema: StoreSchema, shards: Iterable[int]) -> None:
+def withdraw_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
     """Remove the status of shards: from here on nobody reads them until they are committed again."""
-    for shard in shards:
-        (store / schema.shard_file(STATUS, shard)).unlink(missing_ok=True)
-    folder = (store / schema.shard_file(STATUS, 0)).parent
-    if folder.exists():
-        sync_directory(folder)  # before anything else changes: a removal may get lost in a power cut, too
+    store.remove(schema.shard_file(STATUS, shard) for shard in shards)
+
+
+def holds(store: Storage, path: str, data: bytes) -> bool:
+    """Whether a file is there with exactly these bytes."""
+    try:
+        return store.read(path) == data
+    except OSError:
+        return False
 
 
 def settings_digest(schema: StoreSchema) -> str:
@@ -108,36 +121,16 @@ def settings_digest(schema: StoreSchema) -> str:
     return digest_of_json(schema.to_attributes())
 
 
-@contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Hold the store for one writer; a second one is refused. The lock goes with the process, however it ends."""
-    descriptor = os.open(store, os.O_RDONLY)
+def _schema_of(store: Storage, document: str) -> StoreSchema:
+    where = store.at(document)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{store}: another process is writing this store", hint="wait for it to end, or stop it, then run again"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _appeared(store: Path) -> StoreError:
-    return StoreError(f"{store}: appeared since this run was planned", hint="run the same command again")
-
-
-def _schema_of(store: Path, document: str) -> StoreSchema:
-    path = store / document
-    try:
-        data = path.read_bytes()
+        data = store.read(document)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"{store}: no store here (expected {path})", hint="make one with `physseg preprocess MANIFEST STORE`"
+            f"{store}: no store here (expected {where})", hint="make one with `physseg preprocess MANIFEST STORE`"
         ) from None
     try:
         attributes = json.loads(data)["attributes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a Zarr group: {error}", hint="run `physseg verify STORE --repair`") from error
+        raise StoreError(f"{where}: not a Zarr group: {error}", hint="run `physseg verify STORE --repair`") from error
     return StoreSchema.from_attributes(attributes, str(store))

@@ -7,24 +7,26 @@ schema, strikes faulty layers from the records of their shards, and computes exa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..manifests.checking import available_cpus
 from ..manifests.errors import ManifestError
+from ..manifests.storage import Location, Storage, open_storage
 from ..manifests.table import Manifest
-from ..manifests.whole_file import PARTIAL_SUFFIX, write_whole
-from .commits import PROVENANCE, CommitRecord, forget_layers, read_commit, sha256
+from ..manifests.whole_file import PARTIAL_SUFFIX
+from .commits import PROVENANCE, CommitRecord, commit_path, forget_layers, read_commit, sha256
 from .errors import StoreCorruptError, StoreError
+from .locks import locked, no_task_writes
 from .schema import SPECS, STATUS, StoreSchema
 from .shard_files import encode_rows
 from .shard_task import status_rows
 from .store import (
     MANIFEST_FILE,
+    ROOT,
     SETTINGS_COPY,
-    locked,
+    holds,
     metadata_documents,
     open_schema,
     open_schema_copy,
@@ -64,8 +66,9 @@ class VerifyReport:
         return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
 
 
-def verify(store: Path, *, progress: bool = True) -> VerifyReport:
+def verify(store: Location, *, progress: bool = True) -> VerifyReport:
     """Check every file of a store; raises StoreError only where there is no store at all."""
+    store = open_storage(store)
     schema, root_faults = _schema_or_copy(store)
     faults = [*root_faults, *_check_metadata(store, schema)]
     manifest, manifest_faults = _manifest(store, schema)
@@ -87,7 +90,7 @@ def verify(store: Path, *, progress: bool = True) -> VerifyReport:
 
 
 def repair(
-    store: Path,
+    store: Location,
     report: VerifyReport,
     recompute: Callable[[Manifest], Any],
     *,
@@ -98,15 +101,14 @@ def repair(
     ``recompute`` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
     StoreError where the manifest itself is damaged: it cannot be derived from the store.
     """
-    with locked(store):
+    store = open_storage(store)
+    with locked(store), no_task_writes(store):
         schema, _ = _schema_or_copy(store)
         for path, data in metadata_documents(schema).items():
-            if not _holds(store / path, data):
-                write_whole(store / path, data)
+            if not holds(store, path, data):
+                store.write(path, data)
         manifest = read_manifest(store, schema, root)
-        for fault in report.faults:
-            if fault.problem == STRAY:
-                (store / fault.path).unlink(missing_ok=True)
+        store.remove(fault.path for fault in report.faults if fault.problem == STRAY)
         withdraw_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
@@ -119,52 +121,51 @@ STRAY = "does not belong to the store"
 FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
 
 
-def _schema_or_copy(store: Path) -> tuple[StoreSchema, list[Fault]]:
+def _schema_or_copy(store: Storage) -> tuple[StoreSchema, list[Fault]]:
     try:
         return open_schema(store), []
     except StoreError as error:
         try:
-            return open_schema_copy(store), [Fault(path="zarr.json", problem=f"damaged: {error.args[0]}")]
+            return open_schema_copy(store), [Fault(path=ROOT, problem=f"damaged: {error.args[0]}")]
         except StoreError:
-            if not (store / SETTINGS_COPY).exists():
+            if not store.exists(SETTINGS_COPY):
                 raise error from None
             raise StoreError(
                 str(error.args[0]), hint=f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
             ) from error
 
 
-def _check_metadata(store: Path, schema: StoreSchema) -> Iterator[Fault]:
+def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
     for path, data in metadata_documents(schema).items():
-        if not (store / path).exists():
+        if not store.exists(path):
             yield Fault(path=path, problem="metadata file is missing")
-        elif not _holds(store / path, data):
+        elif not holds(store, path, data):
             yield Fault(path=path, problem="metadata differs from the schema's")
 
 
-def _manifest(store: Path, schema: StoreSchema) -> tuple[Manifest | None, list[Fault]]:
+def _manifest(store: Storage, schema: StoreSchema) -> tuple[Manifest | None, list[Fault]]:
     try:
         return read_manifest(store, schema), []
     except (ManifestError, StoreError, OSError) as error:
         return None, [Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}")]
 
 
-def _check_strays(store: Path, schema: StoreSchema) -> Iterator[Fault]:
+def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
     """Files that no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
     ours = {PROVENANCE, *SPECS}
     known = {MANIFEST_FILE, *metadata_documents(schema)}
-    known |= {f"{PROVENANCE}/commits/{shard:06d}.json" for shard in range(schema.num_shards)}
+    known |= {commit_path(shard) for shard in range(schema.num_shards)}
     known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
-    for file in store.rglob("*"):
-        path = file.relative_to(store).as_posix()
-        if file.is_file() and path not in known and not path.endswith(PARTIAL_SUFFIX):
+    for path in store.sizes():
+        if path not in known and not path.endswith(PARTIAL_SUFFIX):
             yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
 
 
 def _check_shard(
-    store: Path, schema: StoreSchema, manifest: Manifest | None, shard: int
+    store: Storage, schema: StoreSchema, manifest: Manifest | None, shard: int
 ) -> tuple[list[Fault], int, int]:
     """Faults of one shard, and how many files and bytes were read."""
-    record_path = f"{PROVENANCE}/commits/{shard:06d}.json"
+    record_path = commit_path(shard)
     try:
         record = read_commit(store, shard)
     except StoreCorruptError as error:
@@ -177,7 +178,7 @@ def _check_shard(
     for path, digest in expected.items():
         problem = ""
         try:
-            data = (store / path).read_bytes()
+            data = store.read(path)
         except FileNotFoundError:
             problem = "shard file is missing"
         except OSError as error:
@@ -216,13 +217,6 @@ def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, s
     status = encode_rows(list(status_rows(record.samples, record.quarantine)), STATUS, schema)
     files[schema.shard_file(STATUS, record.shard)] = sha256(status)
     return files
-
-
-def _holds(file: Path, data: bytes) -> bool:
-    try:
-        return file.read_bytes() == data
-    except OSError:
-        return False
 
 
 def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:

@@ -6,8 +6,9 @@ import struct
 
 import numpy as np
 import pytest
-from physseg.manifests.decoding import check_image, check_png, decode_image, decode_label, read_bytes, turn
+from physseg.manifests.decoding import check_image, check_png, decode_image, decode_label, turn
 from physseg.manifests.errors import DecodeError
+from physseg.manifests.storage import read_below
 from PIL import Image, ImageOps, TiffImagePlugin
 
 
@@ -243,5 +244,5 @@ def test_lossy_labels_are_refused():
 def test_bytes_come_from_folders_and_from_urls(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.bin").write_bytes(b"content")
-    assert read_bytes(str(tmp_path), "a/x.bin") == b"content"
-    assert read_bytes(f"file://{tmp_path}", "a/x.bin") == b"content"
+    assert read_below(str(tmp_path), "a/x.bin") == b"content"
+    assert read_below(f"file://{tmp_path}", "a/x.bin") == b"content"

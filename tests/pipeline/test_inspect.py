@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.cli import main
+from physseg.manifests.storage import open_storage
 from physseg.manifests.table import Manifest, Vocabulary
 from physseg.pipeline import draw
 from physseg.pipeline.commits import delete_commit
@@ -54,7 +55,7 @@ def unfinished(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
     preprocess(
         manifest, path, scheduler="sync", frame=Frame(short_edge=16, max_long_edge=24, canvas=24), progress=False
     )
-    delete_commit(path, 1)
+    delete_commit(open_storage(path), 1)
     (path / "status/c/1").unlink()
     for array in ("labels/c/1/0/0", "canny/c/1/0/0"):
         (path / array).unlink()
@@ -125,7 +126,7 @@ def test_an_unfinished_store(unfinished: Path) -> None:
 
 
 def test_a_store_without_any_sample(store: Path) -> None:
-    delete_commit(store, 0)
+    delete_commit(open_storage(store), 0)
     (store / "status/c/0").unlink()
     summary = summarise(store)
     assert (summary.done, summary.missing, summary.bytes_per_image, summary.projected_bytes) == (0, 5, None, None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from physseg.manifests.storage import open_storage
 from physseg.manifests.table import Manifest
 from physseg.pipeline import commits, run
 from physseg.pipeline.errors import StoreError
@@ -130,7 +131,8 @@ def test_files_that_cannot_be_read_are_faults_among_others(store: Path) -> None:
     report = verify(store, progress=False)
     assert [fault.path for fault in report.faults] == ["canny/c/1/0/0", "provenance/commits/000002.json"]
     assert all("cannot be read" in fault.problem for fault in report.faults)
-    assert run.prepare(read_manifest(store, open_schema(store)), store).plan.reasons == {"commit record damaged": 1}
+    reasons = run.prepare(read_manifest(store, open_schema(store)), store).plan.reasons
+    assert reasons == {"files missing: canny": 1, "commit record damaged": 1}
 
 
 def test_a_store_that_lacks_a_layer_says_so_once_a_shard(
@@ -143,7 +145,7 @@ def test_a_store_that_lacks_a_layer_says_so_once_a_shard(
     monkeypatch.undo()
     problems = [fault.problem for fault in verify(store, progress=False).faults]
     assert problems == ["layer canny was computed with other settings than the store's", "shard file is missing"] * 3
-    commits.forget_layers(store, 0, ["canny"])
+    commits.forget_layers(open_storage(store), 0, ["canny"])
     assert verify(store, progress=False).faults[0].problem == "layer canny is not computed"
     assert not any("none in the record" in fault.problem for fault in verify(store, progress=False).faults)
 
