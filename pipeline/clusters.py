@@ -39,6 +39,11 @@ _OUR_CONFIGURATION = {
     "distributed.admin.system-monitor.interval": "5s",
 }
 
+_OWN_PORT = "127.0.0.1:0"
+"""Of Dask's HTTP server, which also runs without a dashboard: a fixed one may be taken, and others may look at it."""
+
+_STARTS = 3
+
 _SLURM_MEMORY = 2 * 10**9
 """Bytes per process of a Slurm job where neither the user nor Dask's configuration says: twice what most data needs."""
 
@@ -84,17 +89,24 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
     workers = workers or available_cpus()
     limit = MEMORY_LIMIT // workers if memory_limit is None else memory_limit
     _check_memory(limit, memory_needed, workers, hint="lower --workers, or raise --memory-limit")
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=limit,
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        )
-    except (OSError, RuntimeError) as error:
-        raise ExecutorError(f"the local worker processes do not start: {' '.join(str(error).split())}") from error
+    for attempt in range(_STARTS):  # a worker that is killed while it starts takes the cluster with it
+        try:
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=limit,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": _OWN_PORT},
+                silence_logs=logging.ERROR,
+            )
+        except (OSError, RuntimeError) as error:
+            if attempt == _STARTS - 1:
+                raise ExecutorError(
+                    f"the local worker processes do not start: {' '.join(str(error).split())}",
+                    hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def _slurm_cluster(workers: int | None, memory_limit: int | None, memory_needed: int) -> Any:
@@ -154,7 +166,7 @@ def _slurm_options(memory_limit: int | None, memory_needed: int) -> dict[str, An
         "job_script_prologue": [*exports, *(configured.get("job-script-prologue") or [])],
         "scheduler_options": {
             "dashboard": False,
-            "dashboard_address": None,
+            "dashboard_address": _OWN_PORT,
             **(configured.get("scheduler-options") or {}),
         },
         "memory_per_process": memory // processes,
