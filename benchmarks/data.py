@@ -11,7 +11,7 @@ nothing.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -64,9 +64,13 @@ def open_samples(manifest: Path | None, count: int, folder: Path) -> Samples:
 
 def write_samples(root: Path, count: int) -> Manifest:
     """Generate ``count`` JPEGs and label PNGs below ``root``; the same every time."""
+    return write_pictures(root, (draw(np.random.default_rng([7, index])) for index in range(count)))
+
+
+def write_pictures(root: Path, pictures: Iterable[tuple[UInt8, UInt8]]) -> Manifest:
+    """Write images (H, W, 3) RGB and label maps (H, W) below ``root``, and make their manifest."""
     samples = []
-    for index in range(count):
-        image, labels = draw(np.random.default_rng([7, index]))
+    for index, (image, labels) in enumerate(pictures):
         files = {
             f"images/{index:06d}.jpg": cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
             f"labels/{index:06d}.png": cv2.imencode(".png", labels),
@@ -82,8 +86,8 @@ def write_samples(root: Path, count: int) -> Manifest:
                 sample_id=f"{index:06d}",
                 image_path=image_path,
                 label_path=label_path,
-                height=HEIGHT,
-                width=WIDTH,
+                height=image.shape[0],
+                width=image.shape[1],
                 image_sha256=hashes[0],
                 label_sha256=hashes[1],
                 split="train",

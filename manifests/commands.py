@@ -16,7 +16,7 @@ QUARANTINE_EXIT = 3
 
 ImagesFolder = Annotated[Path | None, typer.Option("--images", help="Folder of the photographs (JPEG or PNG).")]
 LabelsFolder = Annotated[Path | None, typer.Option("--labels", help="Folder of the label pictures, one id per pixel.")]
-ManifestOut = Annotated[Path, typer.Option("--out", help="The manifest to write, e.g. coco.parquet.")]
+ManifestOut = Annotated[str, typer.Option("--out", help="The manifest to write, e.g. coco.parquet; a file or a URL.")]
 ListFile = Annotated[
     Path | None, typer.Option("--list", help="Use only these samples: one file name without extension per line.")
 ]
@@ -30,7 +30,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share o
 Check = Annotated[
     bool, typer.Option("--check", help="Compare with what was published, say what is missing; --out may be left out.")
 ]
-CheckedOut = Annotated[Path | None, typer.Option("--out", help="The manifest to write, e.g. ade150.parquet.")]
+CheckedOut = Annotated[
+    str | None, typer.Option("--out", help="The manifest to write, e.g. ade150.parquet; a file or a URL.")
+]
 BenchmarkRoot = Annotated[Path, typer.Option("--root", help="Folder into which the archives were unpacked.")]
 BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: the one that is evaluated.")]
 
@@ -213,22 +215,22 @@ def manifest_folder(
 
 
 def _check_settings(
-    exif: str, max_megapixels: float, workers: int, out: Path | None, *, check: bool = False
+    exif: str, max_megapixels: float, workers: int, out: str | None, *, check: bool = False
 ) -> "CheckSettings":
     from .checking import CheckSettings
     from .errors import ManifestError
 
     if out is None and not check:
         raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
-    if out is not None and out.is_dir():
+    if out is not None and Path(out).is_dir():
         raise ManifestError(
-            f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {out / 'train.parquet'}"
+            f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {Path(out) / 'train.parquet'}"
         )
     return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
 
 
 def _finish_manifest(
-    checked: "Checked", out: Path, *, verbose: bool, allow_quarantine: bool, evaluated: bool = False
+    checked: "Checked", out: str, *, verbose: bool, allow_quarantine: bool, evaluated: bool = False
 ) -> None:
     from .report import summary_lines
 
@@ -245,7 +247,7 @@ def _exit_if_quarantined(checked: "Checked", allow_quarantine: bool) -> None:
         raise typer.Exit(QUARANTINE_EXIT)
 
 
-def _finish_benchmark(found: "Found", out: Path | None, *, check: bool, verbose: bool, allow_quarantine: bool) -> None:
+def _finish_benchmark(found: "Found", out: str | None, *, check: bool, verbose: bool, allow_quarantine: bool) -> None:
     if check:
         _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
     elif out is not None:
@@ -253,7 +255,7 @@ def _finish_benchmark(found: "Found", out: Path | None, *, check: bool, verbose:
 
 
 def _finish_check(
-    found: "Found", out: Path | None, *, verbose: bool, allow_quarantine: bool, evaluated: bool = True
+    found: "Found", out: str | None, *, verbose: bool, allow_quarantine: bool, evaluated: bool = True
 ) -> None:
     """Say what the archive lacks; a manifest is written of a complete one only."""
     from .report import archive_lines, summary_lines

@@ -12,7 +12,9 @@ from .table import Manifest
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
 
 
-def summary_lines(checked: Checked, path: Path | None, *, verbose: bool = False, next_step: str = "") -> Iterator[str]:
+def summary_lines(
+    checked: Checked, path: Path | str | None, *, verbose: bool = False, next_step: str = ""
+) -> Iterator[str]:
     """The summary, line by line; `verbose` adds the share of every class. `path` is None where nothing was written."""
     manifest = checked.manifest
     total = int(checked.class_pixels.sum()) + checked.ignored_pixels
@@ -38,8 +40,8 @@ def summary_lines(checked: Checked, path: Path | None, *, verbose: bool = False,
         yield from _class_table(checked, total)
     yield from _quarantine_lines(checked)
     if path is not None:
-        yield f"written      {path} ({path.stat().st_size / 1024:.0f} KB)"
-        yield "next         " + (next_step or f"physseg preprocess {path} {path.with_suffix('.zarr')}")
+        yield f"written      {path} ({len(manifest.to_bytes()) / 1024:.0f} KB)"
+        yield "next         " + (next_step or f"physseg preprocess {path} {str(path).removesuffix('.parquet')}.zarr")
 
 
 def archive_lines(found: Found) -> Iterator[str]:

@@ -59,7 +59,7 @@ class Storage(ABC):
 
     def at(self, path: str) -> str:
         """The path inside this folder in full, for messages."""
-        return f"{self.url}/{path}"
+        return f"{self.url}/{path}" if path else self.url
 
     @abstractmethod
     def read(self, path: str) -> bytes:

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .content_cache import ContentCache
 from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
 from .label_forms import MAX_RAW_ID, decode_raw
 from .label_ids import check_id_map, check_protocol
 from .samples import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
 from .short_side import cap_image, cap_labels
-from .storage import absolute, read_below, split
+from .storage import absolute, is_url, read_below, split
 from .vocabulary import Vocabulary
 
 __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
@@ -212,18 +213,31 @@ class Manifest:
             raise content_error(sample, path, f"only ids of the table ({len(self.raw_to_class)} classes)", unknown)
         return image, labels
 
-    def load_image(self, index: int, *, verify: bool = False) -> npt.NDArray[np.uint8]:
-        """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path)."""
+    def load_image(
+        self, index: int, *, verify: bool = False, cache: ContentCache | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path).
+
+        With a `cache`, images by URL are brought there once and read from it.
+        """
         facts = None if verify else self.table.image_facts(index)
         if facts is not None:
             path, orientation, size = facts
             with suppress(OSError, DecodeError):
-                image = cap_image(decode_image(read_below(self.root, path), orientation), self.max_short_side_px)
+                image = cap_image(
+                    decode_image(self._image_bytes(index, path, cache), orientation), self.max_short_side_px
+                )
                 if image.shape[:2] == size:
                     return image
         sample = self.samples[index]  # which also names what is wrong
         _check_usable(sample)
         return self._decode_image(sample, self._bytes(sample, sample.image_path), verify=verify)
+
+    def _image_bytes(self, index: int, path: str, cache: ContentCache | None) -> bytes:
+        if cache is None or not is_url(self.root):
+            return read_below(self.root, path)
+        sha256 = self.table.column("image_sha256")[index].as_py()
+        return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
         """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".

@@ -93,7 +93,7 @@ def preprocess(
         retry_quarantined=retry_quarantined,
         part=chosen_part,
     )
-    for line in describe_job(job, workers=1 if scheduler == "sync" else workers, measure=dry_run):
+    for line in describe_job(job, workers=workers, measure=dry_run, in_one_process=scheduler == "sync"):
         typer.echo(line)
     if dry_run:
         return
@@ -112,6 +112,59 @@ def preprocess(
         typer.echo(line)
     if report.quarantine and not allow_quarantine:
         raise typer.Exit(QUARANTINE_EXIT)
+
+
+@app.command()
+def plan(
+    manifest: Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")],
+    store: Annotated[
+        str | None,
+        typer.Argument(help="Where the store is, or will be. What it has is not planned again. Default: a new store."),
+    ] = None,
+    structures: Annotated[str | None, typer.Option(help="As in preprocess; so are the next four.")] = None,
+    set_option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.OPTION=VALUE")] = None,
+    short_edge: Annotated[int | None, typer.Option()] = None,
+    max_long_edge: Annotated[int | None, typer.Option()] = None,
+    canvas: Annotated[int | None, typer.Option()] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of the planned run, on any number of machines. Default: the cores here.")
+    ] = None,
+    target_hours: Annotated[float | None, typer.Option(help="Say how many cores finish in that time.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images to measure. Default: as ten seconds allow.")] = None,
+    root: Root = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what `preprocess` will take: core-hours, cores for a deadline, bytes, files, memory; and what training reads.
+
+    Computes some of the images on this machine, with as many processes at once as the run will have here, and leaves
+    nothing behind. Start it where the run will be, or on a machine like those.
+    """
+    import json
+    import tempfile
+    import uuid
+
+    from ..manifests.table import Manifest
+    from . import run
+    from .estimate import estimate_job
+    from .report import NO_ESTIMATE, describe_estimate, describe_job
+
+    job = run.prepare(
+        Manifest.read(manifest, root=root),
+        store or f"{tempfile.gettempdir()}/physseg-{uuid.uuid4().hex[:12]}.zarr",
+        structures=_names(structures) if structures is not None else None,
+        settings=_settings(set_option or []),
+        frame=_frame(short_edge, max_long_edge, canvas),
+    )
+    if not json_:
+        for line in describe_job(job, name=None if store else manifest):
+            typer.echo(line)
+    estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours) if job.todo.tasks else None
+    if json_:
+        facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
+        typer.echo(json.dumps(facts | {"estimate": estimate.as_dict() if estimate else None}, indent=2))
+    elif job.todo.tasks:
+        for line in describe_estimate(estimate) if estimate else [NO_ESTIMATE]:
+            typer.echo(line)
 
 
 @app.command()

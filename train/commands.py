@@ -84,7 +84,8 @@ def evaluate(
         Path, typer.Argument(help="Run folder, imported checkpoint or exported model. With --merge: a part.")
     ],
     manifests: Annotated[
-        list[Path] | None, typer.Argument(help="Manifests to evaluate on, of any vocabulary. With --merge: more parts.")
+        list[str] | None,
+        typer.Argument(help="Manifests to evaluate on, of any vocabulary; files or URLs. With --merge: more parts."),
     ] = None,
     benchmarks: Annotated[
         list[str] | None,
@@ -125,7 +126,7 @@ def evaluate(
     if merge:
         if part or benchmarks or max_images or root:
             raise typer.BadParameter("takes nothing but JSON files of parts, and --out", param_hint="--merge")
-        files = [run, *(manifests or [])]
+        files = [run, *map(Path, manifests or [])]
         merged = merge_parts(files)
         typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
         typer.echo(merged.table(rows=rows))
@@ -168,14 +169,14 @@ def _part(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _evaluated_tables(manifests: list[Path], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
+def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
     """Manifests by the name of their results."""
     from ..manifests import published
     from ..manifests.table import Manifest
 
     if not manifests and not benchmarks:
         raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
-    names = [*(path.stem for path in manifests), *benchmarks]
+    names = [*(Path(location).stem for location in manifests), *benchmarks]
     if len(set(names)) < len(names):
         raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
     if unknown := [name for name in benchmarks if name not in published.TEST_SPLITS]:
@@ -185,7 +186,7 @@ def _evaluated_tables(manifests: list[Path], benchmarks: list[str], root: str | 
         raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
     if benchmarks and manifests:
         raise typer.BadParameter("give manifests or --benchmark: --root means another folder for each")
-    tables = {path.stem: Manifest.read(path, root=root) for path in manifests}
+    tables = {Path(location).stem: Manifest.read(location, root=root) for location in manifests}
     for name in benchmarks:
         found = published.benchmark(name, root=Path(str(root)))
         if found.checked.manifest.quarantined:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..pipeline.frame import CELL_PX
-from .config_reading import NameOrPath, apply_override, build
+from .config_reading import NameOrPath, PathText, apply_override, build
 from .data import DataConfig
 from .errors import ConfigError
 from .losses.total import LossConfig
@@ -24,6 +24,7 @@ HARMLESS = frozenset(
     {
         "data.store",  # where it is; what is in it is compared on its own
         "data.images",
+        "data.cache",
         "data.num_workers",
         "data.prefetch",
         "run",
@@ -48,8 +49,8 @@ HARMLESS = frozenset(
 class EvalConfig:
     """Evaluation during training."""
 
-    manifest: Path | None = None
-    """Manifest to evaluate on; none, no evaluation."""
+    manifest: PathText | None = None
+    """Manifest to evaluate on, a file or a URL; none, no evaluation."""
     every: int = 5000
     """Steps between evaluations; there is always one after the last step."""
     max_images: int | None = 100

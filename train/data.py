@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import PhyssegError
+from ..manifests.content_cache import ContentCache
 from ..pipeline.errors import StoreIncompleteError
 from ..pipeline.frame import CELL_PX
 from ..pipeline.reader import StoreReader
@@ -35,10 +36,12 @@ from .process import ignore_stop_signals
 class DataConfig:
     """Where training samples come from and how they are cut."""
 
-    store: Path
-    """The store that `physseg preprocess` wrote."""
+    store: PathText
+    """The store that `physseg preprocess` wrote: a folder or a URL."""
     images: PathText | None = None
     """Root folder or URL of the images, where they have moved since the manifest was made."""
+    cache: Path | None = None
+    """Local folder that keeps what is read of a store or images by URL; none reads from far away again every epoch."""
     crop: int = 384
     """Side of the square training crop, px on the store's frame; a multiple of 8."""
     flip: float = 0.5
@@ -85,6 +88,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         """`cells`: whether the patch counts are wanted."""
         check_status(reader, config.store)
         self.reader = reader
+        self.cache = _cache(config)
         self.config = config
         self.structures = tuple(structures)
         self.cells = cells
@@ -120,7 +124,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
         index = int(self.usable[self.order(position)])
         manifest, frame = self.reader.manifest, self.reader.schema.frame
-        image = frame.resize_image(manifest.load_image(index))
+        image = frame.resize_image(manifest.load_image(index, cache=self.cache))
         size = self.reader.frame_size(index)
         sample_id = str(manifest.table.column("sample_id")[index].as_py())
         if image.shape[:2] != size:
@@ -155,8 +159,14 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 def open_samples(config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> TrainSamples:
     """The training samples of a store, or one clear error for whatever does not fit."""
     check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
-    reader = StoreReader(config.store, arrays_to_read(structures, cells=cells), root=config.images)
+    reader = StoreReader(
+        config.store, arrays_to_read(structures, cells=cells), root=config.images, cache=_cache(config)
+    )
     return TrainSamples(reader, config, structures=structures, cells=cells, seed=seed)
+
+
+def _cache(config: DataConfig) -> ContentCache | None:
+    return ContentCache(config.cache) if config.cache else None
 
 
 def arrays_to_read(structures: Sequence[str], *, cells: bool) -> tuple[str, ...]:
@@ -188,7 +198,7 @@ def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[s
         )
 
 
-def check_status(reader: StoreReader, store: Path) -> None:
+def check_status(reader: StoreReader, store: str) -> None:
     """Refuse a store that is not computed to the end, or has nothing to train on."""
     counts = {status: int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED)}
     if counts[MISSING]:

@@ -30,7 +30,7 @@ def dotted_keys(cls: type[Any], prefix: str = "") -> set[str]:
 
 def test_example_is_a_working_configuration(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, example_config()))
-    assert config.data.store == tmp_path / "coco.zarr"
+    assert config.data.store == str(tmp_path / "coco.zarr")
     assert config.model.structures == ("canny",)
     assert config.model.alignment
 

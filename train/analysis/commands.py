@@ -229,9 +229,7 @@ def structure(
     run: Annotated[
         Path | None, typer.Argument(help="Run folder of a training with structures; may be left out with --bsds.")
     ] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Compare with this store's maps, of images not trained on.")
-    ] = None,
+    store: Annotated[str | None, typer.Option(help="Compare with this store's maps, of images not trained on.")] = None,
     bsds: Annotated[
         Path | None, typer.Option(help="Compare with people's boundaries: BSDS500's folder of images and groundTruth.")
     ] = None,

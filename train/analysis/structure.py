@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.errors import DecodeError
 from ...manifests.mat_file import read_cells
+from ...manifests.storage import Location
 from ...pipeline.draw import EDGES, KEYPOINTS
 from ...pipeline.frame import CELL_PX, Frame
 from ...pipeline.reader import StoreReader
@@ -84,7 +85,7 @@ def structure_maps(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArra
 
 def match_store(
     model: Segmenter,
-    store: Path,
+    store: Location,
     *,
     window_px: int,
     max_images: int | None = None,
