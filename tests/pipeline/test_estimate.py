@@ -1,0 +1,268 @@
+"""What a run is said to take: the arithmetic, the choice of images, and that measuring leaves nothing behind."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from physseg.cli import main
+from physseg.manifests.storage import open_storage
+from physseg.manifests.table import Manifest
+from physseg.pipeline import run
+from physseg.pipeline.errors import ExecutorError
+from physseg.pipeline.estimate import (
+    CLUSTER_SECONDS,
+    LEAST_SPREAD,
+    estimate,
+    estimate_job,
+    makespan,
+    mean_seconds,
+    workers_for,
+)
+from physseg.pipeline.frame import Frame
+from physseg.pipeline.measure import (
+    SAMPLES_PER_SHARD,
+    Measured,
+    Measurement,
+    evenly,
+    kinds_of_work,
+    measure,
+)
+from physseg.pipeline.report import between, describe_estimate
+from physseg.pipeline.trial import Trial, run_trials
+
+SMALL = Frame(short_edge=32, max_long_edge=64, canvas=64)
+
+
+@given(
+    tasks=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), workers=st.integers(1, 7)
+)
+@settings(max_examples=60, deadline=None)
+def test_makespan_is_that_of_tasks_placed_one_by_one(tasks: list[tuple[int, int]], workers: int) -> None:
+    free = [0.0] * workers
+    for count, seconds in tasks:
+        for _ in range(count):
+            free[free.index(min(free))] += seconds
+    assert makespan(tasks, workers) == max(free)
+
+
+def test_makespan_of_a_million_tasks_is_cheap_and_sure() -> None:
+    assert makespan([(1_000_000, 0.5)], 1000) == 500.0
+
+
+@given(count=st.integers(1, 50), limit=st.floats(0.5, 100))
+@settings(max_examples=60, deadline=None)
+def test_the_fewest_workers_that_hold_a_deadline(count: int, limit: float) -> None:
+    found = workers_for([(count, 1.5)], limit)
+    if found == 0:
+        assert limit < 1.5
+    else:
+        assert makespan([(count, 1.5)], found) <= limit
+        assert found == 1 or makespan([(count, 1.5)], found - 1) > limit
+
+
+def test_a_sample_of_images_too_small_is_corrected_by_their_size() -> None:
+    pixels = np.linspace(100, 300, 40)
+    seconds = 0.5 + 0.01 * pixels
+    mean, error = mean_seconds(seconds.tolist(), pixels.astype(int).tolist(), 400.0)
+    assert mean == pytest.approx(0.5 + 0.01 * 400, abs=0.01)
+    assert error < 0.001
+    assert mean_seconds([1.0, 3.0], [5, 5], 9.0) == (2.0, pytest.approx(1.0)), "too few for a slope"
+    assert mean_seconds([2.0], [5], 5.0) == (2.0, 2.0), "of one image nobody knows how far others are"
+
+
+def test_any_small_shard_is_like_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.lognormal(12, 0.5, 5000).astype(np.int64)
+    rows = np.arange(5000)
+    chosen = evenly(rows, pixels, 6)
+    assert len(set(chosen.tolist())) == 6 * SAMPLES_PER_SHARD
+    for shard in np.split(pixels[chosen], 6):
+        assert shard.mean() == pytest.approx(pixels.mean(), rel=0.2)
+    assert sorted(evenly(rows[:11], pixels[:11], 6).tolist()) == list(range(11)), "all there are, once"
+    assert evenly(rows[:0], pixels[:0], 6).tolist() == []
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def measurement(**changed: Any) -> Measurement:
+    kind = Measured(
+        image_seconds=(0.1,) * 20, pixels=(3072,) * 20, parts=(("load", 0.1),), shard_seconds=0.6, sample_bytes=1000.0
+    )
+    found = Measurement(
+        kinds=(kind,),
+        processes=2,
+        failed=0,
+        start_seconds=1.5,
+        peak_bytes=300_000_000,
+        largest_pixels=3072,
+        busy=1.0,
+        image_file_bytes=5000.0,
+    )
+    return replace(found, **changed)
+
+
+def test_the_sums(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    job = run.prepare(make_manifest(70), tmp_path / "s.zarr", frame=SMALL)
+    work = kinds_of_work(job.plan.tasks)
+    found = estimate(job.schema, job.manifest, work, measurement(), workers=2, is_new=True, target_hours=8.9 / 3600)
+    assert found.samples == 70 and found.shards == 2
+    assert found.core_seconds == pytest.approx(70 * 0.1 + 2 * 0.6)
+    assert found.spread == LEAST_SPREAD
+    start = 1.5 + CLUSTER_SECONDS
+    assert found.wall_seconds == pytest.approx(start + 64 * 0.1 + 0.6), "the short shard runs beside the long one"
+    assert found.wall_range[0] == pytest.approx(start + 7 * (1 - LEAST_SPREAD))
+    assert found.target_workers == (2, 0), "at the long end of the spread a single shard is too late"
+    assert found.memory_bytes > 300_000_000
+    assert "perhaps no number of them" in "\n".join(describe_estimate(found))
+    alone = estimate(job.schema, job.manifest, work, measurement(), workers=1, is_new=True, in_one_process=True)
+    assert alone.wall_seconds == pytest.approx(alone.core_seconds), "no cluster to start"
+
+
+def test_samples_in_quarantine_cost_nothing(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    whole = make_manifest(10)
+    table = replace(
+        whole, samples=[replace(sample, problem="bad") for sample in whole.samples[:4]] + [*whole.samples[4:]]
+    )
+    job = run.prepare(table, tmp_path / "s.zarr", frame=SMALL)
+    found = estimate(job.schema, table, kinds_of_work(job.plan.tasks), measurement(), workers=1, is_new=True)
+    assert found.samples == 6
+    assert found.core_seconds == pytest.approx(6 * 0.1 + 0.6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (6480, 7560, "1.8 to 2.1 hours"),
+        (40 * 3600, 44 * 3600, "40 to 44 hours"),
+        (100, 130, "1.7 to 2.2 minutes"),
+        (0.2, 0.3, "0.2 to 0.3 seconds"),
+        (30, 30.2, "30 seconds"),
+    ],
+)
+def test_ranges_in_words(low: float, high: float, text: str) -> None:
+    assert between(low, high) == text
+    assert between(low, high, core=True) == text.replace(
+        text.rsplit(maxsplit=1)[-1], "core-" + text.rsplit(maxsplit=1)[-1]
+    )
+
+
+def test_what_is_measured_is_what_comes(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    """All but the time, which no test should look at; the images differ in size, and each is measured."""
+    table = make_manifest(40, sizes=((48, 64), (64, 48), (200, 100)))
+    job = run.prepare(table, tmp_path / "stores/s.zarr", frame=SMALL)
+    found = estimate_job(job, workers=1, images=80)
+    assert found is not None
+    assert not (tmp_path / "stores").exists() and names(tmp_path) == ["data"], "nothing is left behind"
+    assert found.images == 40 - SAMPLES_PER_SHARD, "the first shard is to get warm"
+    assert (found.failed, found.processes) == (0, 1)
+    assert found.core_seconds > 0 and found.start_seconds > 0
+    assert set(found.parts) == {"load", "canny", "mask_edges", "sift", "patch_counts", "compress", "write"}
+    run.execute(job, scheduler="sync", progress=False)
+    files = [file.stat().st_size for file in (tmp_path / "stores/s.zarr").rglob("*") if file.is_file()]
+    assert found.files == len(files)
+    assert found.store_bytes == pytest.approx(sum(files), rel=0.01)
+    images = [(Path(table.root) / sample.image_path).stat().st_size for sample in table.samples]
+    assert found.image_file_bytes == pytest.approx(np.mean(images), rel=0.1)
+
+
+def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    table, store = make_manifest(70), tmp_path / "s.zarr"
+    run.preprocess(table, store, structures=["canny"], frame=SMALL, scheduler="sync", progress=False)
+    before = {file: file.stat().st_mtime_ns for file in store.rglob("*")}
+    job = run.prepare(table, store, structures=["mask_edges"])
+    (work,) = kinds_of_work(job.plan.tasks)
+    assert (work.layers, work.shards) == (("mask_edges",), (0, 1))
+    found = estimate_job(job, workers=1, images=8)
+    assert found is not None
+    assert set(found.parts) == {"load", "mask_edges", "compress", "write"}
+    assert found.files == 2 * 3, "an array, the status and the record of each shard"
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == before
+    canny = sum(open_storage(store).sizes("canny/c").values()) / 128
+    assert found.sample_bytes > canny, "training reads what the store has already, too"
+    (store / "provenance/commits/000001.json").unlink()
+    kinds = kinds_of_work(run.prepare(table, store, structures=["mask_edges"]).plan.tasks)
+    assert [kind.shards for kind in kinds] == [(0,), (1,)]
+    assert set(kinds[1].layers) == {"labels", "canny", "mask_edges", "patch_counts"}
+
+
+def test_two_kinds_of_work_are_measured_each(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    table, store = make_manifest(70), tmp_path / "s.zarr"
+    run.preprocess(table, store, structures=["canny"], frame=SMALL, scheduler="sync", progress=False)
+    (store / "provenance/commits/000001.json").unlink()
+    job = run.prepare(table, store, structures=["mask_edges"])
+    found = measure(job.schema, table, kinds_of_work(job.plan.tasks), job.store, processes=1, images=16)
+    assert found is not None
+    assert [{name for name, _ in kind.parts} for kind in found.kinds] == [
+        {"load", "mask_edges", "compress"},
+        {"load", "canny", "mask_edges", "patch_counts", "compress"},
+    ]
+    assert all(kind.image_seconds for kind in found.kinds), "though the second has six images only"
+
+
+def test_images_that_fail_are_counted(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    table = make_manifest(8)
+    (tmp_path / "data/images/003.jpg").write_bytes(b"")
+    found = estimate_job(run.prepare(table, tmp_path / "s.zarr", frame=SMALL), workers=1)
+    assert found is not None and found.failed == 1
+    assert "1 of the images" in "\n".join(describe_estimate(found))
+    for index in range(8):
+        (tmp_path / f"data/images/{index:03d}.jpg").write_bytes(b"")
+    assert estimate_job(run.prepare(table, tmp_path / "s.zarr", frame=SMALL), workers=1) is None
+
+
+class Deadly:
+    """Kills the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        return os._exit, (9,)
+
+
+def test_a_process_that_dies_is_an_error_with_a_hint() -> None:
+    with pytest.raises(ExecutorError, match="was killed") as caught:
+        run_trials([[Trial(tasks=(Deadly(),), seconds=1.0)]])  # type: ignore[arg-type]
+    assert "--workers" in str(caught.value.hint)
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def physseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line that must succeed, in this process; returns what it printed."""
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["physseg", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        assert not end.value.code, captured.err
+        return captured.out
+
+    return call
+
+
+def test_the_command(physseg: Run, make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    make_manifest(40).write(tmp_path / "m.parquet")
+    words = (tmp_path / "m.parquet", "--short-edge", 32, "--images", 8)
+    text = physseg("plan", *words, "--target-hours", 1, "--workers", 3)
+    assert f"{tmp_path / 'm.parquet'}: new store, 40 samples in 1 shards" in text
+    for line in ("core-seconds", "on 3 workers", "deadline  1 core for 1 h", "files", "memory", "at 100 images/s"):
+        assert line in text
+    facts = json.loads(physseg("plan", *words[:1], tmp_path / "s.zarr", *words[1:], "--json"))
+    assert (facts["samples"], facts["shards"], facts["reasons"]) == (40, 1, {"not computed yet": 1})
+    assert facts["estimate"]["core_hours"][0] < facts["estimate"]["core_seconds"] / 3600
+    assert names(tmp_path) == ["data", "m.parquet"]
+    run.preprocess(tmp_path / "m.parquet", tmp_path / "s.zarr", frame=SMALL, scheduler="sync", progress=False)
+    assert "nothing: every shard" in physseg("plan", tmp_path / "m.parquet", tmp_path / "s.zarr")
+    done = json.loads(physseg("plan", tmp_path / "m.parquet", tmp_path / "s.zarr", "--json"))
+    assert done == {"samples": 0, "shards": 0, "reasons": {}, "estimate": None}
