@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -44,9 +43,6 @@ _OWN_PORT = "127.0.0.1:0"
 
 _STARTS = 3
 
-_SLURM_MEMORY = 2 * 10**9
-"""Bytes per process of a Slurm job where neither the user nor Dask's configuration says: twice what most data needs."""
-
 
 @contextlib.contextmanager
 def connected(
@@ -64,7 +60,17 @@ def connected(
         if scheduler == LOCAL:
             cluster = stack.enter_context(_local_cluster(workers, memory_limit, memory_needed))
         elif scheduler == SLURM:
-            cluster = stack.enter_context(_slurm_cluster(workers, memory_limit, memory_needed))
+            from .slurm_jobs import slurm_cluster
+
+            cluster = stack.enter_context(
+                slurm_cluster(
+                    workers,
+                    memory_limit=memory_limit,
+                    memory_needed=memory_needed,
+                    environment=WORKER_ENVIRONMENT,
+                    scheduler_options={"dashboard": False, "dashboard_address": _OWN_PORT},
+                )
+            )
         else:
             cluster = scheduler
         try:
@@ -88,7 +94,13 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
 
     workers = workers or available_cpus()
     limit = MEMORY_LIMIT // workers if memory_limit is None else memory_limit
-    _check_memory(limit, memory_needed, workers, hint="lower --workers, or raise --memory-limit")
+    if limit < memory_needed:
+        raise ExecutorError(
+            f"memory: {workers} workers need about {memory_needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
+            hint="lower --workers, or raise --memory-limit",
+            expected=memory_needed,
+            got=limit,
+        )
     for attempt in range(_STARTS):  # a worker that is killed while it starts takes the cluster with it
         try:
             return LocalCluster(
@@ -107,80 +119,6 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
                     hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
                 ) from error
     raise AssertionError("unreachable")
-
-
-def _slurm_cluster(workers: int | None, memory_limit: int | None, memory_needed: int) -> Any:
-    """Jobs of Slurm by dask-jobqueue, all options from Dask's configuration (``jobqueue.slurm``)."""
-    if workers is None:
-        raise ExecutorError(
-            "slurm: expected a number of workers, got none", hint="say how many you want with --workers N"
-        )
-    if shutil.which("sbatch") is None:
-        raise ExecutorError(
-            "slurm: there is no sbatch on this machine",
-            hint="run this on a machine that may submit jobs, or use --scheduler tcp://HOST:PORT",
-        )
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ExecutorError(
-            "slurm: dask-jobqueue is not installed", hint="install it with: pip install 'physseg[slurm]'"
-        ) from None
-    options = _slurm_options(memory_limit, memory_needed)
-    limit = int(options.pop("memory_per_process"))
-    _check_memory(limit, memory_needed, workers, hint="raise jobqueue.slurm.memory in Dask's configuration")
-    try:
-        cluster = SLURMCluster(**options)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ExecutorError(
-            f"slurm: {' '.join(str(error).split())}", hint="see jobqueue.slurm in Dask's configuration"
-        ) from error
-    # Not scale(): that does not replace a job which was cancelled, or ended at its time limit.
-    cluster.adapt(minimum=workers, maximum=workers)
-    return cluster
-
-
-def _slurm_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
-    """What is to be said besides Dask's configuration, and ``memory_per_process`` in bytes.
-
-    One process of one thread per job, or ``cores`` processes of one thread, unless the configuration says otherwise.
-    """
-    import dask
-    from dask.utils import parse_bytes
-
-    configured: Mapping[str, Any] = dask.config.get("jobqueue.slurm", {})
-    cores = configured.get("cores") or 1
-    processes = configured.get("processes") or cores
-    if memory_limit is not None:
-        memory = memory_limit * processes
-    elif configured.get("memory") is not None:
-        memory = parse_bytes(configured["memory"])
-    else:
-        memory = max(_SLURM_MEMORY, 2 * memory_needed) * processes
-    exports = [f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()]
-    return {
-        "cores": cores,
-        "processes": processes,
-        "memory": f"{memory}B",
-        # The user's lines come last and so may say otherwise.
-        "job_script_prologue": [*exports, *(configured.get("job-script-prologue") or [])],
-        "scheduler_options": {
-            "dashboard": False,
-            "dashboard_address": _OWN_PORT,
-            **(configured.get("scheduler-options") or {}),
-        },
-        "memory_per_process": memory // processes,
-    }
-
-
-def _check_memory(limit: int, needed: int, workers: int, *, hint: str) -> None:
-    if limit < needed:
-        raise ExecutorError(
-            f"memory: {workers} workers need about {needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
-            hint=hint,
-            expected=needed,
-            got=limit,
-        )
 
 
 def _ignore_interrupts() -> None:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from physseg.manifests.table import Manifest
 from physseg.pipeline import clusters, run
-from physseg.pipeline.errors import ShardFailedError
+from physseg.pipeline.errors import ExecutorError, ShardFailedError
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.lone_shards import compute_alone
 from physseg.pipeline.shard_task import ShardReport, ShardTask
@@ -325,3 +325,12 @@ def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(slurm: Path, shapes:
     thread.join()
     assert report.shards_computed == 6
     assert_whole(store, shapes)
+
+
+def test_what_slurm_refuses_is_told(slurm: Path, shapes: Shapes, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    with dask.config.set({"jobqueue.slurm.queue": "nowhere", "jobqueue.slurm.interface": "lo"}):
+        with pytest.raises(ExecutorError, match="slurm: .*[Ii]nvalid partition"):
+            run.preprocess(
+                shapes.manifest, tmp_path / "s.zarr", scheduler="slurm", workers=2, frame=FRAME, progress=False
+            )

@@ -1,11 +1,13 @@
 """What the loop over tasks does between results, without a cluster: a client of our own plays Dask's part."""
 
+import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import dask
 import pytest
 from distributed.scheduler import KilledWorker, WorkerState
-from physseg.pipeline import clusters, executors, lone_shards
+from physseg.pipeline import executors, lone_shards, slurm_jobs
 from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
 from physseg.pipeline.lone_shards import compute_alone
 from physseg.pipeline.shard_task import ShardReport, ShardTask
@@ -292,19 +294,60 @@ def test_slurm_needs_dask_jobqueue(sbatch: None, monkeypatch: pytest.MonkeyPatch
 
 
 def test_slurm_has_one_thread_per_process_unless_the_configuration_says_otherwise() -> None:
-    with dask.config.set({"jobqueue.slurm": {}}):
-        options = clusters._slurm_options(None, 10**9)
-    assert (options["cores"], options["processes"], options["memory"]) == (1, 1, "2000000000B")
-    assert "export OMP_NUM_THREADS=1" in options["job_script_prologue"]
+    def options(configured: dict[str, object], memory_limit: int | None = None) -> dict[str, Any]:
+        with dask.config.set({"jobqueue.slurm": configured}):
+            return slurm_jobs.job_options(memory_limit, 10**9, {"OMP_NUM_THREADS": "1"})
+
+    assert options({}) == {
+        "cores": 1,
+        "processes": 1,
+        "memory": "2000000000B",
+        "job_script_prologue": ["export OMP_NUM_THREADS=1"],
+    }
     ours = {"cores": 8, "memory": "16GB", "job-script-prologue": ["module load python"]}
-    with dask.config.set({"jobqueue.slurm": ours}):
-        options = clusters._slurm_options(None, 10**9)
-    assert (options["cores"], options["processes"], options["memory"]) == (8, 8, "16000000000B")
-    assert options["memory_per_process"] == 2 * 10**9
-    assert options["job_script_prologue"][-1] == "module load python"
-    with dask.config.set({"jobqueue.slurm": {**ours, "processes": 2}}):
-        options = clusters._slurm_options(3 * 10**9, 10**9)
-    assert (options["processes"], options["memory"]) == (2, "6000000000B")
+    assert options(ours) == {
+        "cores": 8,
+        "processes": 8,
+        "memory": "16000000000B",
+        "job_script_prologue": ["export OMP_NUM_THREADS=1", "module load python"],
+    }
+    few = options({**ours, "processes": 2}, memory_limit=3 * 10**9)
+    assert (few["processes"], few["memory"]) == (2, "6000000000B")
+    with pytest.raises(ExecutorError, match="needs about 1000 MB, and gets 500 MB"):
+        options({"cores": 8, "memory": "4GB"})
+
+
+@pytest.mark.parametrize(
+    ("refusals", "before", "submitted"), [(2, 0, True), (3, 0, False), (3, 1, True), (5, 1, False)]
+)
+def test_slurm_is_asked_again_longer_if_it_has_accepted_a_job_before(
+    refusals: int, before: int, submitted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    (tmp_path / "sbatch").write_text(
+        f"#!/bin/sh\necho x >> {tmp_path}/calls\n"
+        f"[ $(wc -l < {tmp_path}/calls) -gt {refusals} ] && echo Submitted batch job 7 && exit\n"
+        "echo sbatch: error: Socket timed out >&2; exit 1\n"
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_jobs, "FIRST_PAUSES", (0.0,) * len(slurm_jobs.FIRST_PAUSES))
+    monkeypatch.setattr(slurm_jobs, "LATER_PAUSES", (0.0,) * len(slurm_jobs.LATER_PAUSES))
+
+    async def submit() -> str:
+        job = slurm_jobs.patient_job()("tcp://head:1", "name", cores=1, memory="1GB", accepted=accepted)
+        await job
+        return str(job.job_id)
+
+    accepted: Future[None] = Future()
+    if before:
+        accepted.set_result(None)
+    if submitted:
+        assert asyncio.run(submit()) == "7"
+    else:
+        with pytest.raises(RuntimeError, match="Socket timed out"):
+            asyncio.run(submit())
+    assert (accepted.exception(0) is None) == (submitted or bool(before))
 
 
 def test_a_scheduler_that_is_not_there_is_named() -> None:

@@ -53,6 +53,7 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
         "model.quick_gelu": (None, True),
         "run": (None, str(tmp_path / "runs/first")),
         "data.images": (None, "/data/coco"),
+        "data.cache": (None, "/scratch/physseg"),
         "eval.manifest": (None, str(tmp_path / "val.parquet")),
     }
 
