@@ -278,7 +278,7 @@ def test_what_a_lone_process_raises_fails_the_run(importable: None, shapes: Shap
 
 def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, shapes: Shapes, tmp_path: Path) -> None:
     job = faulty_job(shapes, tmp_path / "s.zarr", {0: "sleep"})
-    create_store(tmp_path / "s.zarr", job.schema, job.manifest)
+    create_store(job.store, job.schema, job.manifest)
     (tmp_path / "task").write_bytes(pickle.dumps(job.plan.tasks[0]))
     (tmp_path / "parent.py").write_text(
         "import pickle, pathlib\n"
@@ -329,8 +329,6 @@ def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(slurm: Path, shapes:
 
 def test_what_slurm_refuses_is_told(slurm: Path, shapes: Shapes, tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue")
-    with dask.config.set({"jobqueue.slurm.queue": "nowhere", "jobqueue.slurm.interface": "lo"}):
-        with pytest.raises(ExecutorError, match="slurm: .*[Ii]nvalid partition"):
-            run.preprocess(
-                shapes.manifest, tmp_path / "s.zarr", scheduler="slurm", workers=2, frame=FRAME, progress=False
-            )
+    refused = pytest.raises(ExecutorError, match=r"slurm: .*[Ii]nvalid partition")
+    with dask.config.set({"jobqueue.slurm.queue": "nowhere", "jobqueue.slurm.interface": "lo"}), refused:
+        run.preprocess(shapes.manifest, tmp_path / "s.zarr", scheduler="slurm", workers=2, frame=FRAME, progress=False)
