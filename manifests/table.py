@@ -91,10 +91,14 @@ class Manifest:
         fold = "" if self.fold_from is None else f"fold_from={self.fold_from}:"  # of no store's concern
         return hashlib.sha256(f"{fold}{self._meaning}:{rows}".encode()).hexdigest()
 
-    def row_digest(self, start: int, stop: int) -> str:
-        """sha256 (hex) of all that the stored arrays of rows [start, stop) depend on: content, classes and id map."""
-        rows = self.table.digest(start, stop, CONTENT_COLUMNS)
-        return hashlib.sha256(f"{self._meaning}:{rows}".encode()).hexdigest()
+    def row_digests(self, start: int, stop: int) -> tuple[str, ...]:
+        """For each of rows [start, stop), 64 bits (hex) of all that its stored arrays depend on.
+
+        That is the content of its files, the classes and the id map.
+        """
+        columns = [self.table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
+        rows = (json.dumps([self._meaning, *row]) for row in zip(*columns, strict=True))
+        return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
 
     @cached_property
     def _meaning(self) -> str:

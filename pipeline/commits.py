@@ -44,17 +44,17 @@ class CommitRecord:
     shard: int
     samples: tuple[int, int]
     """First and one past the last sample."""
-    inputs: str
-    """``Manifest.row_digest`` of those samples."""
+    inputs: tuple[str, ...]
+    """``Manifest.row_digests`` of those samples."""
     layers: Mapping[str, LayerCommit]
     quarantine: tuple[QuarantineEntry, ...] = ()
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
 
-    def is_current(self, layer: str, inputs: str, settings: str) -> bool:
-        """Whether the layer was computed from these inputs with these settings."""
+    def has(self, layer: str, settings: str) -> bool:
+        """Whether the layer was computed with these settings."""
         commit = self.layers.get(layer)
-        return self.inputs == inputs and commit is not None and commit.settings == settings
+        return commit is not None and commit.settings == settings
 
     def to_bytes(self) -> bytes:
         content = asdict(self)
@@ -71,7 +71,7 @@ class CommitRecord:
             record = cls(
                 shard=content["shard"],
                 samples=(content["samples"][0], content["samples"][1]),
-                inputs=content["inputs"],
+                inputs=tuple(content["inputs"]),
                 layers={name: LayerCommit(**layer) for name, layer in content["layers"].items()},
                 quarantine=tuple(QuarantineEntry(**entry) for entry in content["quarantine"]),
                 dropped_pixels=content["dropped_pixels"],

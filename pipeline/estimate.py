@@ -280,7 +280,8 @@ def _record_bytes(schema: StoreSchema) -> int:
         )
         for layer in schema.layers
     }
-    record = CommitRecord(shard=shard, samples=schema.shard_range(shard), inputs=digest, layers=layers)
+    start, stop = schema.shard_range(shard)
+    record = CommitRecord(shard=shard, samples=(start, stop), inputs=(digest[:16],) * (stop - start), layers=layers)
     return len(record.to_bytes())
 
 

@@ -43,9 +43,12 @@ class Plan:
 
     @property
     def samples_to_compute(self) -> int:
-        full = self.samples_per_shard * len(self.tasks)
-        last = any(task.shard == self.num_shards - 1 for task in self.tasks)
-        return full - (self.samples_per_shard * self.num_shards - self.num_samples if last else 0)
+        return sum(self.samples_of(task) for task in self.tasks)
+
+    def samples_of(self, task: ShardTask) -> int:
+        """How many samples a task computes."""
+        start = task.shard * self.samples_per_shard
+        return min(self.samples_per_shard, self.num_samples - start) if task.only is None else len(task.only)
 
     def share(self, part: "Part") -> "Plan":
         """What one of several jobs does of it."""
@@ -114,17 +117,19 @@ def make_plan(
         start, stop = schema.shard_range(shard)
         record = read if isinstance(read, CommitRecord) else None
         reason = "" if record else "not computed yet" if read is None else "commit record damaged"
-        inputs = manifest.row_digest(start, stop)
+        inputs = manifest.row_digests(start, stop)
         todo = set(schema.layers)
-        if record is not None and record.inputs != inputs:
-            reason = "inputs changed since they were computed"
-        elif record is not None and retry_quarantined and record.quarantine:
-            reason = "quarantined samples are tried again"
-        elif record is not None:
+        only: tuple[int, ...] | None = None
+        if record is not None:
+            changed = _changed_samples(record, start, inputs, retry_quarantined=retry_quarantined)
             lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
-            stale = {layer for layer in schema.layers if not record.is_current(layer, inputs, digests[layer])}
-            todo = stale | (lost & set(schema.layers))
-            reason = _layers_reason(record, stale, lost)
+            stale = {layer for layer in schema.layers if not record.has(layer, digests[layer])}
+            if changed:
+                only = None if stale | (lost & set(schema.layers)) else changed
+                reason = _samples_reason(record, inputs)
+            else:
+                todo = stale | (lost & set(schema.layers))
+                reason = _layers_reason(record, stale, lost)
         if not reason:
             continue
         _check_computable(store, todo, extractors)
@@ -137,6 +142,7 @@ def make_plan(
                 shard=shard,
                 extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
                 with_labels=LABELS_LAYER in todo,
+                only=only,
             )
         )
     return Plan(
@@ -196,6 +202,22 @@ def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extra
             f"{store}: layer {layer} has to be computed again, and its weights were not given",
             hint=f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`",
         )
+
+
+def _changed_samples(
+    record: CommitRecord, start: int, inputs: Sequence[str], *, retry_quarantined: bool
+) -> tuple[int, ...]:
+    """Samples of a shard whose stored arrays, of whatever layer, are not those of today's inputs."""
+    if len(record.inputs) != len(inputs):
+        return tuple(range(start, start + len(inputs)))
+    again = {entry.index for entry in record.quarantine} if retry_quarantined else set()
+    pairs = enumerate(zip(record.inputs, inputs, strict=True), start)
+    return tuple(index for index, (then, now) in pairs if then != now or index in again)
+
+
+def _samples_reason(record: CommitRecord, inputs: Sequence[str]) -> str:
+    same = record.inputs == tuple(inputs)
+    return "quarantined samples are tried again" if same else "inputs changed since they were computed"
 
 
 def _layers_reason(record: CommitRecord, stale: set[str], lost: set[str]) -> str:

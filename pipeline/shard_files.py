@@ -1,14 +1,16 @@
-"""The files of one shard while they grow: compressed sample by sample, so that memory stays at a few megabytes."""
+"""The files of one shard: while they grow, compressed sample by sample, and as an earlier run left them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..manifests.storage import Storage
 from ..structure_extractors.errors import ExtractorError
+from .commits import CommitRecord, sha256
 from .schema import ArraySpec, StoreSchema
-from .shard_codec import compress, encode_shard
+from .shard_codec import compress, decode_index, decompress_into, encode_shard, index_size
 
 Planes = dict[str, npt.NDArray[Any]]
 """Arrays of one sample at frame size, by name."""
@@ -36,6 +38,14 @@ class ShardBuffer:
                 self.chunks[spec.name].append(self._empty_chunk(spec))
             else:
                 self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
+
+    def keep(self, stored: "StoredShard", row: int) -> None:
+        """Add one sample as it is stored."""
+        for spec in self.specs:
+            if spec.is_sharded:
+                self.chunks[spec.name].append(stored.chunk(spec, row))
+            else:
+                self.rows[spec.name].append(stored.rows[spec.name][row])
 
     def files(self, shard: int) -> dict[str, bytes]:
         """Path inside the store -> bytes."""
@@ -73,6 +83,51 @@ class ShardBuffer:
             shape = (1, *self.schema.sample_shape(spec))
             self._empty[spec.name] = compress(np.full(shape, self.schema.fill(spec), self.schema.dtype(spec)))
         return self._empty[spec.name]
+
+
+class StoredShard:
+    """The files of one shard as its commit record names them, to take single samples over from."""
+
+    def __init__(
+        self, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord, files: Mapping[str, bytes]
+    ) -> None:
+        self.record = record
+        self._files = files
+        self._indexes: dict[str, npt.NDArray[np.uint64]] = {}
+        self.rows: dict[str, npt.NDArray[Any]] = {}
+        count = schema.samples_per_shard
+        for spec in specs:
+            data = files[spec.name]
+            if spec.is_sharded:
+                tail = data[-index_size(count) :]
+                self._indexes[spec.name] = decode_index(tail, count, len(data), spec.name)
+            else:
+                self.rows[spec.name] = np.empty((count, *schema.sample_shape(spec)), schema.dtype(spec))
+                decompress_into(data, self.rows[spec.name])
+
+    @classmethod
+    def read(
+        cls, store: Storage, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord
+    ) -> "StoredShard | None":
+        """None where a single byte is not as the record says, or of other settings than the store's."""
+        files = {}
+        for spec in specs:
+            path = schema.shard_file(spec, record.shard)
+            if not record.has(spec.layer, schema.layer_digest(spec.layer)):
+                return None
+            try:
+                data = store.read(path)
+            except OSError:
+                return None
+            if sha256(data) != record.layers[spec.layer].files.get(path):
+                return None
+            files[spec.name] = data
+        return cls(schema, specs, record, files)
+
+    def chunk(self, spec: ArraySpec, row: int) -> bytes:
+        """The compressed chunk of one sample."""
+        offset, length = (int(value) for value in self._indexes[spec.name][row])
+        return self._files[spec.name][offset : offset + length]
 
 
 def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:

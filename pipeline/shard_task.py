@@ -7,7 +7,7 @@ record last; so whatever kills it, a second run of the same task gives the same 
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,8 +35,8 @@ from .commits import (
 )
 from .errors import StoreCorruptError, StoreError
 from .locks import writing
-from .schema import DONE, QUARANTINED, SPECS, STATUS, StoreSchema
-from .shard_files import Planes, ShardBuffer, encode_rows
+from .schema import DONE, QUARANTINED, SPECS, STATUS, ArraySpec, StoreSchema
+from .shard_files import Planes, ShardBuffer, StoredShard, encode_rows
 from .store import open_schema, read_manifest, settings_digest
 
 LABELS_LAYER = "labels"
@@ -58,6 +58,8 @@ class ShardTask:
     extractors: tuple[Extractor, ...]
     """Computes these layers; the layer ``labels`` is computed if ``with_labels``. Without any: status and record."""
     with_labels: bool
+    only: tuple[int, ...] | None = None
+    """Compute these samples of all layers, and take the shard's others over as they are stored; None: compute all."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Samples (index in the store -> reason) to quarantine untried: computing them has killed their process."""
 
@@ -68,6 +70,7 @@ class ShardReport:
 
     shard: int
     num_samples: int
+    """Samples computed; the others were taken over."""
     quarantine: tuple[QuarantineEntry, ...]
     dropped_pixels: int
     bytes_written: int
@@ -85,11 +88,17 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
     clock = Clock()
     layers = ([LABELS_LAYER] if task.with_labels else []) + [extractor.name for extractor in task.extractors]
     shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
-    quarantine: list[QuarantineEntry] = []
-    for index, fetch in _fetched(manifest, range(start, stop) if layers else range(0)):
+    kept = _kept_samples(store, schema, shard.specs, task)
+    chosen = range(start, stop) if kept is None else task.only or ()
+    quarantine = [] if kept is None else [entry for entry in kept.record.quarantine if entry.index not in chosen]
+    files_of = _fetched(manifest, chosen if layers else ())
+    for index in range(start, stop) if layers else ():
+        if kept is not None and index not in chosen:
+            shard.keep(kept, index - start)
+            continue
         if on_sample is not None:
             on_sample(index)
-        reason, planes = _compute_sample(manifest, index, fetch, schema, task, clock)
+        reason, planes = _compute_sample(manifest, index, next(files_of), schema, task, clock)
         with clock.part("compress"):
             shard.append(planes)
         if reason:
@@ -99,11 +108,11 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
         _check_settings(store, task)  # once more: computing takes a while
         forget_layers(store, task.shard, layers)
         store.write_many(files)
-        inputs = manifest.row_digest(start, stop)
+        inputs = manifest.row_digests(start, stop)
         record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
     return ShardReport(
         shard=task.shard,
-        num_samples=stop - start,
+        num_samples=len(chosen),
         quarantine=record.quarantine,
         dropped_pixels=record.dropped_pixels,
         bytes_written=sum(map(len, files.values())),
@@ -143,21 +152,33 @@ Fetch = Callable[[], tuple[bytes, bytes]]
 """`Manifest.fetch` of one sample: its files, or its ContentError."""
 
 
-def _fetched(manifest: Manifest, indices: range) -> Iterator[tuple[int, Fetch]]:
-    """The indices in order, each with its files; those of a URL are asked for a few samples ahead."""
+def _fetched(manifest: Manifest, indices: Iterable[int]) -> Iterator[Fetch]:
+    """The files of each sample in turn; those of a URL are asked for a few samples ahead."""
     if not is_url(manifest.root):
         for index in indices:
-            yield index, partial(manifest.fetch, index)
+            yield partial(manifest.fetch, index)
         return
     with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
-        coming: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
+        coming: deque[Future[tuple[bytes, bytes]]] = deque()
         for index in indices:
-            coming.append((index, pool.submit(manifest.fetch, index)))
+            coming.append(pool.submit(manifest.fetch, index))
             if len(coming) > FETCHED_AHEAD:
-                first, files = coming.popleft()
-                yield first, files.result
-        for index, files in coming:
-            yield index, files.result
+                yield coming.popleft().result
+        while coming:
+            yield coming.popleft().result
+
+
+def _kept_samples(
+    store: Storage, schema: StoreSchema, specs: Sequence[ArraySpec], task: ShardTask
+) -> StoredShard | None:
+    """The shard as it is stored, if the task is to take samples over and every byte of them is as its record says."""
+    if task.only is None:
+        return None
+    try:
+        record = read_commit(store, task.shard)
+    except StoreCorruptError:
+        return None
+    return None if record is None else StoredShard.read(store, schema, specs, record)
 
 
 def _compute_sample(
@@ -218,7 +239,7 @@ def _commit(
     store: Storage,
     schema: StoreSchema,
     shard: int,
-    inputs: str,
+    inputs: tuple[str, ...],
     files: Mapping[str, bytes],
     quarantine: Sequence[QuarantineEntry],
     *,
@@ -248,7 +269,7 @@ def _commit(
 
 
 def _kept_layers(
-    store: Storage, schema: StoreSchema, shard: int, inputs: str, computed: Mapping[str, object]
+    store: Storage, schema: StoreSchema, shard: int, inputs: tuple[str, ...], computed: Mapping[str, object]
 ) -> CommitRecord | None:
     """The earlier record, reduced to the layers that this task leaves alone; None if it is of other inputs."""
     try:

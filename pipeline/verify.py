@@ -197,7 +197,7 @@ def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord)
     start, stop = schema.shard_range(record.shard)
     if record.samples != (start, stop):
         yield f"expected samples {start}..{stop}, got {record.samples[0]}..{record.samples[1]}"
-    if manifest is not None and record.inputs != manifest.row_digest(start, stop):
+    if manifest is not None and record.inputs != manifest.row_digests(start, stop):
         yield "was computed from other inputs than the store's manifest names"
     for layer in schema.layers:
         commit = record.layers.get(layer)

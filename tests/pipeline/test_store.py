@@ -165,21 +165,56 @@ def test_a_changed_setting_recomputes_its_layer_alone_and_is_kept_on_resume(mani
     assert_same_bytes(tmp_path / "fresh.zarr", store)
 
 
-def test_changed_images_recompute_their_shards_alone(make_manifest: MakeManifest, tmp_path: Path) -> None:
+def replace_sample(make_manifest: MakeManifest, tmp_path: Path) -> tuple[Manifest, Manifest]:
+    """A manifest of 130 samples, and one of the same data set after its 100th was replaced."""
     manifest = make_manifest(130)
-    store = tmp_path / "s.zarr"
-    preprocess(manifest, store)
+    preprocess(manifest, tmp_path / "s.zarr")
     other = make_manifest(131, "other").samples[130]
     for kind in ("image_path", "label_path"):
         shutil.copy(tmp_path / "other" / getattr(other, kind), tmp_path / "data" / getattr(manifest.samples[100], kind))
     samples = list(manifest.samples)
     hashes = {"image_sha256": other.image_sha256, "label_sha256": other.label_sha256}
     samples[100] = dataclasses.replace(samples[100], height=other.height, width=other.width, **hashes)
-    changed = dataclasses.replace(manifest, samples=samples)
-    job = run.prepare(changed, store)
-    assert [task.shard for task in job.plan.tasks] == [1]
-    run.execute(job, scheduler="sync", progress=False)
+    return manifest, dataclasses.replace(manifest, samples=samples)
+
+
+def test_a_replaced_image_is_computed_and_no_other(
+    make_manifest: MakeManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, changed = replace_sample(make_manifest, tmp_path)
     preprocess(changed, tmp_path / "fresh.zarr")
+    for sample in (
+        *manifest.samples[:100],
+        *manifest.samples[101:],
+    ):  # looked at, it would be quarantined
+        (Path(manifest.root) / sample.image_path).unlink()
+    job = run.prepare(changed, tmp_path / "s.zarr")
+    assert [(task.shard, task.only) for task in job.plan.tasks] == [(1, (100,))]
+    assert job.plan.samples_to_compute == 1
+    report = run.execute(job, scheduler="sync", progress=False)
+    assert (report.samples_computed, report.shards_computed, report.quarantine) == (1, 1, ())
+    assert_same_bytes(tmp_path / "fresh.zarr", tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize("fault", ["flipped bit", "other settings", "status gone", "record damaged"])
+def test_a_replaced_image_in_a_shard_that_is_not_as_it_should_be(
+    make_manifest: MakeManifest, tmp_path: Path, fault: str
+) -> None:
+    """Nothing is taken over that its record does not vouch for."""
+    _, changed = replace_sample(make_manifest, tmp_path)
+    store = tmp_path / "s.zarr"
+    settings = {"canny": {"low": 30}} if fault == "other settings" else {}
+    file = store / {"flipped bit": "canny/c/1/0/0", "record damaged": commit_path(1)}.get(fault, "status/c/1")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    if fault == "status gone":
+        file.unlink()
+    elif fault != "other settings":
+        file.write_bytes(data)
+    report = preprocess(changed, store, settings=settings)
+    computed = {"status gone": 1, "other settings": 130}
+    assert report.samples_computed == computed.get(fault, 64)
+    preprocess(changed, tmp_path / "fresh.zarr", settings=settings)
     assert_same_bytes(tmp_path / "fresh.zarr", store)
 
 
@@ -206,7 +241,7 @@ def test_quarantined_samples_can_be_tried_again(manifest: Manifest, tmp_path: Pa
     label.write_bytes(content)
     assert len(preprocess(manifest, tmp_path / "s.zarr").quarantine) == 1, "a resume does not touch what is committed"
     report = preprocess(manifest, tmp_path / "s.zarr", retry_quarantined=True)
-    assert (report.shards_computed, report.quarantine) == (1, ())
+    assert (report.samples_computed, report.quarantine) == (1, ())
     assert_same_bytes(tmp_path / "good.zarr", tmp_path / "s.zarr")
 
 
