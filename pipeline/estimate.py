@@ -7,7 +7,7 @@ is free; and that workers on more machines do not slow each other down (their sh
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -266,7 +266,10 @@ def _written(
         arrays = sum(spec.layer in kind.layers for spec in schema.specs)
         each = bytes_of_empty_shard(schema, kind.layers) + status + _record_bytes(schema)
         files += len(kind.shards) * (arrays + 2)
-        size += len(kind.shards) * each + len(usable_rows(schema, manifest, kind)) * found.sample_bytes
+        # What is taken over is written again, too.
+        size += (
+            len(kind.shards) * each + len(usable_rows(schema, manifest, replace(kind, only=None))) * found.sample_bytes
+        )
     return files, round(size)
 
 

@@ -40,6 +40,8 @@ class Work:
     extractors: tuple[Extractor, ...]
     with_labels: bool
     shards: tuple[int, ...]
+    only: tuple[int, ...] | None = None
+    """These samples alone, the shards' others being taken over; None: all."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -92,11 +94,17 @@ class Measurement:
 
 def kinds_of_work(tasks: Sequence[ShardTask]) -> tuple[Work, ...]:
     """Tasks by what they compute, the most common kind first."""
-    kinds: dict[tuple[bool, tuple[str, ...]], list[ShardTask]] = {}
+    kinds: dict[tuple[bool, bool, tuple[str, ...]], list[ShardTask]] = {}
     for task in tasks:
-        kinds.setdefault((task.with_labels, tuple(extractor.name for extractor in task.extractors)), []).append(task)
+        names = tuple(extractor.name for extractor in task.extractors)
+        kinds.setdefault((task.with_labels, task.only is None, names), []).append(task)
     return tuple(
-        Work(extractors=same[0].extractors, with_labels=same[0].with_labels, shards=tuple(task.shard for task in same))
+        Work(
+            extractors=same[0].extractors,
+            with_labels=same[0].with_labels,
+            shards=tuple(task.shard for task in same),
+            only=None if same[0].only is None else tuple(index for task in same for index in task.only or ()),
+        )
         for same in sorted(kinds.values(), key=len, reverse=True)
     )
 
@@ -187,11 +195,15 @@ def evenly(rows: npt.NDArray[np.intp], pixels: npt.NDArray[np.int64], shards: in
 
 
 def usable_rows(schema: StoreSchema, manifest: Manifest, work: Work) -> npt.NDArray[np.intp]:
-    """Rows of the work's shards that carry no problem; none if there is nothing to compute of them."""
+    """Rows that are to be computed and carry no problem."""
     if not work.layers:
         return np.zeros(0, np.intp)
     usable = np.asarray(pc.equal(manifest.table.column("problem"), ""))
-    rows = np.concatenate([np.arange(*schema.shard_range(shard), dtype=np.intp) for shard in work.shards])
+    rows = (
+        np.asarray(work.only, np.intp)
+        if work.only is not None
+        else np.concatenate([np.arange(*schema.shard_range(shard), dtype=np.intp) for shard in work.shards])
+    )
     kept: npt.NDArray[np.intp] = rows[usable[rows]]
     return kept
 

@@ -1,5 +1,6 @@
 """What a run is said to take: the arithmetic, the choice of images, and that measuring leaves nothing behind."""
 
+import hashlib
 import json
 import os
 import sys
@@ -193,6 +194,21 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     kinds = kinds_of_work(run.prepare(table, store, structures=["mask_edges"]).plan.tasks)
     assert [kind.shards for kind in kinds] == [(0,), (1,)]
     assert set(kinds[1].layers) == {"labels", "canny", "mask_edges", "patch_counts"}
+
+
+def test_a_replaced_image_is_planned_alone(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    table, store = make_manifest(70), tmp_path / "s.zarr"
+    run.preprocess(table, store, frame=SMALL, scheduler="sync", progress=False)
+    image = tmp_path / "data/images/003.jpg"
+    image.write_bytes((tmp_path / "data/images/005.jpg").read_bytes())
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    changed = replace(table.samples[3], image_sha256=digest, height=table.samples[5].height)
+    table = replace(table, samples=[changed if index == 3 else sample for index, sample in enumerate(table.samples)])
+    job = run.prepare(table, store)
+    found = estimate(job.schema, table, kinds_of_work(job.plan.tasks), measurement(), workers=1, is_new=False)
+    assert (found.samples, found.shards) == (1, 1)
+    assert found.core_seconds == pytest.approx(0.1 + 0.6)
+    assert found.store_bytes > 64 * 1000, "the shard's files are written whole"
 
 
 def test_two_kinds_of_work_are_measured_each(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
