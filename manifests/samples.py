@@ -6,6 +6,7 @@ processes as a few buffers; a `Sample` is made when somebody asks for one.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
@@ -19,6 +20,8 @@ import pyarrow.compute as pc
 
 from .errors import ManifestError
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that no file of a data set has in its name, and that do things to a terminal."""
 REBUILD_HINT = "write it again with `physseg manifest`"
 
 
@@ -39,12 +42,12 @@ class Sample:
     note: str = ""  # oddities that are handled, e.g. "greyscale, read as three equal channels"
 
     def __post_init__(self) -> None:
-        if not self.sample_id:
-            raise ManifestError("a sample without an id", hint=REBUILD_HINT)
+        if not self.sample_id or CONTROL.search(self.sample_id):
+            raise ManifestError(f"expected an id in printable characters, got {self.sample_id!r}", hint=REBUILD_HINT)
         for path in (self.image_path, self.label_path):
-            if not path or path.startswith("/") or ".." in path.split("/"):
+            if not path or path.startswith("/") or ".." in path.split("/") or CONTROL.search(path):
                 raise ManifestError(
-                    f"sample {self.sample_id}: expected a path inside the manifest's root, got {path!r}",
+                    f"sample {self.sample_id!r}: expected a path inside the manifest's root, got {path!r}",
                     hint=REBUILD_HINT,
                     sample_id=self.sample_id,
                     path=path,
@@ -153,9 +156,9 @@ def checked_rows(path: Path | str, table: pa.Table) -> SampleTable:
     except pa.ArrowException as error:
         raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT, path=str(path)) from error
     column = table.column
-    outside = r"^$|^/|(^|/)\.\.(/|$)"
+    outside = r"^$|^/|(^|/)\.\.(/|$)|[\x00-\x1f\x7f]"
     suspicious = [
-        pc.equal(column("sample_id"), ""),
+        pc.match_substring_regex(column("sample_id"), r"^$|[\x00-\x1f\x7f]"),
         pc.match_substring_regex(column("image_path"), outside),
         pc.match_substring_regex(column("label_path"), outside),
         pc.less(column("orientation"), 1),

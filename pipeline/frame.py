@@ -20,6 +20,9 @@ from .errors import FrameError
 
 __all__ = ["CELL_PX", "Frame"]
 
+MAX_CANVAS = 8192
+"""px; a store from elsewhere that claims more is refused before memory is asked for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
@@ -38,6 +41,8 @@ class Frame:
                 f"frame sizes must satisfy 0 < short edge <= long edge limit <= canvas, "
                 f"got {self.short_edge}, {self.max_long_edge}, {self.canvas} px"
             )
+        if self.canvas > MAX_CANVAS:
+            raise FrameError(f"the canvas must be at most {MAX_CANVAS} px, got {self.canvas}")
         if self.canvas % CELL_PX:
             raise FrameError(f"the canvas must be a multiple of {CELL_PX} px, got {self.canvas}")
 

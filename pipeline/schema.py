@@ -20,6 +20,7 @@ from .shard_codec import ZSTD_LEVEL
 
 SCHEMA_VERSION: Final = 1
 SAMPLES_PER_SHARD: Final = 64
+MAX_SAMPLES: Final = 10**9
 
 MISSING, DONE, QUARANTINED = 0, 1, 2
 """Values of the array ``status``. Only a sample whose status is DONE may be read: absent shards read as fill."""
@@ -209,20 +210,46 @@ class StoreSchema:
                 f"{where}: the store's settings do not match their checksum",
                 hint="run `physseg verify STORE --repair`",
             )
-        vocabulary = content["vocabulary"]
-        return cls(
-            num_samples=content["num_samples"],
-            frame=Frame(**content["frame"]),
-            vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
-            dataset=content["dataset"],
-            manifest_fingerprint=content["manifest_fingerprint"],
-            manifest_sha256=content["manifest_sha256"],
-            layers=content["layers"],
-            array_names=tuple(content["arrays"]),
-            made_with=content["made_with"],
-            cell_px=content["cell_px"],
-            samples_per_shard=content["samples_per_shard"],
-        )
+        try:
+            vocabulary = content["vocabulary"]
+            schema = cls(
+                num_samples=content["num_samples"],
+                frame=Frame(**content["frame"]),
+                vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
+                dataset=content["dataset"],
+                manifest_fingerprint=content["manifest_fingerprint"],
+                manifest_sha256=content["manifest_sha256"],
+                layers=content["layers"],
+                array_names=tuple(content["arrays"]),
+                made_with=content["made_with"],
+                cell_px=content["cell_px"],
+                samples_per_shard=content["samples_per_shard"],
+            )
+            schema._check_sizes()
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{where}: its settings are not those of a store: {error}",
+                hint="it was not written by physseg; preprocess into a new store",
+            ) from error
+        return schema
+
+    def _check_sizes(self) -> None:
+        """Refuse what no run writes: stores come from other people, and sizes are asked for as memory."""
+        slots = self.layers["patch_counts"]["max_classes"] if "cell_classes" in self.array_names else 1
+        sizes = {
+            "num_samples": (self.num_samples, MAX_SAMPLES),
+            "samples_per_shard": (self.samples_per_shard, 4096),
+            "patch_counts.max_classes": (slots, CELL_PX**2),
+        }
+        for name, (value, limit) in sizes.items():
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ValueError(f"expected {name} from 1 to {limit}, got {value!r}")
+        if self.cell_px != CELL_PX:
+            raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
+        if unknown := [name for name in self.array_names if name not in SPECS]:
+            raise ValueError(f"unknown array {unknown[0]!r}")
+        if absent := [spec.layer for spec in self.specs if spec.layer and spec.layer not in self.layers]:
+            raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
 
 
 def digest_of_json(value: Any) -> str:

@@ -97,7 +97,7 @@ def test_written_and_read_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=8).filter(
+texts = st.text(st.characters(codec="utf-8", exclude_characters="/\x7f", min_codepoint=32), min_size=1, max_size=8).filter(
     lambda s: s != ".."
 )
 
@@ -187,7 +187,9 @@ def with_metadata(table, **changes):
         (with_value("height", 0), "expected a size"),
         (with_value("orientation", 9), "orientation"),
         (with_value("sample_id", "a"), "'a' stands in 2 rows"),
-        (with_value("sample_id", ""), "without an id"),
+        (with_value("label_path", "a\x00.png"), "path inside the manifest's root"),
+        (with_value("sample_id", ""), "printable characters"),
+        (with_value("sample_id", "a\x1b[2J"), "printable characters"),
         (lambda table: with_value("width", "wide")(table.set_column(4, "width", [["1", "2"]])), "another type"),
         (lambda table: with_metadata(table, vocabulary={}), r"metadata is incomplete: KeyError\('name'\)"),
         (lambda table: table.drop_columns(["label_sha256"]), r"\['label_sha256'\] are missing"),

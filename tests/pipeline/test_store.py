@@ -19,7 +19,7 @@ from physseg.pipeline.errors import ShardFailedError, StoreError, StoreIncomplet
 from physseg.pipeline.frame import Frame
 from physseg.pipeline.locks import locked
 from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.schema import DONE, QUARANTINED, StoreSchema
+from physseg.pipeline.schema import DONE, QUARANTINED, StoreSchema, digest_of_json
 from physseg.pipeline.shard_task import ShardReport, ShardTask, compute_planes
 from physseg.structure_extractors import registry
 
@@ -333,4 +333,32 @@ def test_schema_survives_its_attributes(make_manifest: MakeManifest, tmp_path: P
     attributes = schema.group_metadata()["attributes"]
     attributes["physseg"]["frame"]["short_edge"] = 31
     with pytest.raises(StoreError, match="do not match their checksum"):
+        StoreSchema.from_attributes(attributes, "here")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("num_samples",), 10**15),
+        (("num_samples",), "many"),
+        (("samples_per_shard",), 10**9),
+        (("frame", "canvas"), 10**6),
+        (("layers", "patch_counts", "max_classes"), 10**6),
+        (("arrays",), ["labels", "../../etc"]),
+        (("layers",), {}),
+        (("cell_px",), 0),
+        (("vocabulary",), ["cat"]),
+    ],
+)
+def test_a_store_that_claims_what_no_run_writes_is_refused(
+    path: tuple[str, ...], value: object, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    """With a checksum that holds: it comes from somebody who means it."""
+    attributes = run.prepare(make_manifest(2), tmp_path / "s.zarr").schema.group_metadata()["attributes"]
+    place = attributes["physseg"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    attributes["physseg_digest"] = digest_of_json(attributes["physseg"])
+    with pytest.raises(StoreError, match="not those of a store"):
         StoreSchema.from_attributes(attributes, "here")
