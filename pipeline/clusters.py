@@ -81,12 +81,11 @@ def connected(
                 hint="is it running, and reachable from here? For TLS, give its files in Dask's configuration",
                 got=scheduler,
             ) from error
-        if scheduler == LOCAL:
-            client.run(_ignore_interrupts)
         yield client
 
 
 def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed: int) -> Any:
+    import dask
     from distributed import LocalCluster
     from distributed.system import MEMORY_LIMIT
 
@@ -101,17 +100,19 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
             expected=memory_needed,
             got=limit,
         )
+    preload = [*dask.config.get("distributed.worker.preload"), __name__]
     for attempt in range(_STARTS):  # a worker that is killed while it starts takes the cluster with it
         try:
-            return LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=limit,
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": _OWN_PORT},
-                silence_logs=logging.ERROR,
-            )
+            with dask.config.set({"distributed.worker.preload": preload}):
+                return LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=limit,
+                    dashboard_address=None,
+                    scheduler_kwargs={"dashboard_address": _OWN_PORT},
+                    silence_logs=logging.ERROR,
+                )
         except (OSError, RuntimeError) as error:
             if attempt == _STARTS - 1:
                 raise ExecutorError(
@@ -121,6 +122,9 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
     raise AssertionError("unreachable")
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well."""
+def dask_setup(_: object) -> None:
+    """What a local worker does first, also one that takes the place of another: Dask calls this by its name.
+
+    Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
