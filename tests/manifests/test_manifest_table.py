@@ -97,9 +97,9 @@ def test_written_and_read_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="/\x7f", min_codepoint=32), min_size=1, max_size=8).filter(
-    lambda s: s != ".."
-)
+texts = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\x7f", min_codepoint=32), min_size=1, max_size=8
+).filter(lambda s: s != "..")
 
 
 @settings(max_examples=25, deadline=None)

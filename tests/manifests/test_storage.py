@@ -1,0 +1,168 @@
+"""Folders by path or URL: the same behaviour from a directory and from an object store."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from physseg.manifests import storage
+from physseg.manifests.content_cache import ContentCache
+from physseg.manifests.errors import StorageError
+from physseg.manifests.storage import LocalStorage, ObjectStorage, Storage, absolute, open_storage, read_below, split
+
+
+@pytest.fixture(params=["directory", "objects"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    if request.param == "directory":
+        yield LocalStorage(tmp_path / "a")
+        return
+    from obstore.store import MemoryStore
+
+    objects = ObjectStorage("s3://bucket/a")
+    objects.__dict__["_store"] = MemoryStore()
+    yield objects
+
+
+def test_what_is_written_is_read_listed_and_removed(folder: Storage) -> None:
+    folder.write_many({"x": b"12345", "b/c/y": b"6", "b/z": b""})
+    assert (folder.read("x"), folder.read("b/c/y"), folder.read("b/z")) == (b"12345", b"6", b"")
+    assert folder.sizes() == {"x": 5, "b/c/y": 1, "b/z": 0}
+    assert folder.sizes("b") == {"b/c/y": 1, "b/z": 0}
+    assert folder.exists("b/z") and not folder.exists("b") and not folder.exists("nothing")
+    folder.write("x", b"7")
+    assert folder.read("x") == b"7"
+    folder.remove(["x", "never was"])
+    folder.remove_folder("b")
+    assert folder.sizes() == {}
+    for missing in (folder.read, folder.open):
+        with pytest.raises(FileNotFoundError):
+            missing("x")
+
+
+def test_parts_of_a_file(folder: Storage) -> None:
+    folder.write("x", b"0123456789")
+    file = folder.open("x")
+    assert file.size == 10
+    assert (file.read_at(3, 2), file.read_at(99, 8), file.read_at(0, 0)) == (b"234", b"89", b"")
+    file.close()
+
+
+def test_a_new_folder_appears_whole_and_once(folder: Storage) -> None:
+    folder.create({"b/y": b"1", "root": b"2"})
+    assert folder.sizes() == {"b/y": 1, "root": 1}
+    with pytest.raises(FileExistsError):
+        folder.create({"root": b"3"})
+    assert folder.read("root") == b"2"
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "root":
+            raise OSError(28, "No space left on device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    monkeypatch.setattr(storage, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        LocalStorage(tmp_path / "a").create({"b/y": b"1", "root": b"2"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_questions_are_answered_in_order(folder: Storage) -> None:
+    folder.write_many({f"{i:04d}": str(i).encode() for i in range(1500)})
+    assert list(folder.each(folder.read, (f"{i:04d}" for i in range(1500)))) == [str(i).encode() for i in range(1500)]
+
+
+def test_an_error_among_many_questions_is_not_lost(folder: Storage) -> None:
+    folder.write("a", b"1")
+    with pytest.raises(FileNotFoundError):
+        list(folder.each(folder.read, ["a", "b", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/data/x", "/data/x"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("s3://bucket/x/", "s3://bucket/x"),
+        (Path("y"), "y"),
+    ],
+)
+def test_names_of_folders(location: str | Path, url: str) -> None:
+    found = open_storage(location)
+    assert str(found) == url
+    assert open_storage(found) is found
+    assert str(pickle.loads(pickle.dumps(found))) == url
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [("ftp://host/x", r"expected a path or a URL of s3, .* got ftp://"), ("file://data/x", "three slashes")],
+)
+def test_locations_that_mean_nothing(location: str, says: str) -> None:
+    with pytest.raises(StorageError, match=says):
+        open_storage(location)
+
+
+def test_absolute_and_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("x") == str(tmp_path / "x") == absolute(f"file://{tmp_path}/x")
+    assert absolute("s3://b/x") == "s3://b/x"
+    assert [(str(found), name) for found, name in map(split, ("m", "a/m", "/m", "s3://b/a/m"))] == [
+        (".", "m"),
+        ("a", "m"),
+        ("/", "m"),
+        ("s3://b/a", "m"),
+    ]
+
+
+def test_files_below_a_root(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "x").write_bytes(b"content")
+    assert read_below(str(tmp_path), "a b/x") == b"content"
+    assert read_below(f"file://{tmp_path}", "a b/x") == b"content"
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    with pytest.raises(StorageError, match="obstore") as caught:
+        ObjectStorage("s3://bucket/x").read("y")
+    assert "physseg[s3]" in str(caught.value)
+
+
+def test_a_profile_without_boto3_is_an_error_not_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setitem(__import__("sys").modules, "boto3", None)
+    with pytest.raises(StorageError, match=r"profile in ~/.aws cannot be used"):
+        ObjectStorage("s3://bucket/x").read("y")
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_cache_asks_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+    cache = ContentCache(tmp_path / "cache")
+    for _ in range(3):
+        path = cache.file(ABC, lambda: (asked.append(1), b"abc")[1], "s3://b/x")
+        assert path.read_bytes() == b"abc"
+    assert len(asked) == 1
+
+
+def test_the_cache_keeps_nothing_that_it_was_not_asked_for(tmp_path: Path) -> None:
+    cache = ContentCache(tmp_path / "cache")
+    with pytest.raises(StorageError, match=r"s3://b/x: expected sha256 ba7816bf8f01, got 88d4266fd4e6 \(4 bytes\)"):
+        cache.file(ABC, lambda: b"abcd", "s3://b/x")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StorageError, match="cannot keep s3://b/x here"):
+        ContentCache(tmp_path / "cache").file(ABC, lambda: b"abc", "s3://b/x")
