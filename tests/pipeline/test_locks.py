@@ -49,7 +49,8 @@ def test_a_second_writer_is_refused(store: LocalStorage) -> None:
 
 def test_sharers_share_and_nobody_else(store: LocalStorage) -> None:
     with locked(store, shared=True), locked(store, shared=True):
-        with pytest.raises(StoreError, match="is writing this store"), locked(store):
+        refused = pytest.raises(StoreError, match="is writing this store")
+        with refused, locked(store):
             pytest.fail("both have it")
     with locked(store), pytest.raises(StoreError, match="is writing"), locked(store, shared=True):
         pytest.fail("both have it")
