@@ -6,6 +6,7 @@ After each fault the same command is run again, and the store must be that of an
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -150,6 +151,19 @@ def test_a_killed_client_leaves_no_worker_and_the_next_one_resumes(
         client.wait(10)
         wait_until_gone(client)
     assert num_commits(store) < 6
+    physseg("preprocess", shapes.manifest, store, "--scheduler", "sync")
+    assert_whole(store, shapes)
+
+
+def test_ctrl_c_as_a_terminal_sends_it_ends_everything(start: Start, shapes: Shapes, tmp_path: Path) -> None:
+    """To the workers as well, who leave it to the client."""
+    store = tmp_path / "s.zarr"
+    client = start(preprocess(shapes, store, "--workers", 2))
+    wait_for_commits(store, 1, client)
+    os.killpg(client.pid, signal.SIGINT)
+    assert client.wait(20) == 130
+    wait_until_gone(client)
+    assert "the same command goes on" in (tmp_path / "output0.txt").read_text()
     physseg("preprocess", shapes.manifest, store, "--scheduler", "sync")
     assert_whole(store, shapes)
 
