@@ -13,7 +13,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import cluster_simulation
 import loading
+import plan_accuracy
 import preprocess
 import read
 import sliding_window
@@ -23,6 +25,7 @@ import train_step
 from common import Section, machine
 from data import Samples, open_samples, write_store
 from forms import write_forms
+from physseg.manifests.checking import available_cpus
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -63,6 +66,10 @@ def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Sectio
     yield preprocess.measure(samples, folder)
     os.environ.clear()
     os.environ.update(environment)  # Dask leaves its workers' settings behind: one thread for everybody
+    yield plan_accuracy.measure(
+        {samples.description: samples.manifest}, folder, rounds=1 if quick else 3, workers=available_cpus()
+    )
+    yield cluster_simulation.measure(folder, validate=not quick)
     yield from _reading(samples.manifest, samples.description, folder, quick=quick)
     yield superpoint.measure(repeats=3 if quick else 9)
     if not quick:
