@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -57,8 +57,7 @@ def compute_alone(
         reason = f"computing it killed its process twice: {end.cause}" if not end.by_memory else end.cause
         say(f"shard {task.shard}: sample {end.sample} is put in quarantine: {reason}")
         task = replace(task, refused={**task.refused, end.sample: reason})
-        ours = {death.sample for death, count in deaths.items() if count >= DEATHS and death.sample is not None}
-        if end.first is not None and ours.issuperset(range(end.first, end.first + HOPELESS)):
+        if len(task.refused) >= HOPELESS and end.begun == len(task.refused):
             raise _not_a_samples_fault(task, f"each of its first {HOPELESS} samples killed its process: {end.cause}")
 
 
@@ -70,8 +69,8 @@ class _Death:
     """Index in the store of the sample it was at; None before the first."""
     cause: str
     by_memory: bool = False
-    first: int | None = None
-    """The first sample of the shard."""
+    begun: int = field(default=0, compare=False)
+    """How many samples it had begun."""
 
 
 def _attempt(
@@ -114,7 +113,7 @@ def _attempt(
         cause = f"needed more than {memory_limit / 1e9:.1f} GB of memory"
     else:
         cause = _cause(process.exitcode)
-    return _Death(samples[-1] if samples else None, cause, by_memory, samples[0] if samples else None)
+    return _Death(samples[-1] if samples else None, cause, by_memory, len(samples))
 
 
 @dataclass(frozen=True, slots=True)

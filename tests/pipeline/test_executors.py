@@ -215,8 +215,8 @@ def alone(said: list[str] | None = None) -> ShardReport:
 
 
 def test_a_sample_that_kills_twice_is_refused_and_said(die: Callable[..., list[ShardTask]]) -> None:
-    tried = die(Death(5, KILL, first=0), Death(5, KILL, first=0), Death(9, "too much", by_memory=True, first=0),
-                Death(9, "too much", by_memory=True, first=0))  # fmt: skip
+    tried = die(Death(5, KILL, begun=6), Death(5, KILL, begun=6), Death(9, "too much", by_memory=True, begun=10),
+                Death(9, "too much", by_memory=True, begun=10))  # fmt: skip
     said: list[str] = []
     assert alone(said).shard == 0
     reason = f"computing it killed its process twice: {KILL}"
@@ -238,7 +238,10 @@ def test_deaths_that_strike_anywhere_refuse_nothing(die: Callable[..., list[Shar
     [
         ([Death(None, KILL)] * 2, f"died 2 times, and not of a sample: {KILL}".replace("(", r"\(").replace(")", r"\)")),
         ([Death(63, KILL)] * 4, "and not of a sample"),  # refused, and still there: it is the writing afterwards
-        ([Death(at, "signal 4 (SIGILL)", first=0) for at in (0, 0, 1, 1, 2, 2, 3, 3)], "each of its first 4 samples"),
+        (
+            [Death(at, "signal 4 (SIGILL)", begun=at + 1) for at in (0, 0, 1, 1, 2, 2, 3, 3)],
+            "each of its first 4 samples",
+        ),
         ([ShardFailedError("disk full")], "disk full"),
     ],
 )
