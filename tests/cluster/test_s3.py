@@ -213,3 +213,37 @@ def test_other_readers_open_it(stored: Bucket, shapes: Shapes) -> None:
         assert set(found.variables) == set(expected.variables)
         for name in ("labels", "canny", "cell_counts"):
             np.testing.assert_array_equal(found[name][60:70].values, expected[name][60:70].values)
+
+
+TRAINING = """
+steps = 2
+batch_size = 2
+log_every = 1
+device = "cpu"
+[data]
+store = "{store}"
+images = "{images}"
+crop = 192
+num_workers = 1
+{more}
+[model]
+clip = "tiny"
+structures = ["canny"]
+"""
+
+
+def test_training_reads_the_store_and_the_images(stored: Bucket, shapes: Shapes, tmp_path: Path) -> None:
+    """The same losses to the last bit, read through a cache in a worker process."""
+    stored.upload(shapes.root / "images", "data/images")
+    places = {
+        "disk": (shapes.store, shapes.root, ""),
+        "s3": (stored.url(STORE), stored.url("data"), f'cache = "{tmp_path}/cache"'),
+    }
+    losses = {}
+    for name, (store, images, more) in places.items():
+        (tmp_path / f"{name}.toml").write_text(TRAINING.format(store=store, images=images, more=more))
+        physseg("train", tmp_path / f"{name}.toml", "--out", tmp_path / name)
+        events = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        losses[name] = [event["loss/total"] for event in events if event["event"] == "step"]
+    assert losses["s3"] == losses["disk"] and len(losses["disk"]) == 2
+    assert any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
