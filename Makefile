@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test torture lint format bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Faults of every kind for some minutes: everything that starts servers of its own, and Ceph where it is installed.
+torture: $(INSTALLED)
+	$(BIN)/python -m pytest -m "cluster or torture" tests/cluster
 
 # mypy names modules after folders; the link gives the repository root its import name, whatever the clone is called.
 lint: $(INSTALLED)

