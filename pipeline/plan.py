@@ -6,23 +6,21 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from ..manifests.errors import ContentError
 from ..manifests.storage import Storage, absolute
 from ..manifests.table import Manifest
-from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor
 from .commits import CommitRecord, read_commits
 from .errors import ExecutorError, StoreError
 from .schema import STATUS, StoreSchema
-from .shard_files import ShardBuffer
-from .shard_task import LABELS_LAYER, Clock, ShardTask, compute_planes
+from .shard_task import LABELS_LAYER, ShardTask
 from .store import settings_digest
 
 WORKER_BASE_BYTES = 300 * 2**20
 """Resident memory of a worker process with Dask, OpenCV and Zarr imported, before any image; measured."""
+TORCH_BYTES = 550 * 2**20
+"""What torch and a detector network add to it; measured."""
 TYPICAL_BYTES_PER_SAMPLE = 75_000
 """Of a photograph with four structures, compressed; for estimates where nothing was measured."""
-PROBED_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +85,6 @@ class Part:
         return f"{self.number}/{self.parts}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
-    """Measured on a few images of the manifest, on this machine, in this process."""
-
-    images: int
-    bytes_per_sample: float
-    seconds_per_sample: float
-    seconds: dict[str, float]
-    """Per image, by part."""
-
-
 def make_plan(
     store: Storage,
     schema: StoreSchema,
@@ -154,35 +141,8 @@ def make_plan(
     )
 
 
-def probe(schema: StoreSchema, manifest: Manifest, extractors: Sequence[Extractor]) -> Probe | None:
-    """Compute a few images, evenly spread, without writing anything; None if none of them can be computed."""
-    step = max(1, len(manifest) // PROBED_IMAGES)
-    clock = Clock()
-    buffer = ShardBuffer(schema, schema.specs[:-1])
-    images = 0
-    for index in range(0, len(manifest), step)[:PROBED_IMAGES]:
-        try:
-            with clock.part("load"):
-                image, labels = manifest.load(index)
-            planes = compute_planes(image, labels, schema, extractors, clock)
-        except (ContentError, ExtractorError):
-            continue
-        with clock.part("compress"):
-            buffer.append(planes)
-        images += 1
-    if not images:
-        return None
-    size = sum(map(len, buffer.files(0).values()))
-    seconds = {name: value / images for name, value in clock.seconds.items()}
-    return Probe(
-        images=images, bytes_per_sample=size / images, seconds_per_sample=sum(seconds.values()), seconds=seconds
-    )
-
-
-def memory_per_worker(
-    schema: StoreSchema, manifest: Manifest, bytes_per_sample: float = TYPICAL_BYTES_PER_SAMPLE
-) -> int:
-    """Bytes one worker needs at its peak.
+def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[ShardTask]) -> int:
+    """Bytes one worker needs at its peak, about; `estimate` measures it.
 
     The process itself, the largest image in flight, the sample's planes, and one shard's compressed chunks twice (once
     as chunks, once joined into files).
@@ -191,7 +151,9 @@ def memory_per_worker(
     largest = max(pc.max(pc.multiply(columns.column("height"), columns.column("width"))).as_py() or 0, 1)
     image_bytes = largest * (3 + 3 + 2 + 2)  # decoded, turned or resized copy, labels, resized labels
     canvas_bytes = sum(schema.frame.canvas**2 * 4 for _ in schema.specs)  # planes, float intermediates
-    return int(WORKER_BASE_BYTES + image_bytes + canvas_bytes + 2 * schema.samples_per_shard * bytes_per_sample)
+    shard_bytes = 2 * schema.samples_per_shard * TYPICAL_BYTES_PER_SAMPLE
+    with_torch = any(extractor.name == "superpoint" for task in tasks for extractor in task.extractors)
+    return WORKER_BASE_BYTES + image_bytes + canvas_bytes + shard_bytes + (TORCH_BYTES if with_torch else 0)
 
 
 def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extractor]) -> None:

@@ -20,8 +20,9 @@ from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor
 from .commits import CommitRecord, QuarantineEntry, read_commits, sha256
 from .errors import StoreError, StoreIncompleteError
-from .executors import LOCAL, run_tasks
+from .executors import LOCAL, SYNC, run_tasks
 from .frame import Frame
+from .gpu_servers import check_gpu
 from .locks import StillOurs, locked, no_task_writes
 from .plan import Part, Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
@@ -86,11 +87,13 @@ def prepare(
     frame: Frame | None = None,
     retry_quarantined: bool = False,
     part: Part | None = None,
+    elsewhere: bool = False,
 ) -> Job:
     """Settle what a run will do, writing nothing.
 
     Structures add to those that the store has. What is not said (``structures``, single ``settings``, ``frame``) is as
-    in the store, or the default for a new one. Raises StoreError where the manifest or the frame cannot be the store's.
+    in the store, or the default for a new one. Raises StoreError where the manifest or the frame cannot be the store's,
+    DeviceError where a GPU is needed and this machine has none, unless the job will run ``elsewhere``.
     """
     if len(manifest) == 0:
         raise StoreError("the manifest has no samples", hint="make it again with `physseg manifest`")
@@ -112,6 +115,8 @@ def prepare(
         made_with=existing.made_with if existing else made_with,
     )
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
+    if not elsewhere:
+        check_gpu(plan.tasks)
     _check_data_there(manifest, [index for task in plan.tasks for index in range(*schema.shard_range(task.shard))])
     return Job(
         part=part,
@@ -172,7 +177,7 @@ def _run(job: Job, still_ours: StillOurs, log: Path | None, progress: bool, **ru
         write_log(
             {"event": "start", "store": str(job.store), "tasks": len(tasks), "scheduler": running["scheduler"], **part}
         )
-        needed = memory_per_worker(job.schema, job.manifest)
+        needed = memory_per_worker(job.schema, job.manifest, tasks)
         for report in run_tasks(tasks, **running, memory_needed=needed, still_ours=still_ours):
             reports.append(report)
             bar.update(report.num_samples)
@@ -219,7 +224,13 @@ def preprocess(manifest: Manifest | Path, store: Location, *, scheduler: str = L
     """``prepare`` and ``execute`` in one call, for notebooks and tests; options are theirs."""
     table = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
     running = {name: options.pop(name) for name in ("workers", "memory_limit", "log", "progress") if name in options}
-    return execute(prepare(table, store, **options), scheduler=scheduler, **running)
+    job = prepare(table, store, **options, elsewhere=runs_elsewhere(scheduler))
+    return execute(job, scheduler=scheduler, **running)
+
+
+def runs_elsewhere(scheduler: str) -> bool:
+    """Whether tasks run on other machines, as far as can be known."""
+    return scheduler not in (LOCAL, SYNC)
 
 
 def _settle_layers(
