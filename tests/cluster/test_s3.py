@@ -174,7 +174,7 @@ def test_an_outage_is_waited_for(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) 
     with running(command("preprocess", shapes.manifest, s3.url(STORE), *SYNC)) as client:
         wait_until(lambda: s3.keys(COMMITS))
         with proxy.outage(), pytest.raises(subprocess.TimeoutExpired):
-            client.wait(timeout=6)
+            client.wait(timeout=4)
         code, output = finish(client)
     assert code == 0, output
     assert_is_whole(s3, shapes)
