@@ -48,17 +48,25 @@ _STARTS = 3
 
 @contextlib.contextmanager
 def connected(
-    scheduler: str, *, workers: int | None, memory_limit: int | None = None, memory_needed: int = 0
+    scheduler: str,
+    *,
+    workers: int | None,
+    memory_limit: int | None = None,
+    memory_needed: int = 0,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
     """A client of the cluster, which is started and ended here unless ``scheduler`` is its address.
 
     ``workers`` processes of one thread for ``local`` and ``slurm``; ``memory_limit`` and ``memory_needed`` are bytes
-    per process. Raises ExecutorError where the cluster cannot be had, or would have too little memory.
+    per process, ``variables`` go into the environment of ``local`` ones besides our own. Raises ExecutorError where the
+    cluster cannot be had, or would have too little memory.
     """
     import dask
     from distributed import Client
 
-    with dask.config.set(_OUR_CONFIGURATION), contextlib.ExitStack() as stack:
+    # Not with the others: what is set before a worker's start, Dask leaves in this process's environment for ever.
+    theirs = {f"distributed.nanny.environ.{name}": value for name, value in (variables or {}).items()}
+    with dask.config.set({**_OUR_CONFIGURATION, **theirs}), contextlib.ExitStack() as stack:
         if scheduler == LOCAL:
             cluster = stack.enter_context(_local_cluster(workers, memory_limit, memory_needed))
         elif scheduler == SLURM:

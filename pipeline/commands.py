@@ -51,6 +51,13 @@ def preprocess(
             help="slurm: --workers jobs of one process each, described by jobqueue.slurm in Dask's configuration."
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Of superpoint. cuda: all GPUs of this machine, by a process each. Default: cpu, or the store's.",
+        ),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -88,10 +95,11 @@ def preprocess(
         Manifest.read(manifest, root=root),
         store,
         structures=_names(structures) if structures is not None else None,
-        settings=_settings(set_option or []),
+        settings=_settings([*(set_option or []), *([f"superpoint.device={device}"] if device else [])]),
         frame=_frame(short_edge, max_long_edge, canvas),
         retry_quarantined=retry_quarantined,
         part=chosen_part,
+        elsewhere=run.runs_elsewhere(scheduler),
     )
     for line in describe_job(job, workers=workers, measure=dry_run, in_one_process=scheduler == "sync"):
         typer.echo(line)
@@ -186,7 +194,11 @@ def verify(
         checking.repair(
             store,
             report,
-            lambda manifest: run.execute(run.prepare(manifest, store), scheduler=scheduler, workers=workers),
+            lambda manifest: run.execute(
+                run.prepare(manifest, store, elsewhere=run.runs_elsewhere(scheduler)),
+                scheduler=scheduler,
+                workers=workers,
+            ),
             root=root,
         )
         report = checking.verify(store)

@@ -12,3 +12,10 @@ class WeightsError(PhyssegError, ValueError):
 
     No :class:`ExtractorError`, because it is no fault of a sample: a run must end, not quarantine every photograph.
     """
+
+
+class DeviceError(PhyssegError, RuntimeError):
+    """A GPU that an extractor is set to use is not there, failed, or the process that serves it is gone.
+
+    No :class:`ExtractorError` either: it is the machine's fault. Fields: ``option``, ``expected``, ``got``.
+    """

@@ -5,22 +5,18 @@ torch is imported on first use, so that runs without SuperPoint do not pay for i
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .errors import WeightsError
 from .interface import JSON, Image, Labels, check_image, check_option, settings_identity
 from .keypoints import Scores, clear_border, encode_confidence, keep_strongest, suppress_neighbours
-
-if TYPE_CHECKING:
-    from .superpoint_weights import Detector
-
+from .superpoint_inference import CPU, Answer, Network, first_gpu, infer, load, read_weights
+from .superpoint_server import ask, servers
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "superpoint_physseg.safetensors"  # its model card lies beside it
 ADAPTATIONS = (0, 16, 32)
@@ -58,6 +54,7 @@ class SuperPoint:
     adaptation: int = 0  # 16 or 32: mean over so many homographies, as many times slower, more repeatable; 0 = none
     dense: bool = False  # also yield superpoint_dense
     precision: Literal["float32", "bfloat16"] = "float32"  # of the network; bfloat16 is faster on CPUs that have it
+    device: Literal["cpu", "cuda"] = "cpu"  # of the network; a GPU's sums differ from a CPU's in the last bits
     weights_sha256: str = field(init=False, default="")  # of the file; part of the identity, unlike its path
 
     def __post_init__(self) -> None:
@@ -69,10 +66,11 @@ class SuperPoint:
         check(0 <= self.border <= 1024, "border", "an integer in 0..1024")
         check(self.max_keypoints is None or self.max_keypoints >= 1, "max_keypoints", "an integer >= 1, or none")
         check(self.precision in ("float32", "bfloat16"), "precision", "'float32' or 'bfloat16'")
+        check(self.device in ("cpu", "cuda"), "device", "'cpu' or 'cuda'")
         check(self.adaptation in ADAPTATIONS, "adaptation", f"one of {', '.join(map(str, ADAPTATIONS))}")
         if self.weights is not None:  # None stays: the package may lie elsewhere on the machine of a worker
             object.__setattr__(self, "weights", str(Path(self.weights).expanduser().resolve()))
-        object.__setattr__(self, "weights_sha256", hashlib.sha256(_read(self._path)).hexdigest())
+        object.__setattr__(self, "weights_sha256", hashlib.sha256(read_weights(self._path)).hexdigest())
 
     @property
     def _path(self) -> str:
@@ -83,90 +81,45 @@ class SuperPoint:
         return ("superpoint", "superpoint_dense") if self.dense else ("superpoint",)
 
     def identity(self) -> dict[str, JSON]:
-        threshold = self._detector().threshold if self.threshold is None else self.threshold
-        return settings_identity(self, revision=2, without=("weights",)) | {"threshold": threshold}
+        threshold = load(self._network, CPU).threshold if self.threshold is None else self.threshold
+        # Stores were computed on CPUs before there was a choice, and are what they were.
+        without = ("weights", "device") if self.device == CPU else ("weights",)
+        return settings_identity(self, revision=2, without=without) | {"threshold": threshold}
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
-        return self.detect([image])[0]
-
-    def detect(self, images: Sequence[Image]) -> list[dict[str, npt.NDArray[np.uint8]]]:
-        """Compute the arrays of several images (H, W, 3) uint8 RGB, of one size as one batch; results in order.
-
-        Images of different sizes are never padded to each other: that would make a result depend on its batch. On a
-        CPU no result does; on a GPU sums may differ in the last bit between batch sizes.
-        """
-        grey = [_grey(check_image(image, extractor=self.name)) for image in images]
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(grey):
-            by_size.setdefault(image.shape, []).append(index)
-        out: list[dict[str, npt.NDArray[np.uint8]]] = [{} for _ in images]
-        for indices in by_size.values():
-            for index, probability in zip(indices, self._probabilities([grey[i] for i in indices]), strict=True):
-                out[index] = self._arrays_of(probability)
-        return out
-
-    def _arrays_of(self, probability: Scores) -> dict[str, npt.NDArray[np.uint8]]:
-        threshold = self._detector().threshold if self.threshold is None else self.threshold
+        """Compute the arrays of an image (H, W, 3) uint8 RGB. Raises DeviceError if there is no GPU and should be."""
+        answer = self._ask(_grey(check_image(image, extractor=self.name)))
         kept = select_keypoints(
-            probability,
-            threshold=threshold,
+            answer.probability,
+            threshold=answer.threshold if self.threshold is None else self.threshold,
             nms_radius=self.nms_radius,
             border=self.border,
             max_keypoints=self.max_keypoints,
         )
         arrays = {"superpoint": encode_confidence(kept)}
-        return arrays | {"superpoint_dense": encode_confidence(probability)} if self.dense else arrays
+        return arrays | {"superpoint_dense": encode_confidence(answer.probability)} if self.dense else arrays
 
-    def _probabilities(self, grey: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        from .superpoint_network import grey_tensor, probability_maps
+    def detect(self, images: Sequence[Image]) -> list[dict[str, npt.NDArray[np.uint8]]]:
+        """Compute the arrays of several images of any sizes, one by one: no result depends on the others."""
+        return [self(image, _NO_LABELS, ignore_index=0) for image in images]
 
-        network = self._detector().network
-        if not self.adaptation:
-            return probability_maps(network, np.stack(grey))
-        from .superpoint_adaptation import adapted_probabilities
+    def _ask(self, grey: npt.NDArray[np.uint8]) -> Answer:
+        """A GPU's answer comes from the process that serves it, if there is one; else the GPU is used in this one."""
+        if self.device == CPU:
+            return infer(self._network, grey, CPU)
+        if sockets := servers():
+            return ask(sockets, self._network, grey)
+        return infer(self._network, grey, first_gpu())
 
-        images = grey_tensor(np.stack(grey), network.logits.conv.weight.device)
-        adapted: npt.NDArray[np.float32] = adapted_probabilities(network, images, self.adaptation).cpu().numpy()
-        return adapted
+    @property
+    def _network(self) -> Network:
+        return Network(
+            weights=self._path, sha256=self.weights_sha256, precision=self.precision, adaptation=self.adaptation
+        )
 
-    def _detector(self) -> "Detector":
-        return _load(self._path, self.weights_sha256, self.precision)
+
+_NO_LABELS: Labels = np.zeros((1, 1), np.uint8)
 
 
 def _grey(image: Image) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _load(path: str, sha256: str, precision: str) -> "Detector":
-    """Load a detector once per process. Workers come with the hash: a file replaced during a run ends the run."""
-    import torch
-
-    from .superpoint_network import fold_normalisation
-    from .superpoint_weights import load_detector
-
-    data = _read(path)
-    got = hashlib.sha256(data).hexdigest()
-    if got != sha256:
-        raise WeightsError(
-            f"{path}: the file changed during the run, expected sha256 {sha256}, got {got}",
-            hint="leave weight files alone while a run uses them; start again to use the new file",
-            path=path,
-            expected=sha256,
-            got=got,
-        )
-    detector = load_detector(data, where=path)
-    network = fold_normalisation(detector.network)
-    network.to(dtype=getattr(torch, precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return replace(detector, network=network)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: expected a file of SuperPoint weights, got: {error.strerror or error}",
-            hint="give the path of a file of weights: superpoint.weights=PATH",
-            path=path,
-        ) from error
