@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from common import Goal, Section, Timing, machine, time_calls
 from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint_inference import gpus
 from physseg.structure_extractors.superpoint_network import (
     Architecture,
     DetectorNetwork,
@@ -117,6 +118,9 @@ def extractor_rows(repeats: int, *, adaptation: bool) -> list[dict[str, Any]]:
             calls[f"{precision}, adaptation {number}"] = lambda extractor=extractor: extractor(  # type: ignore[misc]
                 image, LABELS, ignore_index=255
             )
+    if gpus():
+        on_gpu = SuperPoint(device="cuda")
+        calls["float32, adaptation 0, on a GPU of this process"] = lambda: on_gpu(image, LABELS, ignore_index=255)
     timings = time_calls(calls, repeats=repeats, warmup=1)
     return [{"extractor": name, "time": t, "images/s": 1 / t.median_s} for name, t in timings.items()]
 

@@ -5,6 +5,7 @@ The part of SuperPoint that a GPU can do, and so the part that a process with th
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -55,10 +56,9 @@ def infer(network: Network, grey: npt.NDArray[np.uint8], device: str) -> Answer:
     from .superpoint_adaptation import adapted_probabilities
     from .superpoint_network import grey_tensor, keypoint_probabilities
 
-    detector = load(network, device)
-    on_device = detector.network.logits.conv.weight.device
-    with nullcontext() if on_device.type == CPU else same_sums_every_time():
-        images = grey_tensor(grey[None], on_device)
+    with nullcontext() if device == CPU else same_sums_every_time():
+        detector = load(network, device)
+        images = grey_tensor(grey[None], detector.network.logits.conv.weight.device)
         if network.adaptation:
             probabilities = adapted_probabilities(detector.network, images, network.adaptation)
         else:
@@ -133,8 +133,9 @@ def first_gpu() -> str:
 def same_sums_every_time() -> Iterator[None]:
     """Within, CUDA's float32 is float32 (no TF32) and no algorithm is chosen by racing or adds in a random order.
 
-    These are settings of the process, so they are put back: somebody may be training in it. The names are those of
-    PyTorch's newer interface, as its older one refuses to be read where the newer has been used.
+    These are settings of the process: one thread at a time may be within, and they are put back, as somebody may be
+    training in it. The names are those of PyTorch's newer interface, as its older one refuses to be read where the
+    newer has been used.
     """
     import torch
 
@@ -145,11 +146,15 @@ def same_sums_every_time() -> Iterator[None]:
         (backends.cudnn.conv, "fp32_precision", "ieee"),
         (backends.cuda.matmul, "fp32_precision", "ieee"),
     )
-    before = [getattr(owner, name) for owner, name, _ in wanted]
-    try:
-        for owner, name, value in wanted:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(wanted, before, strict=True):
-            setattr(owner, name, value)
+    with _one_at_a_time:
+        before = [getattr(owner, name) for owner, name, _ in wanted]
+        try:
+            for owner, name, value in wanted:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for (owner, name, _), value in zip(wanted, before, strict=True):
+                setattr(owner, name, value)
+
+
+_one_at_a_time = threading.Lock()
