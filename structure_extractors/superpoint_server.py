@@ -60,7 +60,7 @@ def ask(sockets: tuple[str, ...], network: Network, grey: npt.NDArray[np.uint8])
         except (OSError, EOFError, ValueError) as error:
             _forget(socket)  # half an answer may be in it
             raise DeviceError(
-                f"the process that computes SuperPoint on a GPU does not answer: {error or type(error).__name__}",
+                f"the process that computes SuperPoint on a GPU does not answer: {str(error) or 'it has ended'}",
                 hint="it was killed or its GPU failed, usually for lack of memory; the same command again goes on",
                 got=socket,
             ) from error

@@ -265,9 +265,7 @@ def test_a_killed_server_fails_the_shard_and_quarantines_nothing(
     with serving_on(["cpu"]) as environment:
         (server,) = set(spawned()) - before
         monkeypatch.setenv(VARIABLE, environment[VARIABLE])
-        with pytest.raises(
-            ShardFailedError, match=r"shard 0 of .* failed: the process that computes SuperPoint on a GPU"
-        ):
+        with pytest.raises(ShardFailedError, match=r"shard 0 of .* failed: .* SuperPoint on a GPU does not answer: \S"):
             run.execute(job, scheduler="sync", progress=False)
     assert asked == 3
     assert list(read_commits(job.store, 1)) == [None]
