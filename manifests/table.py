@@ -147,7 +147,8 @@ class Manifest:
         """
         folder, name = split(str(path))
         try:
-            table = pq.read_table(pa.BufferReader(folder.read(name)))
+            # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
+            table = pq.read_table(pa.BufferReader(folder.read(name)), use_threads=False)
         except FileNotFoundError as error:
             raise ManifestError(
                 f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
