@@ -146,7 +146,7 @@ def measure_planning(folder: Path) -> dict[str, float]:
             assert not run.prepare(manifest, store).plan.tasks
             seconds["resume"].append(time.perf_counter() - start)
             start = time.perf_counter()
-            list(read_commits(open_storage(store), job.schema.num_shards))
+            list(read_commits(open_storage(store), range(job.schema.num_shards)))
             seconds["end"].append(time.perf_counter() - start)
     read, planned = (
         [in_a_process(function, folder / f"rows{rows}.parquet") for rows in ROWS[1:]] for function in (reads, plans)

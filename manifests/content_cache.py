@@ -5,6 +5,7 @@ folder; it grows until somebody empties it, which may happen at any time between
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class ContentCache:
 
         Raises StorageError if what was brought is something else, or cannot be kept.
         """
+        if not re.fullmatch("[0-9a-f]{64}", sha256):  # of a manifest or store from elsewhere
+            raise StorageError(f"{where}: expected a sha256 in hex, got {sha256!r}", hint="make the manifest again")
         path = self.folder / sha256[:2] / sha256
         if path.exists():
             return path
@@ -34,7 +37,7 @@ class ContentCache:
         if found != sha256:
             raise StorageError(
                 f"{where}: expected sha256 {sha256[:12]}, got {found[:12]} ({len(data)} bytes)",
-                hint="it was damaged or replaced; a store is mended by `physseg verify STORE --repair`",
+                hint="it was damaged or replaced: make the manifest again, or `physseg verify STORE --repair`",
             )
         try:
             write_whole(path, data)

@@ -7,7 +7,9 @@ give the same guarantees. Credentials come from where each service's own tools l
 
 import errno
 import os
+import re
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +33,7 @@ OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 PARALLEL_REQUESTS = 16
 """Requests in flight to an object store where many files are asked for: each takes tens of milliseconds of waiting."""
 # Patient: an outage of a minute must not end a run of hours; under the five minutes that credentials live at least.
-_RETRIES = {
+_RETRIES: dict[str, Any] = {
     "max_retries": 100,
     "retry_timeout": timedelta(seconds=180),
     "backoff": {"max_backoff": timedelta(seconds=5)},
@@ -72,6 +74,10 @@ class Storage(ABC):
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole: a reader, or a crash at any moment, sees the old one or the new one."""
+
+    @abstractmethod
+    def write_new(self, path: str, data: bytes) -> None:
+        """The same for a file that is not there; FileExistsError, and nothing written, where it is."""
 
     @abstractmethod
     def create(self, files: Mapping[str, bytes]) -> None:
@@ -130,10 +136,16 @@ def open_storage(location: Location) -> Storage:
     if isinstance(location, Storage):
         return location
     text = str(location)
-    scheme = text.partition("://")[0].lower() if is_url(text) else ""
-    if scheme in OBJECT_SCHEMES:
-        return _object_storage(text.rstrip("/"), os.getpid())
-    if scheme and scheme != "file":
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if separator and scheme in OBJECT_SCHEMES:
+        if {"#", "?"} & set(rest):
+            raise StorageError(
+                f"{text}: expected a URL without '#' and '?'",
+                hint="they end the path of a URL; choose another name",
+            )
+        return _object_storage(f"{scheme}://{rest.rstrip('/')}", os.getpid())
+    if separator and scheme != "file":
         raise StorageError(
             f"{text}: expected a path or a URL of {', '.join(OBJECT_SCHEMES)} or file, got {scheme}://",
             hint="mount it, or copy it to one of these",
@@ -149,8 +161,12 @@ def is_url(location: str) -> bool:
 def local_path(location: str) -> Path:
     """The path that a local location means, a ``file://`` URL included."""
     if not is_url(location):
+        if _BROKEN_URL.match(location):
+            raise StorageError(f"{location}: expected a URL with two slashes as in s3://bucket/x, or a path")
         return Path(location)
     parts = urlsplit(location)
+    if parts.query or parts.fragment:
+        raise StorageError(f"{location}: expected a URL without '#' and '?'", hint="give the path instead")
     if parts.netloc not in ("", "localhost"):
         raise StorageError(
             f"{location}: expected three slashes as in file:///data/coco, got the host {parts.netloc!r}",
@@ -168,8 +184,13 @@ def absolute(location: str) -> str:
 
 def split(location: str) -> tuple[Storage, str]:
     """The folder of a file, and the file's name in it."""
+    if not is_url(location) or location.lower().startswith("file:"):
+        path = local_path(location)
+        return LocalStorage(path.parent), path.name
     folder, _, name = location.rstrip("/").rpartition("/")
-    return open_storage(folder or ("/" if location.startswith("/") else ".")), name
+    if folder.endswith("/"):
+        raise StorageError(f"{location}: expected a file in a bucket, as in s3://bucket/{name}")
+    return open_storage(folder), name
 
 
 def read_below(root: str, path: str) -> bytes:
@@ -179,8 +200,14 @@ def read_below(root: str, path: str) -> bytes:
             return local.readall()
     if root.partition("://")[0].lower() in (*OBJECT_SCHEMES, "file"):
         return open_storage(root).read(path)
-    with fsspec.open(f"{root.rstrip('/')}/{path}", "rb") as file:
-        data: bytes = file.read()
+    url = f"{root.rstrip('/')}/{path}"
+    try:
+        system, inside = fsspec.core.url_to_fs(url)
+        data: bytes = system.cat_file(inside)  # `open` calls a server that does not answer a missing file
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{url}: {type(error).__name__}: {_first_line(error)}") from error
     return data
 
 
@@ -202,6 +229,14 @@ class LocalStorage(Storage):
 
     def write(self, path: str, data: bytes) -> None:
         write_whole(self.path / path, data)
+
+    def write_new(self, path: str, data: bytes) -> None:
+        beside = f"{path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
+        self.write(beside, data)
+        try:
+            (self.path / path).hardlink_to(self.path / beside)  # unlike a rename, this fails where the name is taken
+        finally:
+            (self.path / beside).unlink()
 
     def create(self, files: Mapping[str, bytes]) -> None:
         if self.path.exists():
@@ -235,7 +270,7 @@ class LocalStorage(Storage):
 
     def sizes(self, under: str = "") -> dict[str, int]:
         found = {}
-        for folder, _, names in os.walk(self.path / under):
+        for folder, _, names in os.walk(self.path / under, onerror=_raise_unless_gone):
             inside = os.path.relpath(folder, self.path)
             for name in names:
                 with suppress(FileNotFoundError):  # a running writer's
@@ -282,41 +317,69 @@ class ObjectStorage(Storage):
             return bytes(self._api.get_range(self._store, path, start=offset, length=length))
 
     def size(self, path: str) -> int:
-        with self._named(path):
-            return int(self._api.head(self._store, path)["size"])
+        try:
+            with self._named(path):
+                return int(self._api.head(self._store, path)["size"])
+        except StorageError:
+            self.read(path)  # says whether it is missing, as the answer to HEAD cannot
+            raise
 
     def write(self, path: str, data: bytes) -> None:
         self._put(path, data, mode="overwrite")
 
-    def create(self, files: Mapping[str, bytes]) -> None:
-        *before, last = files
-        self.write_many({path: files[path] for path in before})
+    def write_new(self, path: str, data: bytes) -> None:
         try:
-            self._put(last, files[last], mode="create")
+            self._put(path, data, mode="create")
         except FileExistsError:
-            if self.read(last) != files[last]:  # else it is ours: a request that seemed to fail may have landed
+            if self.read(path) != data:  # else it is ours: a request that seemed to fail may have landed
                 raise
 
+    def create(self, files: Mapping[str, bytes]) -> None:
+        *before, last = files
+        if self.exists(last):
+            raise FileExistsError(self.at(last))
+        self.write_many({path: files[path] for path in before})
+        self.write_new(last, files[last])
+
     def remove(self, paths: Iterable[str]) -> None:
-        with self._named(""):
-            for batch in _batches(list(paths), 1000):
-                with suppress(FileNotFoundError):
-                    self._api.delete(self._store, batch)
+        # One by one: a bulk request is not tried again, and on some services ends at the first file that is missing.
+        for _ in self.each(self._remove, paths):
+            pass
 
     def remove_folder(self, path: str) -> None:
         self.remove(self.sizes(path))
 
     def exists(self, path: str) -> bool:
         try:
-            self.size(path)
+            # HEAD would do, but has no body that tells a missing file from a missing service.
+            with self._named(path):
+                self._api.get(self._impatient_store, path).bytes()
         except FileNotFoundError:
             return False
         return True
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        with self._named(under):
+        def found() -> dict[str, int]:
             listing = self._api.list(self._store, under or None)
             return {entry["path"]: int(entry["size"]) for batch in listing for entry in batch}
+
+        with self._named(under):
+            return self._again(found)
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError), self._named(path):
+            self._again(lambda: self._api.delete(self._store, path))
+
+    def _again(self, request: Callable[[], T]) -> T:
+        """What obstore does not try again by itself: answers that break off, and removals."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return request()
+            except self._api.exceptions.GenericError as error:
+                if attempt == _ATTEMPTS - 1 or _status(error) in range(400, 500):
+                    raise
+                time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
 
     def remove_leftovers(self) -> None:
         """Nothing to do: an unfinished request leaves no object."""
@@ -347,6 +410,14 @@ class ObjectStorage(Storage):
 
     @cached_property
     def _store(self) -> Any:
+        return self._connect(_RETRIES)
+
+    @cached_property
+    def _impatient_store(self) -> Any:
+        """For the first questions of a command: a wrong address is to be an error, not three minutes of silence."""
+        return self.__dict__.get("_store") or self._connect(_RETRIES | {"retry_timeout": timedelta(seconds=15)})
+
+    def _connect(self, retries: dict[str, Any]) -> Any:
         from_url = self._api.store.from_url
         options: dict[str, Any] = {}
         if _endpoint().startswith("http://"):
@@ -354,13 +425,13 @@ class ObjectStorage(Storage):
         client = {"timeout": _REQUEST_TIMEOUT, **options}
         credentials = {"credential_provider": provider} if (provider := self._credential_provider()) else {}
         try:
-            return from_url(self.url, retry_config=_RETRIES, client_options=client, **credentials)
+            return from_url(self.url, retry_config=retries, client_options=client, **credentials)
         except Exception as error:
             raise StorageError(f"{self.url}: {_first_line(error)}", hint=_CREDENTIALS_HINT) from error
 
     def _credential_provider(self) -> Any:
         """AWS's profiles, which obstore does not read by itself; None where the environment or the machine says it."""
-        if not self.url.startswith("s3") or any(name in os.environ for name in _AWS_KEYS):
+        if not self.url.startswith(("s3:", "s3a:")) or any(name in os.environ for name in _AWS_KEYS):
             return None
         files = [Path(os.environ.get(name, default)).expanduser() for name, default in _AWS_FILES.items()]
         if "AWS_PROFILE" not in os.environ and not any(file.exists() for file in files):
@@ -384,11 +455,13 @@ class ObjectStorage(Storage):
         except exceptions.AlreadyExistsError as error:
             raise FileExistsError(self.at(path)) from error
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise self._refused(path, error) from error
+            if _status(error) and not any(code in str(error) for code in _MISSING):
+                raise self._refused(path, error) from error  # 404 of a proxy, or of no bucket
             raise FileNotFoundError(self.at(path)) from error
         except exceptions.BaseError as error:
             raise self._refused(path, error) from error
+        except ValueError as error:  # no object can have this name
+            raise FileNotFoundError(self.at(path)) from error
 
     def _refused(self, path: str, error: Exception) -> StorageError:
         text = str(error)
@@ -412,6 +485,10 @@ class ObjectFile(RandomAccess):
         return self.storage.read_range(self.path, length, offset) if length else b""
 
 
+_BROKEN_URL = re.compile(r"^(s3|s3a|gs|az|abfs|abfss|file|https?):(/?$|/[^/])", re.IGNORECASE)
+_MISSING = ("NoSuchKey", "BlobNotFound")
+"""How services say that it is the file that is missing: S3 and Google, Azure."""
+_ATTEMPTS = 6
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 _AWS_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _CREDENTIALS_HINT = (
@@ -435,6 +512,17 @@ def _endpoint() -> str:
         ),
         "",
     )
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _status(error: Exception) -> int | None:
+    """The service's HTTP status in an error's text."""
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
 
 
 def _first_line(error: object) -> str:

@@ -147,15 +147,26 @@ class Manifest:
         """
         folder, name = split(str(path))
         try:
-            # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
-            table = pq.read_table(pa.BufferReader(folder.read(name)), use_threads=False)
+            data = folder.read(name)
         except FileNotFoundError as error:
             raise ManifestError(
                 f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
             ) from error
-        except (pa.ArrowException, IsADirectoryError) as error:
+        except IsADirectoryError as error:
             raise ManifestError(
-                f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=str(path)
+                f"{path}: expected a manifest (Parquet), got a folder", hint=REBUILD_HINT, path=str(path)
+            ) from error
+        return cls.parse(data, str(path), root=root)
+
+    @classmethod
+    def parse(cls, data: bytes, path: str, *, root: str | None = None) -> "Manifest":
+        """A manifest from the bytes of its file; `path` is for messages. Raises ManifestError."""
+        try:
+            # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
+            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        except pa.ArrowException as error:
+            raise ManifestError(
+                f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=path
             ) from error
         header = _read_header(path, table)
         rows = checked_rows(path, table)

@@ -85,7 +85,11 @@ def connected(
             cluster = scheduler
         try:
             client = stack.enter_context(Client(cluster))
-        except OSError as error:
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # TypeError: no TLS files; ValueError: no such kind of address
             raise ExecutorError(
                 f"scheduler: {scheduler} does not answer: {' '.join(str(error).split())}",
                 hint="is it running, and reachable from here? For TLS, give its files in Dask's configuration",

@@ -110,8 +110,8 @@ def read_commit(store: Storage, shard: int) -> CommitRecord | None:
     return record
 
 
-def read_commits(store: Storage, num_shards: int) -> Iterator[CommitRecord | StoreCorruptError | None]:
-    """What `read_commit` returns, or raises, for every shard in turn."""
+def read_commits(store: Storage, shards: Iterable[int]) -> Iterator[CommitRecord | StoreCorruptError | None]:
+    """What `read_commit` returns, or raises, for each of the shards in turn."""
 
     def read(shard: int) -> CommitRecord | StoreCorruptError | None:
         try:
@@ -119,7 +119,7 @@ def read_commits(store: Storage, num_shards: int) -> Iterator[CommitRecord | Sto
         except StoreCorruptError as error:
             return error
 
-    return store.each(read, range(num_shards))
+    return store.each(read, shards)
 
 
 def write_commit(store: Storage, record: CommitRecord) -> None:

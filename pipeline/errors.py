@@ -17,6 +17,10 @@ class StoreError(PhyssegError, ValueError):
     """A store is not what was asked for: no store, another schema, other settings, another vocabulary."""
 
 
+class StoreBusyError(StoreError):
+    """Another process is writing the store."""
+
+
 class StoreIncompleteError(PhyssegError, RuntimeError):
     """Samples or whole shards that were asked for have not been computed."""
 

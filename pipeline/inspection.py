@@ -144,7 +144,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
 
 def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
     """The commit records that are there, and what is wrong with those that cannot be read."""
-    found = list(read_commits(store, schema.num_shards))
+    found = list(read_commits(store, range(schema.num_shards)))
     damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
     return [record for record in found if isinstance(record, CommitRecord)], damaged
 

@@ -1,9 +1,9 @@
 """One writer to a store: who else comes is refused, unless all of them compute parts of the same thing.
 
-On a file system the lock is the kernel's (flock on the store's folder): it goes with its process, however that ends.
-Object stores, and file systems without such locks, have leases instead: a file beside the store that its writer changes
-every few seconds. Nobody reads a clock that could jump: a lease is dead when whoever waits for it has seen it unchanged
-for ``LEASE_SECONDS`` of his own time.
+On a file system the lock is the kernel's (flock on a file in the store, which NFS passes on to its server): it goes
+with its process, however that ends. Object stores, and file systems without such locks, have leases instead: a file
+beside the store that its writer changes every few seconds. Nobody reads a clock that could jump: a lease is dead when
+whoever waits for it has seen it unchanged for ``LEASE_SECONDS`` of his own time, and its holder gives up before that.
 """
 
 import errno
@@ -12,23 +12,28 @@ import getpass
 import json
 import os
 import platform
+import random
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..manifests.errors import StorageError
 from ..manifests.storage import LocalStorage, Storage, open_storage
 from .commits import PROVENANCE
-from .errors import StoreError
+from .errors import StoreBusyError, StoreError
 from .schema import to_json
 
-LEASE_SECONDS = 30.0
-"""A lease that does not change for this long belongs to nobody."""
+LEASE_SECONDS = 120.0
+"""A lease that does not change for this long belongs to nobody: longer than most outages of a service."""
 HEARTBEAT_SECONDS = 5.0
-LOCK_SUFFIX = ".locks"
+LEASES_SUFFIX = ".locks"
+GATE = "gate"
+RUN_LOCK, TASKS_LOCK = f"{PROVENANCE}/run.lock", f"{PROVENANCE}/tasks.lock"
+"""Empty files of every store. Files, not its folder: NFS keeps locks on folders to the machine that takes them."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 StillOurs = Callable[[], None]
@@ -68,14 +73,14 @@ def writing(store: Storage) -> Iterator[None]:
     Tasks of a client that died may go on for a while on a cluster of their own. On object stores nothing holds them;
     there the check of the settings just before the writing is all there is.
     """
-    with _folder_lock(store, fcntl.LOCK_SH):
+    with _tasks_locked(store, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def no_task_writes(store: Storage) -> Iterator[None]:
     """Hold this while the store's settings change: no task is in the middle of writing."""
-    with _folder_lock(store, fcntl.LOCK_EX):
+    with _tasks_locked(store, fcntl.LOCK_EX):
         yield
 
 
@@ -85,9 +90,8 @@ def no_task_writes(store: Storage) -> Iterator[None]:
 @contextmanager
 def _flocked(store: LocalStorage, shared: bool, wait_seconds: float) -> Iterator[bool]:
     """Yields whether the file system has such locks at all."""
-    descriptor = os.open(store.path, os.O_RDONLY)
     give_up = time.monotonic() + wait_seconds
-    try:
+    with _lock_file(store, RUN_LOCK) as descriptor:
         while True:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -103,40 +107,52 @@ def _flocked(store: LocalStorage, shared: bool, wait_seconds: float) -> Iterator
             else:
                 break
         yield True
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
-def _folder_lock(store: Storage, operation: int) -> Iterator[None]:
+def _tasks_locked(store: Storage, operation: int) -> Iterator[None]:
     if not isinstance(store, LocalStorage):
         yield
         return
-    descriptor = os.open(store.path / PROVENANCE, os.O_RDONLY)
-    try:
+    with _lock_file(store, TASKS_LOCK) as descriptor:
         try:
             fcntl.flock(descriptor, operation)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
         yield
+
+
+@contextmanager
+def _lock_file(store: LocalStorage, path: str) -> Iterator[int]:
+    # Opened for writing: NFS wants that for a lock against all others.
+    (store.path / PROVENANCE).mkdir(exist_ok=True)
+    descriptor = os.open(store.path / path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _busy(store: Storage, who: str = "another process") -> StoreError:
-    return StoreError(f"{store}: {who} is writing this store", hint="wait for it to end, or stop it, then run again")
+def _busy(store: Storage, who: str = "another process") -> StoreBusyError:
+    return StoreBusyError(
+        f"{store}: {who} is writing this store", hint="wait for it to end, or stop it, then run again"
+    )
 
 
 # --- leases ---------------------------------------------------------------------------------------------------------
 
 
 class _Lease:
-    """One file beside the store, ours alone. Two that come at the same moment see each other, and both are refused."""
+    """One file beside the store, ours alone.
+
+    Who takes one passes a gate, a file that only one can create at a time, and looks around behind it: so of those who
+    come at the same moment one is first.
+    """
 
     def __init__(self, store: Storage, shared: bool) -> None:
         self.store = store
-        self.folder = open_storage(store.url + LOCK_SUFFIX)
+        self.folder = open_storage(store.url + LEASES_SUFFIX)
         self.name = f"{uuid.uuid4().hex}.json"
         self.document: dict[str, Any] = {
             "shared": shared,
@@ -147,34 +163,63 @@ class _Lease:
         }
         self._lost = threading.Event()
         self._ended = threading.Event()
+        self._seen_alive = time.monotonic()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="lease")
 
     def acquire(self, wait_seconds: float) -> None:
         give_up = time.monotonic() + wait_seconds
-        self._write()  # before looking around: whoever comes now sees us
-        try:
-            self._heart.start()
-            while in_the_way := self._others():
-                alive = self._watch(in_the_way)
-                if alive and time.monotonic() >= give_up:
-                    document = next(iter(alive.values()))
-                    raise _busy(self.store, _holder(document))
-        except BaseException:
-            self.release()
-            raise
+        while True:
+            with self._gate():
+                in_the_way = self._others()
+                if not in_the_way:
+                    self._write()
+                    break
+            alive = self._watch(in_the_way)
+            if alive and time.monotonic() >= give_up:
+                raise _busy(self.store, _holder(next(iter(alive.values()))))
+        self._heart.start()
 
     def check(self) -> None:
-        if self._lost.is_set():
+        if self._lost.is_set() or time.monotonic() - self._seen_alive > LEASE_SECONDS - 2 * HEARTBEAT_SECONDS:
+            self._lost.set()
             raise StoreError(
-                f"{self.store}: lost the lease on this store: another process took this one for dead",
-                hint="was it stopped for a while? run the same command again; shards that are committed stay",
+                f"{self.store}: lost the lease on this store: it could not be renewed for a while, or was taken over",
+                hint="was this process stopped, or the service away? run the same command again; it resumes",
             )
 
     def release(self) -> None:
         self._ended.set()
         if self._heart.is_alive():
-            self._heart.join()
-        self.folder.remove([self.name])
+            self._heart.join(2 * HEARTBEAT_SECONDS)
+        with suppress(StorageError, OSError):  # then it is left to die by itself; the run is what counts
+            self.folder.remove([self.name])
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """Held for two or three requests; one whose holder died is removed when it was seen for long enough."""
+        ours = self.name.encode()
+        seen, since = b"", time.monotonic()
+        while True:
+            try:
+                self.folder.write_new(GATE, ours)
+                break
+            except FileExistsError:
+                found = self._read(GATE)
+                if found != seen:
+                    seen, since = found, time.monotonic()
+                elif found and time.monotonic() - since > LEASE_SECONDS:
+                    self.folder.remove([GATE])
+                time.sleep(random.uniform(0.5, 1) * HEARTBEAT_SECONDS / 10)
+        try:
+            yield
+        finally:
+            self.folder.remove([GATE])
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.folder.read(name)
+        except FileNotFoundError:
+            return b""
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """Leases that may not be held together with ours."""
@@ -182,20 +227,24 @@ class _Lease:
         for name in self.folder.sizes():
             if name == self.name or not name.endswith(".json"):
                 continue
+            data = self._read(name)
             try:
-                document = json.loads(self.folder.read(name))
-            except FileNotFoundError:
-                continue
+                document = json.loads(data) if data else None
             except ValueError:
                 document = {}
-            if not (document.get("shared") and self.document["shared"]):
+            if document is not None and not (document.get("shared") and self.document["shared"]):
                 others[name] = document
         return others
 
     def _watch(self, leases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Those of the leases that are seen to change; the others, once they are known dead, are removed."""
+        """Those of the leases that are seen to change; once they are known dead, they are removed."""
         started = time.monotonic()
+        told = False
         while time.monotonic() - started < LEASE_SECONDS:
+            if not told and time.monotonic() - started > 2 * HEARTBEAT_SECONDS:
+                who = _holder(next(iter(leases.values())))
+                sys.stderr.write(f"{self.store}: waiting {LEASE_SECONDS:.0f} s to see whether {who} still writes it\n")
+                told = True
             time.sleep(HEARTBEAT_SECONDS / 5)
             now = self._others()
             alive = {name: document for name, document in now.items() if document != leases.get(name)}
@@ -206,16 +255,20 @@ class _Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
+            began = time.monotonic()
             try:
-                self.folder.read(self.name)
+                if not self._read(self.name):
+                    self._lost.set()
+                    return
                 self._write()
-            except FileNotFoundError:
+            except (StorageError, OSError):
+                continue  # an outage: `check` says when it was too long
+            if time.monotonic() - began > LEASE_SECONDS / 2:  # so late that the file may have been taken away meanwhile
                 self._lost.set()
+                with suppress(StorageError, OSError):
+                    self.folder.remove([self.name])
                 return
-            except StorageError:
-                continue  # an outage: the others cannot reach the place either
-            except OSError:
-                continue
+            self._seen_alive = began
 
     def _write(self) -> None:
         self.document["beat"] += 1

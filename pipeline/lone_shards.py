@@ -59,7 +59,7 @@ def compute_alone(
         reason = f"computing it killed its process twice: {end.cause}" if not end.by_memory else end.cause
         say(f"shard {task.shard}: sample {end.sample} is put in quarantine: {reason}")
         task = replace(task, refused={**task.refused, end.sample: reason})
-        if len(task.refused) >= HOPELESS and end.begun == len(task.refused):
+        if len(task.refused) >= HOPELESS and end.begun == 1:  # all before it are refused, or were never tried
             raise _not_a_samples_fault(task, f"each of its first {HOPELESS} samples killed its process: {end.cause}")
 
 

@@ -100,7 +100,7 @@ def make_plan(
     reason_of: dict[int, str] = {}
     present = store.sizes()
     location = absolute(str(store))
-    for shard, read in enumerate(read_commits(store, schema.num_shards)):
+    for shard, read in enumerate(read_commits(store, range(schema.num_shards))):
         start, stop = schema.shard_range(shard)
         record = read if isinstance(read, CommitRecord) else None
         reason = "" if record else "not computed yet" if read is None else "commit record damaged"

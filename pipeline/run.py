@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from ..manifests.table import Manifest
 from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor
 from .commits import CommitRecord, QuarantineEntry, read_commits, sha256
-from .errors import StoreError, StoreIncompleteError
+from .errors import StoreBusyError, StoreError, StoreIncompleteError
 from .executors import LOCAL, SYNC, run_tasks
 from .frame import Frame
 from .gpu_servers import check_gpu
@@ -27,12 +28,12 @@ from .locks import StillOurs, locked, no_task_writes
 from .plan import Part, Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
 from .shard_task import LABELS_LAYER, ShardReport
-from .store import create_store, evolve_store, is_store, open_schema, withdraw_shards
+from .store import MANIFEST_FILE, create_store, evolve_store, holds, is_store, open_schema, withdraw_shards
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
 SETTLING_SECONDS = 60.0
-"""How long parts that start together wait for the one that creates the store."""
+"""How long parts that start together wait for each other while one creates the store."""
 PROBED_FILES = 16
 """Images looked for before a run begins."""
 
@@ -145,7 +146,8 @@ def execute(
         _settle_for_all_parts(job)
     alone = job.part is None
     make = partial(create_store, job.store, job.schema, job.manifest) if job.is_new and alone else None
-    with locked(job.store, shared=not alone, make=make) as still_ours:
+    wait = 0 if alone else SETTLING_SECONDS  # for the short moments in which another part settles
+    with locked(job.store, shared=not alone, make=make, wait_seconds=wait) as still_ours:
         _check_unchanged(job, open_schema(job.store), settled=not alone)
         if alone:
             job.store.remove_leftovers()
@@ -194,17 +196,31 @@ def _settle(job: Job) -> None:
 
 def _settle_for_all_parts(job: Job) -> None:
     """The first part to come creates the store, or gives it its new settings; the others find it so."""
-    if job.found == job.schema:
-        return
-    make = partial(_create_unless_there, job) if job.is_new else None
-    with locked(job.store, make=make, wait_seconds=SETTLING_SECONDS):
-        now = open_schema(job.store)
-        if now != job.schema:
-            _check_unchanged(job, now, settled=False)
-            _settle(job)
+    give_up = time.monotonic() + SETTLING_SECONDS
+    while not _is_settled(job):
+        try:
+            with locked(job.store, make=partial(_create_unless_there, job)):
+                now = open_schema(job.store)
+                if now != job.schema:
+                    _check_unchanged(job, now, settled=False)
+                _settle(job)
+        except StoreBusyError:  # another part that settles, most likely: look again
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(random.uniform(0.2, 1))
+
+
+def _is_settled(job: Job) -> bool:
+    return (
+        is_store(job.store)
+        and open_schema(job.store) == job.schema
+        and holds(job.store, MANIFEST_FILE, job.manifest.to_bytes())  # a settling that was cut off writes the root last
+    )
 
 
 def _create_unless_there(job: Job) -> None:
+    if is_store(job.store):
+        return
     try:
         create_store(job.store, job.schema, job.manifest)
     except StoreError:
@@ -341,9 +357,8 @@ def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
     """What the records of this run's shards say; raises StoreIncompleteError where one is missing."""
     entries: list[QuarantineEntry] = []
     dropped = 0
-    for shard, record in enumerate(read_commits(job.store, job.schema.num_shards)):
-        if job.part is not None and not job.part.owns(shard):
-            continue
+    shards = _shards(job)
+    for shard, record in zip(shards, read_commits(job.store, shards), strict=True):
         if not isinstance(record, CommitRecord):
             raise record or StoreIncompleteError(
                 f"{job.store}: shard {shard} of {job.schema.num_shards} is not computed",
@@ -356,9 +371,13 @@ def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
 
 def _num_samples(job: Job) -> int:
     """Samples in the shards that this run answers for."""
-    schema, part = job.schema, job.part
-    shards = [shard for shard in range(schema.num_shards) if part is None or part.owns(shard)]
-    return sum(stop - start for start, stop in map(schema.shard_range, shards))
+    return sum(stop - start for start, stop in map(job.schema.shard_range, _shards(job)))
+
+
+def _shards(job: Job) -> Sequence[int]:
+    """The shards that this run answers for."""
+    every = range(job.schema.num_shards)
+    return every if job.part is None else [shard for shard in every if job.part.owns(shard)]
 
 
 class _Log:

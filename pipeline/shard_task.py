@@ -88,7 +88,13 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
     clock = Clock()
     layers = ([LABELS_LAYER] if task.with_labels else []) + [extractor.name for extractor in task.extractors]
     shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
-    kept = _kept_samples(store, schema, shard.specs, task)
+    inputs = manifest.row_digests(start, stop)
+    record = _readable_commit(store, task.shard)
+    kept = _kept_samples(store, schema, shard.specs, task, record, inputs)
+    # What other layers, which stay, have in quarantine is so for this one, too: a sample is whole or not at all.
+    others = _kept_layers(schema, record, inputs, layers)
+    refused = {entry.index: entry.reason for entry in others.quarantine} if others else {}
+    refused |= task.refused
     chosen = range(start, stop) if kept is None else task.only or ()
     quarantine = [] if kept is None else [entry for entry in kept.record.quarantine if entry.index not in chosen]
     files_of = _fetched(manifest, chosen if layers else ())
@@ -96,9 +102,12 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
         if kept is not None and index not in chosen:
             shard.keep(kept, index - start)
             continue
-        if on_sample is not None:
-            on_sample(index)
-        reason, planes = _compute_sample(manifest, index, next(files_of), schema, task, clock)
+        fetch, planes = next(files_of), Planes()
+        reason = str(manifest.table.column("problem")[index]) or refused.get(index, "")
+        if not reason:
+            if on_sample is not None:
+                on_sample(index)
+            reason, planes = _compute_sample(manifest, index, fetch, schema, task, clock)
         with clock.part("compress"):
             shard.append(planes)
         if reason:
@@ -108,7 +117,6 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
         _check_settings(store, task)  # once more: computing takes a while
         forget_layers(store, task.shard, layers)
         store.write_many(files)
-        inputs = manifest.row_digests(start, stop)
         record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
     return ShardReport(
         shard=task.shard,
@@ -168,26 +176,38 @@ def _fetched(manifest: Manifest, indices: Iterable[int]) -> Iterator[Fetch]:
             yield coming.popleft().result
 
 
-def _kept_samples(
-    store: Storage, schema: StoreSchema, specs: Sequence[ArraySpec], task: ShardTask
-) -> StoredShard | None:
-    """The shard as it is stored, if the task is to take samples over and every byte of them is as its record says."""
-    if task.only is None:
-        return None
+def _readable_commit(store: Storage, shard: int) -> CommitRecord | None:
     try:
-        record = read_commit(store, task.shard)
+        return read_commit(store, shard)
     except StoreCorruptError:
         return None
-    return None if record is None else StoredShard.read(store, schema, specs, record)
+
+
+def _kept_samples(
+    store: Storage,
+    schema: StoreSchema,
+    specs: Sequence[ArraySpec],
+    task: ShardTask,
+    record: CommitRecord | None,
+    inputs: Sequence[str],
+) -> StoredShard | None:
+    """The shard as it is stored, if the task is to take samples over, and they are what their record says.
+
+    That is: of today's inputs, which may have changed since the task was planned, and true to every byte.
+    """
+    if task.only is None or record is None or len(record.inputs) != len(inputs):
+        return None
+    first = record.samples[0]
+    pairs = enumerate(zip(record.inputs, inputs, strict=True), first)
+    if any(then != now and index not in task.only for index, (then, now) in pairs):
+        return None
+    return StoredShard.read(store, schema, specs, record)
 
 
 def _compute_sample(
     manifest: Manifest, index: int, fetch: Fetch, schema: StoreSchema, task: ShardTask, clock: "Clock"
 ) -> tuple[str, Planes]:
     """The reason for quarantine ("" if none) and the sample's planes (none if quarantined)."""
-    problem = str(manifest.table.column("problem")[index]) or task.refused.get(index, "")
-    if problem:
-        return problem, {}
     try:
         with clock.part("load"):
             image, labels = manifest.decode(index, fetch())
@@ -249,7 +269,7 @@ def _commit(
     computed: dict[str, dict[str, str]] = {}
     for path, data in files.items():
         computed.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
-    kept = _kept_layers(store, schema, shard, inputs, computed)
+    kept = _kept_layers(schema, _readable_commit(store, shard), inputs, computed)
     entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *quarantine)}
     merged = tuple(entries[index] for index in sorted(entries))
     sample_range = schema.shard_range(shard)
@@ -269,19 +289,14 @@ def _commit(
 
 
 def _kept_layers(
-    store: Storage, schema: StoreSchema, shard: int, inputs: tuple[str, ...], computed: Mapping[str, object]
+    schema: StoreSchema, record: CommitRecord | None, inputs: tuple[str, ...], computed: Iterable[str]
 ) -> CommitRecord | None:
     """The earlier record, reduced to the layers that this task leaves alone; None if it is of other inputs."""
-    try:
-        record = read_commit(store, shard)
-    except StoreCorruptError:
-        return None
     if record is None or record.inputs != inputs:
         return None
-    layers = {name: commit for name, commit in record.layers.items() if name not in computed and name in schema.layers}
-    if not layers:
-        return None
-    return replace(record, layers=layers)
+    names = schema.layers.keys() - set(computed)
+    layers = {name: commit for name, commit in record.layers.items() if name in names}
+    return replace(record, layers=layers) if layers else None
 
 
 class Clock:

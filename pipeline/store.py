@@ -8,6 +8,7 @@ from ..manifests.storage import LocalStorage, Location, Storage, open_storage
 from ..manifests.table import Manifest
 from .commits import PROVENANCE, sha256
 from .errors import StoreError
+from .locks import RUN_LOCK, TASKS_LOCK
 from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
@@ -20,7 +21,7 @@ def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
     """Every metadata file of a store (path inside the store -> bytes), as a function of the schema alone."""
     root = to_json(schema.group_metadata())
     group = to_json({"attributes": {}, "zarr_format": 3, "node_type": "group"})
-    documents = {ROOT: root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
+    documents = {RUN_LOCK: b"", TASKS_LOCK: b"", ROOT: root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
     for spec in schema.specs:
         documents[f"{spec.name}/zarr.json"] = to_json(schema.array_metadata(spec))
     return documents
@@ -47,7 +48,11 @@ def is_store(store: Storage) -> bool:
         if path.parent.exists() and not path.parent.is_dir():
             raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
         return False
-    others = [path for path in store.sizes() if path != MANIFEST_FILE and not path.endswith(".json")]
+    if "/" not in store.url.split("://", 1)[1]:
+        raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
+    ours = {MANIFEST_FILE, SETTINGS_COPY, RUN_LOCK, TASKS_LOCK, f"{PROVENANCE}/zarr.json"}
+    ours |= {f"{name}/zarr.json" for name in SPECS}
+    others = sorted(store.sizes().keys() - ours)
     if others:  # documents alone are what a creation leaves that never came to its end
         raise StoreError(
             f"{store}: exists and is not a store (has {others[0]})", hint="choose another path for the store"
@@ -77,8 +82,9 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
     """The manifest the store was computed from; ``root`` overrides where its paths start."""
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
-    manifest = Manifest.read(where, root=root)
-    found = sha256(store.read(MANIFEST_FILE))
+    data = store.read(MANIFEST_FILE)
+    manifest = Manifest.parse(data, where, root=root)
+    found = sha256(data)
     if found != schema.manifest_sha256:
         raise StoreError(
             f"{where}: not the manifest of this store "

@@ -108,7 +108,8 @@ def repair(
             if not holds(store, path, data):
                 store.write(path, data)
         manifest = read_manifest(store, schema, root)
-        store.remove(fault.path for fault in report.faults if fault.problem == STRAY)
+        store.remove(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
+        store.remove_leftovers()
         withdraw_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
@@ -117,6 +118,7 @@ def repair(
         recompute(manifest)
 
 
+LEFTOVER = "half-written by a run that was killed, or is being written now"
 STRAY = "does not belong to the store"
 FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
 
@@ -157,7 +159,9 @@ def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
     known |= {commit_path(shard) for shard in range(schema.num_shards)}
     known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
     for path in store.sizes():
-        if path not in known and not path.endswith(PARTIAL_SUFFIX):
+        if path.endswith(PARTIAL_SUFFIX):
+            yield Fault(path=path, problem=LEFTOVER)
+        elif path not in known:
             yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
 
 

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,22 @@ def test_a_new_folder_appears_whole_and_once(folder: Storage) -> None:
     assert folder.sizes() == {"b/y": 1, "root": 1}
     with pytest.raises(FileExistsError):
         folder.create({"root": b"3"})
-    assert folder.read("root") == b"2"
+    with pytest.raises(FileExistsError):
+        folder.create({"b/y": b"other", "root": b"3"})
+    assert (folder.read("b/y"), folder.read("root")) == (b"1", b"2")
+
+
+def test_a_new_file_is_never_written_over(folder: Storage) -> None:
+    folder.write_new("x", b"1")
+    with pytest.raises(FileExistsError):
+        folder.write_new("x", b"2")
+    assert (folder.read("x"), folder.sizes()) == (b"1", {"x": 1})
+
+
+def test_a_file_that_is_not_there_keeps_none_from_being_removed(folder: Storage) -> None:
+    folder.write_many({f"{i}": b"1" for i in range(5)})
+    folder.remove(["missing", *map(str, range(5))])
+    assert folder.sizes() == {}
 
 
 def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +115,17 @@ def test_names_of_folders(location: str | Path, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("location", "says"),
-    [("ftp://host/x", r"expected a path or a URL of s3, .* got ftp://"), ("file://data/x", "three slashes")],
+    [
+        ("ftp://host/x", r"expected a path or a URL of s3, .* got ftp://"),
+        ("file://data/x", "three slashes"),
+        ("file:///data/a#1", "without '#' and '?'"),
+        ("s3://bucket/run#2", "without '#' and '?'"),
+        ("s3://bucket/run?2", "without '#' and '?'"),
+        (Path("s3://bucket/x"), "two slashes"),
+        ("s3:", "two slashes"),
+    ],
 )
-def test_locations_that_mean_nothing(location: str, says: str) -> None:
+def test_locations_that_mean_nothing(location: str | Path, says: str) -> None:
     with pytest.raises(StorageError, match=says):
         open_storage(location)
 
@@ -115,6 +140,10 @@ def test_absolute_and_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("/", "m"),
         ("s3://b/a", "m"),
     ]
+    found, name = split("file:///m.parquet")
+    assert (str(found), name) == ("/", "m.parquet")
+    with pytest.raises(StorageError, match="a file in a bucket"):
+        split("s3://m.parquet")
 
 
 def test_files_below_a_root(tmp_path: Path) -> None:
@@ -160,6 +189,56 @@ def test_the_cache_keeps_nothing_that_it_was_not_asked_for(tmp_path: Path) -> No
     with pytest.raises(StorageError, match=r"s3://b/x: expected sha256 ba7816bf8f01, got 88d4266fd4e6 \(4 bytes\)"):
         cache.file(ABC, lambda: b"abcd", "s3://b/x")
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_takes_no_path_for_a_hash(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="expected a sha256"):
+        ContentCache(tmp_path).file("/etc/hostname", lambda: b"abc", "s3://b/x")
+
+
+def test_an_outage_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's 404 and a missing bucket are the service's trouble; a sample must not be quarantined for them."""
+    import obstore
+
+    for body, missing in (("<Code>NoSuchKey</Code>", True), ("not here!", False), ("<Code>NoSuchBucket</Code>", False)):
+        text = f"Object at location a not found: Server returned non-2xx status code: 404 Not Found: {body}"
+
+        def answer(*_: object, text: str = text) -> None:
+            raise FileNotFoundError(text)
+
+        monkeypatch.setattr(obstore, "get", answer)
+        with pytest.raises(FileNotFoundError if missing else StorageError):
+            ObjectStorage("s3://bucket/x").read("a")
+
+
+@pytest.mark.parametrize("status", [None, 404, 503])
+def test_web_servers(status: int | None) -> None:
+    """Only what the server says is missing is missing."""
+    pytest.importorskip("aiohttp")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status or 200)
+            self.end_headers()
+            self.wfile.write(b"content")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root = f"http://127.0.0.1:{server.server_port}"
+    try:
+        if status is None:
+            assert read_below(root, "a b/x") == b"content"
+        else:
+            with pytest.raises(FileNotFoundError if status == 404 else StorageError):
+                read_below(root, "x")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(StorageError, match="http://127"):
+        read_below(root, "x")
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from physseg.pipeline.commits import read_commit
 from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreCorruptError, StoreError
 from physseg.pipeline.reader import StoreReader
 from physseg.pipeline.schema import DONE, MISSING
-from physseg.pipeline.verify import verify
+from physseg.pipeline.verify import repair, verify
 from physseg.structure_extractors import registry
 
 from .test_store import FRAME, MakeManifest, assert_same_bytes, is_of_a_shard, preprocess
@@ -311,3 +311,56 @@ def test_an_extractor_that_breaks_its_promise_ends_the_run(
     with pytest.raises(ShardFailedError, match=message):
         preprocess(make_manifest(1), tmp_path / "s.zarr")
     assert (StoreReader(tmp_path / "s.zarr", ()).status == MISSING).all()
+
+
+def test_what_changed_since_the_plan_is_not_taken_over(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    """Planned against one state of the store, run against another that has the same settings."""
+    first = make_manifest(6)
+    store, names = tmp_path / "s.zarr", [sample.sample_id for sample in first.samples]
+
+    def with_changed(*indices: int) -> Manifest:
+        samples = list(first.samples)
+        for index in indices:
+            samples[index] = dataclasses.replace(
+                samples[index],
+                image_path=samples[5 - index].image_path,
+                label_path=samples[5 - index].label_path,
+                image_sha256=samples[5 - index].image_sha256,
+                label_sha256=samples[5 - index].label_sha256,
+                height=samples[5 - index].height,
+                width=samples[5 - index].width,
+            )
+        return dataclasses.replace(first, samples=samples)
+
+    preprocess(first, store)
+    planned = run.prepare(with_changed(1), store)
+    assert [task.only for task in planned.plan.tasks] == [(1,)]
+    preprocess(with_changed(2), store)
+    back = run.prepare(first, store)
+    run._settle(back)  # and that run is killed before its first shard
+    run.execute(planned, scheduler="sync", progress=False)
+    preprocess(with_changed(1), tmp_path / "fresh.zarr")
+    assert_same_bytes(tmp_path / "fresh.zarr", store)
+    assert names == [sample.sample_id for sample in planned.manifest.samples]
+
+
+def test_a_sample_in_quarantine_stays_there_whole_when_a_layer_is_added(manifest: Manifest, tmp_path: Path) -> None:
+    label = Path(manifest.root) / manifest.samples[3].label_path
+    content = label.read_bytes()
+    label.unlink()
+    preprocess(manifest, tmp_path / "fresh.zarr", structures=["canny", "sift"])
+    preprocess(manifest, tmp_path / "s.zarr", structures=["canny"])
+    label.write_bytes(content)
+    report = preprocess(manifest, tmp_path / "s.zarr", structures=["sift"])
+    assert [entry.index for entry in report.quarantine] == [3]
+    assert_same_bytes(tmp_path / "fresh.zarr", tmp_path / "s.zarr")
+
+
+def test_what_a_killed_part_left_is_named_and_removed(manifest: Manifest, tmp_path: Path) -> None:
+    preprocess(manifest, tmp_path / "s.zarr")
+    left = tmp_path / "s.zarr/canny/c/0/0/.0.abc.partial"
+    left.write_bytes(b"half")
+    report = verify(tmp_path / "s.zarr", progress=False)
+    assert [fault.path for fault in report.faults] == ["canny/c/0/0/.0.abc.partial"]
+    repair(tmp_path / "s.zarr", report, lambda _: pytest.fail("nothing to compute"))
+    assert verify(tmp_path / "s.zarr", progress=False).faults == ()

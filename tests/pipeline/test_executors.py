@@ -239,7 +239,7 @@ def test_deaths_that_strike_anywhere_refuse_nothing(die: Callable[..., list[Shar
         ([Death(None, KILL)] * 2, f"died 2 times, and not of a sample: {KILL}".replace("(", r"\(").replace(")", r"\)")),
         ([Death(63, KILL)] * 4, "and not of a sample"),  # refused, and still there: it is the writing afterwards
         (
-            [Death(at, "signal 4 (SIGILL)", begun=at + 1) for at in (0, 0, 1, 1, 2, 2, 3, 3)],
+            [Death(at, "signal 4 (SIGILL)", begun=1) for at in (0, 0, 1, 1, 2, 2, 3, 3)],
             "each of its first 4 samples",
         ),
         ([ShardFailedError("disk full")], "disk full"),

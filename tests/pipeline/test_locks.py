@@ -103,9 +103,57 @@ def test_who_was_taken_for_dead_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         (name,) = leases(store)
         Path(f"{store}.locks", name).unlink()
         wait_for(lambda: raises(still_ours))
-        with pytest.raises(StoreError, match="took this one for dead"):
+        with pytest.raises(StoreError, match="lost the lease"):
             still_ours()
     assert leases(store) == []
+
+
+def test_who_cannot_renew_gives_up_before_others_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_leases(monkeypatch)
+    store = LocalStorage(tmp_path / "s.zarr")
+    store.path.mkdir()
+    with locked(store) as still_ours:
+        write = LocalStorage.write
+
+        def stalled(self: LocalStorage, path: str, data: bytes) -> None:
+            time.sleep(0.6)  # lands after a waiting one may have removed the lease and taken the store
+            write(self, path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "write", stalled)
+            time.sleep(0.5)
+            assert raises(still_ours), "while the request is on its way"
+            wait_for(lambda: leases(store) == [])
+        assert raises(still_ours), "and after it landed"
+
+
+def test_all_who_wait_get_their_turn(store: LocalStorage) -> None:
+    inside, order = [0], []
+
+    def take(number: int) -> None:
+        with locked(store, wait_seconds=20):
+            inside[0] += 1
+            assert inside[0] == 1
+            time.sleep(0.05)
+            order.append(number)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == [0, 1, 2, 3]
+
+
+def test_a_gate_that_was_left_shut_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_leases(monkeypatch)
+    store = LocalStorage(tmp_path / "s.zarr")
+    store.path.mkdir()
+    LocalStorage(Path(f"{store}.locks")).write("gate", b"of a process that died")
+    with locked(store):
+        pass
+    assert list(Path(f"{store}.locks").iterdir()) == []
 
 
 def test_a_clock_that_jumps_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,9 +59,9 @@ def test_a_flipped_bit_in_any_file_is_found_and_mended(store: Path, pristine: Pa
     files = sorted(path for path in store.rglob("*") if path.is_file())
     assert len(files) >= 40
     for file in files:
-        data = bytearray(file.read_bytes())
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         original = file.read_bytes()
+        data = bytearray(original or b"\0")  # the lock files are empty
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         file.write_bytes(data)
         path = file.relative_to(store).as_posix()
         faults = verify(store, progress=False).faults
