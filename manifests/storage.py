@@ -38,7 +38,7 @@ _RETRIES: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=180),
     "backoff": {"max_backoff": timedelta(seconds=5)},
 }
-_REQUEST_TIMEOUT = timedelta(seconds=60)
+_REQUEST_TIMEOUT = timedelta(seconds=30)
 
 
 class Storage(ABC):
@@ -307,14 +307,15 @@ class ObjectStorage(Storage):
 
     def read(self, path: str) -> bytes:
         with self._named(path):
-            return self._api.get(self._store, path).bytes().to_bytes()  # type: ignore[no-any-return]
+            data: bytes = self._again(lambda: self._api.get(self._store, path).bytes().to_bytes())
+        return data
 
     def open(self, path: str) -> "ObjectFile":
         return ObjectFile(self, path)
 
     def read_range(self, path: str, length: int, offset: int) -> bytes:
         with self._named(path):
-            return bytes(self._api.get_range(self._store, path, start=offset, length=length))
+            return self._again(lambda: bytes(self._api.get_range(self._store, path, start=offset, length=length)))
 
     def size(self, path: str) -> int:
         try:
@@ -331,8 +332,10 @@ class ObjectStorage(Storage):
         try:
             self._put(path, data, mode="create")
         except FileExistsError:
-            if self.read(path) != data:  # else it is ours: a request that seemed to fail may have landed
-                raise
+            with suppress(FileNotFoundError):
+                if self.read(path) == data:  # ours: a request that seemed to fail may have landed
+                    return
+            raise
 
     def create(self, files: Mapping[str, bytes]) -> None:
         *before, last = files
@@ -353,7 +356,7 @@ class ObjectStorage(Storage):
         try:
             # HEAD would do, but has no body that tells a missing file from a missing service.
             with self._named(path):
-                self._api.get(self._impatient_store, path).bytes()
+                self._again(lambda: self._api.get(self._impatient_store, path).bytes())
         except FileNotFoundError:
             return False
         return True
@@ -371,12 +374,13 @@ class ObjectStorage(Storage):
             self._again(lambda: self._api.delete(self._store, path))
 
     def _again(self, request: Callable[[], T]) -> T:
-        """What obstore does not try again by itself: answers that break off, and removals."""
+        """What obstore does not try again by itself: answers that break off, new files, removals."""
         for attempt in range(_ATTEMPTS):
             try:
                 return request()
             except self._api.exceptions.GenericError as error:
-                if attempt == _ATTEMPTS - 1 or _status(error) in range(400, 500):
+                patience_is_over = "max_retries" in _first_line(error)  # obstore's own words
+                if attempt == _ATTEMPTS - 1 or patience_is_over or _status(error) in range(400, 500):
                     raise
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
@@ -392,7 +396,7 @@ class ObjectStorage(Storage):
     def _put(self, path: str, data: bytes, *, mode: str) -> None:
         with self._named(path):
             try:
-                self._api.put(self._store, path, data, mode=mode, use_multipart=False)
+                self._again(lambda: self._api.put(self._store, path, data, mode=mode, use_multipart=False))
             except FileNotFoundError as error:
                 raise self._refused(path, error) from error  # there is nothing to find in writing: no such bucket
 

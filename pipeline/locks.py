@@ -172,6 +172,7 @@ class _Lease:
             with self._gate():
                 in_the_way = self._others()
                 if not in_the_way:
+                    self._seen_alive = time.monotonic()
                     self._write()
                     break
             alive = self._watch(in_the_way)

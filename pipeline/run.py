@@ -200,10 +200,11 @@ def _settle_for_all_parts(job: Job) -> None:
     while not _is_settled(job):
         try:
             with locked(job.store, make=partial(_create_unless_there, job)):
-                now = open_schema(job.store)
-                if now != job.schema:
-                    _check_unchanged(job, now, settled=False)
-                _settle(job)
+                if not _is_settled(job):  # nobody did it while this one waited: what others computed must stay
+                    now = open_schema(job.store)
+                    if now != job.schema:
+                        _check_unchanged(job, now, settled=False)
+                    _settle(job)
         except StoreBusyError:  # another part that settles, most likely: look again
             if time.monotonic() > give_up:
                 raise

@@ -52,8 +52,10 @@ def is_store(store: Storage) -> bool:
         raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
     ours = {MANIFEST_FILE, SETTINGS_COPY, RUN_LOCK, TASKS_LOCK, f"{PROVENANCE}/zarr.json"}
     ours |= {f"{name}/zarr.json" for name in SPECS}
-    others = sorted(store.sizes().keys() - ours)
-    if others:  # documents alone are what a creation leaves that never came to its end
+    found = store.sizes().keys()
+    if ROOT in found:  # it appeared between the two looks
+        return True
+    if others := sorted(found - ours):  # documents alone are what a creation leaves that never came to its end
         raise StoreError(
             f"{store}: exists and is not a store (has {others[0]})", hint="choose another path for the store"
         )

@@ -118,7 +118,6 @@ def test_a_cut_cable_costs_time_alone(cluster: tuple[str, str], shapes: Shapes, 
     assert_same_tree(tree(store), shapes.files)
 
 
-@pytest.mark.xfail(strict=True, reason="a TypeError of distributed's is not explained")
 def test_who_has_no_certificate_is_refused(
     cluster: tuple[str, str], shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,7 @@ from physseg.pipeline.plan import Part
 from .commands import Shapes, assert_same_tree
 from .s3 import Bucket
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.xfail(strict=True, reason="a part goes for the lock alone where others hold it together, or for none"),
-]
+pytestmark = pytest.mark.cluster
 FRAME = Frame(short_edge=192, max_long_edge=384, canvas=384)
 PARTS = [Part.parse(f"{number}/3") for number in (1, 2, 3)]
 

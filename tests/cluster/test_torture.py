@@ -63,7 +63,6 @@ def assert_is_whole(bucket: Bucket, shapes: Shapes) -> None:
     assert_same_tree(bucket.tree(STORE), shapes.files)
 
 
-@pytest.mark.xfail(reason="listings that break off and deletions are not repeated, see test_s3.py")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_clients_killed_again_and_again_on_a_bad_network(
     bucket: Bucket, shapes: Shapes, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -13,6 +13,7 @@ from physseg.manifests.table import Manifest
 from physseg.pipeline import executors, run, shard_task, store
 from physseg.pipeline.commits import read_commit
 from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreCorruptError, StoreError
+from physseg.pipeline.plan import Part
 from physseg.pipeline.reader import StoreReader
 from physseg.pipeline.schema import DONE, MISSING
 from physseg.pipeline.verify import repair, verify
@@ -364,3 +365,17 @@ def test_what_a_killed_part_left_is_named_and_removed(manifest: Manifest, tmp_pa
     assert [fault.path for fault in report.faults] == ["canny/c/0/0/.0.abc.partial"]
     repair(tmp_path / "s.zarr", report, lambda _: pytest.fail("nothing to compute"))
     assert verify(tmp_path / "s.zarr", progress=False).faults == ()
+
+
+def test_a_part_that_waited_to_settle_leaves_what_the_others_computed(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both planned a store that was not there; the first made it and is done when the second gets the lock."""
+    path = tmp_path / "s.zarr"
+    one, two = (run.prepare(manifest, path, frame=FRAME, part=Part(number, 2)) for number in (1, 2))
+    run.execute(one, scheduler="sync", progress=False)
+    real, looks = run._is_settled, iter([False])
+    monkeypatch.setattr(run, "_is_settled", lambda job: next(looks, True) and real(job))
+    run.execute(two, scheduler="sync", progress=False)
+    assert (StoreReader(path, ()).status == DONE).all()
+    assert verify(path, progress=False).faults == ()
