@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from ..manifests.storage import Storage
+from ..manifests.storage_interface import Storage
 from .errors import StoreCorruptError
 from .schema import digest_of_json, to_json
 

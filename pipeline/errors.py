@@ -1,12 +1,6 @@
 """Named errors of the pipeline; each carries where, expected and got."""
 
-from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING
-
 from .. import PhyssegError
-
-if TYPE_CHECKING:
-    from .shard_task import ShardTask
 
 
 class FrameError(PhyssegError, ValueError):
@@ -35,17 +29,6 @@ class ExecutorError(PhyssegError, ValueError):
 
 class ShardFailedError(PhyssegError, RuntimeError):
     """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
-
-
-def shard_failed(task: "ShardTask", error: BaseException) -> ShardFailedError:
-    """What to raise for a task that ended with this error, which may be of a worker, or of the way to it."""
-    cause = f"{type(error).__name__}: {error}"
-    hint = "mend the cause and run the same command again; shards that are committed stay"
-    if isinstance(error, CancelledError):
-        cause = f"the scheduler was lost ({' '.join(str(error).split())})"
-    elif isinstance(error, PhyssegError):
-        cause, hint = str(error.args[0]), error.hint or hint
-    return ShardFailedError(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint, shard=task.shard)
 
 
 class DrawError(PhyssegError, ValueError):

@@ -13,9 +13,10 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from .clusters import LOCAL, SLURM, connected
-from .errors import ExecutorError, shard_failed
+from .errors import ExecutorError
 from .gpu_servers import serving
 from .lone_shards import compute_alone
+from .shard_failure import shard_failed
 from .shard_task import ShardReport, ShardTask, compute_shard
 
 __all__ = ["LOCAL", "SLURM", "SYNC", "run_tasks", "say_on_stderr"]

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..manifests.storage import Location, Storage, open_storage
+from ..manifests.storage import Location, open_storage
+from ..manifests.storage_interface import Storage
 from .commits import CommitRecord, QuarantineEntry, read_commits
 from .errors import StoreCorruptError
 from .reader import StoreReader

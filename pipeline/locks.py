@@ -22,7 +22,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..manifests.errors import StorageError
-from ..manifests.storage import LocalStorage, Storage, open_storage
+from ..manifests.local_storage import LocalStorage
+from ..manifests.storage import open_storage
+from ..manifests.storage_interface import Storage
 from .commits import PROVENANCE
 from .errors import StoreBusyError, StoreError
 from .schema import to_json

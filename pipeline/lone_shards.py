@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from .clusters import WORKER_ENVIRONMENT
-from .errors import ShardFailedError, shard_failed
+from .errors import ShardFailedError
+from .shard_failure import shard_failed
 from .shard_task import ShardReport, ShardTask, compute_shard
 
 DEATHS = 2

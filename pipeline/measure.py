@@ -15,7 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..manifests.storage import LocalStorage, Storage, open_storage, read_below
+from ..manifests.local_storage import LocalStorage
+from ..manifests.storage import open_storage, read_below
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest, SampleTable
 from ..structure_extractors.interface import Extractor
 from .commits import sha256

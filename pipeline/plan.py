@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from ..manifests.storage import Storage, absolute
+from ..manifests.storage import absolute
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest
 from ..structure_extractors.interface import Extractor
 from .commits import CommitRecord, read_commits

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.content_cache import ContentCache
-from ..manifests.storage import LocalFile, LocalStorage, Location, RandomAccess, open_storage
+from ..manifests.local_storage import LocalFile, LocalStorage
+from ..manifests.storage import Location, open_storage
+from ..manifests.storage_interface import RandomAccess
 from ..manifests.table import Manifest
 from .commits import CommitRecord, read_commit
 from .errors import StoreCorruptError, StoreError, StoreIncompleteError

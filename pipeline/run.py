@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
-from ..manifests.storage import Location, Storage, open_storage, read_below
+from ..manifests.storage import Location, open_storage, read_below
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest
 from ..structure_extractors import registry
 from ..structure_extractors.interface import Extractor

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..manifests.storage import Storage
+from ..manifests.storage_interface import Storage
 from ..structure_extractors.errors import ExtractorError
 from .commits import CommitRecord, sha256
 from .schema import ArraySpec, StoreSchema

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import ContentError
-from ..manifests.storage import Storage, is_url, open_storage
+from ..manifests.storage import is_url, open_storage
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest
 from ..structure_extractors.errors import ExtractorError
 from ..structure_extractors.interface import Extractor, Labels

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..manifests.storage import LocalStorage, Location, Storage, open_storage
+from ..manifests.local_storage import LocalStorage
+from ..manifests.storage import Location, open_storage
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest
 from .commits import PROVENANCE, sha256
 from .errors import StoreError

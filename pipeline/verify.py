@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..manifests.checking import available_cpus
 from ..manifests.errors import ManifestError
-from ..manifests.storage import Location, Storage, open_storage
+from ..manifests.storage import Location, open_storage
+from ..manifests.storage_interface import Storage
 from ..manifests.table import Manifest
 from ..manifests.whole_file import PARTIAL_SUFFIX
 from .commits import PROVENANCE, CommitRecord, commit_path, forget_layers, read_commit, sha256

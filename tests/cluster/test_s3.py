@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
-from physseg.manifests.storage import Storage, open_storage
+from physseg.manifests.storage import open_storage
+from physseg.manifests.storage_interface import Storage
 from physseg.pipeline.commits import read_commit
 from physseg.pipeline.verify import verify
 
@@ -28,7 +29,7 @@ COMMITS = f"{STORE}/provenance/commits/"
 SYNC = ("--scheduler", "sync", *SETTINGS)
 SHORT_LEASES = "from physseg.pipeline import locks; locks.LEASE_SECONDS, locks.HEARTBEAT_SECONDS = 3.0, 0.5"
 """So that a test need not wait half a minute until a killed writer is known dead."""
-FEW_RETRIES = "from physseg.manifests import storage; storage._RETRIES['max_retries'] = 2"
+FEW_RETRIES = "from physseg.manifests import object_storage; object_storage._RETRIES['max_retries'] = 2"
 """So that a test need not wait three minutes until a service is known down."""
 
 

@@ -8,10 +8,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from physseg.manifests import storage
+from physseg.manifests import local_storage
 from physseg.manifests.content_cache import ContentCache
 from physseg.manifests.errors import StorageError
-from physseg.manifests.storage import LocalStorage, ObjectStorage, Storage, absolute, open_storage, read_below, split
+from physseg.manifests.local_storage import LocalStorage
+from physseg.manifests.object_storage import ObjectStorage
+from physseg.manifests.storage import absolute, open_storage, read_below, split
+from physseg.manifests.storage_interface import Storage
 
 
 @pytest.fixture(params=["directory", "objects"])
@@ -80,7 +83,7 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    monkeypatch.setattr(storage, "write_whole", full)
+    monkeypatch.setattr(local_storage, "write_whole", full)
     with pytest.raises(OSError, match="No space left"):
         LocalStorage(tmp_path / "a").create({"b/y": b"1", "root": b"2"})
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests import storage
+from physseg.manifests import local_storage
 from physseg.manifests.storage import open_storage
 from physseg.manifests.table import Manifest
 from physseg.pipeline import executors, run, shard_task, store
@@ -43,8 +43,8 @@ def die_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
             left[0] -= 1
         real(path, data)
 
-    real = storage.write_whole
-    monkeypatch.setattr(storage, "write_whole", dying)
+    real = local_storage.write_whole
+    monkeypatch.setattr(local_storage, "write_whole", dying)
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_new_settings_that_are_half_written_mislead_nobody(
             left[0] -= 1
         real(file, data)
 
-    real = storage.write_whole
+    real = local_storage.write_whole
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(storage, "write_whole", dying)
+        patch.setattr(local_storage, "write_whole", dying)
         preprocess(moved, path, **change)
     with contextlib.suppress(StoreError, StoreCorruptError):
         assert not len(StoreReader(path, ("canny", "cell_counts")).usable)

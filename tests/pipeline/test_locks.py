@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from physseg.manifests.storage import LocalStorage
+from physseg.manifests.local_storage import LocalStorage
 from physseg.pipeline import locks
 from physseg.pipeline.errors import StoreError
 from physseg.pipeline.locks import locked, no_task_writes, writing

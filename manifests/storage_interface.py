@@ -1,0 +1,95 @@
+"""What the pipeline needs of a folder of files, be it a directory or a prefix of an object store, and no more.
+
+Whole files, written so that a reader sees the old or the new one, read whole or in part, listed, and removed. Nothing
+is renamed and nothing is appended to, so both kinds give the same guarantees.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Storage(ABC):
+    """A folder of files named by POSIX paths relative to it. Cheap to make, safe to share between threads, pickles.
+
+    Missing files raise FileNotFoundError; a place that cannot be reached, or refuses us, StorageError.
+    """
+
+    url: str
+    """Absolute path, or URL, without a slash at its end."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def at(self, path: str) -> str:
+        """The path inside this folder in full, for messages."""
+        return f"{self.url}/{path}" if path else self.url
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """All bytes of a file."""
+
+    @abstractmethod
+    def open(self, path: str) -> "RandomAccess":
+        """A file to read parts of."""
+
+    @abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole: a reader, or a crash at any moment, sees the old one or the new one."""
+
+    @abstractmethod
+    def write_new(self, path: str, data: bytes) -> None:
+        """The same for a file that is not there; FileExistsError, and nothing written, where it is."""
+
+    @abstractmethod
+    def create(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of a new folder, which appears with the last one; FileExistsError where that is there."""
+
+    @abstractmethod
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files for good, where they are there."""
+
+    @abstractmethod
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all below it."""
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether there is a file of that name."""
+
+    @abstractmethod
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Path -> bytes of every file below the folder ``under``, at any depth."""
+
+    @abstractmethod
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left half-written; only for who holds the folder alone."""
+
+    def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """The function of each item, in order; where a file takes long to arrive, of many items at a time."""
+        return map(function, items)
+
+    def write_many(self, files: Mapping[str, bytes]) -> None:
+        """Write several files, each whole, in no particular order."""
+        for _ in self.each(lambda path: self.write(path, files[path]), files):
+            pass
+
+
+class RandomAccess(ABC):
+    """An open file."""
+
+    size: int
+    """Bytes."""
+
+    @abstractmethod
+    def read_at(self, length: int, offset: int) -> bytes:
+        """That many bytes from ``offset`` on; fewer only where the file ends."""
+
+    def close(self) -> None:  # noqa: B027 (nothing to close where nothing is held)
+        """Let go of what is held."""
