@@ -1,0 +1,65 @@
+"""A disk that fills up, and one that may not be written to: a real file system in memory, where one may be mounted."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree
+
+pytestmark = pytest.mark.cluster
+SYNC = ("--scheduler", "sync", *SETTINGS)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = mount("-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder))
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"file systems cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def mount(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
+
+
+def test_a_full_disk_ends_the_run_and_more_room_resumes_it(disk: Path, shapes: Shapes) -> None:
+    store = disk / "s.zarr"
+    ended = subprocess.run(
+        command("preprocess", shapes.manifest, store, *SYNC), check=False, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "shard" in ended.stderr and "No space left on device" in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert not list(store.rglob("*.partial")), "nothing half-written stays"
+    committed = len(list((store / "provenance/commits").glob("*.json")))
+    assert 0 < committed < 6
+    assert not mount("-o", "remount,size=50m", str(disk)).returncode
+    physseg("preprocess", shapes.manifest, store, *SYNC)
+    assert_same_tree(tree(store), shapes.files)
+
+
+def test_a_store_that_may_not_be_written_can_be_read(disk: Path, shapes: Shapes) -> None:
+    assert not mount("-o", "remount,size=50m", str(disk)).returncode
+    store = disk / "s.zarr"
+    physseg("preprocess", shapes.manifest, store, *SYNC)
+    assert not mount("-o", "remount,ro", str(disk)).returncode
+    assert "no fault" in physseg("verify", store)
+    assert '"done": ' in physseg("inspect", store, "--json")
+    for target in (store, disk / "new.zarr"):
+        ended = subprocess.run(
+            command("preprocess", shapes.manifest, target, *SYNC),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 1 and "Read-only file system" in ended.stderr, ended.stderr
+        assert "Traceback" not in ended.stderr, ended.stderr
