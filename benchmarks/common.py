@@ -105,9 +105,12 @@ class Section:
     """How it was measured, and what limits the figures."""
     tables: Sequence[Sequence[Mapping[str, object]]]
     goals: Sequence[Goal] = ()
+    measured: str = ""
+    """When, and on what."""
 
     def markdown(self) -> str:
-        parts = [f"## {self.title}", self.text, *map(markdown_table, self.tables)]
+        measured = f"*Measured {self.measured}.*" if self.measured else ""
+        parts = [f"## {self.title}", measured, self.text, *map(markdown_table, self.tables)]
         parts += [f"- {'met' if goal.met else '**missed**'}: {goal.text}: {goal.measured}" for goal in self.goals]
         return "\n\n".join(part for part in parts if part) + "\n"
 

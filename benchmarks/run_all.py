@@ -1,20 +1,20 @@
 """Runs every benchmark and writes benchmarks/RESULTS.md: `make bench`.
 
-python benchmarks/run_all.py [--manifest M.parquet] [--quick]
+python benchmarks/run_all.py [--manifest M.parquet] [--quick] [--only store,plan]
 """
 
 import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import cluster_simulation
-import loading
+import memory_growth
 import plan_accuracy
 import preprocess
 import read
@@ -22,9 +22,8 @@ import sliding_window
 import superpoint
 import torch
 import train_step
-from common import Section, machine
+from common import Goal, Section, machine
 from data import Samples, open_samples, write_store
-from forms import write_forms
 from physseg.manifests.checking import available_cpus
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -34,55 +33,110 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, help="Measure on your own data; default: generated pictures.")
     parser.add_argument("--quick", action="store_true", help="Few samples and rounds: whether it runs, not how fast.")
+    parser.add_argument("--only", help=f"Measure these again and keep the others: {', '.join(BENCHMARKS)}.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    before = machine()
-    sections: list[Section] = []
+    names = args.only.split(",") if args.only else list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"--only: expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
+    sections = kept(args.out) if args.only else {}
     with tempfile.TemporaryDirectory() as folder:
-        for section in sections_of(args.manifest, Path(folder), quick=args.quick):
-            sections.append(section)
-            write(args.out, sections, before)  # after each, so that an interrupted run leaves what it has
+        bench = Bench(open_samples(args.manifest, 64 if args.quick else 256, Path(folder)), Path(folder), args.quick)
+        for name in names:
+            conditions = machine()
+            for section in BENCHMARKS[name](bench):
+                sections[section.title] = replace(section, measured=in_words(conditions))
+                print(sections[section.title].markdown(), flush=True)
+                write(args.out, list(sections.values()))  # after each, so that an interrupted run leaves what it has
     print(f"written to {args.out}")
 
 
-def write(out: Path, sections: list[Section], hardware: dict[str, Any]) -> None:
-    conditions = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
-    head = f"# Results\n\nWritten by `make bench` on {date.today().isoformat()}: {conditions}.\n"
+def in_words(conditions: dict[str, Any]) -> str:
+    described = ", ".join(f"{key} {value}" for key, value in conditions.items() if value is not None)
+    return f"{date.today().isoformat()}: {described}"
+
+
+def kept(out: Path) -> dict[str, Section]:
+    """The sections of an earlier run by title."""
+    found = json.loads(out.with_suffix(".json").read_text())["sections"]
+    sections = [Section(**(section | {"goals": [Goal(**goal) for goal in section["goals"]]})) for section in found]
+    return {section.title: section for section in sections}
+
+
+def write(out: Path, sections: list[Section]) -> None:
+    head = "# Results\n\nWritten by `make bench`; each section says when it was measured, and on what.\n"
     out.write_text("\n".join([head, *(section.markdown() for section in sections)]))
-    content = {"machine": hardware, "sections": [asdict(section) for section in sections]}
+    content = {"sections": [asdict(section) for section in sections]}
     out.with_suffix(".json").write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
-def sections_of(manifest: Path | None, folder: Path, *, quick: bool) -> Iterator[Section]:
-    """Every benchmark's section, printed as soon as it is there."""
-    samples = open_samples(manifest, 64 if quick else 256, folder)
-    for section in _sections(samples, folder, quick=quick):
-        print(section.markdown(), flush=True)
-        yield section
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the benchmarks share."""
+
+    samples: Samples
+    folder: Path
+    quick: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def store(self) -> Path:
+        """The store that reading and training are measured on."""
+        path = self.folder / "store.zarr"
+        return path if path.exists() else write_store(self.samples.manifest, path)
 
 
-def _sections(samples: Samples, folder: Path, *, quick: bool) -> Iterator[Section]:
+def _store(bench: Bench) -> Iterator[Section]:
     environment = dict(os.environ)
-    yield preprocess.measure(samples, folder)
+    yield preprocess.measure(bench.samples, bench.folder)
     os.environ.clear()
     os.environ.update(environment)  # Dask leaves its workers' settings behind: one thread for everybody
-    yield plan_accuracy.measure(
-        {samples.description: samples.manifest}, folder, rounds=1 if quick else 3, workers=available_cpus()
-    )
-    yield cluster_simulation.measure(folder, validate=not quick)
-    yield from _reading(samples.manifest, samples.description, folder, quick=quick)
-    yield superpoint.measure(repeats=3 if quick else 9)
-    if not quick:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        yield train_step.measure(folder / "store.zarr", device, steps=4, batch=None)
-        yield sliding_window.measure(device, ("1GiB", "4GiB"))
 
 
-def _reading(manifest, description: str, folder: Path, *, quick: bool) -> Iterator[Section]:  # type: ignore[no-untyped-def]
-    store = write_store(manifest, folder / "store.zarr")
-    yield read.measure(store, manifest, description, repeats=3 if quick else 9)
-    forms = write_forms(store, folder / "forms")
-    yield loading.measure(store, forms, description, rounds=1 if quick else 5, passes=1 if quick else 3)
+def _plan(bench: Bench) -> Iterator[Section]:
+    data = {bench.samples.description: bench.samples.manifest}
+    yield plan_accuracy.measure(data, bench.folder, rounds=1 if bench.quick else 3, workers=available_cpus())
+
+
+def _clusters(bench: Bench) -> Iterator[Section]:
+    yield cluster_simulation.measure(bench.folder, validate=not bench.quick)
+
+
+def _memory(bench: Bench) -> Iterator[Section]:
+    yield memory_growth.measure(640 if bench.quick else 20_000, available_cpus())
+
+
+def _reading(bench: Bench) -> Iterator[Section]:
+    import loading  # both need the peers' packages
+    from forms import write_forms
+
+    manifest, description, quick = bench.samples.manifest, bench.samples.description, bench.quick
+    yield read.measure(bench.store(), manifest, description, repeats=3 if quick else 9)
+    forms = write_forms(bench.store(), bench.folder / "forms")
+    yield loading.measure(bench.store(), forms, description, rounds=1 if quick else 5, passes=1 if quick else 3)
+
+
+def _superpoint(bench: Bench) -> Iterator[Section]:
+    yield superpoint.measure(repeats=3 if bench.quick else 9)
+
+
+def _training(bench: Bench) -> Iterator[Section]:
+    if not bench.quick:
+        yield train_step.measure(bench.store(), bench.device, steps=4, batch=None)
+        yield sliding_window.measure(bench.device, ("1GiB", "4GiB"))
+
+
+BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
+    "store": _store,
+    "plan": _plan,
+    "clusters": _clusters,
+    "memory": _memory,
+    "reading": _reading,
+    "superpoint": _superpoint,
+    "training": _training,
+}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .storage_interface import RandomAccess, Storage
-from .whole_file import PARTIAL_SUFFIX, remove_partials, sync_directory, write_whole
+from .whole_file import PARTIAL_SUFFIX, sync_directory, write_whole
 
 
 class LocalStorage(Storage):
@@ -79,8 +79,8 @@ class LocalStorage(Storage):
                     found[path] = Path(folder, name).stat().st_size
         return found
 
-    def remove_leftovers(self) -> None:
-        remove_partials(self.path)
+    def leftovers(self) -> list[str]:
+        return [path for path in self.sizes() if path.endswith(PARTIAL_SUFFIX)]
 
 
 class LocalFile(RandomAccess):

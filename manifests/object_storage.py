@@ -126,8 +126,8 @@ class ObjectStorage(Storage):
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def remove_leftovers(self) -> None:
-        """Nothing to do: an unfinished request leaves no object."""
+    def leftovers(self) -> list[str]:
+        return []  # an unfinished request leaves no object
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:

@@ -68,8 +68,8 @@ class Storage(ABC):
         """Path -> bytes of every file below the folder ``under``, at any depth."""
 
     @abstractmethod
-    def remove_leftovers(self) -> None:
-        """Remove what killed writers left half-written; only for who holds the folder alone."""
+    def leftovers(self) -> list[str]:
+        """Files that are half-written: by a writer that was killed, or by one that is at it."""
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """The function of each item, in order; where a file takes long to arrive, of many items at a time."""

@@ -34,14 +34,3 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_partials(directory: Path) -> int:
-    """Delete what killed writers left behind below ``directory``; returns how many files that were.
-
-    Only call this while holding the store's lock: a running writer's files look the same.
-    """
-    strays = list(directory.rglob(f".*{PARTIAL_SUFFIX}"))
-    for stray in strays:
-        stray.unlink(missing_ok=True)
-    return len(strays)

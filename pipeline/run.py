@@ -29,7 +29,7 @@ from .locks import StillOurs, locked, no_task_writes
 from .plan import Part, Plan, make_plan, memory_per_worker
 from .schema import ARRAYS, StoreSchema
 from .shard_task import LABELS_LAYER, ShardReport
-from .store import MANIFEST_FILE, create_store, evolve_store, holds, is_store, open_schema, withdraw_shards
+from .store import MANIFEST_FILE, create_store, evolve_store, holds, is_store, open_schema, shard_of, withdraw_shards
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
@@ -151,11 +151,13 @@ def execute(
     with locked(job.store, shared=not alone, make=make, wait_seconds=wait) as still_ours:
         _check_unchanged(job, open_schema(job.store), settled=not alone)
         if alone:
-            job.store.remove_leftovers()
+            job.store.remove(job.store.leftovers())
             _settle(job)
         else:
             withdraw_shards(job.store, job.schema, [task.shard for task in job.todo.tasks])
         reports = _run(job, still_ours, log, progress, scheduler=scheduler, workers=workers, memory_limit=memory_limit)
+        if reports:
+            _remove_leftovers(job)
         quarantine, dropped = _summary(job)
     return RunReport(
         num_samples=_num_samples(job),
@@ -353,6 +355,12 @@ def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> t
         for name, version in now.items()
         if existing.made_with.get(name) != version
     )
+
+
+def _remove_leftovers(job: Job) -> None:
+    """What workers that were killed on the way left half-written, of this run's own shards."""
+    ours = set(_shards(job))
+    job.store.remove(path for path in job.store.leftovers() if shard_of(path) in ours)
 
 
 def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:

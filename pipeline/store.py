@@ -1,6 +1,7 @@
 """Create, open and evolve a store's folder; the bytes of its shards are ``shard_task``'s business."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -116,6 +117,18 @@ def evolve_store(store: Storage, schema: StoreSchema, manifest: Manifest, touche
 def withdraw_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
     """Remove the status of shards: from here on nobody reads them until they are committed again."""
     store.remove(schema.shard_file(STATUS, shard) for shard in shards)
+
+
+def shard_of(path: str) -> int | None:
+    """The shard that a file of a store belongs to, a half-written one included.
+
+    >>> [shard_of(path) for path in ("canny/c/12/0/.0.ab.partial", "status/c/.3.ab.partial", "zarr.json")]
+    [12, 3, None]
+    >>> shard_of("provenance/commits/.000007.json.ab.partial")
+    7
+    """
+    found = re.search(r"/(?:c|commits)/\.?(\d+)", path)
+    return int(found[1]) if found else None
 
 
 def holds(store: Storage, path: str, data: bytes) -> bool:

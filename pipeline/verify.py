@@ -110,7 +110,7 @@ def repair(
                 store.write(path, data)
         manifest = read_manifest(store, schema, root)
         store.remove(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
-        store.remove_leftovers()
+        store.remove(store.leftovers())
         withdraw_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]

@@ -379,3 +379,25 @@ def test_a_part_that_waited_to_settle_leaves_what_the_others_computed(
     run.execute(two, scheduler="sync", progress=False)
     assert (StoreReader(path, ()).status == DONE).all()
     assert verify(path, progress=False).faults == ()
+
+
+def test_what_a_killed_worker_left_goes_with_the_run(manifest: Manifest, tmp_path: Path) -> None:
+    """Of a part's own shards only: what others write looks the same."""
+    path = tmp_path / "s.zarr"
+    parts = [run.prepare(manifest, path, frame=FRAME, part=Part(number, 2)) for number in (1, 2)]
+    run.execute(parts[0], scheduler="sync", progress=False)
+    left = [
+        path / "canny/c/0/0/.0.ab.partial",
+        path / "status/c/.1.cd.partial",
+        path / "provenance/commits/.000001.json.ef.partial",
+    ]
+    for file in left:
+        file.write_bytes(b"half")
+    run.execute(parts[1], scheduler="sync", progress=False)
+    assert [file.exists() for file in left] == [True, False, False]
+    run.execute(
+        run.prepare(manifest, path, structures=["canny"], settings={"canny": {"low": 7}}),
+        scheduler="sync",
+        progress=False,
+    )
+    assert verify(path, progress=False).faults == ()
