@@ -103,7 +103,7 @@ def against_bare(manifest: Manifest, store: Path) -> tuple[dict[str, list[float]
     rates: dict[str, list[float]] = {"ours": [], "bare": [], "kept": []}
     parts: Counter[str] = Counter()
     job = run.prepare(manifest, store, structures=STRUCTURES)
-    create_store(store, job.schema, manifest)
+    create_store(job.store, job.schema, manifest)
     reports = executors.run_tasks(job.plan.tasks, scheduler=executors.SYNC)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(bare, first(manifest, 4)).result()
