@@ -67,7 +67,7 @@ def preprocess(
     memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
     root: Root = None,
     retry_quarantined: Annotated[
-        bool, typer.Option("--retry-quarantined", help="Compute shards with quarantined samples again.")
+        bool, typer.Option("--retry-quarantined", help="Compute quarantined samples again.")
     ] = False,
     allow_quarantine: AllowQuarantine = False,
     dry_run: Annotated[
