@@ -30,6 +30,7 @@ from physseg.manifests.samples import SCHEMA, SampleTable
 from physseg.manifests.storage import open_storage
 from physseg.manifests.table import Manifest
 from physseg.pipeline import run
+from physseg.pipeline.child_process import peak_bytes
 from physseg.pipeline.clusters import connected
 from physseg.pipeline.commits import CommitRecord, LayerCommit, commit_path, read_commits
 from physseg.pipeline.estimate import CLUSTER_SECONDS
@@ -38,7 +39,6 @@ from physseg.pipeline.measure import measure as measure_images
 from physseg.pipeline.run import Job
 from physseg.pipeline.schema import STATUS
 from physseg.pipeline.store import create_store
-from physseg.pipeline.trial import peak_bytes
 
 SCALES = ((118_287, 8), (118_287, 64), (1_000_000, 64), (1_000_000, 1000), (10_000_000, 64), (10_000_000, 1000))
 """Images and workers."""

@@ -13,11 +13,12 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
+from .child_process import environment as child_environment
+from .child_process import memory_of
 from .clusters import WORKER_ENVIRONMENT
 from .errors import ShardFailedError
 from .shard_failure import shard_failed
@@ -82,7 +83,7 @@ def _attempt(
     context = multiprocessing.get_context("spawn")
     ours, childs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(task, childs), daemon=True)
-    with _environment(environment):
+    with child_environment(environment):
         process.start()
     childs.close()  # the child has the only other end: when it dies, reading ours ends
     samples: list[int] = []
@@ -94,7 +95,7 @@ def _attempt(
                 still_ours()
                 next_tick = time.monotonic() + TICK_SECONDS
             if not ours.poll(POLL_SECONDS):
-                if not by_memory and _memory(process.pid).now > memory_limit:
+                if not by_memory and memory_of(process.pid).now > memory_limit:
                     by_memory = True
                     process.kill()  # what it said until then is still in the pipe
                 continue
@@ -133,7 +134,7 @@ def _compute(task: ShardTask, parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who kills this
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, _memory("self").peak))))
+        parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, memory_of("self").peak))))
     except Exception as error:
         failed = shard_failed(task, error)
         failed.add_note(traceback.format_exc())
@@ -145,41 +146,6 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    now: int = 0
-    peak: int = 0
-
-
-def _memory(process: int | str | None) -> _Memory:
-    """Resident bytes of a process, now and at most so far; zeros where there is no /proc or no such process.
-
-    ``getrusage`` would not do for the peak: a new process inherits it from the one that started it.
-    """
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in ("VmRSS", "VmHWM"):
-                found[name] = int(value.split()[0]) * 1024
-    return _Memory(found.get("VmRSS", 0), found.get("VmHWM", 0))
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """For a child that is started meanwhile: libraries read some settings once, when they are loaded."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _cause(exit_code: int | None) -> str:

@@ -1,20 +1,16 @@
 """Small shards computed and timed in processes of their own, all at once, as the workers of a run are."""
 
-import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from .. import PhyssegError
+from .child_process import environment, peak_bytes
 from .clusters import WORKER_ENVIRONMENT
 from .errors import ExecutorError
 from .shard_task import ShardTask, compute_shard
@@ -71,7 +67,7 @@ def run_trials(trials: Sequence[Sequence[Trial]]) -> list[Outcome]:
     processes = []
     connections: list[Connection] = []
     try:
-        with _environment(WORKER_ENVIRONMENT):
+        with environment(WORKER_ENVIRONMENT):
             for one in trials:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_process, args=(theirs, tuple(one), time.time()), daemon=True)
@@ -150,27 +146,3 @@ def _receive(connection: Connection) -> Any:
     if isinstance(received, BaseException):
         raise received
     return received
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had resident."""
-    try:  # what getrusage says includes the parent that this process was forked from
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for processes that are started meanwhile: libraries read theirs before anything of ours runs."""
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

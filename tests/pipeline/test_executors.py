@@ -16,6 +16,7 @@ import dask
 import pytest
 from distributed.scheduler import KilledWorker, WorkerState
 from physseg.pipeline import executors, lone_shards, slurm_jobs
+from physseg.pipeline.child_process import memory_of
 from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
 from physseg.pipeline.lone_shards import compute_alone
 from physseg.pipeline.shard_task import ShardReport, ShardTask
@@ -260,10 +261,10 @@ def test_memory_of_a_process_is_seen() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        memory = lone_shards._memory(process.pid)
+        memory = memory_of(process.pid)
         process.communicate(b"\n")
     assert memory.peak > 300 * 2**20 > 100 * 2**20 > memory.now > 10**6
-    assert lone_shards._memory(process.pid).now == 0
+    assert memory_of(process.pid).now == 0
 
 
 # --- Slurm, without it ----------------------------------------------------------------------------------------------
