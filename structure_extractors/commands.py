@@ -13,6 +13,10 @@ DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weigh
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per step.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
+]
 Precision = Annotated[str, typer.Option(help="bfloat16, or float32 where the CPU lacks it.")]
 
 
@@ -25,6 +29,7 @@ def superpoint_train_synthetic(
     batch_size: BatchSize = 32,
     precision: Precision = "bfloat16",
     device: TorchDevice = "cpu",
+    workers: Workers = None,
 ) -> None:
     """Teach a new detector on generated shapes with exact keypoints. The same command again goes on."""
     from .superpoint_training import commands
@@ -37,6 +42,7 @@ def superpoint_train_synthetic(
         batch_size=batch_size,
         precision=precision,
         device=device,
+        workers=workers,
         say=typer.echo,
     )
 
@@ -96,6 +102,7 @@ def superpoint_train(
     batch_size: BatchSize = 32,
     precision: Precision = "bfloat16",
     device: TorchDevice = "cpu",
+    workers: Workers = None,
 ) -> None:
     """Train a detector further on labelled pictures. The same command again goes on."""
     from .superpoint_training import commands
@@ -111,6 +118,7 @@ def superpoint_train(
         batch_size=batch_size,
         precision=precision,
         device=device,
+        workers=workers,
         say=typer.echo,
     )
 

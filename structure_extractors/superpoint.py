@@ -84,7 +84,8 @@ class SuperPoint:
         threshold = load(self._network, CPU).threshold if self.threshold is None else self.threshold
         # Stores were computed on CPUs before there was a choice, and are what they were.
         without = ("weights", "device") if self.device == CPU else ("weights",)
-        return settings_identity(self, revision=2, without=without) | {"threshold": threshold}
+        revision = 3 if self.adaptation else 2  # 3 smooths the mean over homographies
+        return settings_identity(self, revision=revision, without=without) | {"threshold": threshold}
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         """Compute the arrays of an image (H, W, 3) uint8 RGB. Raises DeviceError if there is no GPU and should be."""

@@ -1,7 +1,8 @@
 """The training loop of a detector: seeded, logged, and resumable at any step with the same result.
 
 Nothing random is carried from step to step: pictures, homographies and noise follow from the seed and the step, and
-the learning rate from the step. A checkpoint is weights, optimiser and step.
+the learning rate from the step. A checkpoint is weights, optimiser and step. So pictures may as well be drawn by other
+processes, ahead of the step that needs them: a step on a GPU takes less time than the drawing of its pictures.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from ..superpoint_network import CELL_PX, Architecture, DetectorNetwork
 from ..superpoint_weights import load_detector
 from .files import write_whole
 from .photometric import PhotometricSettings, augment
-from .sources import Source, draw_batch
+from .sources import Source, drawn_batches
 from .targets import cell_classes, detector_loss, valid_cells
 
 WEIGHTS = "weights.safetensors"
@@ -74,6 +75,7 @@ def train(
     *,
     start: Path | None = None,
     device: str = "cpu",
+    workers: int = 0,
     save_every_s: float = 120.0,
     log_every: int = 50,
     stop_at: int | None = None,
@@ -81,8 +83,9 @@ def train(
 ) -> Path:
     """Train into the folder ``run``, going on from its checkpoint if it has one; returns the file of weights.
 
-    ``start``: weights to begin with (architecture included), otherwise random ones. ``stop_at`` ends early, as an
-    interruption would. A folder made with other settings is an :class:`ExtractorError`.
+    ``start``: weights to begin with (architecture included), otherwise random ones. ``workers``: processes that draw
+    pictures; 0 draws them here. The weights do not depend on it. ``stop_at`` ends early, as an interruption would. A
+    folder made with other settings is an :class:`ExtractorError`.
     """
     device = check_device(device)
     _check_settings(run, settings, source, start)
@@ -96,8 +99,15 @@ def train(
     saved = logged = time.monotonic()
     losses: list[Tensor] = []
     last = min(settings.steps, stop_at or settings.steps)
-    while step < last:
-        images, classes, valid = training_batch(source, settings, step, device=device)
+    for drawn in drawn_batches(
+        source,
+        settings.seed,
+        range(step, last),
+        batch_size=settings.batch_size,
+        size=settings.size,
+        workers=workers,
+    ):
+        images, classes, valid = training_batch(drawn, settings, step, device=device)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate_at(step)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -122,10 +132,12 @@ def train(
 
 
 def training_batch(
-    source: Source, settings: TrainSettings, step: int, *, device: str = "cpu"
+    drawn: tuple[Tensor, Tensor], settings: TrainSettings, step: int, *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of a step: pictures (B, 1, H, W) in [0, 1], classes (B, h, w) int64, valid cells (B, h, w) bool."""
-    images, keypoints = draw_batch(source, settings.seed, step, batch_size=settings.batch_size, size=settings.size)
+    """The batch of a step, made on ``device`` of the pictures and keypoints drawn for it (``draw_batch``): pictures
+    (B, 1, H, W) in [0, 1], classes (B, h, w) int64, valid cells (B, h, w) bool.
+    """
+    images, keypoints = drawn
     place = torch.Generator().manual_seed(_mix(settings.seed, step, 1))
     light = torch.Generator(device=device).manual_seed(_mix(settings.seed, step, 2))
     homographies = random_homographies(settings.batch_size, settings.size, settings.homography, place)

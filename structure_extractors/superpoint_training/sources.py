@@ -3,6 +3,7 @@
 A source is a pure function of the step, so a run that resumes sees what an uninterrupted one would have seen.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ExtractorError
 from .labels import Labelled
@@ -104,3 +106,37 @@ def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: S
         row[: len(points)] = points
     images = torch.from_numpy(np.stack([image for image, _ in drawn]))
     return images[:, None].float() / 255, torch.from_numpy(keypoints)
+
+
+def drawn_batches(
+    source: Source, seed: int, steps: range, *, batch_size: int, size: Size, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What :func:`draw_batch` gives for each of the steps, in their order, drawn ahead by ``workers`` processes."""
+    yield from DataLoader(
+        _Steps(source, seed, steps, batch_size, size),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+@dataclass(frozen=True)
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of some steps of a training."""
+
+    source: Source
+    seed: int
+    steps: range
+    batch_size: int
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return draw_batch(self.source, self.seed, self.steps[index], batch_size=self.batch_size, size=self.size)
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from physseg.structure_extractors import superpoint_adaptation
-from physseg.structure_extractors.superpoint_adaptation import adapted_probabilities
+from physseg.structure_extractors.superpoint_adaptation import SPREAD_PX, adapted_probabilities
 from physseg.structure_extractors.superpoint_homography import (
     HomographySettings,
     random_homographies,
@@ -75,12 +75,28 @@ def test_points_behind_the_camera_are_nowhere():
 
 
 def test_the_mean_over_homographies_of_a_perfect_detector_is_its_answer(monkeypatch: pytest.MonkeyPatch):
-    """A "detector" that answers with the picture itself commutes with every warp, so adaptation changes nothing."""
+    """A "detector" that answers with the picture itself commutes with every warp, so adaptation only smooths."""
     monkeypatch.setattr(superpoint_adaptation, "keypoint_probabilities", lambda _, images: images[:, 0].clone())
     picture = torch.from_numpy(smooth())[None, None]
     adapted = adapted_probabilities(None, picture, 16)
     assert adapted.shape == (1, *SIZE)
-    torch.testing.assert_close(adapted, picture[:, 0], atol=0.02, rtol=0)
+    expected = cv2.GaussianBlur(smooth(), (5, 5), SPREAD_PX, borderType=cv2.BORDER_REPLICATE)
+    torch.testing.assert_close(adapted[0], torch.from_numpy(expected), atol=0.02, rtol=0)
+
+
+def test_votes_a_pixel_apart_meet(monkeypatch: pytest.MonkeyPatch):
+    """One corner that comes back on two neighbouring pixels outweighs a lone one that is stronger than either."""
+    answer = torch.zeros(1, *SIZE)
+    answer[0, 20, 20:22], answer[0, 30, 50] = 0.4, 0.45
+    still = torch.eye(3)[None]
+    monkeypatch.setattr(superpoint_adaptation, "keypoint_probabilities", lambda _, images: answer.clone())
+    monkeypatch.setattr(
+        superpoint_adaptation, "_homographies", lambda *_: (still, still, torch.ones(1, *SIZE, dtype=torch.bool))
+    )
+    adapted = adapted_probabilities(None, torch.zeros(1, 1, *SIZE), 2)[0]
+    assert adapted[20, 20] > adapted[30, 50] > 0
+    assert adapted.sum() == pytest.approx(1.25, abs=1e-5)  # nothing is lost
+    assert adapted[20, 20] == adapted[20, 21]
 
 
 def test_adaptation_is_repeatable_and_keeps_to_one_picture():

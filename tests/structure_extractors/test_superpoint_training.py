@@ -53,20 +53,25 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(end.value.code or 0)
 
 
+def batch_of(settings: TrainSettings, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    drawn = draw_batch(Shapes(), settings.seed, step, batch_size=settings.batch_size, size=settings.size)
+    return training_batch(drawn, settings, step)
+
+
 def test_a_batch_follows_from_seed_and_step():
-    one, again, other = (training_batch(Shapes(), TINY, step) for step in (3, 3, 4))
+    one, again, other = (batch_of(TINY, step) for step in (3, 3, 4))
     for a, b in zip(one, again, strict=True):
         assert torch.equal(a, b)
     images, classes, valid = one
     assert images.shape == (4, 1, 32, 40) and images.min() >= 0 and images.max() <= 1
     assert classes.shape == valid.shape == (4, 4, 5)
     assert not torch.equal(images, other[0])
-    assert not torch.equal(images, training_batch(Shapes(), replace(TINY, seed=1), 3)[0])
+    assert not torch.equal(images, batch_of(replace(TINY, seed=1), 3)[0])
 
 
 def test_pictures_that_are_not_warped_keep_their_keypoints():
     plain = replace(TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0), size=(96, 128))
-    images, classes, valid = training_batch(Shapes(), plain, 0)
+    images, classes, valid = batch_of(plain, 0)
     drawn, keypoints = draw_batch(Shapes(), plain.seed, 0, batch_size=4, size=(96, 128))
     assert torch.equal(images, drawn)
     assert valid.all()
@@ -95,6 +100,19 @@ def test_an_interruption_changes_nothing(tmp_path):
     before = (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns
     train(Shapes(), TINY, tmp_path / "whole")  # finished: nothing to do
     assert (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_processes_that_draw_change_nothing(tmp_path):
+    train(Shapes(), TINY, tmp_path / "here")
+    train(Shapes(), TINY, tmp_path / "there", stop_at=2, workers=2)
+    train(Shapes(), TINY, tmp_path / "there", workers=2)
+    assert (tmp_path / "here" / WEIGHTS).read_bytes() == (tmp_path / "there" / WEIGHTS).read_bytes()
+
+
+def test_a_gpu_is_kept_busy_by_other_processes():
+    assert commands.drawing_processes(None, "cpu") == 0
+    assert 1 <= commands.drawing_processes(None, "cuda:1") <= 8
+    assert commands.drawing_processes(0, "cuda") == 0
 
 
 def test_other_settings_need_another_folder(tmp_path):
@@ -228,7 +246,15 @@ def test_full_width_is_the_published_one(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "train", lambda source, settings, run, **_: seen.append(settings) or run)
     commands.train_synthetic(
-        tmp_path, steps=1, seed=0, full_width=True, batch_size=1, precision="bfloat16", device="cpu", say=print
+        tmp_path,
+        steps=1,
+        seed=0,
+        full_width=True,
+        batch_size=1,
+        precision="bfloat16",
+        device="cpu",
+        workers=None,
+        say=print,
     )
     assert (seen[0].widths, seen[0].head_width) == ((64, 64, 64, 64, 128, 128, 128, 128), 256)
 
