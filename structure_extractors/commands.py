@@ -17,7 +17,9 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
 ]
-Precision = Annotated[str, typer.Option(help="bfloat16, or float32 where the CPU lacks it.")]
+Precision = Annotated[
+    str, typer.Option(help="bfloat16 or float32; auto: bfloat16 where the device has instructions for it.")
+]
 
 
 @app.command("train-synthetic")
@@ -27,7 +29,7 @@ def superpoint_train_synthetic(
     seed: Seed = 0,
     full_width: Annotated[bool, typer.Option("--full-width", help="The published widths; for GPUs.")] = False,
     batch_size: BatchSize = 32,
-    precision: Precision = "bfloat16",
+    precision: Precision = "auto",
     device: TorchDevice = "cpu",
     workers: Workers = None,
 ) -> None:
@@ -68,7 +70,7 @@ def superpoint_label(
     adaptation: Annotated[int, typer.Option(min=1, help="Homographies per picture.")] = 100,
     threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
     max_points: Annotated[int, typer.Option(min=1, help="The best so many of each picture.")] = 600,
-    precision: Precision = "bfloat16",
+    precision: Precision = "auto",
     device: TorchDevice = "cpu",
 ) -> None:
     """Label pictures by homographic adaptation: a detector's mean answer to many warped copies of each."""
@@ -100,7 +102,7 @@ def superpoint_train(
     shapes: Annotated[float, typer.Option(min=0, max=1, help="Share of generated shapes among the pictures.")] = 0.3,
     seed: Seed = 1,
     batch_size: BatchSize = 32,
-    precision: Precision = "bfloat16",
+    precision: Precision = "auto",
     device: TorchDevice = "cpu",
     workers: Workers = None,
 ) -> None:
@@ -121,6 +123,24 @@ def superpoint_train(
         workers=workers,
         say=typer.echo,
     )
+
+
+@app.command("reproduce")
+def superpoint_reproduce(
+    folder: Annotated[Path, typer.Argument(help="Folder for everything that is made on the way. Resumes.")],
+    precision: Precision = "auto",
+    device: TorchDevice = "cpu",
+    workers: Workers = None,
+) -> None:
+    """Make the package's own detector again: shapes, then rounds of labelling textures and training on them.
+
+    One to four hours on a CPU. The same command again goes on. Another machine sums in another order, so the weights
+    are of the same quality, not of the same bytes.
+    """
+    from .superpoint_training.recipe import Recipe, reproduce
+
+    weights = reproduce(folder, Recipe(), precision=precision, device=device, workers=workers, say=typer.echo)
+    typer.echo(f"{weights}: judge it with `physseg superpoint evaluate {weights}`")
 
 
 @app.command("evaluate")

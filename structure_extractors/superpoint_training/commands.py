@@ -14,7 +14,7 @@ from ..superpoint_weights import load_detector
 from .evaluation import Rows, evaluate, table
 from .files import write_whole
 from .labels import Labelled
-from .loop import TrainSettings, check_device, train
+from .loop import TrainSettings, check_device, chosen_precision, train
 from .sources import LabelledImages, Mixed, Shapes
 
 Say = Callable[[str], None]
@@ -38,7 +38,7 @@ def train_synthetic(
         steps=steps,
         seed=seed,
         batch_size=batch_size,
-        precision=precision,
+        precision=chosen_precision(precision, device),
         **{name: value for name, value in widths.items() if name in ("widths", "head_width")},
     )
     weights = train(Shapes(), settings, run, device=device, workers=drawing_processes(workers, device), say=say)
@@ -63,7 +63,12 @@ def train_labelled(
 ) -> Path:
     """Train further on labelled pictures of a folder, with a share of shapes; returns the file of weights."""
     settings = TrainSettings(
-        steps=steps, seed=seed, batch_size=batch_size, precision=precision, learning_rate=1e-3, warped=0.7
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        precision=chosen_precision(precision, device),
+        learning_rate=1e-3,
+        warped=0.7,
     )
     labelled = Labelled.read(labels)
     if min(have - want for have, want in zip(labelled.size, settings.size, strict=True)) < 0:

@@ -17,7 +17,7 @@ from ..superpoint_network import CELL_PX, fold_normalisation, grey_tensor
 from ..superpoint_weights import load_detector
 from .detectors import best_points
 from .labels import Labelled
-from .loop import check_device, dtype_of
+from .loop import check_device, chosen_precision, dtype_of
 from .sources import find_pictures, read_grey
 from .textures import draw_texture
 
@@ -43,7 +43,7 @@ def label(
     threshold: float = 0.015,
     radius_px: int = 4,
     max_points: int = 600,
-    precision: str = "bfloat16",
+    precision: str = "auto",
     device: str = "cpu",
     save_every_s: float = 60.0,
     say: Callable[[str], None] = lambda _: None,
@@ -57,6 +57,7 @@ def label(
     data = weights.read_bytes()
     settings: dict[str, object] = {"weights": hashlib.sha256(data).hexdigest(), "adaptation": adaptation}
     settings |= {"threshold": threshold, "radius_px": radius_px, "max_points": max_points, "size": list(size)}
+    precision = chosen_precision(precision, device)
     settings |= {"precision": precision}
     made_by = json.dumps(settings)
     done = _done(out, made_by)

@@ -15,6 +15,7 @@ from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
 from physseg.structure_extractors.superpoint_network import fold_normalisation
 from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL
 from physseg.structure_extractors.superpoint_training.evaluation import (
+    SHAPE_RADIUS_PX,
     mean_repeatability,
     network_detector,
     shape_precision,
@@ -42,8 +43,8 @@ def test_the_file_is_small_and_half_precision_and_has_its_card():
 
 def test_it_beats_the_classical_detectors_on_shapes_and_stands_noise(detect):
     """The card's figures on a tenth of its pictures, with room for the difference."""
-    clean = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=False)
-    noisy = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=True)
+    clean = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=False)[SHAPE_RADIUS_PX]
+    noisy = shape_precision({"ours": detect} | CLASSICAL, per_kind=5, noisy=True)[SHAPE_RADIUS_PX]
     assert clean["ours"] > 0.85
     assert noisy["ours"] > 0.8
     for name in CLASSICAL:

@@ -18,10 +18,12 @@ from physseg.structure_extractors.superpoint_training.loop import (
     LOG,
     WEIGHTS,
     TrainSettings,
+    chosen_precision,
     train,
     training_batch,
     weights_file,
 )
+from physseg.structure_extractors.superpoint_training.recipe import Recipe, Round, reproduce
 from physseg.structure_extractors.superpoint_training.sources import (
     LabelledImages,
     Mixed,
@@ -107,6 +109,15 @@ def test_processes_that_draw_change_nothing(tmp_path):
     train(Shapes(), TINY, tmp_path / "there", stop_at=2, workers=2)
     train(Shapes(), TINY, tmp_path / "there", workers=2)
     assert (tmp_path / "here" / WEIGHTS).read_bytes() == (tmp_path / "there" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(("capability", "precision"), [("amx_bf16", "bfloat16"), ("avx2", "float32")])
+def test_the_precision_is_one_that_the_cpu_computes_in(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
+    assert chosen_precision("auto", "cpu") == precision
+    assert chosen_precision("float32", "cpu") == "float32"
+    with pytest.raises(ExtractorError, match="device: 'abacus' is not to be had here"):
+        chosen_precision("auto", "abacus")
 
 
 def test_a_gpu_is_kept_busy_by_other_processes():
@@ -240,6 +251,33 @@ def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
     assert "2 textures" in out and "2 pictures" in out and "Shi-Tomasi" in out
     assert run_command(monkeypatch, "train-synthetic", run, *few[:-1], "float64") == 1
     assert "expected float32 or bfloat16" in capsys.readouterr().err
+
+
+def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):
+    """All its parts with next to no work; the second time everything is there and nothing is done again."""
+    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    few = Recipe(
+        shape_steps=2,
+        batch_size=2,
+        texture_size=(64, 80),
+        adaptation=2,
+        rounds=(
+            Round(textures=2, textures_seed=0, steps=2, shapes=0.5, seed=1),
+            Round(textures=3, textures_seed=5, steps=1, shapes=0.5, seed=2),
+        ),
+    )
+    options = {"precision": "float32", "device": "cpu", "workers": None}
+    said: list[str] = []
+    weights = reproduce(tmp_path, few, **options, say=said.append)
+    assert weights == tmp_path / "round2" / WEIGHTS
+    assert load_detector(weights.read_bytes(), where="made").format == "physseg"
+    assert [len(Labelled.read(tmp_path / f"labels{number}.npz").names) for number in (1, 2)] == [2, 3]
+    assert any("step 2/2" in line for line in said)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(f"round*/{WEIGHTS}")}
+    said.clear()
+    assert reproduce(tmp_path, few, **options, say=said.append) == weights
+    assert not any("loss" in line for line in said)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_full_width_is_the_published_one(tmp_path, monkeypatch):
