@@ -1,6 +1,6 @@
 """Runs every benchmark and writes benchmarks/RESULTS.md: `make bench`.
 
-python benchmarks/run_all.py [--manifest M.parquet] [--quick] [--only store,plan]
+python benchmarks/run_all.py [--manifest M.parquet] [--quick] [--only store,plan] [--sequence DIR] [--photographs DIR]
 """
 
 import argparse
@@ -20,6 +20,7 @@ import preprocess
 import read
 import sliding_window
 import superpoint
+import superpoint_quality
 import torch
 import train_step
 from common import Goal, Section, machine
@@ -32,6 +33,8 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, help="Measure on your own data; default: generated pictures.")
+    parser.add_argument("--sequence", type=Path, action="append", default=[], help="For quality; repeatable.")
+    parser.add_argument("--photographs", type=Path, help="For quality: a folder of pictures to warp.")
     parser.add_argument("--quick", action="store_true", help="Few samples and rounds: whether it runs, not how fast.")
     parser.add_argument("--only", help=f"Measure these again and keep the others: {', '.join(BENCHMARKS)}.")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -41,7 +44,13 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     sections = kept(args.out) if args.only else {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(open_samples(args.manifest, 64 if args.quick else 256, Path(folder)), Path(folder), args.quick)
+        bench = Bench(
+            open_samples(args.manifest, 64 if args.quick else 256, Path(folder)),
+            Path(folder),
+            args.quick,
+            args.sequence,
+            args.photographs,
+        )
         for name in names:
             conditions = machine()
             for section in BENCHMARKS[name](bench):
@@ -77,6 +86,8 @@ class Bench:
     samples: Samples
     folder: Path
     quick: bool
+    sequences: list[Path]
+    photographs: Path | None
 
     @property
     def device(self) -> str:
@@ -122,6 +133,10 @@ def _superpoint(bench: Bench) -> Iterator[Section]:
     yield superpoint.measure(repeats=3 if bench.quick else 9)
 
 
+def _quality(bench: Bench) -> Iterator[Section]:
+    yield superpoint_quality.measure(bench.sequences, bench.photographs, per_kind=5 if bench.quick else 50)
+
+
 def _training(bench: Bench) -> Iterator[Section]:
     if not bench.quick:
         yield train_step.measure(bench.store(), bench.device, steps=4, batch=None)
@@ -135,6 +150,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
     "memory": _memory,
     "reading": _reading,
     "superpoint": _superpoint,
+    "quality": _quality,
     "training": _training,
 }
 

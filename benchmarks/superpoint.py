@@ -101,7 +101,7 @@ def row(name: str, precision: torch.dtype, timing: Timing, batch: int, rate: flo
     return {
         "network": name,
         "precision": str(precision).removeprefix("torch."),
-        "time": timing,
+        "time": str(timing),
         "images/s": batch / timing.median_s,
         "GMAC/s": rate / 1e9,
         "peak GMAC/s": peak / 1e9,
@@ -122,7 +122,7 @@ def extractor_rows(repeats: int, *, adaptation: bool) -> list[dict[str, Any]]:
         on_gpu = SuperPoint(device="cuda")
         calls["float32, adaptation 0, on a GPU of this process"] = lambda: on_gpu(image, LABELS, ignore_index=255)
     timings = time_calls(calls, repeats=repeats, warmup=1)
-    return [{"extractor": name, "time": t, "images/s": 1 / t.median_s} for name, t in timings.items()]
+    return [{"extractor": name, "time": str(t), "images/s": 1 / t.median_s} for name, t in timings.items()]
 
 
 def convolution(
