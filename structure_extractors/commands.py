@@ -152,6 +152,9 @@ def superpoint_evaluate(
     photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
     per_kind: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind of shape.")] = 50,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of shapes and sequences with what is found and missed.")
+    ] = None,
     device: TorchDevice = "cpu",
 ) -> None:
     """Average precision on held-out shapes and repeatability on photographs, beside Harris, Shi-Tomasi, FAST, SIFT."""
@@ -165,4 +168,5 @@ def superpoint_evaluate(
         out=out,
         device=device,
         say=typer.echo,
+        pictures=pictures,
     )

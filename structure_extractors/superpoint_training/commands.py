@@ -11,10 +11,12 @@ from ..errors import ExtractorError
 from ..superpoint import SHIPPED_WEIGHTS
 from ..superpoint_network import Architecture, fold_normalisation
 from ..superpoint_weights import load_detector
-from .evaluation import Rows, evaluate, table
+from .evaluation import Rows, evaluate, network_detector, table
 from .files import write_whole
 from .labels import Labelled
 from .loop import TrainSettings, check_device, chosen_precision, train
+from .pairs import sequence_pairs
+from .pictures import write_pictures
 from .sources import LabelledImages, Mixed, Shapes
 
 Say = Callable[[str], None]
@@ -108,16 +110,24 @@ def evaluate_weights(
     out: Path | None,
     device: str,
     say: Say,
+    pictures: Path | None = None,
 ) -> Rows:
-    """Print the figures of a detector beside the classical ones, and write them as JSON."""
+    """Print the figures of a detector beside the classical ones, and write them as JSON; draw what it finds."""
     path = weights or SHIPPED_WEIGHTS
     if not path.is_file():
         raise ExtractorError(f"{path}: expected a file of weights, found none", hint="name a .safetensors or .pth file")
-    network = fold_normalisation(load_detector(path.read_bytes(), where=str(path)).network).to(check_device(device))
+    detector = load_detector(path.read_bytes(), where=str(path))
+    network = fold_normalisation(detector.network).to(check_device(device))
     rows = evaluate(network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
     say("")
     table(rows, say)
     if out is not None:
         write_whole(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
         say(f"written to {out}")
+    if pictures is not None:
+        pairs = [
+            (f"{folder.name}_{n}", pair) for folder in sequences for n, pair in enumerate(sequence_pairs(folder), 2)
+        ]
+        files = write_pictures(pictures, network_detector(network), threshold=detector.threshold, pairs=pairs)
+        say(f"{pictures}: {len(files)} pictures of what it finds")
     return rows

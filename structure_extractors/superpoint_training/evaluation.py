@@ -27,6 +27,7 @@ SHAPE_RADIUS_PX = 2
 TRUTH = "the truth itself"
 SHAPE_SIZE = (120, 160)
 NUM_POINTS = 300
+TOLERANCE_PX = 3.0
 HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
 
 
@@ -103,7 +104,7 @@ def shape_precision(
     per_kind: int,
     noisy: bool,
     radii_px: Sequence[int] = (SHAPE_RADIUS_PX, RADIUS_PX),
-    tolerance_px: float = 3.0,
+    tolerance_px: float = TOLERANCE_PX,
 ) -> dict[int, dict[str, float]]:
     """Average precision of each detector on held-out shapes, by the radius of the suppression of neighbours.
 
@@ -140,7 +141,11 @@ def _map_of(keypoints: npt.NDArray[np.float32], size: tuple[int, ...]) -> Scores
 
 
 def mean_repeatability(
-    detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS, tolerance_px: float = 3.0
+    detectors: Mapping[str, Detect],
+    pairs: Sequence[Pair],
+    *,
+    number: int = NUM_POINTS,
+    tolerance_px: float = TOLERANCE_PX,
 ) -> dict[str, float]:
     """Mean repeatability of each detector over pairs."""
     result = {}

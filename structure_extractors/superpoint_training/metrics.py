@@ -50,18 +50,34 @@ def repeatability(
 ) -> float | None:
     """Share of the points that are found again within ``tolerance_px``, as in HPatches' use by DeTone et al.
 
+    Arguments as in :func:`found_again`. None where nothing is left to compare.
+    """
+    again = np.concatenate(
+        [found for _, found in found_again(one, other, homography, sizes, number=number, tolerance_px=tolerance_px)]
+    )
+    return float(again.mean()) if len(again) else None
+
+
+def found_again(
+    one: Points,
+    other: Points,
+    homography: Floats,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    *,
+    number: int,
+    tolerance_px: float,
+) -> tuple[tuple[Points, npt.NDArray[np.bool_]], tuple[Points, npt.NDArray[np.bool_]]]:
+    """The points of each picture that count, and which of them lie within ``tolerance_px`` of one of the other's.
+
     ``one`` and ``other`` (N, 2), best first; ``homography`` (3, 3) maps pixels of the first picture to the second's;
     ``sizes`` (h, w) of both. Only points that both pictures show count, of those the best ``number`` of each picture.
-    None where nothing is left to compare.
+    Distances are taken in the second picture.
     """
     there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography).astype(np.float64))
     one, there = (points[_inside(there, sizes[1])][:number] for points in (one, there))
-    other, back = (points[_inside(back, sizes[0])][:number] for points in (other, back))
-    if not len(one) or not len(other):
-        return None if not len(one) and not len(other) else 0.0
-    distance = np.linalg.norm(there[:, None] - other[None], axis=-1)
-    repeated = sum(int((distance.min(axis=axis) <= tolerance_px).sum()) for axis in (0, 1))
-    return repeated / (len(one) + len(other))
+    other = other[_inside(back, sizes[0])][:number]
+    near = np.linalg.norm(there[:, None] - other[None], axis=-1) <= tolerance_px
+    return (one, near.any(axis=1)), (other, near.any(axis=0))
 
 
 def _mapped(points: Points, homography: Floats) -> Points:

@@ -243,7 +243,9 @@ def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
     more = ("--start", run / WEIGHTS, "--shapes", 0.5, *few)
     assert run_command(monkeypatch, "train", tmp_path / "on", textures, labels, *more) == 0
     figures = tmp_path / "figures.json"
-    assert run_command(monkeypatch, "evaluate", tmp_path / "on" / WEIGHTS, "--per-kind", 1, "--out", figures) == 0
+    judged = ("--per-kind", 1, "--out", figures, "--pictures", tmp_path / "pictures")
+    assert run_command(monkeypatch, "evaluate", tmp_path / "on" / WEIGHTS, *judged) == 0
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"shapes_clean.png", "shapes_noisy.png"}
     rows = json.loads(figures.read_text())["figures"]
     assert {"ours", "Harris", "Shi-Tomasi", "FAST", "SIFT"} <= set(rows)
     assert all(0 <= rows["Harris"][measure] <= 1 for measure in ("AP clean", "AP noisy"))
