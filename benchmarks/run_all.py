@@ -42,7 +42,10 @@ def main() -> None:
     names = args.only.split(",") if args.only else list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"--only: expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
-    sections = kept(args.out) if args.only else {}
+    sections = kept(args.out)
+    if not args.only:  # what this run cannot measure again stays
+        given = args.sequence or args.photographs
+        sections = {title: sections[title] for title in sections if title == superpoint_quality.TITLE and not given}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
             open_samples(args.manifest, 64 if args.quick else 256, Path(folder)),
@@ -67,6 +70,8 @@ def in_words(conditions: dict[str, Any]) -> str:
 
 def kept(out: Path) -> dict[str, Section]:
     """The sections of an earlier run by title."""
+    if not out.with_suffix(".json").exists():
+        return {}
     found = json.loads(out.with_suffix(".json").read_text())["sections"]
     sections = [Section(**(section | {"goals": [Goal(**goal) for goal in section["goals"]]})) for section in found]
     return {section.title: section for section in sections}
@@ -134,6 +139,9 @@ def _superpoint(bench: Bench) -> Iterator[Section]:
 
 
 def _quality(bench: Bench) -> Iterator[Section]:
+    if not (bench.sequences or bench.photographs):
+        print("quality: not measured without --sequence or --photographs; what RESULTS.md says of it stays")
+        return
     yield superpoint_quality.measure(bench.sequences, bench.photographs, per_kind=5 if bench.quick else 50)
 
 

@@ -29,7 +29,7 @@ from .crop import CropWindow
 from .errors import ConfigError, TrainDataError
 from .host_memory import keep_freed_memory
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
-from .process import ignore_stop_signals
+from .process import end_with_parent, ignore_stop_signals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +234,10 @@ def data_identity(samples: TrainSamples) -> dict[str, Any]:
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of a sampler, in order; the same ones with any number of workers. Raises what a worker met."""
+    """The batches of a sampler, in order; the same ones with any number of workers.
+
+    Raises what a worker met, and TrainDataError if one died. Workers end with this process, however it ends.
+    """
     config = samples.config
     workers: dict[str, Any] = {}
     if config.num_workers:
@@ -257,10 +260,19 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
         generator=torch.Generator().manual_seed(0),
         **workers,
     )
-    for batch in loader:
-        if isinstance(batch, PhyssegError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, PhyssegError):
+                raise batch
+            yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # Whoever dies while its batch is fetched is a broken connection.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise TrainDataError(
+            f"a data worker died: {type(error).__name__} {error}",
+            hint="usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch",
+        ) from error
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -287,6 +299,7 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     ignore_stop_signals()
+    end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import ExtractorError
 from ..superpoint import SHIPPED_WEIGHTS
 from ..superpoint_network import Architecture, fold_normalisation
@@ -14,7 +16,7 @@ from ..superpoint_weights import load_detector
 from .evaluation import Rows, evaluate, network_detector, table
 from .files import write_whole
 from .labels import Labelled
-from .loop import TrainSettings, check_device, chosen_precision, train
+from .loop import TrainSettings, check_device, chosen_precision, recorded_precision, train
 from .pairs import sequence_pairs
 from .pictures import write_pictures
 from .sources import LabelledImages, Mixed, Shapes
@@ -40,7 +42,7 @@ def train_synthetic(
         steps=steps,
         seed=seed,
         batch_size=batch_size,
-        precision=chosen_precision(precision, device),
+        precision=chosen_precision(precision, device, recorded_precision(run)),
         **{name: value for name, value in widths.items() if name in ("widths", "head_width")},
     )
     weights = train(Shapes(), settings, run, device=device, workers=drawing_processes(workers, device), say=say)
@@ -68,7 +70,7 @@ def train_labelled(
         steps=steps,
         seed=seed,
         batch_size=batch_size,
-        precision=chosen_precision(precision, device),
+        precision=chosen_precision(precision, device, recorded_precision(run)),
         learning_rate=1e-3,
         warped=0.7,
     )
@@ -92,13 +94,13 @@ def train_labelled(
 
 
 def drawing_processes(workers: int | None, device: str) -> int:
-    """How many processes draw pictures: as asked, or none beside a CPU that computes and enough to keep up with a GPU.
+    """How many processes draw pictures: as asked, or none beside a CPU that computes and up to 8 beside anything else.
 
-    A step of 32 pictures takes a core 0.05 to 0.2 s to draw, and a GPU a few hundredths of a second to learn from.
+    A step's 32 pictures take a core 0.05 to 0.2 s to draw.
     """
     if workers is not None:
         return workers
-    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
+    return 0 if torch.device(check_device(device)).type == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def evaluate_weights(

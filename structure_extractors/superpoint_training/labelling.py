@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..errors import ExtractorError
-from ..superpoint_adaptation import adapted_probabilities
+from ..superpoint_adaptation import SPREAD_PX, adapted_probabilities
 from ..superpoint_network import CELL_PX, fold_normalisation, grey_tensor
 from ..superpoint_weights import load_detector
 from .detectors import best_points
@@ -57,10 +57,11 @@ def label(
     data = weights.read_bytes()
     settings: dict[str, object] = {"weights": hashlib.sha256(data).hexdigest(), "adaptation": adaptation}
     settings |= {"threshold": threshold, "radius_px": radius_px, "max_points": max_points, "size": list(size)}
-    precision = chosen_precision(precision, device)
-    settings |= {"precision": precision}
+    before = Labelled.read(out) if out.exists() else None
+    precision = chosen_precision(precision, device, before.precision if before else None)
+    settings |= {"precision": precision, "spread_px": SPREAD_PX}
     made_by = json.dumps(settings)
-    done = _done(out, made_by)
+    done = _done(before, out, made_by)
     network = fold_normalisation(load_detector(data, where=str(weights)).network)
     network.to(device=check_device(device), dtype=dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = find_pictures(folder)
@@ -81,10 +82,9 @@ def label(
     return labelled
 
 
-def _done(out: Path, made_by: str) -> dict[str, npt.NDArray[np.float32]]:
-    if not out.exists():
+def _done(labelled: Labelled | None, out: Path, made_by: str) -> dict[str, npt.NDArray[np.float32]]:
+    if labelled is None:
         return {}
-    labelled = Labelled.read(out)
     if labelled.made_by != made_by:
         raise ExtractorError(
             f"{out}: labels made with other settings are here: {labelled.made_by}, now {made_by}",

@@ -1,6 +1,7 @@
 """Keypoint labels of a folder of pictures, in one file: what homographic adaptation writes and training reads."""
 
 import io
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ class Labelled:
     points: npt.NDArray[np.float32]  # (P, 2) x, y of all pictures, one after the other
     offsets: npt.NDArray[np.int64]  # (N + 1,) where each picture's points begin
     made_by: str = ""  # settings of the detection as JSON, hash of the weights included
+
+    @property
+    def precision(self) -> str | None:
+        """What the detector computed in, if :attr:`made_by` tells."""
+        settings = json.loads(self.made_by) if self.made_by else {}
+        return str(settings["precision"]) if "precision" in settings else None
 
     def keypoints(self, index: int) -> npt.NDArray[np.float32]:
         """Keypoints (K, 2) x, y of picture ``index``."""

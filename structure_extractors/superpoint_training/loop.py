@@ -2,7 +2,8 @@
 
 Nothing random is carried from step to step: pictures, homographies and noise follow from the seed and the step, and
 the learning rate from the step. A checkpoint is weights, optimiser and step. So pictures may as well be drawn by other
-processes, ahead of the step that needs them: a step on a GPU takes less time than the drawing of its pictures.
+processes, ahead of the step that needs them. The same result means the same bytes on a CPU with one number of threads;
+on a GPU, whose sums may come in any order, the same up to rounding.
 """
 
 import dataclasses
@@ -143,7 +144,7 @@ def training_batch(
     homographies = random_homographies(settings.batch_size, settings.size, settings.homography, place)
     bent = torch.rand(settings.batch_size, generator=place) < settings.warped
     homographies[~bent] = torch.eye(3)
-    images, keypoints, homographies = images.to(device), keypoints.to(device), homographies.to(device)
+    images, keypoints, homographies = images.to(device, copy=True), keypoints.to(device), homographies.to(device)
     keypoints = warp_points(keypoints.nan_to_num(posinf=-1e4), homographies)
     images[bent] = warp(images[bent], homographies[bent])
     valid = valid_pixels(homographies, settings.size)
@@ -165,23 +166,32 @@ def check_device(device: str) -> str:
     return device
 
 
-def chosen_precision(precision: str, device: str) -> str:
-    """What "auto" means on a device: bfloat16 if it has instructions for that (without, a step takes 2.5 times as long
-    as in float32), else float32. Every other name comes back as it is.
+def chosen_precision(precision: str, device: str, recorded: str | None) -> str:
+    """What "auto" means: what was ``recorded`` of a run that goes on; else bfloat16 where the device has instructions
+    for it (a CPU without them takes 2.5 times as long as in float32), and float32 elsewhere.
+
+    Every other name comes back as it is; one that is not offered is an :class:`ExtractorError`.
     """
     if precision != "auto":
+        dtype_of(precision)
         return precision
-    if torch.device(check_device(device)).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return recorded or ("bfloat16" if _computes_in_bfloat16(torch.device(check_device(device))) else "float32")
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16")) else "float32"
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
 
 
 def dtype_of(precision: str) -> torch.dtype:
     """The type that a setting names; one that is not offered is an :class:`ExtractorError`."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if precision not in known:
-        raise ExtractorError(f"precision: expected {' or '.join(known)}, got {precision!r}", option="precision")
+        raise ExtractorError(f"precision: expected {', '.join(known)} or auto, got {precision!r}", option="precision")
     return known[precision]
 
 
@@ -202,6 +212,12 @@ def _network(settings: TrainSettings, start: Path | None) -> DetectorNetwork:
         widths=settings.widths, head_width=settings.head_width, order="conv-bn-relu", norm_logits=True
     )
     return DetectorNetwork(architecture)
+
+
+def recorded_precision(run: Path) -> str | None:
+    """The precision of the training in a folder, if there is one."""
+    path = run / SETTINGS
+    return str(json.loads(path.read_text())["precision"]) if path.exists() else None
 
 
 def _check_settings(run: Path, settings: TrainSettings, source: Source, start: Path | None) -> None:
@@ -242,8 +258,9 @@ def _resume(path: Path, network: DetectorNetwork, optimiser: torch.optim.Optimiz
 def _save(run: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer, step: int) -> None:
     buffer = io.BytesIO()
     torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, buffer)
-    write_whole(run / CHECKPOINT, buffer.getvalue())
+    # In this order: stopped in between, a finished training would be one whose weights are an earlier step's.
     write_whole(run / WEIGHTS, weights_file(network))
+    write_whole(run / CHECKPOINT, buffer.getvalue())
 
 
 def weights_file(network: DetectorNetwork) -> bytes:

@@ -1,7 +1,8 @@
-"""How the package's own detector is made, from nothing to its weights: `physseg superpoint reproduce`.
+"""How a detector like the package's own is made, from nothing to its weights: `physseg superpoint reproduce`.
 
 Shapes teach it what a corner is. Then it labels generated textures by homographic adaptation and is trained on its own
 labels, round after round, with shapes among them. Every part is one of the other commands and resumes as that does.
+How the weights in the package came about is on their card, with what differed from today's code.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def reproduce(
     )
     for number, part in enumerate(recipe.rounds, start=1):
         say(f"round {number} of {len(recipe.rounds)}")
-        textures = folder / f"textures{part.textures_seed}"
+        textures = folder / f"textures{part.textures_seed}_{part.textures}"
         write_textures(textures, number=part.textures, seed=part.textures_seed, size=recipe.texture_size)
         labels = folder / f"labels{number}.npz"
         label(

@@ -3,11 +3,15 @@
 A source is a pure function of the step, so a run that resumes sees what an uninterrupted one would have seen.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ... import PhyssegError
 from ..errors import ExtractorError
 from .labels import Labelled
 from .shapes import draw_shape
@@ -84,7 +89,7 @@ def find_pictures(folder: Path) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)  # 80 MB of 240x320, in each process that draws
 def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
     return read_grey(path, size)
 
@@ -111,19 +116,45 @@ def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: S
 def drawn_batches(
     source: Source, seed: int, steps: range, *, batch_size: int, size: Size, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What :func:`draw_batch` gives for each of the steps, in their order, drawn ahead by ``workers`` processes."""
-    yield from DataLoader(
+    """What :func:`draw_batch` gives for each of the steps, in their order, drawn ahead by ``workers`` processes.
+
+    Raises what a worker met, and :class:`ExtractorError` if one dies. Workers end with this process, however it ends.
+    """
+    if not steps:
+        return
+    processes: dict[str, Any] = {}
+    if workers:
+        # Copies of a process that has computed can hang; copies of one that has only imported this cannot.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        processes = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
+    loader = DataLoader(
         _Steps(source, seed, steps, batch_size, size),
         batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_one_thread,
+        num_workers=min(workers, len(steps)),
+        collate_fn=_as_is,
+        # Of its own: the loader draws a seed from it, which would otherwise move the process's generator.
+        generator=torch.Generator().manual_seed(0),
+        **processes,
     )
+    try:
+        for drawn in loader:
+            if isinstance(drawn, PhyssegError):
+                raise drawn
+            yield drawn
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # Whoever dies while its batch is fetched is a broken connection.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise ExtractorError(
+            f"a process that drew training pictures died: {type(error).__name__} {error}",
+            hint="usually memory: take fewer --workers, or 0 to draw in the training process",
+        ) from error
 
 
 @dataclass(frozen=True)
-class _Steps(Dataset[tuple[Tensor, Tensor]]):
-    """The batches of some steps of a training."""
+class _Steps(Dataset[tuple[Tensor, Tensor] | PhyssegError]):
+    """The batches of some steps of a training; an error is returned, for raised it would lose its class on the way."""
 
     source: Source
     seed: int
@@ -134,9 +165,26 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return draw_batch(self.source, self.seed, self.steps[index], batch_size=self.batch_size, size=self.size)
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | PhyssegError:
+        try:
+            return draw_batch(self.source, self.seed, self.steps[index], batch_size=self.batch_size, size=self.size)
+        except PhyssegError as error:
+            return error
 
 
-def _one_thread(_: int) -> None:
+def _as_is(drawn: Any) -> Any:
+    return drawn
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever, also if the training was killed and nobody is left to send any."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

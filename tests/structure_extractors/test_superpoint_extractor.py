@@ -179,6 +179,13 @@ def test_identity_has_the_hash_and_no_path(weights, tmp_path):
     assert SuperPoint(weights=str(copy)).identity() != identity
 
 
+def test_layers_from_before_the_mean_was_smoothed_are_others(weights):
+    revisions = {
+        number: SuperPoint(weights=weights, adaptation=number).identity()["revision"] for number in (0, 16, 32)
+    }
+    assert revisions == {0: 2, 16: 3, 32: 3}
+
+
 def test_the_default_threshold_is_resolved_in_the_identity(weights):
     assert SuperPoint(weights=weights).identity()["threshold"] == 0.015
     assert SuperPoint(weights=weights).identity() == SuperPoint(weights=weights, threshold=0.015).identity()

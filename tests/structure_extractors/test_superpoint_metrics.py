@@ -127,7 +127,7 @@ def test_a_detector_that_knows_is_perfect_and_noise_costs_the_others():
     assert clean[SHAPE_RADIUS_PX]["Harris"] > 0.3
     for figures in (clean, noisy):  # the same pictures, so the same truth
         assert figures[SHAPE_RADIUS_PX][TRUTH] > 0.99
-        assert figures[RADIUS_PX][TRUTH] < 0.97  # extraction's suppression removes true keypoints, too
+        assert 0.85 < figures[RADIUS_PX][TRUTH] < 0.97  # extraction's suppression removes true keypoints, too
 
 
 def test_the_table_marks_the_best():

@@ -1,6 +1,10 @@
 """The training loop: it learns, it resumes to the same weights, its files load; labels; the commands as typed."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +15,12 @@ import torch
 from physseg.cli import main
 from physseg.structure_extractors.errors import ExtractorError
 from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork
-from physseg.structure_extractors.superpoint_training import commands, labelling
+from physseg.structure_extractors.superpoint_training import commands, labelling, loop
 from physseg.structure_extractors.superpoint_training.labels import Labelled
 from physseg.structure_extractors.superpoint_training.loop import (
     CHECKPOINT,
     LOG,
+    SETTINGS,
     WEIGHTS,
     TrainSettings,
     chosen_precision,
@@ -114,16 +119,88 @@ def test_processes_that_draw_change_nothing(tmp_path):
 @pytest.mark.parametrize(("capability", "precision"), [("amx_bf16", "bfloat16"), ("avx2", "float32")])
 def test_the_precision_is_one_that_the_cpu_computes_in(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
-    assert chosen_precision("auto", "cpu") == precision
-    assert chosen_precision("float32", "cpu") == "float32"
+    assert chosen_precision("auto", "cpu", None) == precision
+    assert chosen_precision("auto", "cpu", "bfloat16") == "bfloat16"  # what goes on goes on as it was
+    assert chosen_precision("float32", "cpu", "bfloat16") == "float32"
     with pytest.raises(ExtractorError, match="device: 'abacus' is not to be had here"):
-        chosen_precision("auto", "abacus")
+        chosen_precision("auto", "abacus", None)
+    with pytest.raises(ExtractorError, match=r"expected float32, bfloat16 or auto, got 'float16'"):
+        chosen_precision("float16", "cpu", None)
 
 
-def test_a_gpu_is_kept_busy_by_other_processes():
-    assert commands.drawing_processes(None, "cpu") == 0
-    assert 1 <= commands.drawing_processes(None, "cuda:1") <= 8
-    assert commands.drawing_processes(0, "cuda") == 0
+def test_the_same_command_goes_on_in_the_precision_that_it_began_with(tmp_path, monkeypatch):
+    """Also on a machine where auto would choose another."""
+    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    again = ("train-synthetic", tmp_path / "run", "--steps", 1, "--batch-size", 2)
+    assert run_command(monkeypatch, *again, "--precision", "bfloat16") == 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert run_command(monkeypatch, *again) == 0
+    assert json.loads((tmp_path / "run" / SETTINGS).read_text())["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize("interrupted", [WEIGHTS, CHECKPOINT])
+def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch, interrupted):
+    train(Shapes(), TINY, tmp_path / "whole")
+    write_whole = loop.write_whole
+
+    def fails_at_the_end(path: Path, data: bytes) -> None:
+        if path.name == interrupted:
+            raise OSError("power cut")
+        write_whole(path, data)
+
+    train(Shapes(), TINY, tmp_path / "cut", stop_at=3)
+    monkeypatch.setattr(loop, "write_whole", fails_at_the_end)
+    with pytest.raises(OSError, match="power cut"):
+        train(Shapes(), TINY, tmp_path / "cut")
+    monkeypatch.undo()
+    path = train(Shapes(), TINY, tmp_path / "cut")
+    assert path.read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_anything_but_a_cpu_gets_other_processes_that_draw(monkeypatch):
+    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda _: set(range(6)))
+    assert commands.drawing_processes(None, "cpu") == commands.drawing_processes(None, "cpu:0") == 0
+    assert commands.drawing_processes(None, "meta") == 5
+    assert commands.drawing_processes(2, "meta") == 2
+    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert commands.drawing_processes(None, "meta") == 8
+
+
+def test_an_error_of_a_process_that_draws_arrives_as_it_is(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    labels = Labelled(
+        names=("broken.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
+    )
+    with pytest.raises(
+        ExtractorError, match=r"^\S*broken\.png: expected a picture, got a file that cannot be decoded$"
+    ):
+        train(Mixed(LabelledImages(tmp_path, labels), 0.0), TINY, tmp_path / "run", workers=1)
+
+
+class Deadly(Shapes):
+    """A source that kills the process that draws."""
+
+    def draw(self, rng, size):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_while_it_draws_is_an_error(tmp_path):
+    with pytest.raises(ExtractorError, match="a process that drew training pictures died"):
+        train(Deadly(), TINY, tmp_path / "run", workers=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nobody_is_left_behind_when_a_training_is_killed(tmp_path, number):
+    words = ["train-synthetic", tmp_path / "run", "--steps", 1000, "--batch-size", 1, "--workers", 2]
+    command = [sys.executable, "-m", "physseg.cli", "superpoint", *map(str, words), "--precision", "float32"]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert "step 50/" in training.stdout.readline()  # so its workers are there
+        training.send_signal(number)
+        training.communicate(timeout=30)  # returns when the last process that holds the other end of the pipe is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
 
 
 def test_other_settings_need_another_folder(tmp_path):
@@ -176,7 +253,7 @@ def tiny_weights(tmp_path: Path) -> Path:
     return train(Shapes(), replace(TINY, steps=1), tmp_path / "tiny")
 
 
-def test_labels_resume_and_read_back(tmp_path, tiny_weights):
+def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):
     pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
     write_pictures(pictures, 2)
     options = {"size": (64, 80), "adaptation": 2, "threshold": 0.0, "max_points": 9}
@@ -193,6 +270,9 @@ def test_labels_resume_and_read_back(tmp_path, tiny_weights):
     np.testing.assert_array_equal(whole.points, labelled.points)
     with pytest.raises(ExtractorError, match="labels made with other settings are here"):
         labelling.label(pictures, out, tiny_weights, **options | {"adaptation": 3})
+    monkeypatch.setattr(labelling, "SPREAD_PX", 0.0)  # as labels of another version of the code
+    with pytest.raises(ExtractorError, match="labels made with other settings are here"):
+        labelling.label(pictures, out, tiny_weights, **options)
 
 
 def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):
@@ -248,11 +328,11 @@ def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"shapes_clean.png", "shapes_noisy.png"}
     rows = json.loads(figures.read_text())["figures"]
     assert {"ours", "Harris", "Shi-Tomasi", "FAST", "SIFT"} <= set(rows)
-    assert all(0 <= rows["Harris"][measure] <= 1 for measure in ("AP clean", "AP noisy"))
+    assert all(0 <= rows["Harris"][measure] <= 1 for measure in ("AP clean r2", "AP noisy r4"))
     out = capsys.readouterr().out
     assert "2 textures" in out and "2 pictures" in out and "Shi-Tomasi" in out
     assert run_command(monkeypatch, "train-synthetic", run, *few[:-1], "float64") == 1
-    assert "expected float32 or bfloat16" in capsys.readouterr().err
+    assert "expected float32, bfloat16 or auto, got 'float64'" in capsys.readouterr().err
 
 
 def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):

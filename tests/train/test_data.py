@@ -1,6 +1,12 @@
 """Training batches: what a sample is, against the whole arrays; the same with any workers, ranks and start."""
 
+import contextlib
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +184,40 @@ def test_an_image_that_vanished_stops_with_one_line(store: Path, train_manifest:
     assert isinstance(caught.value, PhyssegError)
     assert str(caught.value).startswith("sample 002: images/002.jpg: expected a readable file")
     assert "Traceback" not in str(caught.value)
+
+
+READS_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from physseg.train.data import DataConfig, batches, open_samples
+from physseg.train.order import PositionBatches
+samples = open_samples(DataConfig(store=Path(sys.argv[1]), crop=96, num_workers=2), (), False, seed=0)
+for batch in batches(samples, PositionBatches(start=0, stop=1000, batch_size=1)):
+    print("a batch", flush=True)
+    time.sleep(0.1)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed(store: Path) -> None:
+    command = [sys.executable, "-c", READS_FOR_EVER, str(store)]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert training.stdout is not None
+        assert training.stdout.readline() == "a batch\n"
+        training.kill()
+        training.communicate(timeout=30)  # returns when the last process that holds the other end of the pipe is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_an_error_of_one_line(store: Path) -> None:
+    walked = batches(open_store(store, num_workers=1), PositionBatches(start=0, stop=100, batch_size=1))
+    next(walked)
+    (worker,) = (child for child in multiprocessing.active_children() if child.is_alive())
+    worker.kill()
+    with pytest.raises(TrainDataError, match=r"^a data worker died: \w+Error"):
+        list(walked)
 
 
 def test_moved_images_are_found_under_another_root(store: Path, train_manifest: Manifest) -> None:
