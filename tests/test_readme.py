@@ -1,22 +1,28 @@
-"""What the README says of the code is what the code says."""
+"""What the README and the other pages say of the code is what the code says."""
 
 import re
 from pathlib import Path
 
+import pytest
 from physseg.cli import app
 from physseg.pipeline.schema import markdown_table
 from typer.main import get_command
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_arrays_is_the_schemas() -> None:
     assert markdown_table() in README
 
 
-def test_every_command_in_the_readme_exists_and_takes_its_options() -> None:
-    commands = re.findall(r"^ {4}physseg (.+)$", README, re.MULTILINE)
-    assert len(commands) >= 12
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_every_command_of_a_page_exists_and_takes_its_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^ {4}physseg (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 12 or page.stem != "README"
     for line in commands:
         words = line.split("#")[0].split()
         command = get_command(app)
@@ -32,4 +38,4 @@ def test_every_command_in_the_readme_exists_and_takes_its_options() -> None:
 def test_files_and_pictures_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
-            assert (Path(__file__).parent.parent / target).exists(), target
+            assert (ROOT / target).exists(), target
