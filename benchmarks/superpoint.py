@@ -23,11 +23,14 @@ from physseg.structure_extractors.superpoint_network import (
     fold_normalisation,
     keypoint_probabilities,
 )
+from physseg.structure_extractors.superpoint_training.loop import chosen_precision
 from physseg.structure_extractors.superpoint_weights import load_detector
 from torch import nn
 
 SIZE = (384, 512)  # height, width
 PEAK_SHAPES = ((64, 64, 96, 128), (128, 128, 48, 64), (256, 256, 24, 32), (256, 256, 48, 64))  # in, out, height, width
+# bfloat16 only where the CPU computes in it: without, it is emulated, and takes minutes.
+PRECISIONS = tuple(dict.fromkeys(("float32", chosen_precision("auto", "cpu", None))))
 LABELS = np.zeros((1, 1), np.uint8)
 
 
@@ -49,8 +52,8 @@ def measure(*, repeats: int = 7, threads: int = 1, adaptation: bool = False) -> 
         "full width": DetectorNetwork(Architecture()).eval(),
     }
     rows = []
-    for precision in (torch.float32, torch.bfloat16):
-        rows += rows_of(networks, precision, repeats=repeats)
+    for precision in PRECISIONS:
+        rows += rows_of(networks, getattr(torch, precision), repeats=repeats)
     shipped = next(r for r in rows if r["network"] == "shipped, batch 1" and r["precision"] == "float32")
     section = Section(
         title="SuperPoint on one core",
@@ -112,7 +115,7 @@ def row(name: str, precision: torch.dtype, timing: Timing, batch: int, rate: flo
 def extractor_rows(repeats: int, *, adaptation: bool) -> list[dict[str, Any]]:
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     calls: dict[str, Callable[[], object]] = {}
-    for precision in ("float32", "bfloat16"):
+    for precision in PRECISIONS:
         for number in (0, 16) if adaptation else (0,):
             extractor = SuperPoint(precision=precision, adaptation=number)  # type: ignore[arg-type]
             calls[f"{precision}, adaptation {number}"] = lambda extractor=extractor: extractor(  # type: ignore[misc]
