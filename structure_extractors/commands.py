@@ -134,8 +134,8 @@ def superpoint_reproduce(
 ) -> None:
     """Make a detector by the package's recipe: shapes, then rounds of labelling textures and training on them.
 
-    About two hours on two cores with AMX, five on two without. The same command again goes on. Every machine sums in
-    an order of its own, so the bytes of the weights are not those in the package.
+    By what its parts took: two hours on a core with AMX, four on two cores without. The same command again goes on.
+    Every machine sums in an order of its own, so the bytes of the weights are not those in the package.
     """
     from .superpoint_training.recipe import Recipe, reproduce
 

@@ -266,8 +266,7 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
                 raise batch
             yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # Whoever dies while its batch is fetched is a broken connection.
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+        if not (config.num_workers and _is_a_workers_death(error)):
             raise
         raise TrainDataError(
             f"a data worker died: {type(error).__name__} {error}",
@@ -295,6 +294,16 @@ def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _is_a_workers_death(error: Exception) -> bool:
+    """By what PyTorch raises: a RuntimeError of its own, or the broken connection over which a batch was coming.
+
+    What a worker raised itself says "in DataLoader worker process".
+    """
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "in DataLoader worker process" not in str(error)
 
 
 def _start_worker(_: int) -> None:

@@ -3,8 +3,7 @@
 Shapes teach it what a corner is. Then it labels generated textures by homographic adaptation and is trained on its own
 labels, round after round, with shapes among them; what the last two rounds end with is averaged, weight by weight (a
 "model soup" of Wortsman et al. 2022, which is a little better than either). Every part is one of the other commands and
-resumes as that does.
-How the weights in the package came about is on their card, with what differed from today's code.
+resumes as that does. How the weights in the package came about is on their card, with what differed from today's code.
 """
 
 from collections.abc import Callable, Sequence

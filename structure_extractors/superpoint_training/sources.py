@@ -143,8 +143,10 @@ def drawn_batches(
                 raise drawn
             yield drawn
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # Whoever dies while its batch is fetched is a broken connection.
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+        # PyTorch's own error, or the broken connection over which a batch was coming; what a worker raised itself
+        # says "in DataLoader worker process", and what comes without workers is of this process.
+        died = "DataLoader worker (pid" if isinstance(error, RuntimeError) else ""
+        if not workers or died not in str(error) or "in DataLoader worker process" in str(error):
             raise
         raise ExtractorError(
             f"a process that drew training pictures died: {type(error).__name__} {error}",
