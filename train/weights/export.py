@@ -96,7 +96,9 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     except ConfigError as error:
         hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
         raise CheckpointError(f"{path / CONFIG_FILE}: {error.args[0]}", hint=hint) from error
-    tensors: dict[str, Tensor] = safetensors.torch.load_file(weights)
+    # Copied: in the file they lie at any multiple of 8 bytes, and on some CPUs the last bits of a matrix product depend
+    # on where its operands lie. PyTorch's own memory is aligned as in the run that was exported.
+    tensors: dict[str, Tensor] = {name: t.clone() for name, t in safetensors.torch.load_file(weights).items()}
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
