@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..keypoints import Scores
+from ..keypoints import Scores, score_map
 from ..superpoint_adaptation import adapted_probabilities
 from ..superpoint_network import DetectorNetwork, grey_tensor, probability_maps
 from .detectors import CLASSICAL, Detect, Grey, best_points
@@ -112,7 +112,7 @@ def shape_precision(
     """
     pictures = list(shape_pictures(per_kind, noisy=noisy))
     maps = {name: [detect(image) for image, _ in pictures] for name, detect in detectors.items()}
-    maps[TRUTH] = [_map_of(truth, image.shape) for image, truth in pictures]
+    maps[TRUTH] = [score_map(truth, np.ones(len(truth), np.float32), SHAPE_SIZE) for _, truth in pictures]
     return {
         radius: {name: _precision(of_one, pictures, radius, tolerance_px) for name, of_one in maps.items()}
         for radius in radii_px
@@ -131,13 +131,6 @@ def _precision(
         hits.append(matches(points, truth, tolerance_px))
         scores.append(score)
     return average_precision(hits, scores, sum(len(truth) for _, truth in pictures))
-
-
-def _map_of(keypoints: npt.NDArray[np.float32], size: tuple[int, ...]) -> Scores:
-    found = np.zeros(size, np.float32)
-    x, y = np.floor(keypoints.T + 0.5).astype(int)
-    found[y, x] = 1
-    return found
 
 
 def mean_repeatability(

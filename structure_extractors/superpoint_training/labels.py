@@ -26,8 +26,10 @@ class Labelled:
     @property
     def precision(self) -> str | None:
         """What the detector computed in, if :attr:`made_by` tells."""
-        settings = json.loads(self.made_by) if self.made_by else {}
-        return str(settings["precision"]) if "precision" in settings else None
+        try:
+            return str(json.loads(self.made_by)["precision"])
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def keypoints(self, index: int) -> npt.NDArray[np.float32]:
         """Keypoints (K, 2) x, y of picture ``index``."""

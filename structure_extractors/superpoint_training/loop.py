@@ -216,19 +216,34 @@ def _network(settings: TrainSettings, start: Path | None) -> DetectorNetwork:
 
 def recorded_precision(run: Path) -> str | None:
     """The precision of the training in a folder, if there is one."""
+    settings = _recorded_settings(run)
+    return str(settings["precision"]) if settings and "precision" in settings else None
+
+
+def _recorded_settings(run: Path) -> dict[str, Any] | None:
     path = run / SETTINGS
-    return str(json.loads(path.read_text())["precision"]) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        settings = json.loads(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"a {type(settings).__name__}")
+        return settings
+    except ValueError as error:
+        raise ExtractorError(
+            f"{path}: expected the settings of a training, got a file that does not read ({error})",
+            hint="name another folder, or remove this one",
+        ) from error
 
 
 def _check_settings(run: Path, settings: TrainSettings, source: Source, start: Path | None) -> None:
     beginning = hashlib.sha256(start.read_bytes()).hexdigest() if start and start.is_file() else None
     everything = dataclasses.asdict(settings) | {"source": source.describe(), "start": beginning}
     wanted = json.loads(json.dumps(everything))
-    path = run / SETTINGS
-    if not path.exists():
-        write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    found = _recorded_settings(run)
+    if found is None:
+        write_whole(run / SETTINGS, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    found = json.loads(path.read_text())
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
         key = changed[0]

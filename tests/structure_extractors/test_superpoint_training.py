@@ -366,6 +366,22 @@ def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.parametrize("content", ["", "[1]", '{"precision": '])
+def test_settings_that_do_not_read_are_named(tmp_path, monkeypatch, capsys, content):
+    (tmp_path / SETTINGS).write_text(content)
+    assert run_command(monkeypatch, "train-synthetic", tmp_path, "--steps", 1) == 1
+    error = capsys.readouterr().err
+    assert "settings.json: expected the settings of a training" in error and "Traceback" not in error
+
+
+def test_labels_of_others_tell_no_precision():
+    def labelled(made_by: str) -> Labelled:
+        return Labelled(names=(), size=(8, 8), points=np.zeros((0, 2)), offsets=np.zeros(1, int), made_by=made_by)
+
+    assert labelled('{"precision": "bfloat16"}').precision == "bfloat16"
+    assert [labelled(text).precision for text in ("", "by hand", "[1]", "{}")] == [None] * 4
+
+
 def test_full_width_is_the_published_one(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "train", lambda source, settings, run, **_: seen.append(settings) or run)
