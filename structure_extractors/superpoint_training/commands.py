@@ -120,16 +120,17 @@ def evaluate_weights(
         raise ExtractorError(f"{path}: expected a file of weights, found none", hint="name a .safetensors or .pth file")
     detector = load_detector(path.read_bytes(), where=str(path))
     network = fold_normalisation(detector.network).to(check_device(device))
-    rows = evaluate(network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
+    pairs = {folder.name: sequence_pairs(folder) for folder in sequences}
+    if len(pairs) < len(sequences):
+        raise ExtractorError(f"expected sequences of different names, got {', '.join(map(str, sequences))}")
+    rows = evaluate(network, sequences=pairs, photographs=photographs, per_kind=per_kind, say=say)
     say("")
     table(rows, say)
     if out is not None:
         write_whole(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
         say(f"written to {out}")
     if pictures is not None:
-        pairs = [
-            (f"{folder.name}_{n}", pair) for folder in sequences for n, pair in enumerate(sequence_pairs(folder), 2)
-        ]
-        files = write_pictures(pictures, network_detector(network), threshold=detector.threshold, pairs=pairs)
+        named = [(f"{name}_{number}", pair) for name, found in pairs.items() for number, pair in enumerate(found, 2)]
+        files = write_pictures(pictures, network_detector(network), threshold=detector.threshold, pairs=named)
         say(f"{pictures}: {len(files)} pictures of what it finds")
     return rows

@@ -15,7 +15,7 @@ from ..superpoint_adaptation import adapted_probabilities
 from ..superpoint_network import DetectorNetwork, grey_tensor, probability_maps
 from .detectors import CLASSICAL, Detect, Grey, best_points
 from .metrics import average_precision, matches, repeatability
-from .pairs import PHOTO_SIZE, Pair, self_warped_pairs, sequence_pairs
+from .pairs import PHOTO_SIZE, Pair, self_warped_pairs
 from .photometric import add_noise
 from .shapes import KINDS, draw_shape
 from .sources import find_pictures, read_grey
@@ -37,7 +37,7 @@ Rows = dict[str, dict[str, float]]  # detector -> measure -> figure
 def evaluate(
     network: DetectorNetwork,
     *,
-    sequences: Sequence[Path] = (),
+    sequences: Mapping[str, Sequence[Pair]] | None = None,
     photographs: Path | None = None,
     adaptations: Sequence[int] = (0, 16),
     per_kind: int = 50,
@@ -46,8 +46,8 @@ def evaluate(
 ) -> Rows:
     """All figures of a network, as it is and adapted, and of the classical detectors.
 
-    ``sequences``: folders with img1, img2, ... and H1to2p, ...; ``photographs``: a folder of pictures to warp, of which
-    the first ``max_photographs`` are taken. Without them only synthetic shapes are measured, on which adapted networks
+    ``sequences``: pairs of pictures by the sequence's name; ``photographs``: a folder of pictures to warp, of which the
+    first ``max_photographs`` are taken. Without them only synthetic shapes are measured, on which adapted networks
     are left out: the question there is what a single look finds.
     """
     ours = {"ours" if not n else f"ours, adaptation {n}": network_detector(network, n) for n in adaptations}
@@ -63,8 +63,8 @@ def evaluate(
     for noisy in (False, True):
         for radius, figures in shape_precision(single, per_kind=per_kind, noisy=noisy).items():
             enter(f"AP {'noisy' if noisy else 'clean'} r{radius}", figures)
-    for folder in sequences:
-        enter(folder.name, mean_repeatability(everyone, sequence_pairs(folder)))
+    for name, pairs in (sequences or {}).items():
+        enter(name, mean_repeatability(everyone, pairs))
     if photographs is not None:
         names = find_pictures(photographs)[:max_photographs]
         greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]

@@ -36,6 +36,8 @@ def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pai
     files = sorted(folder.glob("H1to*p"))
     if first is None or not files:
         raise ExtractorError(f"{folder}: expected img1 and homographies H1to2p, ..., got {sorted(pictures)}")
+    if missing := [name for file in files if (name := "img" + file.name[4:-1]) not in pictures]:
+        raise ExtractorError(f"{folder}: expected a picture for each homography, found none for {', '.join(missing)}")
     one, scale_one = _resized(first, size)
     pairs = []
     for file in files:

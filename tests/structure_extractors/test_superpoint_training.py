@@ -366,6 +366,21 @@ def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_sequences_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights, monkeypatch, capsys):
+    sequences = [tmp_path / place / "graf" for place in ("here", "there")]
+    for folder in sequences:
+        folder.mkdir(parents=True)
+        Image.fromarray(np.eye(48, dtype=np.uint8) * 255).save(folder / "img1.png")
+        Image.fromarray(np.eye(48, dtype=np.uint8) * 255).save(folder / "img2.png")
+        np.savetxt(folder / "H1to2p", np.eye(3))
+    monkeypatch.setattr(commands, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    words = ("evaluate", tiny_weights, "--sequence", sequences[0], "--sequence")
+    assert run_command(monkeypatch, *words, sequences[1]) == 1
+    assert "expected sequences of different names" in capsys.readouterr().err
+    assert run_command(monkeypatch, *words, tmp_path) == 1
+    assert "expected img1 and homographies" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"precision": '])
 def test_settings_that_do_not_read_are_named(tmp_path, monkeypatch, capsys, content):
     (tmp_path / SETTINGS).write_text(content)
