@@ -102,8 +102,6 @@ def shape_precision(
     *,
     per_kind: int,
     noisy: bool,
-    radii_px: Sequence[int] = (SHAPE_RADIUS_PX, RADIUS_PX),
-    tolerance_px: float = TOLERANCE_PX,
 ) -> dict[int, dict[str, float]]:
     """Average precision of each detector on held-out shapes, by the radius of the suppression of neighbours.
 
@@ -114,8 +112,8 @@ def shape_precision(
     maps = {name: [detect(image) for image, _ in pictures] for name, detect in detectors.items()}
     maps[TRUTH] = [score_map(truth, np.ones(len(truth), np.float32), SHAPE_SIZE) for _, truth in pictures]
     return {
-        radius: {name: _precision(of_one, pictures, radius, tolerance_px) for name, of_one in maps.items()}
-        for radius in radii_px
+        radius: {name: _precision(of_one, pictures, radius) for name, of_one in maps.items()}
+        for radius in (SHAPE_RADIUS_PX, RADIUS_PX)
     }
 
 
@@ -123,14 +121,18 @@ def _precision(
     maps: Sequence[Scores],
     pictures: Sequence[tuple[Grey, npt.NDArray[np.float32]]],
     radius_px: int,
-    tolerance_px: float,
 ) -> float:
     hits, scores = [], []
     for found, (_, truth) in zip(maps, pictures, strict=True):
         points, score = best_points(found, number=NUM_POINTS, radius_px=radius_px, border_px=0)
-        hits.append(matches(points, truth, tolerance_px))
+        hits.append(matches(points, truth, TOLERANCE_PX))
         scores.append(score)
     return average_precision(hits, scores, sum(len(truth) for _, truth in pictures))
+
+
+def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
+    """All points (N, 2) x, y of a photograph that suppression and the border leave, best first."""
+    return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
 
 
 def mean_repeatability(
@@ -148,8 +150,7 @@ def mean_repeatability(
         for pair in pairs:
             for grey in (pair.one, pair.other):
                 if id(grey) not in found:
-                    points, _ = best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)
-                    found[id(grey)] = points
+                    found[id(grey)] = all_points(detect, grey)
             one, other = found[id(pair.one)], found[id(pair.other)]
             value = repeatability(
                 one,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .detectors import Detect, Grey, best_points
-from .evaluation import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, shape_pictures
+from .evaluation import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, all_points, shape_pictures
 from .files import write_whole
 from .metrics import Points, found_again, matches
 from .pairs import Pair
@@ -64,10 +64,7 @@ def shape_sheet(detect: Detect, threshold: float, *, noisy: bool, columns: int) 
 
 def pair_sheet(detect: Detect, pair: Pair) -> Image:
     """Both pictures of a pair beside each other, (H, W, 3) uint8."""
-    one, other = (
-        best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
-        for grey in (pair.one, pair.other)
-    )
+    one, other = (all_points(detect, grey) for grey in (pair.one, pair.other))
     sizes = (pair.one.shape, pair.other.shape)
     halves = found_again(one, other, pair.homography, sizes, number=NUM_POINTS, tolerance_px=TOLERANCE_PX)
     drawn = []
