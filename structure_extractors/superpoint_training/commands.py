@@ -120,6 +120,8 @@ def evaluate_weights(
         raise ExtractorError(f"{path}: expected a file of weights, found none", hint="name a .safetensors or .pth file")
     detector = load_detector(path.read_bytes(), where=str(path))
     network = fold_normalisation(detector.network).to(check_device(device))
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise ExtractorError(f"{pictures}: expected a folder for pictures, or nothing yet, found a file")
     pairs = {folder.name: sequence_pairs(folder) for folder in sequences}
     if len(pairs) < len(sequences):
         raise ExtractorError(f"expected sequences of different names, got {', '.join(map(str, sequences))}")

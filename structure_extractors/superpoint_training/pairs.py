@@ -31,6 +31,8 @@ class Pair:
 
 def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pair]:
     """The pairs of the first picture with each other one of a sequence: img1.EXT .. img6.EXT and H1to2p .. H1to6p."""
+    if not folder.is_dir():
+        raise ExtractorError(f"{folder}: expected a folder of img1, img2, ... and H1to2p, ..., found none")
     pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES}
     first = pictures.get("img1")
     files = sorted(folder.glob("H1to*p"))

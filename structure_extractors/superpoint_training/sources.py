@@ -96,7 +96,11 @@ def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
 
 def read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
     """Read a picture as grey (H, W) uint8, resized to ``size`` (h, w) by area."""
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
     if image is None:
         raise ExtractorError(f"{path}: expected a picture, got a file that cannot be decoded")
     return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)

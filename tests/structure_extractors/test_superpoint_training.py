@@ -166,15 +166,23 @@ def test_anything_but_a_cpu_gets_other_processes_that_draw(monkeypatch):
     assert commands.drawing_processes(None, "meta") == 8
 
 
-def test_an_error_of_a_process_that_draws_arrives_as_it_is(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"no picture", "got a file that cannot be decoded"),
+        (b"", "got a file that cannot be decoded"),
+        (None, "got: No such file or directory"),
+    ],
+)
+def test_an_error_of_a_process_that_draws_arrives_as_it_is(tmp_path, content, got, workers):
+    if content is not None:
+        (tmp_path / "broken.png").write_bytes(content)
     labels = Labelled(
         names=("broken.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
     )
-    with pytest.raises(
-        ExtractorError, match=r"^\S*broken\.png: expected a picture, got a file that cannot be decoded$"
-    ):
-        train(Mixed(LabelledImages(tmp_path, labels), 0.0), TINY, tmp_path / "run", workers=1)
+    with pytest.raises(ExtractorError, match=rf"^\S*broken\.png: expected a picture, {got}$"):
+        train(Mixed(LabelledImages(tmp_path, labels), 0.0), TINY, tmp_path / "run", workers=workers)
 
 
 class Deadly(Shapes):
@@ -366,7 +374,7 @@ def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_sequences_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights, monkeypatch, capsys):
+def test_places_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights, monkeypatch, capsys):
     sequences = [tmp_path / place / "graf" for place in ("here", "there")]
     for folder in sequences:
         folder.mkdir(parents=True)
@@ -379,6 +387,10 @@ def test_sequences_are_looked_at_before_anything_is_measured(tmp_path, tiny_weig
     assert "expected sequences of different names" in capsys.readouterr().err
     assert run_command(monkeypatch, *words, tmp_path) == 1
     assert "expected img1 and homographies" in capsys.readouterr().err
+    assert run_command(monkeypatch, *words, tmp_path / "nowhere") == 1
+    assert "nowhere: expected a folder of img1, img2" in capsys.readouterr().err
+    assert run_command(monkeypatch, "evaluate", tiny_weights, "--pictures", tiny_weights) == 1
+    assert "expected a folder for pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"precision": '])
