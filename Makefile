@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typing && ln -sfn $(CURDIR) $(VENV)/typing/physseg
-	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p physseg.manifests -p physseg.structure_extractors -p physseg.pipeline -p physseg.train -m physseg.cli
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p physseg.common -p physseg.manifests -p physseg.structure_extractors -p physseg.pipeline -p physseg.train -m physseg.cli
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

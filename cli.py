@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from . import PhyssegError, __version__
+from . import __version__
+from .common.errors import PhyssegError
 from .manifests import commands as manifests
 from .pipeline import commands as pipeline
-from .structure_extractors import commands as structure_extractors
 from .train import commands as train
 from .train.analysis import commands as analysis
+from .train.detector import commands as structure_extractors
 
 app = typer.Typer(
     name="physseg",

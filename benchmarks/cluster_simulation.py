@@ -22,23 +22,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from cluster_events import SHARD, Costs, Outcome, simulate
-from common import Goal, Section, machine
 from data import NUM_CLASSES, write_samples
 from distributed import as_completed
-from physseg.manifests.coco_stuff import coco_stuff_vocabulary
-from physseg.manifests.samples import SCHEMA, SampleTable
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest
-from physseg.pipeline import run
-from physseg.pipeline.child_process import peak_bytes
-from physseg.pipeline.clusters import connected
-from physseg.pipeline.commits import CommitRecord, LayerCommit, commit_path, read_commits
-from physseg.pipeline.estimate import CLUSTER_SECONDS
-from physseg.pipeline.measure import Measurement, kinds_of_work
-from physseg.pipeline.measure import measure as measure_images
-from physseg.pipeline.run import Job
-from physseg.pipeline.schema import STATUS
-from physseg.pipeline.store import create_store
+from physseg.common.processes import peak_bytes
+from physseg.common.storage.location import open_storage
+from physseg.manifests.datasets.coco_stuff import coco_stuff_vocabulary
+from physseg.manifests.manifest import Manifest
+from physseg.manifests.sample_table import SCHEMA, SampleTable
+from physseg.pipeline.cost.estimate import CLUSTER_SECONDS
+from physseg.pipeline.cost.measure import Measurement, kinds_of_work
+from physseg.pipeline.cost.measure import measure as measure_images
+from physseg.pipeline.run import run
+from physseg.pipeline.run.executors.clusters import connected
+from physseg.pipeline.run.run import Job
+from physseg.pipeline.store.commits import CommitRecord, LayerCommit, commit_path, read_commits
+from physseg.pipeline.store.layout import create_store
+from physseg.pipeline.store.schema import STATUS
+
+from common import Goal, Section, machine
 
 SCALES = ((118_287, 8), (118_287, 64), (1_000_000, 64), (1_000_000, 1000), (10_000_000, 64), (10_000_000, 1000))
 """Images and workers."""

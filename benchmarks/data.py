@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from physseg.manifests.coco_stuff import coco_stuff_vocabulary
-from physseg.manifests.table import Manifest, Sample
-from physseg.pipeline import run
+from physseg.manifests.datasets.coco_stuff import coco_stuff_vocabulary
+from physseg.manifests.manifest import Manifest, Sample
+from physseg.pipeline.run import run
 
 UInt8 = npt.NDArray[np.uint8]
 

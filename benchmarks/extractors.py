@@ -13,10 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from common import report, time_calls
 from physseg.structure_extractors.interface import Extractor
 from physseg.structure_extractors.registry import DEFAULT, build
 from PIL import Image
+
+from common import report, time_calls
 
 SIZE = (480, 640)  # height, width
 

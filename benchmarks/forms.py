@@ -18,10 +18,10 @@ import numpy.typing as npt
 import zstandard
 from data import ARRAYS
 from physseg.manifests.decoding import decode_image
-from physseg.pipeline.frame import CELL_PX
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.schema import SAMPLES_PER_SHARD, SPECS
-from physseg.pipeline.shard_codec import ZSTD_LEVEL
+from physseg.pipeline.store.frame import CELL_PX
+from physseg.pipeline.store.reader import StoreReader
+from physseg.pipeline.store.schema import SAMPLES_PER_SHARD, SPECS
+from physseg.pipeline.store.shard_codec import ZSTD_LEVEL
 
 Planes = dict[str, npt.NDArray[Any]]
 Sample = tuple[npt.NDArray[np.uint8] | None, Iterable[tuple[str, npt.NDArray[Any]]]]

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
-from common import Goal, Section, spread
 from data import open_samples, write_store
 from forms import OTHER_FORMS, STORE_FORMS, Form, JpegAlone, OurStore, Sample, write_forms
-from physseg.pipeline.frame import CELL_PX, Frame
-from physseg.train.crop import CropWindow
-from physseg.train.host_memory import keep_freed_memory
+from physseg.common.host_memory import keep_freed_memory
+from physseg.pipeline.store.frame import CELL_PX, Frame
+from physseg.train.data.crop import CropWindow
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from common import Goal, Section, spread
 
 CROP = 384
 BATCH = 8
@@ -118,7 +119,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 def loader(form: Form, passes: int) -> DataLoader[Batch]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["physseg.train.data"])  # as training does; workers start in a fraction of a second
+    context.set_forkserver_preload(["physseg.train.data.dataset"])
     options: dict[str, Any] = {
         "batch_size": None,  # the data sets make batches themselves
         "num_workers": WORKERS,

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from common import Goal, Section
 from data import write_samples
-from physseg.manifests.table import Manifest
-from physseg.pipeline import run
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+
+from common import Goal, Section
 
 DIFFERENT = 256
 """Pictures that are drawn; every other row of the manifest is one of them again."""

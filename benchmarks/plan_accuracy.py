@@ -17,12 +17,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import Goal, Section, machine, spread
 from data import UInt8, draw, open_samples, write_pictures
-from physseg.manifests.checking import available_cpus
-from physseg.manifests.table import Manifest
-from physseg.pipeline import run
-from physseg.pipeline.estimate import Estimate, estimate_job
+from physseg.common.processes import available_cpus
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.cost.estimate import Estimate, estimate_job
+from physseg.pipeline.run import run
+
+from common import Goal, Section, machine, spread
 
 ALLOWED = 0.2
 """Of what is planned above or below what comes."""

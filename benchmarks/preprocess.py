@@ -18,15 +18,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import Goal, Section, machine, spread
 from data import PUBLISHED_WIDTHS, Samples, open_samples, superpoint_settings, write_superpoint_weights
-from physseg.manifests.table import Manifest
-from physseg.pipeline import clusters, executors, run
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.schema import SAMPLES_PER_SHARD
-from physseg.pipeline.store import create_store
-from physseg.structure_extractors.superpoint import SuperPoint
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run.executors import clusters
+from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.layout import create_store
+from physseg.pipeline.store.schema import SAMPLES_PER_SHARD
+from physseg.structure_extractors.superpoint.extractor import SuperPoint
 from PIL import Image
+
+from common import Goal, Section, machine, spread
 
 STRUCTURES = ("canny", "mask_edges", "sift", "patch_counts")
 

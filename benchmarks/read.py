@@ -17,12 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import zstandard
-from common import Goal, Section, Timing, machine, time_calls
 from data import ARRAYS, open_samples, write_store
-from physseg.manifests.table import Manifest
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.schema import SPECS
-from physseg.pipeline.shard_codec import decode_index, index_size
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.store.reader import StoreReader
+from physseg.pipeline.store.schema import SPECS
+from physseg.pipeline.store.shard_codec import decode_index, index_size
+
+from common import Goal, Section, Timing, machine, time_calls
 
 COCO_IMAGES = 118_287
 

@@ -23,9 +23,10 @@ import superpoint
 import superpoint_quality
 import torch
 import train_step
-from common import Goal, Section, machine
 from data import Samples, open_samples, write_store
-from physseg.manifests.checking import available_cpus
+from physseg.common.processes import available_cpus
+
+from common import Goal, Section, machine
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

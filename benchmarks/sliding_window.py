@@ -16,11 +16,12 @@ import time
 import numpy as np
 import psutil
 import torch
-from common import Goal, Section, machine, spread
 from dask.utils import parse_bytes
 from data import draw
 from physseg.train.model.inference import InferenceSettings, predict_label_map
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+
+from common import Goal, Section, machine, spread
 
 MEMORIES = ("512MiB", "1GiB", "2GiB", "4GiB")
 

@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Goal, Section, Timing, machine, time_calls
-from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
-from physseg.structure_extractors.superpoint_inference import gpus
-from physseg.structure_extractors.superpoint_network import (
+from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint.inference import gpus
+from physseg.structure_extractors.superpoint.network import (
     Architecture,
     DetectorNetwork,
     fold_normalisation,
     keypoint_probabilities,
 )
-from physseg.structure_extractors.superpoint_training.loop import chosen_precision
-from physseg.structure_extractors.superpoint_weights import load_detector
+from physseg.structure_extractors.superpoint.weights import load_detector
+from physseg.train.detector.loop import chosen_precision
 from torch import nn
+
+from common import Goal, Section, Timing, machine, time_calls
 
 SIZE = (384, 512)  # height, width
 PEAK_SHAPES = ((64, 64, 96, 128), (128, 128, 48, 64), (256, 256, 24, 32), (256, 256, 48, 64))  # in, out, height, width

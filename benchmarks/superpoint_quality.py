@@ -11,12 +11,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
+from physseg.train.detector.detectors import CLASSICAL
+from physseg.train.detector.evaluation import RADIUS_PX, SHAPE_RADIUS_PX, Rows
+from physseg.train.detector.shapes import KINDS
+from physseg.train.detector.work import evaluate_weights
+
 from common import Goal, Section, machine
-from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS
-from physseg.structure_extractors.superpoint_training.commands import evaluate_weights
-from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL
-from physseg.structure_extractors.superpoint_training.evaluation import RADIUS_PX, SHAPE_RADIUS_PX, Rows
-from physseg.structure_extractors.superpoint_training.shapes import KINDS
 
 TITLE = "SuperPoint beside the classical detectors"
 OURS, ADAPTED = "ours", "ours, adaptation 16"

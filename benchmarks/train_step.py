@@ -22,19 +22,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Goal, Section, machine, spread
 from data import open_samples, write_store
+from physseg.common.host_memory import keep_freed_memory
 from physseg.train.config import TrainConfig
-from physseg.train.data import Batch, DataConfig, batches, to_device
-from physseg.train.data import open_samples as open_training_samples
-from physseg.train.host_memory import keep_freed_memory
+from physseg.train.data.dataset import Batch, DataConfig, batches, to_device
+from physseg.train.data.dataset import open_samples as open_training_samples
+from physseg.train.data.order import PositionBatches
+from physseg.train.loop.objective import Objective
+from physseg.train.loop.optim import build_optimizer, clip_gradients, require_finite
 from physseg.train.losses.total import LossConfig
 from physseg.train.model.bounded import set_recompute
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
-from physseg.train.objective import Objective
-from physseg.train.optim import build_optimizer, clip_gradients, require_finite
-from physseg.train.order import PositionBatches
 from torch.utils.flop_counter import FlopCounterMode
+
+from common import Goal, Section, machine, spread
 
 STRUCTURES = ("canny", "mask_edges", "sift")
 

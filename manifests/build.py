@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .checking import Checked, CheckSettings, check_samples
-from .coco_stuff import DATASET, coco_stuff_ids, find_images, find_labels
+from .datasets.coco_stuff import DATASET, coco_stuff_ids, find_images, find_labels
+from .datasets.folder import find_folders, folder_ids
 from .errors import ManifestError
-from .folder import find_folders, folder_ids
 from .pairing import pair_files
 
 
@@ -39,7 +39,7 @@ def coco_stuff(
     _check_root(root, images, labels or write_labels)
     images = images or find_images(*_root_and_split(root, split))
     if write_labels is not None:
-        from .coco_json import paint_labels  # pycocotools is needed here only
+        from .datasets.coco_json import paint_labels  # pycocotools is needed here only
 
         pairs = paint_labels(
             stuff=stuff_json,

@@ -1,7 +1,6 @@
 """Every sample is read once and checked: what cannot be used is named in its row, never dropped."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ..common.processes import available_cpus
 from .decoding import LABEL_HINT, ImageFacts, check_image, decode_image
 from .errors import DecodeError, ManifestError
-from .label_forms import check_label_file, decode_raw
-from .label_ids import LabelIds
+from .labels.forms import check_label_file, decode_raw
+from .labels.ids import LabelIds
+from .labels.short_side import capped_size
+from .manifest import Manifest, Sample, describe_unknown
 from .pairing import Pair, common_root
-from .short_side import capped_size
-from .table import Manifest, Sample, describe_unknown
 
 GREY_MODES = ("L", "1")
 PILLOW_MEGAPIXELS = 178  # Pillow refuses pictures of more than twice its MAX_IMAGE_PIXELS
@@ -237,11 +237,6 @@ def judge_image(
     elif facts.orientation != 1:
         notes.append("EXIF orientation applied" if exif == "apply" else "EXIF orientation ignored")
     return problems, notes
-
-
-def available_cpus() -> int:
-    """How many CPUs this process may use (a batch system often grants fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(path: Path) -> bytes:

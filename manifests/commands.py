@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from .checking import Checked, CheckSettings
-    from .published import Found
+    from .datasets.published import Found
 
 app = typer.Typer(help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True)
 
@@ -60,7 +60,7 @@ def manifest_coco_stuff(
 
     Exit code 3: the manifest is written, but some samples were quarantined.
     """
-    from . import published
+    from .datasets import published
 
     settings = _check_settings(exif, max_megapixels, workers, out, check=check)
     found = published.coco_stuff(
@@ -100,7 +100,7 @@ def _benchmark_command(name: str, description: str) -> None:
         verbose: Verbose = False,
         check: Check = False,
     ) -> None:
-        from . import published
+        from .datasets import published
 
         found = published.benchmark(
             name,
@@ -146,7 +146,7 @@ def _context_command(name: str, description: str) -> None:
         verbose: Verbose = False,
         check: Check = False,
     ) -> None:
-        from . import published
+        from .datasets import published
 
         found = published.benchmark(
             name,

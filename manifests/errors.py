@@ -1,6 +1,6 @@
 """Errors of the manifests package: what can be wrong with a data set, its files, or a manifest."""
 
-from .. import PhyssegError
+from ..common.errors import PhyssegError
 
 
 class ManifestError(PhyssegError, ValueError):
@@ -13,7 +13,3 @@ class DecodeError(ManifestError):
 
 class ContentError(ManifestError):
     """One sample's files cannot be used: a quarantine entry. Carries ``sample_id``, ``path``, ``expected``, ``got``."""
-
-
-class StorageError(PhyssegError, RuntimeError):
-    """A place for files cannot be reached or used: no such bucket, no permission, an outage. Never one file's fault."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .checking import REPAIRS, Checked
+from .datasets.published import Found
+from .manifest import Manifest
 from .pairing import some
-from .published import Found
-from .table import Manifest
 
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
 

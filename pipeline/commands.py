@@ -8,7 +8,7 @@ import typer
 from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine
 
 if TYPE_CHECKING:
-    from .frame import Frame
+    from .store.frame import Frame
 
 app = typer.Typer()
 
@@ -83,11 +83,11 @@ def preprocess(
     On a cluster: `--part $SLURM_ARRAY_TASK_ID/64` in an array of 64 jobs, and `physseg verify STORE` after them;
     `--cluster slurm --workers 64`; or `--scheduler tcp://HOST:PORT`.
     """
-    from ..manifests.table import Manifest
-    from . import run
-    from .plan import Part
-    from .report import describe_job, describe_run
-    from .store import beside
+    from ..manifests.manifest import Manifest
+    from .run import run
+    from .run.plan import Part
+    from .run.report import describe_job, describe_run
+    from .store.layout import beside
 
     scheduler = _scheduler(scheduler, cluster)
     chosen_part = Part.parse(part) if part else None
@@ -151,10 +151,10 @@ def plan(
     import tempfile
     import uuid
 
-    from ..manifests.table import Manifest
-    from . import run
-    from .estimate import estimate_job
-    from .report import NO_ESTIMATE, describe_estimate, describe_job
+    from ..manifests.manifest import Manifest
+    from .cost.estimate import estimate_job
+    from .run import run
+    from .run.report import NO_ESTIMATE, describe_estimate, describe_job
 
     job = run.prepare(
         Manifest.read(manifest, root=root),
@@ -184,8 +184,8 @@ def verify(
     root: Root = None,
 ) -> None:
     """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
-    from . import run
-    from . import verify as checking
+    from .run import run
+    from .run import verify as checking
 
     report = checking.verify(store)
     for line in checking.summary(report):
@@ -236,14 +236,14 @@ def inspect(
     if bool(sample) != bool(out or (sample and html)) or (class_names and not out):
         raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
     if not sample and not html:
-        from .inspection import summarise
-        from .inspection_report import summary_lines
+        from .inspect.summary import summarise
+        from .inspect.table import summary_lines
 
         summary = summarise(store, measure=measure, root=root)
         typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
         return
-    from ..manifests.content_cache import ContentCache
-    from .sample_view import SampleViews, write_sample
+    from ..common.storage.content_cache import ContentCache
+    from .inspect.sample_view import SampleViews, write_sample
 
     kept = ContentCache(cache) if cache else None
     views = SampleViews(store, root=root, cache=kept)
@@ -253,8 +253,8 @@ def inspect(
         for index in indices:
             typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
     if html:
-        from .html_page import write_page
-        from .report import human
+        from .inspect.html_page import write_page
+        from .run.report import human
 
         page = write_page(
             store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
@@ -293,7 +293,7 @@ def _settings(assignments: list[str]) -> dict[str, dict[str, str]]:
 
 def _frame(short_edge: int | None, max_long_edge: int | None, canvas: int | None) -> "Frame | None":
     """The frame that was asked for; None if nothing was. The limits follow a short edge given alone."""
-    from .frame import Frame
+    from .store.frame import Frame
 
     if short_edge is None and max_long_edge is None and canvas is None:
         return None

@@ -1,6 +1,6 @@
 """Named errors of the structure extractors."""
 
-from .. import PhyssegError
+from ..common.errors import PhyssegError
 
 
 class ExtractorError(PhyssegError, ValueError):

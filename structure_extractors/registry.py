@@ -16,7 +16,7 @@ from .interface import Extractor
 from .mask_edges import MaskEdges
 from .patch_counts import PatchCounts
 from .sift import Sift
-from .superpoint import SuperPoint
+from .superpoint.extractor import SuperPoint
 
 EXTRACTORS: dict[str, type[Any]] = {
     extractor.name: extractor for extractor in (Canny, MaskEdges, Sift, SuperPoint, PatchCounts)

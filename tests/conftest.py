@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from physseg.manifests.table import Manifest, Sample, Vocabulary
+from physseg.manifests.manifest import Manifest, Sample, Vocabulary
 from PIL import Image
 
 NUM_CLASSES = 5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from physseg.cli import app
-from physseg.pipeline.schema import markdown_table
+from physseg.pipeline.store.schema import markdown_table
 from typer.main import get_command
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import typer
 from ..pipeline.commands import parse_size
 
 if TYPE_CHECKING:
-    from ..manifests.table import Manifest
+    from ..manifests.manifest import Manifest
     from .model.inference import InferenceSettings
 
 app = typer.Typer()
@@ -64,7 +64,7 @@ def train(
         return
     if config is None:
         raise typer.BadParameter("name a TOML file, or print one with --example", param_hint="CONFIG")
-    from .loop import train as run_training
+    from .loop.loop import train as run_training
 
     result = run_training(load_config(config, settings or (), run=out), stop_at=stop_at)
     if result.rank > 0:
@@ -115,11 +115,11 @@ def evaluate(
     On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
     `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
     """
-    from .benchmark_table import COLUMNS, paper_table
-    from .evaluate import evaluate_model, load_run
-    from .evaluation import merge as merge_parts
-    from .process import choose_device
-    from .run_folder import RunFolder
+    from .evaluation.benchmark_table import COLUMNS, paper_table
+    from .evaluation.evaluate import evaluate_model, load_run
+    from .evaluation.result import merge as merge_parts
+    from .loop.process import choose_device
+    from .runs.run_folder import RunFolder
 
     rows = 10**6 if all_classes else 10
     published = not (max_images or no_windows)
@@ -171,8 +171,8 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
     """Manifests by the name of their results."""
-    from ..manifests import published
-    from ..manifests.table import Manifest
+    from ..manifests.datasets import published
+    from ..manifests.manifest import Manifest
 
     if not manifests and not benchmarks:
         raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
@@ -221,10 +221,10 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
-    from ..pipeline.draw import percent
-    from .evaluate import load_run
-    from .predict import find_images, predict_files, read_words
-    from .process import choose_device
+    from ..pipeline.inspect.drawing.draw import percent
+    from .evaluation.evaluate import load_run
+    from .loop.process import choose_device
+    from .prediction.predict import find_images, predict_files, read_words
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     loaded = load_run(
@@ -282,7 +282,7 @@ def export(
 
     In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
     """
-    from .evaluate import load_run
+    from .evaluation.evaluate import load_run
     from .weights.export import write_export
 
     loaded = load_run(run, step=parse_step(checkpoint))
@@ -299,8 +299,8 @@ def weights_list(
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
 ) -> None:
     """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
-    from .weights.weights_cache import cache_folder
-    from .weights.weights_fetch import listing, listing_lines
+    from .weights.cache import cache_folder
+    from .weights.fetch import listing, listing_lines
 
     entries = listing()
     if json_:
@@ -323,8 +323,8 @@ def weights_fetch(
 
     Licences differ from tag to tag: see docs/weights.md.
     """
-    from .weights.weights_cache import weights_folder
-    from .weights.weights_fetch import fetch, find_tag
+    from .weights.cache import weights_folder
+    from .weights.fetch import fetch, find_tag
 
     found = find_tag(tag, clip)
     record, fetched = fetch(found, url=url)

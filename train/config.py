@@ -12,13 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from ..pipeline.frame import CELL_PX
-from .config_reading import NameOrPath, PathText, apply_override, build
-from .data import DataConfig
-from .errors import ConfigError
+from ..common.errors import ConfigError
+from ..common.settings import NameOrPath, PathText, apply_override, build
+from ..pipeline.store.frame import CELL_PX
+from .data.dataset import DataConfig
+from .loop.optim import OptimConfig
 from .losses.total import LossConfig
 from .model.segmenter import SegmenterConfig
-from .optim import OptimConfig
 
 HARMLESS = frozenset(
     {

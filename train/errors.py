@@ -1,10 +1,6 @@
 """Named errors of training, evaluation and prediction; each carries where, expected and got."""
 
-from .. import PhyssegError
-
-
-class ConfigError(PhyssegError, ValueError):
-    """A configuration has an unknown key, a value of the wrong type or a value outside its range."""
+from ..common.errors import PhyssegError
 
 
 class TrainDataError(PhyssegError, ValueError):

@@ -19,13 +19,14 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from physseg.manifests.table import Manifest
-from physseg.pipeline import clusters, run
-from physseg.pipeline.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.lone_shards import compute_alone
-from physseg.pipeline.shard_task import ShardReport, ShardTask
-from physseg.pipeline.store import create_store
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
+from physseg.pipeline.run.executors import clusters
+from physseg.pipeline.run.lone_shards import compute_alone
+from physseg.pipeline.run.task import ShardReport, ShardTask
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.layout import create_store
 from physseg.structure_extractors.canny import Canny
 
 from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree, wait_until

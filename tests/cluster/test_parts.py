@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest
-from physseg.pipeline import locks, run
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.locks import locked
-from physseg.pipeline.plan import Part
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run.plan import Part
+from physseg.pipeline.store import locks
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.locks import locked
 
 from .commands import Shapes, assert_same_tree
 from .s3 import Bucket

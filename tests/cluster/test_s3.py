@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
-from physseg.manifests.storage import open_storage
-from physseg.manifests.storage_interface import Storage
-from physseg.pipeline.commits import read_commit
-from physseg.pipeline.verify import verify
+from physseg.common.storage.interface import Storage
+from physseg.common.storage.location import open_storage
+from physseg.pipeline.run.verify import verify
+from physseg.pipeline.store.commits import read_commit
 
 from ..conftest import write_shapes
 from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree, wait_until

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from physseg.manifests import published
-from physseg.manifests.ade20k import JSON_DISAGREES, ade20k_150_ids, ade20k_847_ids
+from physseg.manifests.datasets import published
+from physseg.manifests.datasets.ade20k import JSON_DISAGREES, ade20k_150_ids, ade20k_847_ids
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.table import Manifest
+from physseg.manifests.manifest import Manifest
 from PIL import Image
 
 WALL, PERSON, LAST, PART, MANY = 2978, 1831, 3156, 5, 3688  # 5 and 3688 are among the ids that are no class

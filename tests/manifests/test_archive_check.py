@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from physseg.manifests import ade20k, archive, coco_stuff, pascal_context, pascal_voc, published
-from physseg.manifests.archive import Release
-from physseg.manifests.table import Manifest
+from physseg.manifests.datasets import ade20k, archive, coco_stuff, pascal_context, pascal_voc, published
+from physseg.manifests.datasets.archive import Release
+from physseg.manifests.manifest import Manifest
 from physseg.manifests.vocabulary import published_vocabulary
 
 

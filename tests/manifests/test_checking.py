@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from physseg.manifests.checking import REPAIRS, CheckSettings, check_samples, count_classes
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.label_ids import LabelIds
+from physseg.manifests.labels.ids import LabelIds
+from physseg.manifests.manifest import Vocabulary
 from physseg.manifests.pairing import pair_files
-from physseg.manifests.table import Vocabulary
 from PIL import Image
 
 IDS = LabelIds(vocabulary=Vocabulary(name="ab", classes=("a", "b")), raw_to_class={0: 0, 1: 1}, raw_ignore=(255,))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from physseg.manifests import build
-from physseg.manifests.coco_stuff import (
+from physseg.manifests.datasets.coco_stuff import (
     ABSENT_CATEGORIES,
     CATEGORY_TO_CLASS,
     coco_stuff_ids,

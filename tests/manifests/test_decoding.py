@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+from physseg.common.storage.location import read_below
 from physseg.manifests.decoding import check_image, check_png, decode_image, decode_label, turn
 from physseg.manifests.errors import DecodeError
-from physseg.manifests.storage import read_below
 from PIL import Image, ImageOps, TiffImagePlugin
 
 

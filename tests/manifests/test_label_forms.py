@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 from physseg.manifests.errors import DecodeError, ManifestError
-from physseg.manifests.label_forms import check_form, decode_raw, voc_palette
-from physseg.manifests.mat_file import read_cells, read_matrix
+from physseg.manifests.labels.forms import check_form, decode_raw, voc_palette
+from physseg.manifests.labels.mat_file import read_cells, read_matrix
 from PIL import Image
 
 LABELS = np.array([[1, 255, 256], [459, 300, 2]], np.uint16)  # 2 rows, 3 columns, on both sides of 8 bits

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from physseg.manifests.table import Manifest
+from physseg.manifests.manifest import Manifest
 
 
 def toy_set(toys):

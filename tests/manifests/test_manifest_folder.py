@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from physseg.manifests import build
+from physseg.manifests.datasets.folder import find_folders, folder_ids
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.folder import find_folders, folder_ids
 
 
 def test_convention_class_id_is_the_line_index(toys):

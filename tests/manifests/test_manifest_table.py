@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.manifests.errors import ContentError, ManifestError
-from physseg.manifests.table import METADATA_KEY, Manifest, Sample, SampleTable, Vocabulary
+from physseg.manifests.manifest import METADATA_KEY, Manifest, Sample, SampleTable, Vocabulary
 
 PETS = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
 

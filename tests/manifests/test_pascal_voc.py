@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from physseg.manifests import published
+from physseg.manifests.datasets import published
+from physseg.manifests.datasets.pascal_voc import voc_20_ids, voc_20b_ids
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.pascal_voc import voc_20_ids, voc_20b_ids
-from physseg.manifests.table import Manifest
+from physseg.manifests.manifest import Manifest
 
 RAW = np.array([[0, 1, 20], [255, 8, 15]], np.uint8)  # background, aeroplane, tvmonitor / void, cat, person
 

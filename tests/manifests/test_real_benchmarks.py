@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests import published
-from physseg.manifests.ade20k import ade20k_150_ids, ade20k_847_ids
-from physseg.manifests.label_forms import decode_raw
-from physseg.manifests.pascal_context import context_ids
-from physseg.manifests.pascal_voc import voc_20_ids, voc_20b_ids
+from physseg.manifests.datasets import published
+from physseg.manifests.datasets.ade20k import ade20k_150_ids, ade20k_847_ids
+from physseg.manifests.datasets.pascal_context import context_ids
+from physseg.manifests.datasets.pascal_voc import voc_20_ids, voc_20b_ids
+from physseg.manifests.labels.forms import decode_raw
 from PIL import Image
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.manifests import build
-from physseg.manifests.coco_json import paint, read_annotations
-from physseg.manifests.coco_stuff import coco_stuff_ids, coco_stuff_vocabulary
+from physseg.manifests.datasets.coco_json import paint, read_annotations
+from physseg.manifests.datasets.coco_stuff import coco_stuff_ids, coco_stuff_vocabulary
 from physseg.manifests.errors import ManifestError
 from PIL import Image
 from pycocotools import mask as coco_mask

@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from physseg.manifests import scenes
-from physseg.manifests.scenes import SceneError, SceneFolders, SceneSettings, write_scenes
+from physseg.train.demo import scenes
+from physseg.train.demo.scenes import SceneError, SceneFolders, SceneSettings, write_scenes
 from PIL import Image
 
 

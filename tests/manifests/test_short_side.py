@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from physseg.manifests.short_side import cap_image, cap_labels, capped_size
+from physseg.manifests.labels.short_side import cap_image, cap_labels, capped_size
 
 
 @pytest.mark.parametrize(

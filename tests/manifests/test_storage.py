@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from physseg.manifests import local_storage
-from physseg.manifests.content_cache import ContentCache
-from physseg.manifests.errors import StorageError
-from physseg.manifests.local_storage import LocalStorage
-from physseg.manifests.object_storage import ObjectStorage
-from physseg.manifests.storage import absolute, open_storage, read_below, split
-from physseg.manifests.storage_interface import Storage
+from physseg.common.errors import StorageError
+from physseg.common.storage import local as local_storage
+from physseg.common.storage.content_cache import ContentCache
+from physseg.common.storage.interface import Storage
+from physseg.common.storage.local import LocalStorage
+from physseg.common.storage.location import absolute, open_storage, read_below, split
+from physseg.common.storage.objects import ObjectStorage
 
 
 @pytest.fixture(params=["directory", "objects"])

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests import local_storage
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest
-from physseg.pipeline import executors, run, shard_task, store
-from physseg.pipeline.commits import read_commit
-from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreCorruptError, StoreError
-from physseg.pipeline.plan import Part
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.schema import DONE, MISSING
-from physseg.pipeline.verify import repair, verify
+from physseg.common.storage import local as local_storage
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run import task as shard_task
+from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
+from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.plan import Part
+from physseg.pipeline.run.verify import repair, verify
+from physseg.pipeline.store import layout as store
+from physseg.pipeline.store.commits import read_commit
+from physseg.pipeline.store.errors import StoreCorruptError, StoreError
+from physseg.pipeline.store.reader import StoreReader
+from physseg.pipeline.store.schema import DONE, MISSING
 from physseg.structure_extractors import registry
 
 from .test_store import FRAME, MakeManifest, assert_same_bytes, is_of_a_shard, preprocess

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from physseg.cli import main
-from physseg.manifests.table import Manifest
-from physseg.pipeline import executors
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.store import open_schema
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.layout import open_schema
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.pipeline import draw, lettering
-from physseg.pipeline.errors import DrawError
+from physseg.pipeline.inspect.drawing import draw, lettering
+from physseg.pipeline.inspect.drawing.errors import DrawError
 from physseg.structure_extractors.keypoints import rasterise
 
 NAMES = ("ground", "box", "disc")

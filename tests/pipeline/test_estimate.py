@@ -14,11 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.cli import main
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest
-from physseg.pipeline import run
-from physseg.pipeline.errors import ExecutorError
-from physseg.pipeline.estimate import (
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.cost.estimate import (
     CLUSTER_SECONDS,
     LEAST_SPREAD,
     estimate,
@@ -27,17 +25,12 @@ from physseg.pipeline.estimate import (
     mean_seconds,
     workers_for,
 )
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.measure import (
-    SAMPLES_PER_SHARD,
-    Measured,
-    Measurement,
-    evenly,
-    kinds_of_work,
-    measure,
-)
-from physseg.pipeline.report import between, describe_estimate
-from physseg.pipeline.trial import Trial, run_trials
+from physseg.pipeline.cost.measure import SAMPLES_PER_SHARD, Measured, Measurement, evenly, kinds_of_work, measure
+from physseg.pipeline.cost.trial import Trial, run_trials
+from physseg.pipeline.run import run
+from physseg.pipeline.run.errors import ExecutorError
+from physseg.pipeline.run.report import between, describe_estimate
+from physseg.pipeline.store.frame import Frame
 
 SMALL = Frame(short_edge=32, max_long_edge=64, canvas=64)
 

@@ -15,11 +15,14 @@ from typing import Any
 import dask
 import pytest
 from distributed.scheduler import KilledWorker, WorkerState
-from physseg.pipeline import executors, lone_shards, slurm_jobs
-from physseg.pipeline.child_process import memory_of
-from physseg.pipeline.errors import ExecutorError, ShardFailedError, StoreError
-from physseg.pipeline.lone_shards import compute_alone
-from physseg.pipeline.shard_task import ShardReport, ShardTask
+from physseg.common.processes import memory_of
+from physseg.pipeline.run import lone_shards
+from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
+from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.executors import slurm_jobs
+from physseg.pipeline.run.lone_shards import compute_alone
+from physseg.pipeline.run.task import ShardReport, ShardTask
+from physseg.pipeline.store.errors import StoreError
 
 ADDRESS = "tcp://head:8786"
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.pipeline.errors import FrameError
-from physseg.pipeline.frame import Frame
+from physseg.pipeline.store.errors import FrameError
+from physseg.pipeline.store.frame import Frame
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,21 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from physseg.manifests.table import Manifest
-from physseg.pipeline import gpu_servers, run
-from physseg.pipeline.commits import read_commits
-from physseg.pipeline.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.gpu_servers import need_gpu, serving, serving_on
-from physseg.pipeline.store import open_schema
-from physseg.structure_extractors import superpoint_inference, superpoint_server
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
+from physseg.pipeline.run.executors import gpu_servers
+from physseg.pipeline.run.executors.gpu_servers import need_gpu, serving, serving_on
+from physseg.pipeline.store.commits import read_commits
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.layout import open_schema
 from physseg.structure_extractors.errors import DeviceError, WeightsError
 from physseg.structure_extractors.keypoints import decode_confidence
-from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
-from physseg.structure_extractors.superpoint_inference import Network, infer, same_sums_every_time
-from physseg.structure_extractors.superpoint_server import VARIABLE, ask
+from physseg.structure_extractors.superpoint import inference as superpoint_inference
+from physseg.structure_extractors.superpoint import server as superpoint_server
+from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint.inference import Network, infer, same_sums_every_time
+from physseg.structure_extractors.superpoint.server import VARIABLE, ask
 
 pytestmark = pytest.mark.cluster
 HAS_CUDA = torch.cuda.is_available()

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests.table import Manifest, Vocabulary
-from physseg.pipeline import draw
-from physseg.pipeline.errors import InspectError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.html_page import write_page
-from physseg.pipeline.run import preprocess
-from physseg.pipeline.sample_view import SampleViews
+from physseg.manifests.manifest import Manifest, Vocabulary
+from physseg.pipeline.inspect.drawing import draw
+from physseg.pipeline.inspect.errors import InspectError
+from physseg.pipeline.inspect.html_page import write_page
+from physseg.pipeline.inspect.sample_view import SampleViews
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.frame import Frame
 from PIL import Image
 
 EVIL = ("</script><script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a & b", "plain")
@@ -166,7 +166,7 @@ def test_one_unreadable_image_is_shown_on_grey_and_all_unreadable_are_an_error(s
 
 
 def test_more_classes_than_a_palette_holds(store: Path) -> None:
-    from physseg.pipeline.html_page import _label_layer
+    from physseg.pipeline.inspect.html_page import _label_layer
 
     view = SampleViews(store).view(0)
     labels = (np.arange(view.labels.size).reshape(view.labels.shape) // 4 % 300).astype(np.uint16)

@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.cli import main
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest, Vocabulary
-from physseg.pipeline import draw
-from physseg.pipeline.commits import delete_commit
-from physseg.pipeline.errors import InspectError, StoreIncompleteError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.inspection import evenly, summarise
-from physseg.pipeline.inspection_report import summary_lines
-from physseg.pipeline.run import preprocess
-from physseg.pipeline.sample_view import SampleViews, panels, write_sample
-from physseg.pipeline.schema import ARRAYS, SPECS
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest, Vocabulary
+from physseg.pipeline.inspect.drawing import draw
+from physseg.pipeline.inspect.errors import InspectError
+from physseg.pipeline.inspect.sample_view import SampleViews, panels, write_sample
+from physseg.pipeline.inspect.summary import evenly, summarise
+from physseg.pipeline.inspect.table import summary_lines
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.commits import delete_commit
+from physseg.pipeline.store.errors import StoreIncompleteError
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.schema import ARRAYS, SPECS
 from physseg.structure_extractors.patch_counts import CELL_PX
 from PIL import Image
 
@@ -135,7 +136,7 @@ def test_a_store_without_any_sample(store: Path) -> None:
 
 
 def test_only_done_samples_are_read(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from physseg.pipeline.reader import StoreReader
+    from physseg.pipeline.store.reader import StoreReader
 
     read: list[int] = []
     original = StoreReader.read

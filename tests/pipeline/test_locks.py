@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from physseg.manifests.local_storage import LocalStorage
-from physseg.pipeline import locks
-from physseg.pipeline.errors import StoreError
-from physseg.pipeline.locks import locked, no_task_writes, writing
+from physseg.common.storage.local import LocalStorage
+from physseg.pipeline.store import locks
+from physseg.pipeline.store.errors import StoreError
+from physseg.pipeline.store.locks import locked, no_task_writes, writing
 
 
 @pytest.fixture(params=["flock", "lease"])

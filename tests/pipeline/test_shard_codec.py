@@ -8,9 +8,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from physseg.pipeline.errors import StoreCorruptError
-from physseg.pipeline.schema import StoreSchema
-from physseg.pipeline.shard_codec import ABSENT, compress, decode_index, decompress_into, encode_shard, index_size
+from physseg.pipeline.store.errors import StoreCorruptError
+from physseg.pipeline.store.schema import StoreSchema
+from physseg.pipeline.store.shard_codec import ABSENT, compress, decode_index, decompress_into, encode_shard, index_size
 
 CHUNKS = 4
 
@@ -96,8 +96,8 @@ def test_a_chunk_of_another_size_is_refused(size: int) -> None:
 
 def test_metadata_documents_are_what_zarr_would_write(tmp_path: Path, make_manifest) -> None:  # type: ignore[no-untyped-def]
     """Zarr opens every array of the table with the shape, dtype, fill and names the table says."""
-    from physseg.pipeline.run import prepare
-    from physseg.pipeline.store import metadata_documents
+    from physseg.pipeline.run.run import prepare
+    from physseg.pipeline.store.layout import metadata_documents
 
     schema: StoreSchema = prepare(make_manifest(3), tmp_path / "s.zarr").schema
     for path, data in metadata_documents(schema).items():

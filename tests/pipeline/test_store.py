@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import xarray
 import zarr
-from physseg.manifests import local_storage
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest, Vocabulary
-from physseg.pipeline import executors, run
-from physseg.pipeline.commits import commit_path, read_commit
-from physseg.pipeline.errors import ShardFailedError, StoreError, StoreIncompleteError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.locks import locked
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.schema import DONE, QUARANTINED, StoreSchema, digest_of_json
-from physseg.pipeline.shard_task import ShardReport, ShardTask, compute_planes
+from physseg.common.storage import local as local_storage
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest, Vocabulary
+from physseg.pipeline.run import run
+from physseg.pipeline.run.errors import ShardFailedError
+from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.task import ShardReport, ShardTask, compute_planes
+from physseg.pipeline.store.commits import commit_path, read_commit
+from physseg.pipeline.store.errors import StoreError, StoreIncompleteError
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.locks import locked
+from physseg.pipeline.store.reader import StoreReader
+from physseg.pipeline.store.schema import DONE, QUARANTINED, StoreSchema, digest_of_json
 from physseg.structure_extractors import registry
 
 MakeManifest = Callable[..., Manifest]

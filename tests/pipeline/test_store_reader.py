@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests.table import Manifest
-from physseg.pipeline import reader as reader_module
-from physseg.pipeline import run
-from physseg.pipeline.errors import StoreCorruptError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.reader import StoreReader
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.store import reader as reader_module
+from physseg.pipeline.store.errors import StoreCorruptError
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.reader import StoreReader
 
 ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts", "cell_dropped")
 DESCRIPTORS = Path("/proc/self/fd")

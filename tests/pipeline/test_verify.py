@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from physseg.manifests.storage import open_storage
-from physseg.manifests.table import Manifest
-from physseg.pipeline import commits, run
-from physseg.pipeline.errors import StoreError
-from physseg.pipeline.store import open_schema, read_manifest
-from physseg.pipeline.verify import repair, summary, verify
+from physseg.common.storage.location import open_storage
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run import run
+from physseg.pipeline.run.verify import repair, summary, verify
+from physseg.pipeline.store import commits
+from physseg.pipeline.store.errors import StoreError
+from physseg.pipeline.store.layout import open_schema, read_manifest
 
 from .test_store import assert_same_bytes, preprocess
 

@@ -4,16 +4,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from physseg.structure_extractors import superpoint_adaptation
-from physseg.structure_extractors.superpoint_adaptation import SPREAD_PX, adapted_probabilities
-from physseg.structure_extractors.superpoint_homography import (
+from physseg.structure_extractors.superpoint import adaptation as superpoint_adaptation
+from physseg.structure_extractors.superpoint.adaptation import SPREAD_PX, adapted_probabilities
+from physseg.structure_extractors.superpoint.homography import (
     HomographySettings,
     random_homographies,
     valid_pixels,
     warp,
     warp_points,
 )
-from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork, keypoint_probabilities
+from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork, keypoint_probabilities
 
 SIZE = (48, 72)
 

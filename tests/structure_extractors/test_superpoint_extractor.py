@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from physseg.structure_extractors import superpoint
 from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.keypoints import decode_confidence, encode_confidence
 from physseg.structure_extractors.registry import build
-from physseg.structure_extractors.superpoint import SuperPoint, select_keypoints
-from physseg.structure_extractors.superpoint_adaptation import adapted_probabilities
-from physseg.structure_extractors.superpoint_network import (
+from physseg.structure_extractors.superpoint import extractor as superpoint
+from physseg.structure_extractors.superpoint.adaptation import adapted_probabilities
+from physseg.structure_extractors.superpoint.extractor import SuperPoint, select_keypoints
+from physseg.structure_extractors.superpoint.network import (
     Architecture,
     DetectorNetwork,
     fold_normalisation,

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL, best_points
-from physseg.structure_extractors.superpoint_training.evaluation import (
+from physseg.train.detector.detectors import CLASSICAL, best_points
+from physseg.train.detector.evaluation import (
     RADIUS_PX,
     SHAPE_RADIUS_PX,
     TRUTH,
@@ -13,9 +13,9 @@ from physseg.structure_extractors.superpoint_training.evaluation import (
     shape_precision,
     table,
 )
-from physseg.structure_extractors.superpoint_training.metrics import average_precision, matches, repeatability
-from physseg.structure_extractors.superpoint_training.pairs import self_warped_pairs, sequence_pairs
-from physseg.structure_extractors.superpoint_training.textures import draw_texture
+from physseg.train.detector.metrics import average_precision, matches, repeatability
+from physseg.train.detector.pairs import self_warped_pairs, sequence_pairs
+from physseg.train.detector.textures import draw_texture
 
 SIZES = ((100, 100), (100, 100))
 

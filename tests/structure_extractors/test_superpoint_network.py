@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.superpoint_network import (
+from physseg.structure_extractors.superpoint.network import (
     Architecture,
     DetectorNetwork,
     fold_normalisation,

@@ -5,11 +5,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from physseg.structure_extractors.superpoint_training import pictures
-from physseg.structure_extractors.superpoint_training.evaluation import SHAPE_SIZE, shape_pictures
-from physseg.structure_extractors.superpoint_training.pairs import Pair
-from physseg.structure_extractors.superpoint_training.pictures import FOUND, TRUE, WRONG, ZOOM, write_pictures
-from physseg.structure_extractors.superpoint_training.shapes import KINDS
+from physseg.train.detector import pictures
+from physseg.train.detector.evaluation import SHAPE_SIZE, shape_pictures
+from physseg.train.detector.pairs import Pair
+from physseg.train.detector.pictures import FOUND, TRUE, WRONG, ZOOM, write_pictures
+from physseg.train.detector.shapes import KINDS
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from physseg.structure_extractors.superpoint_training.shapes import KINDS, _crossings, draw_shape, random_polygon
-from physseg.structure_extractors.superpoint_training.textures import TEXTURES, draw_texture
+from physseg.train.detector.shapes import KINDS, _crossings, draw_shape, random_polygon
+from physseg.train.detector.textures import TEXTURES, draw_texture
 
 SIZE = (96, 128)
 

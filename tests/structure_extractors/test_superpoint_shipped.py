@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import main
-from physseg.manifests.table import Manifest
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.store import open_schema
-from physseg.structure_extractors.superpoint import SHIPPED_WEIGHTS, SuperPoint
-from physseg.structure_extractors.superpoint_network import fold_normalisation
-from physseg.structure_extractors.superpoint_training.detectors import CLASSICAL
-from physseg.structure_extractors.superpoint_training.evaluation import (
-    SHAPE_RADIUS_PX,
-    mean_repeatability,
-    network_detector,
-    shape_precision,
-)
-from physseg.structure_extractors.superpoint_training.pairs import sequence_pairs
-from physseg.structure_extractors.superpoint_weights import load_detector
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.store.layout import open_schema
+from physseg.pipeline.store.reader import StoreReader
+from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
+from physseg.structure_extractors.superpoint.network import fold_normalisation
+from physseg.structure_extractors.superpoint.weights import load_detector
+from physseg.train.detector.detectors import CLASSICAL
+from physseg.train.detector.evaluation import SHAPE_RADIUS_PX, mean_repeatability, network_detector, shape_precision
+from physseg.train.detector.pairs import sequence_pairs
 from safetensors.torch import load
 
 VGG = Path(__file__).parents[2].parent / "shared" / "data" / "vgg_affine"

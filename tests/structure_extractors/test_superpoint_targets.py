@@ -6,20 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from physseg.structure_extractors.superpoint_network import keypoint_probability
-from physseg.structure_extractors.superpoint_training.photometric import (
+from physseg.structure_extractors.superpoint.network import keypoint_probability
+from physseg.train.detector.photometric import (
     PhotometricSettings,
     _gaussian_kernels,
     _motion_kernels,
     add_noise,
     augment,
 )
-from physseg.structure_extractors.superpoint_training.targets import (
-    DUSTBIN,
-    cell_classes,
-    detector_loss,
-    valid_cells,
-)
+from physseg.train.detector.targets import DUSTBIN, cell_classes, detector_loss, valid_cells
 
 NOTHING = PhotometricSettings(
     probability=1.0, brightness=0, contrast=(1, 1), noise=0, speckle=0, shade=0, blur_px=0.3, motion_blur_px=1

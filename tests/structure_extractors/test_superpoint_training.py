@@ -14,10 +14,12 @@ import pytest
 import torch
 from physseg.cli import main
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork
-from physseg.structure_extractors.superpoint_training import commands, labelling, loop
-from physseg.structure_extractors.superpoint_training.labels import Labelled
-from physseg.structure_extractors.superpoint_training.loop import (
+from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork
+from physseg.structure_extractors.superpoint.weights import load_detector
+from physseg.train.detector import labelling, loop
+from physseg.train.detector import work as commands
+from physseg.train.detector.labels import Labelled
+from physseg.train.detector.loop import (
     CHECKPOINT,
     LOG,
     SETTINGS,
@@ -28,15 +30,8 @@ from physseg.structure_extractors.superpoint_training.loop import (
     training_batch,
     weights_file,
 )
-from physseg.structure_extractors.superpoint_training.recipe import Recipe, Round, reproduce
-from physseg.structure_extractors.superpoint_training.sources import (
-    LabelledImages,
-    Mixed,
-    Shapes,
-    draw_batch,
-    find_pictures,
-)
-from physseg.structure_extractors.superpoint_weights import load_detector
+from physseg.train.detector.recipe import Recipe, Round, reproduce
+from physseg.train.detector.sources import LabelledImages, Mixed, Shapes, draw_batch, find_pictures
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 

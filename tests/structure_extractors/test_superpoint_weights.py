@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from physseg.structure_extractors.errors import WeightsError
-from physseg.structure_extractors.superpoint_network import Architecture, DetectorNetwork, probability_maps
-from physseg.structure_extractors.superpoint_weights import FORMATS, load_detector
+from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork, probability_maps
+from physseg.structure_extractors.superpoint.weights import FORMATS, load_detector
 from safetensors.torch import save as save_safetensors
 
 WIDTHS = (4, 4, 6, 6, 8, 8, 10, 10)

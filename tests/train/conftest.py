@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from physseg.manifests.table import Manifest
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.run import preprocess
+from physseg.common.settings import build
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.frame import Frame
 from physseg.train.config import TrainConfig
-from physseg.train.config_reading import build
-from physseg.train.model.clip_presets import CLIP_PRESETS, ClipArchitecture
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture
 
 TINIER = ClipArchitecture(
     embed_dim=16,

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.cli import app
-from physseg.manifests.table import Manifest
+from physseg.common.errors import ConfigError
+from physseg.manifests.manifest import Manifest
 from physseg.train.analysis.ablation import Score, command, plan, read_table
 from physseg.train.analysis.ablation_table import cells, markdown, student_interval
 from physseg.train.config import load_config, recipes
-from physseg.train.errors import AnalysisError, ConfigError
-from physseg.train.image_counts import ImageCounts, bootstrap_weights
-from physseg.train.metrics import ConfusionMatrix
+from physseg.train.errors import AnalysisError
+from physseg.train.evaluation.image_counts import ImageCounts, bootstrap_weights
+from physseg.train.evaluation.metrics import ConfusionMatrix
 from typer.testing import CliRunner
 
 Write = Callable[..., Path]

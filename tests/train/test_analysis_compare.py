@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from physseg.cli import app
-from physseg.manifests.table import Manifest
-from physseg.pipeline import draw
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.inspect.drawing import draw
 from physseg.train.analysis import compare
 from physseg.train.analysis.compare import Pictured, Scored, compare_runs, in_words, picture, score, summary
 from physseg.train.config import TrainConfig
 from physseg.train.errors import AnalysisError
-from physseg.train.loop import train
+from physseg.train.loop.loop import train
 from PIL import Image
 from typer.testing import CliRunner
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app
-from physseg.manifests.table import Manifest
+from physseg.common.errors import ConfigError
+from physseg.manifests.manifest import Manifest
 from physseg.train.analysis import oracle
 from physseg.train.analysis.oracle import DRAWN, NAMED, PLAIN, best_overlap, patch_shares, run_oracles, split_regions
 from physseg.train.config import TrainConfig
-from physseg.train.errors import AnalysisError, ConfigError
-from physseg.train.loop import train
+from physseg.train.errors import AnalysisError
+from physseg.train.loop.loop import train
 from physseg.train.model.inference import InferenceSettings
 from typer.testing import CliRunner
 

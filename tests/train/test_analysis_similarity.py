@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app
-from physseg.manifests.table import Manifest, Vocabulary
+from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.train.analysis.encoders import ClipEncoder, find_encoder
 from physseg.train.analysis.similarity import TABLE_1, compare_vocabularies, find_vocabulary, neighbours_csv
 from physseg.train.config import TrainConfig
 from physseg.train.errors import AnalysisError
-from physseg.train.loop import train
-from physseg.train.model.clip import Clip
-from physseg.train.model.clip_presets import CLIP_PRESETS
+from physseg.train.loop.loop import train
+from physseg.train.model.backbones.clip import Clip
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
 from safetensors.torch import save_file
 from typer.testing import CliRunner

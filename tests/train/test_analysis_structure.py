@@ -25,7 +25,7 @@ from physseg.train.analysis.boundary_score import (
 from physseg.train.analysis.structure import find_bsds, match_bsds, read_bsds, structure_maps, training_crop
 from physseg.train.config import TrainConfig
 from physseg.train.errors import AnalysisError
-from physseg.train.loop import train
+from physseg.train.loop.loop import train
 from PIL import Image
 from typer.testing import CliRunner
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from physseg.train import augment
-from physseg.train.augment import JITTER, NEUTRAL, color_jitter, draw_jitter
+from physseg.train.data import augment
+from physseg.train.data.augment import JITTER, NEUTRAL, color_jitter, draw_jitter
 from physseg.train.errors import ShapeError
 
 # Brightness, contrast, saturation, hue, contrast last: each alone, then together in both orders.

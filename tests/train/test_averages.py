@@ -1,7 +1,7 @@
 """The moving average of the weights: hand values, and a module that is as before after each look."""
 
 import torch
-from physseg.train.averages import WeightAverages
+from physseg.train.loop.model_ema import WeightAverages
 from torch import nn
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app
-from physseg.manifests.coco_stuff import coco_stuff_vocabulary
-from physseg.train.errors import CheckpointError, ConfigError, RunFolderError
-from physseg.train.evaluate import load_run
-from physseg.train.model.clip_presets import ClipArchitecture, clip_architecture
+from physseg.common.errors import ConfigError
+from physseg.manifests.datasets.coco_stuff import coco_stuff_vocabulary
+from physseg.train.errors import CheckpointError, RunFolderError
+from physseg.train.evaluation.evaluate import load_run
+from physseg.train.model.backbones.clip_presets import ClipArchitecture, clip_architecture
 from physseg.train.model.segmenter import SegmenterConfig, blank_segmenter
-from physseg.train.run_folder import RunFolder
+from physseg.train.runs.run_folder import RunFolder
 from physseg.train.weights.catseg_import import import_catseg
 from physseg.train.weights.catseg_names import fitted_state, from_catseg, sizes_from_catseg
 from PIL import Image

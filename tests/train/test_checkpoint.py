@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from physseg.train import checkpoint
-from physseg.train.checkpoint import CheckpointState
 from physseg.train.errors import CheckpointError
+from physseg.train.runs import checkpoint
+from physseg.train.runs.checkpoint import CheckpointState
 
 SETTINGS = {"clip": "tiny", "hidden": 4}
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train.errors import ConfigError
-from physseg.train.model.clip import Clip, resize_positions, shared_prefix
-from physseg.train.model.clip_presets import CLIP_PRESETS, ClipArchitecture, clip_architecture
+from physseg.common.errors import ConfigError
+from physseg.train.model.backbones.clip import Clip, resize_positions, shared_prefix
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture, clip_architecture
 from physseg.train.model.text import tokenize
 from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
 from torch import Tensor

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 from physseg.train.errors import CheckpointError
-from physseg.train.model.clip import Clip
-from physseg.train.model.clip_presets import ClipArchitecture, clip_architecture
+from physseg.train.model.backbones.clip import Clip
+from physseg.train.model.backbones.clip_presets import ClipArchitecture, clip_architecture
 from physseg.train.weights.clip_weights import from_open_clip, is_openai_form, load_clip_weights
 from torch import Tensor, nn
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from physseg.common.errors import ConfigError
+from physseg.common.settings import differing_keys, plain
 from physseg.train.config import HARMLESS, TrainConfig, example_config, load_config
-from physseg.train.config_reading import differing_keys, plain
-from physseg.train.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from physseg.train.config_reading import PathText, apply_override, build, differing_keys, plain
-from physseg.train.errors import ConfigError
+from physseg.common.errors import ConfigError
+from physseg.common.settings import PathText, apply_override, build, differing_keys, plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train.crop import IMAGE_FILL, CropWindow
+from physseg.train.data.crop import IMAGE_FILL, CropWindow
 
 CANVAS, SIZE = 64, 24
 

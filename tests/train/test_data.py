@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from physseg import PhyssegError
+from physseg.common.errors import ConfigError, PhyssegError
 from physseg.manifests.errors import ContentError
-from physseg.manifests.table import Manifest
-from physseg.pipeline.errors import StoreIncompleteError
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.reader import StoreReader
-from physseg.pipeline.run import preprocess
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.errors import StoreIncompleteError
+from physseg.pipeline.store.frame import Frame
+from physseg.pipeline.store.reader import StoreReader
 from physseg.train.config import TrainConfig
-from physseg.train.data import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
-from physseg.train.errors import ConfigError, TrainDataError
+from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
+from physseg.train.data.order import PositionBatches
+from physseg.train.errors import TrainDataError
 from physseg.train.losses.total import patch_weights
-from physseg.train.order import PositionBatches
 
 STRUCTURES = ("canny", "sift")
 ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts")

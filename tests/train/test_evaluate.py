@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from physseg.manifests.table import Manifest, Sample, Vocabulary
-from physseg.train import evaluate
-from physseg.train.benchmark_table import paper_table
+from physseg.manifests.manifest import Manifest, Sample, Vocabulary
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
-from physseg.train.evaluate import evaluate_model, load_run, seen_classes
-from physseg.train.evaluation import Evaluation, merge, read_evaluation
-from physseg.train.loop import train
+from physseg.train.evaluation import evaluate
+from physseg.train.evaluation.benchmark_table import paper_table
+from physseg.train.evaluation.evaluate import evaluate_model, load_run, seen_classes
+from physseg.train.evaluation.result import Evaluation, merge, read_evaluation
+from physseg.train.loop.loop import train
 from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import SegmenterConfig
-from physseg.train.run_folder import RunFolder
-from physseg.train.run_log import read_log
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
 from PIL import Image
 
 # Two images of 2x4 and 2x2 pixels; 255 is ignored.

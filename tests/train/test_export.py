@@ -13,15 +13,16 @@ import pytest
 import safetensors.torch
 import torch
 from physseg.cli import app
+from physseg.common.errors import ConfigError
 from physseg.manifests.errors import DecodeError
-from physseg.manifests.table import Manifest
+from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
-from physseg.train.errors import CheckpointError, ConfigError, PredictionError, RunFolderError, ShapeError
-from physseg.train.evaluate import load_run
-from physseg.train.loop import train
-from physseg.train.model.clip_presets import CLIP_PRESETS
-from physseg.train.run_folder import RunFolder
-from physseg.train.trained_model import TrainedModel, as_rgb
+from physseg.train.errors import CheckpointError, PredictionError, RunFolderError, ShapeError
+from physseg.train.evaluation.evaluate import load_run
+from physseg.train.loop.loop import train
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.prediction.trained_model import TrainedModel, as_rgb
+from physseg.train.runs.run_folder import RunFolder
 from physseg.train.weights.export import read_export, write_export
 from PIL import Image
 from typer.testing import CliRunner

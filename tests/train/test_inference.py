@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from physseg.train.errors import ConfigError, ShapeError
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
 from physseg.train.model.inference import InferenceSettings, cut, merge, predict_label_map, predict_probabilities
 from physseg.train.model.segmenter import Segmenter
 from torch import Tensor, nn

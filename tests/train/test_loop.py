@@ -12,22 +12,24 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from physseg.common.errors import ConfigError
 from physseg.manifests.errors import ContentError
-from physseg.manifests.table import Manifest
-from physseg.pipeline.frame import Frame
-from physseg.pipeline.run import preprocess
-from physseg.train import checkpoint, objective
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.frame import Frame
 from physseg.train.config import EvalConfig, TrainConfig
-from physseg.train.data import open_samples
-from physseg.train.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError, WeightsError
-from physseg.train.evaluate import evaluate_model, load_run
-from physseg.train.loop import train
+from physseg.train.data.dataset import open_samples
+from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError, WeightsError
+from physseg.train.evaluation.evaluate import evaluate_model, load_run
+from physseg.train.loop import objective
+from physseg.train.loop.loop import train
+from physseg.train.loop.process import StopSignals, choose_device
 from physseg.train.model import bounded
 from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import Segmenter
-from physseg.train.process import StopSignals, choose_device
-from physseg.train.run_folder import RunFolder
-from physseg.train.run_log import read_log
+from physseg.train.runs import checkpoint
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
 
 Make = Callable[..., TrainConfig]
 
@@ -284,7 +286,7 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("physseg.train.loop.evaluate_model", die)
+        patch.setattr("physseg.train.loop.loop.evaluate_model", die)
         with pytest.raises(KeyboardInterrupt):
             train(config, progress=False)
     assert checkpoint.steps(tmp_path / "run/checkpoints") == [2]

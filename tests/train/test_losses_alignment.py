@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train.errors import ConfigError, ShapeError
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
 from physseg.train.losses import alignment as losses_alignment
 from physseg.train.losses.alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
 from torch.nn import functional

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from physseg.train.errors import ConfigError, ShapeError
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
 from physseg.train.losses import structure as losses_structure
 from physseg.train.losses.structure import (
     StructureForm,

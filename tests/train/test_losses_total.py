@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from physseg.train.errors import ConfigError, ShapeError
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
 from physseg.train.losses.total import (
     LossConfig,
     loss_counts,

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train import metrics
-from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.metrics import ConfusionMatrix
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
+from physseg.train.evaluation import metrics
+from physseg.train.evaluation.metrics import ConfusionMatrix
 
 
 def counted(prediction: Any, labels: Any, num_classes: int = 4) -> ConfusionMatrix:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from physseg.train import optim
-from physseg.train.errors import ConfigError, NonFiniteLossError
-from physseg.train.optim import (
+from physseg.common.errors import ConfigError
+from physseg.train.errors import NonFiniteLossError
+from physseg.train.loop import optim
+from physseg.train.loop.optim import (
     OptimConfig,
     build_optimizer,
     clip_gradients,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.train.order import PositionBatches, Purpose, SampleOrder, permutation, random_bits, uniforms
+from physseg.train.data.order import PositionBatches, Purpose, SampleOrder, permutation, random_bits, uniforms
 
 
 def test_convention_random_stream() -> None:

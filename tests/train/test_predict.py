@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app, main
+from physseg.common.settings import plain
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.table import Manifest, Vocabulary
-from physseg.pipeline.draw import overlay
-from physseg.train import predict
+from physseg.manifests.manifest import Manifest, Vocabulary
+from physseg.pipeline.inspect.drawing.draw import overlay
 from physseg.train.config import TrainConfig
-from physseg.train.config_reading import plain
 from physseg.train.errors import PredictionError
-from physseg.train.loop import train
-from physseg.train.predict import find_images, predict_files, read_words
+from physseg.train.loop.loop import train
+from physseg.train.prediction import predict
+from physseg.train.prediction.predict import find_images, predict_files, read_words
 from PIL import Image
 from typer.testing import CliRunner
 

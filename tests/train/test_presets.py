@@ -11,8 +11,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from physseg.train.model.clip import Clip, resize_positions
-from physseg.train.model.clip_presets import PRETRAINED, ClipArchitecture, clip_architecture
+from physseg.train.model.backbones.clip import Clip, resize_positions
+from physseg.train.model.backbones.clip_presets import PRETRAINED, ClipArchitecture, clip_architecture
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
 from torch import Tensor, nn

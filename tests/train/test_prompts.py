@@ -6,8 +6,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from physseg.train.config_reading import build, is_name, plain
-from physseg.train.errors import ConfigError
+from physseg.common.errors import ConfigError
+from physseg.common.settings import build, is_name, plain
 from physseg.train.model import segmenter as segmenter_module
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
 from physseg.train.model.text import TEMPLATE, mean_over_synonyms, read_templates, synonyms_of, tokenize

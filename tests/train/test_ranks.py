@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from physseg.manifests.table import Manifest
-from physseg.train import checkpoint
+from physseg.common.errors import ConfigError
+from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
-from physseg.train.errors import ConfigError
-from physseg.train.loop import train
-from physseg.train.ranks import Ranks
-from physseg.train.run_folder import RunFolder
-from physseg.train.run_log import read_log
+from physseg.train.loop.loop import train
+from physseg.train.loop.ranks import Ranks
+from physseg.train.runs import checkpoint
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
 
 Make = Callable[..., TrainConfig]
 Write = Callable[..., Path]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from physseg.train.errors import RunFolderError
-from physseg.train.run_folder import RunFolder
-from physseg.train.run_log import RunLog, read_log
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import RunLog, read_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 

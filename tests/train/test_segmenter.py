@@ -4,8 +4,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from physseg.train.errors import ConfigError, ShapeError
-from physseg.train.model.clip_presets import clip_architecture
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
+from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.segmenter import CLIP_MEAN, CLIP_STD, Segmenter, SegmenterConfig
 from physseg.train.model.text import TEMPLATE, prompt_name, tokenize
 

@@ -4,7 +4,8 @@ import doctest
 
 import pytest
 import torch
-from physseg.train.errors import ConfigError, ShapeError
+from physseg.common.errors import ConfigError
+from physseg.train.errors import ShapeError
 from physseg.train.model import structure_head
 from physseg.train.model.structure_head import PRIOR, StructureHead
 from torch import Tensor

@@ -11,16 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 from physseg.cli import app
+from physseg.common.errors import ConfigError
 from physseg.train.config import TrainConfig
-from physseg.train.errors import ConfigError, RunFolderError, WeightsError
-from physseg.train.loop import train
+from physseg.train.errors import RunFolderError, WeightsError
+from physseg.train.loop.loop import train
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
-from physseg.train.run_folder import RunFolder
-from physseg.train.run_log import read_log
-from physseg.train.weights import weights_fetch
-from physseg.train.weights.download import Downloaded
-from physseg.train.weights.initial_weights import activation, settle_clip_weights
-from physseg.train.weights.weights_cache import (
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
+from physseg.train.weights import fetch as weights_fetch
+from physseg.train.weights.cache import (
     ClipWeights,
     WeightsRecord,
     cache_folder,
@@ -29,7 +28,9 @@ from physseg.train.weights.weights_cache import (
     weights_folder,
     write_record,
 )
-from physseg.train.weights.weights_fetch import PretrainedTag, Source, fetch, find_tag, pretrained_tags
+from physseg.train.weights.download import Downloaded
+from physseg.train.weights.fetch import PretrainedTag, Source, fetch, find_tag, pretrained_tags
+from physseg.train.weights.initial_weights import activation, settle_clip_weights
 from typer.testing import CliRunner
 
 TAG = PretrainedTag(

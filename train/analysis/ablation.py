@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from ...manifests.table import Manifest
+from ...common.errors import ConfigError
+from ...manifests.manifest import Manifest
 from ..config import TrainConfig, load_config
-from ..errors import AnalysisError, ConfigError
-from ..evaluate import evaluate_model, load_run
-from ..evaluation import read_evaluation
-from ..image_counts import ImageCounts
-from ..loop import train
+from ..errors import AnalysisError
+from ..evaluation.evaluate import evaluate_model, load_run
+from ..evaluation.image_counts import ImageCounts
+from ..evaluation.result import read_evaluation
+from ..loop.loop import train
+from ..loop.process import choose_device
 from ..model.inference import InferenceSettings
-from ..process import choose_device
-from ..run_folder import RunFolder
+from ..runs.run_folder import RunFolder
 
 TABLES = ("table3", "table4")
 

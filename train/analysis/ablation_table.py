@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..image_counts import bootstrap_weights, normal_interval
+from ..evaluation.image_counts import bootstrap_weights, normal_interval
 from .ablation import Score
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the last, the last (wider than the truth).

@@ -32,8 +32,8 @@ def ablation(
 
     The same command again goes on where it stopped; runs that were trained elsewhere into the same folders count.
     """
-    from ...manifests.table import Manifest
-    from ...manifests.whole_file import write_whole
+    from ...common.atomic import write_whole
+    from ...manifests.manifest import Manifest
     from . import ablation as runs_of
     from . import ablation_table
 
@@ -90,8 +90,8 @@ def similarity(
 
     For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
     """
-    from ...manifests.whole_file import write_whole
-    from ..process import choose_device
+    from ...common.atomic import write_whole
+    from ..loop.process import choose_device
     from . import similarity as analysis
     from .encoders import find_encoder
 
@@ -138,9 +138,9 @@ def oracle(
     (highest mean probability) and by dense CLIP features: those of the run's own encoder, and with --clip-weights those
     of pretrained CLIP.
     """
-    from ...manifests.table import Manifest
-    from ..evaluate import load_run
-    from ..process import choose_device
+    from ...manifests.manifest import Manifest
+    from ..evaluation.evaluate import load_run
+    from ..loop.process import choose_device
     from . import oracle as analysis
     from .encoders import ClipEncoder, clip_of_weights
 
@@ -191,9 +191,9 @@ def compare(
 
     For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
     """
-    from ...manifests.table import Manifest
-    from ..evaluate import load_run
-    from ..process import choose_device
+    from ...manifests.manifest import Manifest
+    from ..evaluation.evaluate import load_run
+    from ..loop.process import choose_device
     from . import compare as analysis
 
     paths: dict[str, Path] = {}
@@ -256,8 +256,8 @@ def structure(
     by chance. With --bsds, Canny's F stands beside the head's. Not the benchmark's one-to-one matching: compare these
     numbers with each other, not with published ones.
     """
-    from ..evaluate import load_run
-    from ..process import choose_device
+    from ..evaluation.evaluate import load_run
+    from ..loop.process import choose_device
     from . import structure as analysis
 
     if (store is None) == (bsds is None):
@@ -301,7 +301,7 @@ def structure(
 
 
 def _write_json(path: Path | None, document: object) -> None:
-    from ...manifests.whole_file import write_whole
+    from ...common.atomic import write_whole
 
     if path:
         write_whole(path, (json.dumps(document, indent=1) + "\n").encode())

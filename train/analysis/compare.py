@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...manifests.table import Manifest
-from ...manifests.whole_file import write_whole
-from ...pipeline.draw import row_of_maps
+from ...common.atomic import write_whole
+from ...manifests.manifest import Manifest
+from ...pipeline.inspect.drawing.draw import row_of_maps
 from ..errors import AnalysisError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AnalysisError
-from ..evaluate import load_run
+from ..evaluation.evaluate import load_run
 from ..model.inference import InferenceSettings, class_texts, cut
 from ..model.segmenter import Segmenter, SegmenterConfig
 from ..model.text import Synonyms, read_templates
-from ..run_folder import RunFolder
+from ..runs.run_folder import RunFolder
+from ..weights.cache import find_clip_weights
 from ..weights.clip_weights import load_clip_weights
 from ..weights.export import is_export
 from ..weights.initial_weights import activation
-from ..weights.weights_cache import find_clip_weights
 
 
 @dataclass(frozen=True, slots=True)

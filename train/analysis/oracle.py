@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...manifests.table import Manifest
+from ...manifests.manifest import Manifest
+from ..evaluation.metrics import ConfusionMatrix
 from ..losses.numerics import check_choice
-from ..metrics import ConfusionMatrix
 from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, probability_maps
 from ..model.segmenter import Segmenter
 from .encoders import ClipEncoder

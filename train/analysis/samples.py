@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ...manifests.table import Manifest, Sample
+from ...manifests.manifest import Manifest, Sample
 from ..errors import AnalysisError
 
 

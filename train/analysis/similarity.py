@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.table import Manifest
+from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary, read_classes
 from ..errors import AnalysisError
 from .encoders import ClipEncoder

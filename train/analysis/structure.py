@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from ...common.storage.location import Location
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.errors import DecodeError
-from ...manifests.mat_file import read_cells
-from ...manifests.storage import Location
-from ...pipeline.draw import EDGES, KEYPOINTS
-from ...pipeline.frame import CELL_PX, Frame
-from ...pipeline.reader import StoreReader
-from ...pipeline.schema import SPECS
+from ...manifests.labels.mat_file import read_cells
+from ...pipeline.inspect.drawing.draw import EDGES, KEYPOINTS
+from ...pipeline.store.frame import CELL_PX, Frame
+from ...pipeline.store.reader import StoreReader
+from ...pipeline.store.schema import SPECS
 from ...structure_extractors.canny import canny_edges
-from ..crop import IMAGE_FILL
+from ..data.crop import IMAGE_FILL
 from ..errors import AnalysisError, RunFolderError
 from ..model.segmenter import Segmenter
-from ..run_folder import RunFolder
+from ..runs.run_folder import RunFolder
 from .boundary_score import BoundaryScore, edge_maps, keypoint_maps, thin, tolerance_of
 
 UInt8 = npt.NDArray[np.uint8]

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ... import PhyssegError, __version__
-from ...manifests.scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
-from ...manifests.whole_file import write_whole
+from ... import __version__
+from ...common.atomic import write_whole
+from ...common.errors import PhyssegError
 from .page import Stage, render_page
 from .report import build_report
 from .results import describe, destinations, score_group
+from .scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
 
 DEFAULT_STEPS = 450
 """Steps of about 0.4 s on two CPU cores."""

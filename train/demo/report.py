@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.scenes import UNSEEN_THINGS
-from ...manifests.table import Manifest
-from ...pipeline.draw import class_shares, overlay, palette
-from ..run_log import read_log
+from ...manifests.manifest import Manifest
+from ...pipeline.inspect.drawing.draw import class_shares, overlay, palette
+from ..runs.run_log import read_log
 from .page import DemoReport, Picture, Row, Stage
 from .results import class_iou, destinations, score_group
+from .scenes import UNSEEN_THINGS
 
 _LOSSES = {
     "loss/total": "total",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ...common.errors import ConfigError
 
 
 def at_least_float32(values: Tensor) -> Tensor:

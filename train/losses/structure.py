@@ -13,7 +13,8 @@ from kornia.losses import binary_focal_loss_with_logits
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ConfigError, ShapeError
+from ...common.errors import ConfigError
+from ..errors import ShapeError
 from .numerics import at_least_float32, check_choice, divide_by_count
 
 StructureForm = Literal["focal", "gaussian_focal", "quality"]

@@ -12,18 +12,12 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ...common.errors import ConfigError
+from ..errors import ShapeError
 from .alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
 from .numerics import check_choice
 from .segmentation import segmentation_loss
-from .structure import (
-    StructureForm,
-    TargetMode,
-    structure_count,
-    structure_loss,
-    structure_losses,
-    structure_targets,
-)
+from .structure import StructureForm, TargetMode, structure_count, structure_loss, structure_losses, structure_targets
 
 __all__ = [
     "LossConfig",

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ...common.errors import ConfigError
+from ..errors import ShapeError
 from .bounded import set_working_bytes
 from .segmenter import Segmenter
 

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..config_reading import NameOrPath
-from ..errors import ConfigError, ShapeError
+from ...common.errors import ConfigError
+from ...common.settings import NameOrPath
+from ..errors import ShapeError
 from .alignment_head import AlignmentHead
-from .clip import Clip, DenseFeatures
-from .clip_presets import ClipArchitecture, clip_architecture
+from .backbones.clip import Clip, DenseFeatures
+from .backbones.clip_presets import ClipArchitecture, clip_architecture
 from .cost_aggregator import CostAggregator
 from .structure_head import StructureHead
 from .text import TEMPLATE, Synonyms, mean_over_synonyms, read_templates, tokenize

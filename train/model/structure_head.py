@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ConfigError, ShapeError
+from ...common.errors import ConfigError
+from ..errors import ShapeError
 
 # Share of cells that hold something, which predictions start from, so that the first steps are not spent on the easy
 # negatives (Lin et al. 2017, section 4.1). In 13 COCO photographs, max-pooled to 4 x 4 px: Canny 0.25 (0.02-0.50), SIFT

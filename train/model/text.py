@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError
+from ...common.errors import ConfigError
 
 TEMPLATE = "A photo of a {} in the scene"
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...manifests.coco_stuff import coco_stuff_vocabulary
-from .. import checkpoint
-from ..checkpoint import CheckpointState
-from ..config_reading import plain
+from ...common.settings import plain
+from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import SegmenterConfig
-from ..run_folder import RunFolder
+from ..runs import checkpoint
+from ..runs.checkpoint import CheckpointState
+from ..runs.run_folder import RunFolder
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
 from .clip_weights import why_unreadable
 from .download import file_sha256

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..model.clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
+from ..model.backbones.clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
 from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .clip_weights import check_state, fit_positions, split_fused_projections
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..model.clip import Clip, resize_positions
+from ..model.backbones.clip import Clip, resize_positions
 
 # Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
 _DROPPED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")

@@ -12,7 +12,7 @@ from typing import IO
 from tqdm import tqdm
 
 from ... import __version__
-from ...manifests.whole_file import sync_directory
+from ...common.atomic import sync_directory
 from ..errors import WeightsError
 
 _TIMEOUT_S = 60.0

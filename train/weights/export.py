@@ -20,9 +20,10 @@ import safetensors.torch
 from torch import Tensor
 
 from ... import __version__
-from ...manifests.whole_file import sync_directory, write_whole
-from ..config_reading import build, plain
-from ..errors import CheckpointError, ConfigError, RunFolderError
+from ...common.atomic import sync_directory, write_whole
+from ...common.errors import ConfigError
+from ...common.settings import build, plain
+from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .download import file_sha256
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import checkpoint
+from ...common.errors import ConfigError
+from ...common.settings import is_name
 from ..config import TrainConfig
-from ..config_reading import is_name
-from ..errors import ConfigError, RunFolderError
+from ..errors import RunFolderError
 from ..model.segmenter import SegmenterConfig
-from ..run_folder import RunFolder
-from .weights_cache import ClipWeights, find_clip_weights
+from ..runs import checkpoint
+from ..runs.run_folder import RunFolder
+from .cache import ClipWeights, find_clip_weights
 
 
 def settle_clip_weights(config: TrainConfig, run: RunFolder) -> tuple[TrainConfig, ClipWeights | None]:

@@ -1,0 +1,1 @@
+"""The ground floor: errors, settings, storage, files, processes, words. Imports nothing of ours."""

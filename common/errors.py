@@ -1,0 +1,55 @@
+"""The base of every error that a user can cause or meet, and the two ways in which most of them are made."""
+
+from typing import Any, ClassVar, Self
+
+
+class PhyssegError(Exception):
+    """Base of every error a user can cause or meet; each package derives named errors from it and a builtin.
+
+    The message says where, what was expected and what was found. The hint says what to do next: it is given with the
+    error, or it is the same for the whole class.
+
+    Attributes:
+        hint: What to do next, or None.
+        fields: Facts for programs that read errors (`step`, `sample_ids`, ...); only those that something reads.
+        exit_code: What the command line exits with.
+    """
+
+    exit_code: ClassVar[int] = 1
+    default_hint: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
+        super().__init__(message)
+        self.hint = hint or self.default_hint
+        self.fields = fields
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+    @classmethod
+    def mismatch(cls, where: object, expected: object, got: object, hint: str | None = None, **fields: Any) -> Self:
+        """The error of a place where one thing was expected and another found.
+
+        >>> print(PhyssegError.mismatch("a.png", "8 bits", "12", hint="convert it"))
+        a.png: expected 8 bits, got 12
+          hint: convert it
+        """
+        return cls(f"{where}: expected {expected}, got {got}", hint=hint, **fields)
+
+    def prefixed(self, where: object) -> Self:
+        """The same error with the place it happened at in front, known to the caller alone.
+
+        >>> print(PhyssegError("no such key", hint="see --help").prefixed("config.toml"))
+        config.toml: no such key
+          hint: see --help
+        """
+        return type(self)(f"{where}: {self.args[0]}", hint=self.hint, **self.fields)
+
+
+class StorageError(PhyssegError, RuntimeError):
+    """A place for files cannot be reached or used: no such bucket, no permission, an outage. Never one file's fault."""
+
+
+class ConfigError(PhyssegError, ValueError):
+    """Settings have an unknown key, a value of the wrong type or a value outside its range."""

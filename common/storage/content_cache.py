@@ -1,0 +1,49 @@
+"""A local folder of files from far away, named by their sha256: whoever asks for the same bytes finds them.
+
+Nothing has to be invalidated, as a file that changed has another name. Runs, ranks and loader processes share one
+folder; it grows until somebody empties it, which may happen at any time between runs.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ..atomic import write_whole
+from ..errors import StorageError
+
+
+class ContentCache:
+    """Files below ``folder``, which is made when the first one is kept."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"ContentCache({str(self.folder)!r})"
+
+    def file(self, sha256: str, fetch: Callable[[], bytes], where: str) -> Path:
+        """The local file with that content; ``fetch`` brings it the first time, from ``where``.
+
+        Raises StorageError if what was brought is something else, or cannot be kept.
+        """
+        if not re.fullmatch("[0-9a-f]{64}", sha256):  # of a manifest or store from elsewhere
+            raise StorageError(f"{where}: expected a sha256 in hex, got {sha256!r}", hint="make the manifest again")
+        path = self.folder / sha256[:2] / sha256
+        if path.exists():
+            return path
+        data = fetch()
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise StorageError(
+                f"{where}: expected sha256 {sha256[:12]}, got {found[:12]} ({len(data)} bytes)",
+                hint="it was damaged or replaced: make the manifest again, or `physseg verify STORE --repair`",
+            )
+        try:
+            write_whole(path, data)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder}: cannot keep {where} here: {error.strerror}",
+                hint="make room, choose another folder for the cache, or do without",
+            ) from error
+        return path

@@ -1,0 +1,172 @@
+"""ADE20K: 150 classes from the scene parsing challenge, 847 classes from the full release 2021_17_01."""
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ManifestError
+from ..labels.ids import LabelIds
+from ..pairing import IMAGE_SUFFIXES, Pair, files_by_stem
+from ..vocabulary import VOCABULARIES, published_vocabulary
+from .archive import Archive, Release, existing_folder, known_split
+
+CHALLENGE_SOURCE = (
+    "unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip into --root: it brings "
+    "ADEChallengeData2016/images and ADEChallengeData2016/annotations"
+)
+CHALLENGE_FOLDERS = ("ADEChallengeData2016", ".")
+CHALLENGE = {
+    "validation": Release(
+        title="ADE20K-150, validation", counts=(2000,), source=CHALLENGE_SOURCE, numbering="ADE_val_{:08d}"
+    ),
+    "training": Release(
+        title="ADE20K-150, training", counts=(20210,), source=CHALLENGE_SOURCE, numbering="ADE_train_{:08d}"
+    ),
+}
+FULL_SOURCE = (
+    "ask for the full data set, release 2021_17_01, at https://groups.csail.mit.edu/vision/datasets/ADE20K/ and unpack "
+    "it into --root: it brings ADE20K_2021_17_01/images/ADE"
+)
+FULL_FOLDERS = ("ADE20K_2021_17_01", ".")
+FULL = {
+    "validation": Release(
+        title="ADE20K-847 (2021_17_01), validation", counts=(2000,), source=FULL_SOURCE, numbering="ADE_val_{:08d}"
+    ),
+    "training": Release(title="ADE20K-847 (2021_17_01), training", counts=(25574,), source=FULL_SOURCE),
+}
+NUM_FULL_IDS = 3688
+"""Ids of the full release: 1..3688; 0 is unlabelled. Those of the release of 2016 mean other things."""
+SHORT_SIDE_PX = 512
+JSON_DISAGREES = "ids unlike those in its JSON file"
+
+
+def ade20k_150_ids() -> LabelIds:
+    """Label pictures hold 0 for unlabelled and class + 1, 1..150, by share of pixels: 1 is wall."""
+    vocabulary = published_vocabulary("ade20k-150")
+    return LabelIds(
+        vocabulary=vocabulary,
+        raw_to_class={index + 1: index for index in range(vocabulary.num_classes)},
+        raw_ignore=(0,),
+    )
+
+
+@cache
+def ade20k_847_ids() -> LabelIds:
+    """`_seg.png` files hold the release's ids; 847 of the 3688 are classes, by frequency, the others are ignored.
+
+    `vocabularies/ade20k_847_ids.txt` has the release's id of each class of `ade20k_847.txt`, line by line.
+    """
+    lines = (VOCABULARIES / "ade20k_847_ids.txt").read_text(encoding="utf-8").split()
+    raw_to_class = {int(raw): index for index, raw in enumerate(lines)}
+    return LabelIds(
+        vocabulary=published_vocabulary("ade20k-847"),
+        raw_to_class=raw_to_class,
+        raw_ignore=tuple(raw for raw in range(NUM_FULL_IDS + 1) if raw not in raw_to_class),
+        label_form="ade-full",
+        max_short_side_px=SHORT_SIDE_PX,
+    )
+
+
+def find_ade20k_150(root: Path, split: str) -> Archive:
+    """A split of the scene parsing challenge (ADEChallengeData2016) below `root`."""
+    release = known_split(split, CHALLENGE, "ade20k-150")
+    places = [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS]
+    if not any((root / place).is_dir() for place in places):
+        for folder in (root / sub for sub in FULL_FOLDERS):
+            if (folder / "images" / "ADE").is_dir():
+                raise _wrong_release(folder, release, "the full release (ADE20K-847)")
+    images = existing_folder(root, places, "photographs", release)
+    labels = existing_folder(images.parents[1], [f"annotations/{split}"], "label pictures", release)
+    return Archive(
+        dataset="ade20k-150",
+        split=split,
+        release=release,
+        ids=ade20k_150_ids(),
+        images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
+        labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
+        image_folder=images,
+        label_folder=labels,
+    )
+
+
+def find_ade20k_847(root: Path, split: str) -> Archive:
+    """A split of the full release below `root`; photographs and labels lie together in folders by scene."""
+    release = known_split(split, FULL, "ade20k-847")
+    places = [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS]
+    if not any((root / place).is_dir() for place in places):
+        for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS, "ADE20K_2016_07_26")):
+            if (folder / "annotations" / split).is_dir():
+                raise _wrong_release(folder, release, "the scene parsing challenge (ADE20K-150)")
+            if (folder / "images" / split).is_dir():
+                raise _wrong_release(folder, release, "the release of 2016, whose ids mean other things")
+    scenes = existing_folder(root, places, "scenes", release)
+    images, labels = _scene_files(scenes.resolve())
+    return Archive(
+        dataset="ade20k-847",
+        split=split,
+        release=release,
+        ids=ade20k_847_ids(),
+        images=images,
+        labels=labels,
+        image_folder=scenes,
+        label_folder=scenes,
+        second_opinion=json_opinion,
+    )
+
+
+def json_opinion(pair: Pair, raw: npt.NDArray[Any]) -> str:
+    """Compare a scene's ids with the objects in the JSON file beside it: ids, and the names of the 847 classes.
+
+    The PNG may lack an object (another one covers it), never have one more.
+    """
+    try:  # the release's own reader takes Latin-1: not all of its files are UTF-8
+        objects = json.loads(pair.image.with_suffix(".json").read_text(encoding="latin-1"))["annotation"]["object"]
+        names = {int(entry["name_ndx"]): _tidy(entry["name"]) for entry in objects}
+    except FileNotFoundError:
+        return "no JSON file beside it"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its JSON file cannot be read"
+    ids = ade20k_847_ids()
+    known = {raw_id: ids.vocabulary.classes[index] for raw_id, index in ids.raw_to_class.items() if raw_id in names}
+    extra = set(np.flatnonzero(np.bincount(raw.ravel())).tolist()) - names.keys() - {0}
+    return JSON_DISAGREES if extra or any(names[raw_id] != name for raw_id, name in known.items()) else ""
+
+
+def _scene_files(scenes: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Photographs and `_seg.png` files by scene name; the folders named after a scene hold masks of its instances."""
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for folder, subfolders, files in os.walk(scenes):
+        subfolders[:] = sorted(name for name in subfolders if not re.fullmatch(r"ADE_[a-z]+_\d+", name))
+        for file in files:
+            if file.startswith("."):
+                continue
+            if file.endswith("_seg.png"):
+                name, found = file.removesuffix("_seg.png"), labels
+            elif file.endswith(".jpg"):
+                name, found = file.removesuffix(".jpg"), images
+            else:
+                continue
+            path = Path(folder, file)
+            if name in found:
+                raise ManifestError(
+                    f"{scenes}: expected one file per scene, got {found[name]} and {path}", hint="remove one of them"
+                )
+            found[name] = path
+    if not images and not labels:
+        raise ManifestError(f"{scenes}: expected scenes (.jpg with _seg.png), got none", hint=FULL_SOURCE)
+    return images, labels
+
+
+def _tidy(entry: str) -> str:
+    return ", ".join(word.strip() for word in entry.split(","))
+
+
+def _wrong_release(folder: Path, release: Release, got: str) -> ManifestError:
+    return ManifestError(f"{folder}: expected {release.title}, got {got}", hint=release.source, path=str(folder))

@@ -1,0 +1,121 @@
+"""Published data sets on disk: what was released, what of it lies in a folder, and what is missing.
+
+Each data set's own file finds its folders; what all of them ask of a find stands here.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checking import SecondOpinion
+from ..errors import ManifestError
+from ..labels.ids import LabelIds
+from ..pairing import Pair, some
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """One split as it was published."""
+
+    title: str  # for people, e.g. "ADE20K-150, validation"
+    counts: tuple[int, ...]  # its number of samples; several where the literature disagrees, none where nobody says
+    source: str  # where one gets it, and what to unpack
+    numbering: str = (
+        ""  # the names of its samples by number from 1, e.g. "ADE_val_{:08d}"; "" where they are not numbers
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """One split as it lies in a folder; files by stem, as many as there are."""
+
+    dataset: str
+    split: str
+    release: Release
+    ids: LabelIds
+    images: Mapping[str, Path]
+    labels: Mapping[str, Path]
+    image_folder: Path
+    label_folder: Path
+    listed: Sequence[str] | None = None  # the names of the split, where a file lists them; None: all that are there
+    listed_in: Path | None = None  # that file
+    notes: Mapping[str, str] | None = None  # what is already known about a sample, by stem
+    second_opinion: SecondOpinion | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the samples that the split should have."""
+        return frozenset(self.images.keys() | self.labels.keys() if self.listed is None else self.listed)
+
+    def pairs(self) -> list[Pair]:
+        """The samples whose two files are there, sorted by name."""
+        return [
+            Pair(
+                sample_id=name, image=self.images[name], label=self.labels[name], note=(self.notes or {}).get(name, "")
+            )
+            for name in sorted(self.names)
+            if name in self.images and name in self.labels
+        ]
+
+    def missing(self) -> Iterator[str]:
+        """One line about photographs that are not there, one about label files."""
+        of = f"the {len(self.names)} names" + (f" in {self.listed_in}" if self.listed_in else "")
+        for what, files, folder in (
+            ("photograph", self.images, self.image_folder),
+            ("label file", self.labels, self.label_folder),
+        ):
+            if absent := self.names - files.keys():
+                yield f"{len(absent)} of {of} have no {what} in {folder} ({some(absent)})"
+
+    def miscounted(self) -> str:
+        """A line if the split has another number of samples than was published: half an archive, another release."""
+        line = miscounted(self.release, self.names)
+        if line and self.listed_in is not None:
+            line += f" names in {self.listed_in}: a cut list, or that of another release"
+        return line
+
+
+def miscounted(release: Release, names: Collection[str]) -> str:
+    """A line if there are more or fewer samples than were published, "" if not; names those missing if it can."""
+    if not release.counts or len(names) in release.counts:
+        return ""
+    line = f"{release.title}: expected {' or '.join(map(str, release.counts))} samples, got {len(names)}"
+    numbered = map(release.numbering.format, range(1, release.counts[0] + 1)) if release.numbering else ()
+    absent = set(numbered).difference(names)
+    return line + (f"; missing: {some(absent)}" if absent else "")
+
+
+def existing_folder(root: Path, candidates: Iterable[str], what: str, release: Release) -> Path:
+    """The first of the folders below `root` that exists. Raises ManifestError, which says where to get the archive."""
+    root = root.expanduser().resolve()
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise ManifestError(
+            f"{root}: expected the folder of {release.title}, got {got}", hint=release.source, path=str(root)
+        )
+    tried = [root / candidate for candidate in candidates]
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    raise ManifestError(
+        f"{what} of {release.title}: expected {' or '.join(map(str, tried))}, none exists",
+        hint=release.source,
+        path=str(root),
+    )
+
+
+def existing_list(candidates: Sequence[Path], release: Release) -> Path:
+    """The first of the list files that exists. Raises ManifestError, which says where to get the archive."""
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ManifestError(
+        f"list of {release.title}: expected {' or '.join(map(str, candidates))}, none exists",
+        hint=f"{release.source}; or name yours with --list FILE",
+    )
+
+
+def known_split(split: str, releases: Mapping[str, Release], dataset: str) -> Release:
+    if split not in releases:
+        raise ManifestError(f"{dataset}: expected --split {' or '.join(releases)}, got {split!r}")
+    return releases[split]

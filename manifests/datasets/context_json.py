@@ -1,0 +1,107 @@
+"""Pascal Context's merged annotation file becomes label pictures: one 16-bit PNG of category ids per image.
+
+The file (`trainval_merged.json`) is like COCO's with other names: `image_id`, `annos_segmentation`, `category_id`, and
+a `phase`, train or val, for every image. A pixel holds the category id of the 459 (they pass 255), 0 for none.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ManifestError
+from ..pairing import some
+from ..vocabulary import published_vocabulary
+from .coco_segments import segment_mask
+from .painting import check_new_folder, paint_folder
+from .pascal_context import NUM_CATEGORIES, RENAMED, category_to_class_59
+
+KEYS = ("images", "annos_segmentation", "categories")
+SOURCE = "download https://codalabuser.blob.core.windows.net/public/trainval_merged.json again"
+
+
+def paint_context(
+    path: Path, split: str, out: Path, *, listed: Sequence[str] | None = None, workers: int = 0
+) -> dict[str, str]:
+    """Paint the split's images into the new folder `out`; the stems of all, with a note where nothing is annotated.
+
+    Segments are painted in the file's order, later ones over earlier ones, as the benchmark does. `listed` selects
+    stems. Raises ManifestError for another file, an image without a size, and a segment that does not fit its image.
+    """
+    check_new_folder(out)
+    data = _read(path)
+    try:
+        images = {Path(entry["file_name"]).stem: entry for entry in data["images"] if entry["phase"] == split}
+        segments: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+        for segment in data["annos_segmentation"]:
+            segments[segment["image_id"]].append(segment)
+        names = {int(entry["category_id"]): str(entry["name"]) for entry in data["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            f"{path}: an entry that is not as in {path.name}: {type(error).__name__}: {error}", hint=SOURCE
+        ) from error
+    _check_names(path, names)
+    if not images:
+        raise ManifestError(f"{path}: expected images of phase {split!r}, got none", hint=SOURCE)
+    if absent := set(listed or ()) - images.keys():
+        raise ManifestError(f"{path}: {len(absent)} listed names are not of phase {split!r} ({some(absent)})")
+    stems = sorted(images if listed is None else listed)
+
+    def paint(stem: str) -> npt.NDArray[np.uint16]:
+        return paint_image(images[stem], segments.get(images[stem]["image_id"], []), names)
+
+    paint_folder(stems, paint, out, workers)
+    return {stem: "" if images[stem]["image_id"] in segments else "no annotation, nothing labelled" for stem in stems}
+
+
+def paint_image(
+    image: Mapping[str, Any], segments: Sequence[Mapping[str, Any]], categories: Container[int]
+) -> npt.NDArray[np.uint16]:
+    """Category ids (H, W) uint16; 0 where no segment lies, or one beyond the 459, which is none of the 59 either.
+
+    Raises ManifestError, which names the image, for a segment that does not fit it or is of none of the `categories`.
+    """
+    try:
+        canvas = np.zeros((image["height"], image["width"]), np.uint16)
+        for segment in segments:
+            category = segment["category_id"]
+            if category not in categories:
+                raise ValueError(f"expected a category that the file lists, got {category!r}")
+            mask = segment_mask(segment["segmentation"], *canvas.shape)
+            canvas[mask] = category if 1 <= category <= NUM_CATEGORIES else 0
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ManifestError(
+            f"{image.get('file_name')}: {type(error).__name__}: {error}",
+            hint="the annotation file is damaged; " + SOURCE,
+        ) from error
+    return canvas
+
+
+def _check_names(path: Path, names: Mapping[int, str]) -> None:
+    """Another numbering would pass with wrong meanings: most of the 59 must be called as in either list."""
+    classes, others = published_vocabulary("pascal-context-59").classes, []
+    for category, index in category_to_class_59().items():
+        ours = {classes[index], RENAMED.get(classes[index], classes[index])}
+        if names.get(category, "").replace(" ", "").lower() not in ours:
+            others.append(f"{category} is {names.get(category)!r}, not {classes[index]!r}")
+    if len(others) > len(classes) // 2:
+        raise ManifestError(
+            f"{path}: not Pascal Context's categories: {len(others)} of 59 have other names ({some(others, 3)})",
+            hint=SOURCE,
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=SOURCE, path=str(path)) from error
+    except ValueError as error:
+        raise ManifestError(f"{path}: expected JSON, got {error}", hint=SOURCE, path=str(path)) from error
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in KEYS):
+        raise ManifestError(f"{path}: expected lists of {', '.join(KEYS)}; one is missing", hint=SOURCE, path=str(path))
+    return data

@@ -1,0 +1,160 @@
+"""Pascal Context: labels of all pixels of VOC 2010's trainval images, 459 classes or the 59 most frequent of them.
+
+All forms but one number classes as the list of 459 does, from 1; so the 59 are found in it by name. The older
+colour-coded form has VOC's 20 objects first, then 39 others in the order of VOC-20b's prompts.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from ..errors import ManifestError
+from ..labels.ids import LabelIds
+from ..pairing import IMAGE_SUFFIXES, files_by_stem, read_list
+from ..vocabulary import Vocabulary, published_vocabulary
+from .archive import Archive, Release, existing_folder, existing_list, known_split
+
+NUM_CATEGORIES = 459
+RENAMED = {"diningtable": "table"}  # name among the 59 -> name among the 459
+
+DEVKITS = ("VOCdevkit/VOC2010", "VOC2010", ".")
+MERGED_JSON = "trainval_merged.json"
+MAT_FOLDER = "trainval"
+LISTS = ("pascalcontext_{split}.txt", "ImageSets/SegmentationContext/{split}.txt", "ImageSets/Main/{split}.txt")
+"""CAT-Seg's list (5104 names), MMSegmentation's, and VOC 2010's own: its main lists are those of Pascal Context."""
+SOURCE = (
+    "unpack VOCtrainval_03-May-2010.tar (http://host.robots.ox.ac.uk/pascal/VOC/voc2010/) into --root, and beside its "
+    "JPEGImages trainval.tar.gz (https://www.cs.stanford.edu/~roozbeh/pascal-context/: trainval/*.mat) or "
+    "trainval_merged.json (https://codalabuser.blob.core.windows.net/public/trainval_merged.json)"
+)
+RELEASES = {
+    "val": Release(title="Pascal Context, val", counts=(5105, 5104), source=SOURCE),
+    "train": Release(title="Pascal Context, train", counts=(4998,), source=SOURCE),
+}
+FORMS = {
+    "json": f"{MERGED_JSON}, painted into --write-labels",
+    "mat": f"{MAT_FOLDER}/*.mat",
+    "painted": "PNGs painted from the JSON before",
+    "ids": "PNGs of class ids, 255 ignored",
+    "colours": "the older form in VOC's colours",
+}
+
+
+@cache
+def category_to_class_59() -> Mapping[int, int]:
+    """Category id in the list of 459, from 1, -> class id among the 59; both lists are in the same order."""
+    names = published_vocabulary("pascal-context-459").classes
+    return {names.index(RENAMED.get(name, name)) + 1: index for index, name in enumerate(_names_59())}
+
+
+@cache
+def legacy_to_class_59() -> Mapping[int, int]:
+    """Id in the older form, where 0 is background and 1..20 are VOC's objects, -> class id among the 59."""
+    order = published_vocabulary("pascal-voc-20b").classes
+    return {legacy: _names_59().index(name) for legacy, name in enumerate(order, start=1)}
+
+
+def context_ids(num_classes: int, form: str) -> LabelIds:
+    """What the numbers in label files of a form mean, for 59 or 459 classes.
+
+    Of the 59, everything else is ignored, background included. Of the 459 every pixel has a class, `unknown` is one of
+    them, and 0 is an error of the file.
+    """
+    if num_classes == 459:
+        vocabulary = published_vocabulary("pascal-context-459")
+        return _ids(vocabulary, {raw + 1: raw for raw in range(NUM_CATEGORIES)}, (), "mat")
+    vocabulary = published_vocabulary("pascal-context-59")
+    if form == "colours":
+        return _ids(vocabulary, legacy_to_class_59(), (0, 255), "voc-colours")
+    if form == "ids":
+        return _ids(vocabulary, {index: index for index in range(59)}, (255,), "ids")
+    others = tuple(raw for raw in range(NUM_CATEGORIES + 1) if raw not in category_to_class_59())
+    return _ids(vocabulary, category_to_class_59(), others, "mat" if form == "mat" else "ids")
+
+
+def find_context(
+    root: Path,
+    split: str,
+    *,
+    num_classes: int,
+    form: str | None = None,
+    labels: Path | None = None,
+    write_labels: Path | None = None,
+    listed_in: Path | None = None,
+    workers: int = 0,
+) -> Archive:
+    """A split below `root`; `form` says what the label files are, else the merged JSON (for 59) or the `.mat` files.
+
+    `write_labels` is the new folder for pictures painted from the JSON; `labels` the folder of label files where it is
+    not part of the published layout. `listed_in` replaces the archive's own list.
+    """
+    dataset = f"pascal-context-{num_classes}"
+    release = known_split(split, RELEASES, dataset)
+    images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
+    kit = images.parent
+    form = _form(kit, num_classes, form, labels)
+    image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
+    notes: Mapping[str, str] = {}
+    if form == "json":
+        from .context_json import paint_context  # pycocotools is needed here only
+
+        if write_labels is None:
+            raise ManifestError(
+                f"{kit / MERGED_JSON}: its labels have to be painted, --write-labels is missing",
+                hint="--write-labels DIR, a new folder; or --form mat",
+            )
+        names = read_list(listed_in) if listed_in else None
+        labels, listed_in = write_labels.expanduser().resolve(), listed_in or kit / MERGED_JSON
+        notes = paint_context(kit / MERGED_JSON, split, labels, listed=names, workers=workers)
+        listed = names or tuple(notes)
+    else:
+        labels = existing_folder(labels or kit, ["."] if labels else [MAT_FOLDER], "label files", release)
+        listed_in = listed_in or existing_list([kit / name.format(split=split) for name in LISTS], release)
+        listed = read_list(listed_in)
+    suffixes = (".mat",) if form == "mat" else (".png", ".tif", ".tiff")
+    return Archive(
+        dataset=dataset,
+        split=split,
+        release=release,
+        ids=context_ids(num_classes, form),
+        images=image_files,
+        labels=files_by_stem(labels.resolve(), suffixes, "label files"),
+        image_folder=images,
+        label_folder=labels,
+        listed=listed,
+        listed_in=listed_in,
+        notes=notes,
+    )
+
+
+def _form(kit: Path, num_classes: int, form: str | None, labels: Path | None) -> str:
+    """The form of the label files. Never guessed from pictures: several forms hold ids of one range."""
+    allowed = list(FORMS) if num_classes == 59 else ["mat"]
+    if form is not None and form not in allowed:
+        raise ManifestError(f"--form: expected {' or '.join(allowed)}, got {form!r}")
+    if labels is not None and form is None and num_classes == 59:
+        raise ManifestError(
+            f"{labels}: what its numbers mean is not known, --form is missing",
+            hint="; ".join(f"{name}: {what}" for name, what in FORMS.items() if name != "json"),
+        )
+    if form == "json" and labels is not None:
+        raise ManifestError("--form json makes its label pictures, --labels names others", hint="leave one of them out")
+    if form in ("painted", "ids", "colours") and labels is None:
+        raise ManifestError(f"--form {form}: the folder of the pictures is missing", hint="name it with --labels DIR")
+    if form is not None or num_classes == 459:
+        return form or "mat"
+    if (kit / MERGED_JSON).is_file():
+        return "json"
+    if (kit / MAT_FOLDER).is_dir():
+        return "mat"
+    raise ManifestError(
+        f"labels of Pascal Context: expected {kit / MERGED_JSON} or {kit / MAT_FOLDER}, none exists", hint=SOURCE
+    )
+
+
+def _names_59() -> tuple[str, ...]:
+    return published_vocabulary("pascal-context-59").classes
+
+
+def _ids(vocabulary: Vocabulary, raw_to_class: Mapping[int, int], raw_ignore: tuple[int, ...], form: str) -> LabelIds:
+    return LabelIds(vocabulary=vocabulary, raw_to_class=raw_to_class, raw_ignore=raw_ignore, label_form=form)

@@ -1,0 +1,1 @@
+"""Label files: their forms, their ids, and how they become class ids."""

@@ -1,0 +1,381 @@
+"""The manifest: a table of samples, their vocabulary, and the way from raw label ids to class ids."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..common.storage.content_cache import ContentCache
+from ..common.storage.location import absolute, is_url, read_below, split
+from .decoding import decode_image
+from .errors import ContentError, DecodeError, ManifestError
+from .labels.forms import MAX_RAW_ID, decode_raw
+from .labels.ids import check_id_map, check_protocol
+from .labels.short_side import cap_image, cap_labels
+from .sample_table import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
+from .vocabulary import Vocabulary
+
+__all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
+
+FORMAT_VERSIONS = (1, 2)
+"""2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
+METADATA_KEY = b"physseg.manifest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What there is: samples below a root, their classes, and what the raw ids in the label pictures mean."""
+
+    root: str  # absolute folder, or a URL that fsspec understands
+    dataset: str  # name for people, e.g. "coco-stuff"
+    vocabulary: Vocabulary
+    raw_to_class: Mapping[
+        int, int
+    ]  # raw label id -> class id; ids in neither this nor raw_ignore are an error of the file
+    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
+    samples: Sequence[Sample]  # given as any sequence, kept as a SampleTable
+    label_form: str = "ids"  # how label files hold raw ids, one of label_forms.FORMS
+    max_short_side_px: int | None = None  # larger images and labels are made smaller on loading; rows say the new size
+    fold_from: int | None = None
+    """In evaluation this class id and all above it are one class, "background", with this id: see `fold`."""
+
+    def __post_init__(self) -> None:
+        table = SampleTable.of(self.samples)
+        object.__setattr__(self, "samples", table)
+        object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
+        object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
+        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
+        check_protocol(self.label_form, self.max_short_side_px, self.fold_from, self.vocabulary)
+        repeated = pc.value_counts(table.column("sample_id").combine_chunks())
+        for entry in repeated.filter(pc.greater(repeated.field("counts"), 1)).slice(0, 1).to_pylist():
+            raise ManifestError(
+                f"sample id {entry['values']!r} stands in {entry['counts']} rows; expected every id once",
+                hint=REBUILD_HINT,
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def table(self) -> SampleTable:
+        """The rows as columns, for whole-table questions."""
+        return SampleTable.of(self.samples)
+
+    @property
+    def quarantined(self) -> tuple[Sample, ...]:
+        """The samples that carry a problem, in order."""
+        rows = self.table.table
+        return tuple(Sample(**row) for row in rows.filter(pc.not_equal(rows.column("problem"), "")).to_pylist())
+
+    @property
+    def usable(self) -> list[int]:
+        """Indices of the samples that carry no problem, ascending."""
+        problems = self.table.column("problem").to_pylist()
+        return [index for index, problem in enumerate(problems) if not problem]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over vocabulary, id map, protocol and all rows; not over the root: a moved data set keeps it."""
+        rows = self.table.digest(0, len(self), COLUMNS)
+        fold = "" if self.fold_from is None else f"fold_from={self.fold_from}:"  # of no store's concern
+        return hashlib.sha256(f"{fold}{self._meaning}:{rows}".encode()).hexdigest()
+
+    def row_digests(self, start: int, stop: int) -> tuple[str, ...]:
+        """For each of rows [start, stop), 64 bits (hex) of all that its stored arrays depend on.
+
+        That is the content of its files, the classes and the id map.
+        """
+        columns = [self.table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
+        rows = (json.dumps([self._meaning, *row]) for row in zip(*columns, strict=True))
+        return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
+
+    @cached_property
+    def _meaning(self) -> str:
+        ids = [list(self.raw_to_class.items()), list(self.raw_ignore)]
+        meaning: list[Any] = [self.vocabulary.fingerprint, ids]
+        if self.label_form != "ids" or self.max_short_side_px is not None:  # stores made without these keep their hash
+            meaning.append([self.label_form, self.max_short_side_px])
+        return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def write(self, path: Path | str) -> None:
+        """Write as Parquet to a path or URL, whole or not at all."""
+        folder, name = split(str(path))
+        folder.write(name, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
+        protocol = {
+            "label_form": self.label_form,
+            "max_short_side_px": self.max_short_side_px,
+            "fold_from": self.fold_from,
+        }
+        plain = list(protocol.values()) == ["ids", None, None]
+        header = {
+            "format_version": 1 if plain else 2,
+            "root": self.root,
+            "dataset": self.dataset,
+            "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
+            "raw_to_class": list(self.raw_to_class.items()),
+            "raw_ignore": list(self.raw_ignore),
+        } | ({} if plain else protocol)
+        table = self.table.table.replace_schema_metadata(
+            {METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
+    @classmethod
+    def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
+        """Read a manifest from a path or URL; `root` replaces the stored one (the data set was moved).
+
+        Raises ManifestError.
+        """
+        folder, name = split(str(path))
+        try:
+            data = folder.read(name)
+        except FileNotFoundError as error:
+            raise ManifestError(
+                f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
+            ) from error
+        except IsADirectoryError as error:
+            raise ManifestError(
+                f"{path}: expected a manifest (Parquet), got a folder", hint=REBUILD_HINT, path=str(path)
+            ) from error
+        return cls.parse(data, str(path), root=root)
+
+    @classmethod
+    def parse(cls, data: bytes, path: str, *, root: str | None = None) -> "Manifest":
+        """A manifest from the bytes of its file; `path` is for messages. Raises ManifestError."""
+        try:
+            # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
+            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        except pa.ArrowException as error:
+            raise ManifestError(
+                f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=path
+            ) from error
+        header = _read_header(path, table)
+        rows = checked_rows(path, table)
+        try:
+            vocabulary = header["vocabulary"]
+            return cls(
+                root=header["root"] if root is None else absolute(root),
+                dataset=header["dataset"],
+                vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
+                raw_to_class=dict(header["raw_to_class"]),
+                raw_ignore=tuple(header["raw_ignore"]),
+                samples=rows,
+                label_form=header.get("label_form", "ids"),
+                max_short_side_px=header.get("max_short_side_px"),
+                fold_from=header.get("fold_from"),
+            )
+        except ManifestError as error:
+            raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(
+                f"{path}: its metadata is incomplete: {error!r}",
+                hint=REBUILD_HINT,
+                path=str(path),
+            ) from error
+
+    # --- content ----------------------------------------------------------------------------------------------------
+
+    def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        """Image uint8 (H, W, 3) RGB and labels (H, W) of the vocabulary's dtype, in class ids or its ignore_index.
+
+        `verify` compares both files with the hashes in the manifest. Raises ContentError, which names the file, for a
+        quarantined sample, a missing, changed or undecodable file, a size mismatch, or a raw id that means nothing.
+        """
+        return self.decode(index, self.fetch(index), verify=verify)
+
+    def fetch(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes of a sample's image and label file, unchecked. Raises ContentError as `load`."""
+        sample = self.samples[index]
+        _check_usable(sample)
+        return self._bytes(sample, sample.image_path), self._bytes(sample, sample.label_path)
+
+    def decode(
+        self, index: int, files: tuple[bytes, bytes], *, verify: bool = True
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        """What `load` gives, from the bytes of `fetch`."""
+        sample = self.samples[index]
+        image = self._decode_image(sample, files[0], verify=verify)
+        path = sample.label_path
+        if verify:
+            _check_hash(sample, path, files[1], sample.label_sha256)
+        try:
+            raw = decode_raw(files[1], self.label_form)
+        except DecodeError as error:
+            raise self._undecodable(sample, path, error) from error
+        raw = cap_labels(raw, self.max_short_side_px)
+        if raw.shape != image.shape[:2]:
+            raise content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
+        labels, unknown = self.map_ids(raw)
+        if unknown:
+            raise content_error(sample, path, f"only ids of the table ({len(self.raw_to_class)} classes)", unknown)
+        return image, labels
+
+    def load_image(
+        self, index: int, *, verify: bool = False, cache: ContentCache | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path).
+
+        With a `cache`, images by URL are brought there once and read from it.
+        """
+        facts = None if verify else self.table.image_facts(index)
+        if facts is not None:
+            path, orientation, size = facts
+            with suppress(OSError, DecodeError):
+                image = cap_image(
+                    decode_image(self._image_bytes(index, path, cache), orientation), self.max_short_side_px
+                )
+                if image.shape[:2] == size:
+                    return image
+        sample = self.samples[index]  # which also names what is wrong
+        _check_usable(sample)
+        return self._decode_image(sample, self._bytes(sample, sample.image_path), verify=verify)
+
+    def _image_bytes(self, index: int, path: str, cache: ContentCache | None) -> bytes:
+        if cache is None or not is_url(self.root):
+            return read_below(self.root, path)
+        sha256 = self.table.column("image_sha256")[index].as_py()
+        return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
+
+    def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
+        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".
+
+        Unknown ids become ignore_index; it is for the caller to refuse the sample.
+        """
+        classes, unknown = self._lookup
+        if raw.dtype == np.uint8 and classes.dtype == np.uint8:
+            labels = np.asarray(cv2.LUT(raw, classes[:256]))  # 10x faster than indexing
+            faults = np.asarray(cv2.LUT(raw, unknown[:256]))
+        else:
+            labels, faults = classes[raw], unknown[raw]
+        if not cv2.countNonZero(faults):
+            return labels, ""
+        found, counts = np.unique(raw[faults != 0], return_counts=True)
+        return labels, describe_unknown(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    @property
+    def evaluated_classes(self) -> tuple[str, ...]:
+        """The names of the classes that are scored: the prompts', with "background" last where classes are folded."""
+        names = self.vocabulary.prompt_names
+        return names if self.fold_from is None else (*names[: self.fold_from], "background")
+
+    def fold(self, classes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Class ids, of labels or predictions, as they are scored: ids from `fold_from` on become it, ignore stays."""
+        if self.fold_from is None:
+            return classes
+        folded = np.minimum(classes, classes.dtype.type(self.fold_from))
+        return np.where(classes == self.vocabulary.ignore_index, classes, folded)
+
+    @cached_property
+    def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        classes = np.full(MAX_RAW_ID + 1, self.vocabulary.ignore_index, self.vocabulary.label_dtype)
+        unknown = np.ones(MAX_RAW_ID + 1, np.uint8)
+        for raw, index in self.raw_to_class.items():
+            classes[raw], unknown[raw] = index, 0
+        unknown[list(self.raw_ignore)] = 0
+        return classes, unknown
+
+    def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
+        path = sample.image_path
+        if verify:
+            _check_hash(sample, path, data, sample.image_sha256)
+        try:
+            image = decode_image(data, sample.orientation)
+        except DecodeError as error:
+            raise self._undecodable(sample, path, error) from error
+        image = cap_image(image, self.max_short_side_px)
+        if image.shape[:2] != (sample.height, sample.width):
+            expected = _size((sample.height, sample.width))
+            raise content_error(sample, path, f"{expected} as in the manifest", _size(image.shape))
+        return image
+
+    def _bytes(self, sample: Sample, path: str) -> bytes:
+        try:
+            return read_below(self.root, path)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
+
+    def _undecodable(self, sample: Sample, path: str, error: DecodeError) -> ContentError:
+        return ContentError(
+            f"sample {sample.sample_id}: {path}: {error.args[0]}",
+            hint=error.hint,
+            sample_id=sample.sample_id,
+            path=path,
+            expected=error.fields.get("expected"),
+            got=error.fields.get("got"),
+        )
+
+
+def describe_unknown(pixels: Mapping[int, int]) -> str:
+    """Unknown raw ids with their pixel counts in words, most frequent first: "id 44 (120 pixels), id 7 (1 pixel)"."""
+    ordered = sorted(pixels.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = ", ".join(f"id {raw} ({count} pixel{'s' if count > 1 else ''})" for raw, count in ordered[:5])
+    return named + (f" and {len(ordered) - 5} more ids" if len(ordered) > 5 else "")
+
+
+def content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:
+    return ContentError(
+        f"sample {sample.sample_id}: {path}: expected {expected}, got {got}",
+        hint=hint,
+        sample_id=sample.sample_id,
+        path=path,
+        expected=expected,
+        got=got,
+    )
+
+
+def _check_usable(sample: Sample) -> None:
+    if sample.problem:
+        raise ContentError(
+            f"sample {sample.sample_id} is quarantined: {sample.problem}",
+            sample_id=sample.sample_id,
+            path=sample.image_path,
+        )
+
+
+def _check_hash(sample: Sample, path: str, data: bytes, sha256: str) -> None:
+    got = hashlib.sha256(data).hexdigest()
+    if got != sha256:
+        hint = "the file changed after the manifest was made: restore it, or make the manifest again"
+        raise content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} pixels (h x w)"
+
+
+def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:
+    data = (table.schema.metadata or {}).get(METADATA_KEY)
+    if data is None:
+        raise ManifestError(
+            f"{path}: a Parquet file, but not a manifest of physseg (no {METADATA_KEY.decode()!r} metadata)",
+            hint=REBUILD_HINT,
+            path=str(path),
+        )
+    header: dict[str, Any] = json.loads(data)
+    if header.get("format_version") not in FORMAT_VERSIONS:
+        expected = " or ".join(map(str, FORMAT_VERSIONS))
+        raise ManifestError(
+            f"{path}: expected manifest format {expected}, got {header.get('format_version')}",
+            hint=REBUILD_HINT,
+            path=str(path),
+        )
+    return header

@@ -1,0 +1,1 @@
+"""Looking at a store: its figures, pictures, and one HTML page."""

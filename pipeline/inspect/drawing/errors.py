@@ -1,0 +1,7 @@
+"""The error of drawing."""
+
+from ....common.errors import PhyssegError
+
+
+class DrawError(PhyssegError, ValueError):
+    """Arrays that are to be drawn do not fit each other, or there is no such way to draw them."""

@@ -1,0 +1,226 @@
+"""What a store holds, in figures: counted from its schema, its commit records and a few measured samples."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ...common.storage.interface import Storage
+from ...common.storage.location import Location, open_storage
+from ..store.commits import CommitRecord, QuarantineEntry, read_commits
+from ..store.errors import StoreCorruptError
+from ..store.layout import open_schema
+from ..store.reader import StoreReader
+from ..store.schema import DONE, MISSING, QUARANTINED, SCHEMA_VERSION, STATUS, ArraySpec, StoreSchema
+
+COCO_TRAIN_IMAGES: Final = 118_287
+"""Images of COCO train2017, the data set whose store the size is extrapolated to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayFacts:
+    """One array of the store."""
+
+    name: str
+    layer: str
+    dtype: str
+    shape: tuple[int, ...]
+    """With the sample dimension."""
+    meaning: str
+    disk_bytes: int
+    """Of the files that commit records name."""
+    bytes_per_image: float | None
+    """None while nothing is committed."""
+    compression: float | None
+    """Uncompressed bytes of the committed samples / bytes on disk."""
+    fill: float | None
+    """Share of values inside the frame that are not the array's fill value, on the measured samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerFacts:
+    """One layer: its settings and how far it is computed."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """With hashes of weights where it has some."""
+    shards_current: int
+    """Shards whose record has the layer with today's settings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSummary:
+    """Everything that ``physseg inspect STORE`` prints."""
+
+    path: str
+    dataset: str
+    vocabulary: str
+    num_classes: int
+    ignore_index: int
+    samples: int
+    done: int
+    missing: int
+    quarantined: int
+    quarantine: tuple[QuarantineEntry, ...]
+    shards: int
+    shards_committed: int
+    damaged: tuple[str, ...]
+    """What is wrong with the files that were looked at; `physseg verify` looks at every byte."""
+    arrays: tuple[ArrayFacts, ...]
+    layers: tuple[LayerFacts, ...]
+    frame: Mapping[str, int]
+    cell_px: int
+    schema_version: int
+    made_with: Mapping[str, str]
+    manifest_fingerprint: str
+    root: str
+    """Where the images are expected."""
+    dropped_pixels: int
+    """Labelled pixels that found no slot in their cell."""
+    disk_bytes: int
+    """All files of the store."""
+    bytes_per_image: float | None
+    """Of all arrays together."""
+    projected_images: int
+    projected_bytes: float | None
+    """What a store of ``projected_images`` such images would take."""
+    measured_samples: int
+    """Samples that were read for the column ``fill``."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:
+    """Count what the store at ``store`` holds; ``measure`` samples, evenly spread, are read for the fill shares.
+
+    Works on unfinished stores. Reads no sample whose status is not done, and no image.
+    """
+    store = open_storage(store)
+    schema = open_schema(store)
+    reader = StoreReader(store, schema.array_names, root=root)
+    records, damaged = _records(store, schema)
+    sizes = store.sizes()  # after the records, which may become more meanwhile
+    files, absent = _committed_files(store, schema, records, sizes)
+    fills, measured = _fill_shares(reader, measure)
+    arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
+    per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
+    counts = {status: int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED)}
+    return StoreSummary(
+        path=str(store),
+        dataset=schema.dataset,
+        vocabulary=schema.vocabulary.name,
+        num_classes=schema.vocabulary.num_classes,
+        ignore_index=schema.vocabulary.ignore_index,
+        samples=schema.num_samples,
+        done=counts[DONE],
+        missing=counts[MISSING],
+        quarantined=counts[QUARANTINED],
+        quarantine=tuple(entry for record in records for entry in record.quarantine),
+        shards=schema.num_shards,
+        shards_committed=len(records),
+        damaged=(*damaged, *absent),
+        arrays=arrays,
+        layers=tuple(_layer_facts(name, schema, records) for name in schema.layers),
+        frame=asdict(schema.frame),
+        cell_px=schema.cell_px,
+        schema_version=SCHEMA_VERSION,
+        made_with=dict(schema.made_with),
+        manifest_fingerprint=schema.manifest_fingerprint,
+        root=reader.manifest.root,
+        dropped_pixels=sum(record.dropped_pixels for record in records),
+        disk_bytes=sum(sizes.values()),
+        bytes_per_image=per_image,
+        projected_images=COCO_TRAIN_IMAGES,
+        projected_bytes=per_image * COCO_TRAIN_IMAGES if per_image is not None else None,
+        measured_samples=measured,
+    )
+
+
+# --- counting -------------------------------------------------------------------------------------------------------
+
+
+def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
+    """The commit records that are there, and what is wrong with those that cannot be read."""
+    found = list(read_commits(store, range(schema.num_shards)))
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
+    return [record for record in found if isinstance(record, CommitRecord)], damaged
+
+
+def _committed_files(
+    store: Storage, schema: StoreSchema, records: Sequence[CommitRecord], sizes: Mapping[str, int]
+) -> tuple[dict[str, Counter[str]], list[str]]:
+    """Bytes and samples per array, of the files that the records name; and the files that are not there."""
+    found: dict[str, Counter[str]] = {spec.name: Counter() for spec in schema.specs}
+    absent = []
+    for record in records:
+        named = [path for layer in record.layers.values() for path in layer.files]
+        for path in (*named, schema.shard_file(STATUS, record.shard)):
+            array = path.split("/", 1)[0]
+            if array not in found:  # of a layer that the store no longer has
+                continue
+            if path in sizes:
+                found[array].update(bytes=sizes[path], samples=record.samples[1] - record.samples[0])
+            elif array != STATUS.name:  # a shard that is being computed again has no status
+                absent.append(f"{store.at(path)}: missing although it is committed")
+    return found, absent
+
+
+def _fill_shares(reader: StoreReader, measure: int) -> tuple[dict[str, float], int]:
+    """Per array: values inside the frame that are not fill, as a share; and how many samples were read."""
+    usable = reader.usable
+    chosen = evenly(usable.tolist(), measure)
+    filled: dict[str, int] = dict.fromkeys(reader.arrays, 0)
+    values: dict[str, int] = dict.fromkeys(reader.arrays, 0)
+    for index in chosen:
+        frame = reader.frame_size(index)
+        for name, plane in reader.read(index).items():
+            spec = next(spec for spec in reader.schema.specs if spec.name == name)
+            inside = _inside(np.asarray(plane), spec, frame, reader.schema.cell_px)
+            filled[name] += int(np.count_nonzero(inside != reader.schema.fill(spec)))
+            values[name] += inside.size
+    return {name: filled[name] / values[name] for name in values if values[name]}, len(chosen)
+
+
+def _inside(plane: np.ndarray[Any, Any], spec: ArraySpec, frame: tuple[int, int], cell_px: int) -> np.ndarray[Any, Any]:
+    """The part of one sample of an array that lies in the frame (height, width)."""
+    height, width = frame
+    cells = {"cell_y": -(-height // cell_px), "cell_x": -(-width // cell_px)}
+    extent = {"y": height, "x": width, **cells}
+    return plane[tuple(slice(extent.get(dim)) for dim in spec.dims)]
+
+
+def _array_facts(spec: ArraySpec, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:
+    shape, dtype = schema.sample_shape(spec), schema.dtype(spec)
+    size, samples = files["bytes"], files["samples"]
+    raw = samples * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return ArrayFacts(
+        name=spec.name,
+        layer=spec.layer,
+        dtype=dtype.name,
+        shape=(schema.num_samples, *shape),
+        meaning=spec.meaning,
+        disk_bytes=size,
+        bytes_per_image=size / samples if samples else None,
+        compression=raw / size if size else None,
+        fill=fill,
+    )
+
+
+def _layer_facts(name: str, schema: StoreSchema, records: Sequence[CommitRecord]) -> LayerFacts:
+    digest = schema.layer_digest(name)
+    current = sum(name in record.layers and record.layers[name].settings == digest for record in records)
+    return LayerFacts(name=name, settings=dict(schema.layers[name]), shards_current=current)
+
+
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the values, evenly spread and in order.
+
+    >>> evenly([0, 1, 2, 3, 4, 5], 3)
+    [0, 2, 4]
+    """
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]

@@ -1,0 +1,100 @@
+"""A store's figures in words, for the terminal and for the page."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from ..run.report import human
+from .summary import ArrayFacts, StoreSummary
+
+QUARANTINE_SHOWN: Final = 5
+"""Quarantined samples that are named on the terminal."""
+
+
+def summary_lines(summary: StoreSummary) -> list[str]:
+    """The whole summary as lines for a terminal."""
+    lines = [summary.path, *(f"  {name:<11} {value}" for name, value in facts(summary))]
+    lines += ["", *_aligned(array_rows(summary), right={3, 4, 5, 6}), measured_note(summary)]
+    lines += ["", *_aligned(layer_rows(summary), right=set())]
+    if summary.quarantine:
+        shown = summary.quarantine[:QUARANTINE_SHOWN]
+        lines += ["", f"quarantined ({len(summary.quarantine)}):"]
+        lines += [f"  {entry.index:>7}  {entry.sample_id}: {entry.reason}" for entry in shown]
+        rest = len(summary.quarantine) - len(shown)
+        lines += [f"  and {rest} more; --json lists them all"] if rest else []
+    if summary.damaged:
+        lines += ["", "damaged; see `physseg verify STORE`:", *(f"  {fault}" for fault in summary.damaged)]
+    if summary.missing:
+        lines += ["", "not finished: run `physseg preprocess MANIFEST STORE` again; it resumes"]
+    return lines
+
+
+def facts(summary: StoreSummary) -> list[tuple[str, str]]:
+    """Name and value of what there is to say of the store as a whole."""
+    frame = summary.frame
+    edges = f"short edge {frame['short_edge']} px, long edge <= {frame['max_long_edge']}, canvas {frame['canvas']}"
+    counts = f"{summary.done:,} done, {summary.missing:,} missing, {summary.quarantined:,} quarantined"
+    rows = [
+        ("data set", summary.dataset),
+        ("vocabulary", f"{summary.vocabulary}, {summary.num_classes} classes, ignore index {summary.ignore_index}"),
+        ("samples", f"{summary.samples:,}: {counts}"),
+        ("shards", f"{summary.shards_committed:,} of {summary.shards:,} committed"),
+        ("frame", f"{edges}; cells of {summary.cell_px} px"),
+        ("on disk", human(summary.disk_bytes)),
+    ]
+    if summary.bytes_per_image is not None and summary.projected_bytes is not None:
+        projected = f"{human(summary.projected_bytes)} for {summary.projected_images:,} such images (COCO train2017)"
+        rows.append(("per image", f"{human(summary.bytes_per_image)}; {projected}"))
+    rows += [
+        ("dropped", f"{summary.dropped_pixels:,} labelled pixels found no slot in their cell"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in summary.made_with.items())),
+        ("schema", f"version {summary.schema_version}; manifest {summary.manifest_fingerprint[:12]}"),
+        ("images in", summary.root),
+    ]
+    return rows
+
+
+def array_rows(summary: StoreSummary) -> list[tuple[str, ...]]:
+    """The table of arrays as text, its heading first."""
+    heading = ("array", "dtype", "shape", "on disk", "per image", "compression", "filled", "what")
+    return [heading, *(_array_row(array) for array in summary.arrays)]
+
+
+def layer_rows(summary: StoreSummary) -> list[tuple[str, ...]]:
+    """The table of layers as text, its heading first."""
+    rows: list[tuple[str, ...]] = [("layer", "shards", "settings")]
+    for layer in summary.layers:
+        settings = ", ".join(f"{key}={value}" for key, value in layer.settings.items())
+        rows.append((layer.name, f"{layer.shards_current} of {summary.shards}", settings))
+    return rows
+
+
+def measured_note(summary: StoreSummary) -> str:
+    """What the column ``filled`` means."""
+    samples = f"{summary.measured_samples} sample{'' if summary.measured_samples == 1 else 's'}"
+    return f"filled: share of the values inside the frame that are not the array's fill, measured on {samples}"
+
+
+def _array_row(array: ArrayFacts) -> tuple[str, ...]:
+    return (
+        array.name,
+        array.dtype,
+        " x ".join(map(str, array.shape)),
+        human(array.disk_bytes),
+        "-" if array.bytes_per_image is None else human(array.bytes_per_image),
+        "-" if array.compression is None else f"{array.compression:.1f}x",
+        "-" if array.fill is None else f"{100 * array.fill:.1f}%",
+        array.meaning,
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
+    """Rows of text in columns, the last one left as it is."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row[:-1], widths, strict=True))
+        ]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return lines

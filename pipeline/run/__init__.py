@@ -1,0 +1,1 @@
+"""Computing a store: plan, shard task, run, verification."""

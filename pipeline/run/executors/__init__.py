@@ -1,0 +1,1 @@
+"""Where tasks run: one class and one file each, behind one interface."""

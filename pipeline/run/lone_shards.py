@@ -1,0 +1,164 @@
+"""A shard that kept killing its worker, tried alone: which of its samples is it?
+
+The shard is computed in a process of its own that says which sample it is at. The sample at which that process dies
+twice in the same way is refused and the rest computed. Twice, because a process may also be killed by what has nothing
+to do with it (an operator, a batch system, the kernel on behalf of another program): that strikes anywhere.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+
+from ...common.processes import environment as child_environment
+from ...common.processes import memory_of
+from .errors import ShardFailedError
+from .executors.clusters import WORKER_ENVIRONMENT
+from .shard_failure import shard_failed
+from .task import ShardReport, ShardTask, compute_shard
+
+DEATHS = 2
+"""So often a process must die at one sample before that sample is refused."""
+HOPELESS = 4
+"""If the first so many samples of a shard all kill, the fault is not theirs: every other sample would follow."""
+POLL_SECONDS = 0.02
+TICK_SECONDS = 1.0
+
+
+def compute_alone(
+    task: ShardTask,
+    *,
+    memory_limit: int,
+    say: Callable[[str], None],
+    still_ours: Callable[[], None],
+    variables: Mapping[str, str] | None = None,
+) -> ShardReport:
+    """Compute one shard, refusing exactly the samples that kill, and name them in its quarantine.
+
+    A process over ``memory_limit`` bytes is killed (watched on Linux only). ``still_ours`` is called about once a
+    second and may raise to stop; ``variables`` go into the process's environment. Raises ShardFailedError if the shard
+    fails in any other way than by one sample.
+    """
+    deaths: Counter[_Death] = Counter()
+    while True:
+        end = _attempt(task, memory_limit, still_ours, {**WORKER_ENVIRONMENT, **(variables or {})})
+        if isinstance(end, ShardReport):
+            return end
+        if isinstance(end, ShardFailedError):
+            raise end
+        deaths[end] += 1
+        if deaths[end] < DEATHS:
+            continue
+        if end.sample is None or end.sample in task.refused:
+            raise _not_a_samples_fault(task, f"its process died {DEATHS} times, and not of a sample: {end.cause}")
+        reason = f"computing it killed its process twice: {end.cause}" if not end.by_memory else end.cause
+        say(f"shard {task.shard}: sample {end.sample} is put in quarantine: {reason}")
+        task = replace(task, refused={**task.refused, end.sample: reason})
+        if len(task.refused) >= HOPELESS and end.begun == 1:  # all before it are refused, or were never tried
+            raise _not_a_samples_fault(task, f"each of its first {HOPELESS} samples killed its process: {end.cause}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """How a process ended that did not finish its shard."""
+
+    sample: int | None
+    """Index in the store of the sample it was at; None before the first."""
+    cause: str
+    by_memory: bool = False
+    begun: int = field(default=0, compare=False)
+    """How many samples it had begun."""
+
+
+def _attempt(
+    task: ShardTask, memory_limit: int, still_ours: Callable[[], None], environment: Mapping[str, str]
+) -> ShardReport | ShardFailedError | _Death:
+    context = multiprocessing.get_context("spawn")
+    ours, childs = context.Pipe(duplex=False)
+    process = context.Process(target=_compute, args=(task, childs), daemon=True)
+    with child_environment(environment):
+        process.start()
+    childs.close()  # the child has the only other end: when it dies, reading ours ends
+    samples: list[int] = []
+    by_memory = False
+    next_tick = time.monotonic() + TICK_SECONDS
+    try:
+        while True:
+            if time.monotonic() >= next_tick:
+                still_ours()
+                next_tick = time.monotonic() + TICK_SECONDS
+            if not ours.poll(POLL_SECONDS):
+                if not by_memory and memory_of(process.pid).now > memory_limit:
+                    by_memory = True
+                    process.kill()  # what it said until then is still in the pipe
+                continue
+            try:
+                message = ours.recv()
+            except (EOFError, OSError):  # OSError: it died in the middle of a message
+                break
+            if not isinstance(message, _At):
+                return message  # type: ignore[no-any-return]
+            if message.peak > memory_limit:  # so it was the sample before this one
+                by_memory = True
+                break
+            samples.append(message.sample)
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if by_memory:
+        cause = f"needed more than {memory_limit / 1e9:.1f} GB of memory"
+    else:
+        cause = _cause(process.exitcode)
+    return _Death(samples[-1] if samples else None, cause, by_memory, len(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """The child's word before it computes a sample."""
+
+    sample: int
+    peak: int
+    """The most bytes it had in memory until then."""
+
+
+def _compute(task: ShardTask, parent: Connection) -> None:
+    """What the child runs: the shard, a message per sample, and the report or the error at the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who kills this
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, memory_of("self").peak))))
+    except Exception as error:
+        failed = shard_failed(task, error)
+        failed.add_note(traceback.format_exc())
+        parent.send(failed)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {-exit_code} ({signal.Signals(-exit_code).name})"
+        return f"signal {-exit_code}"
+    return f"exit code {exit_code}"
+
+
+def _not_a_samples_fault(task: ShardTask, what: str) -> ShardFailedError:
+    return ShardFailedError(
+        f"shard {task.shard} of {task.store} failed: {what}",
+        hint="usually memory, or a library that does not work on this machine; then run the same command again",
+        shard=task.shard,
+    )

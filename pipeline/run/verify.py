@@ -1,0 +1,240 @@
+"""Deep check of a store: every byte against its commit record, every metadata file against the schema.
+
+A fault is anything that differs from what an uninterrupted run would have left. Repair rewrites metadata from the
+schema, strikes faulty layers from the records of their shards, and computes exactly those again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from ...common.atomic import PARTIAL_SUFFIX
+from ...common.processes import available_cpus
+from ...common.storage.interface import Storage
+from ...common.storage.location import Location, open_storage
+from ...manifests.errors import ManifestError
+from ...manifests.manifest import Manifest
+from ..store.commits import PROVENANCE, CommitRecord, commit_path, forget_layers, read_commit, sha256
+from ..store.errors import StoreCorruptError, StoreError
+from ..store.layout import (
+    MANIFEST_FILE,
+    ROOT,
+    SETTINGS_COPY,
+    holds,
+    metadata_documents,
+    open_schema,
+    open_schema_copy,
+    read_manifest,
+    withdraw_shards,
+)
+from ..store.locks import locked, no_task_writes
+from ..store.schema import SPECS, STATUS, StoreSchema
+from ..store.shard_files import encode_rows
+from .task import status_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that is wrong with a store."""
+
+    path: str
+    """File inside the store."""
+    problem: str
+    """What was expected and what was found."""
+    shard: int | None = None
+    """The shard to mend; None for metadata."""
+    layers: tuple[str, ...] = ()
+    """Layers of the shard that its record may not vouch for any longer."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """Everything that was checked and found."""
+
+    faults: tuple[Fault, ...]
+    num_shards: int
+    files_checked: int
+    bytes_checked: int
+
+    @property
+    def faulty_shards(self) -> tuple[int, ...]:
+        return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
+
+
+def verify(store: Location, *, progress: bool = True) -> VerifyReport:
+    """Check every file of a store; raises StoreError only where there is no store at all."""
+    store = open_storage(store)
+    schema, root_faults = _schema_or_copy(store)
+    faults = [*root_faults, *_check_metadata(store, schema)]
+    manifest, manifest_faults = _manifest(store, schema)
+    faults += manifest_faults
+    faults += _check_strays(store, schema)
+    files = size = 0
+    with (
+        ThreadPoolExecutor(available_cpus()) as pool,
+        tqdm(total=schema.num_shards, unit="shard", disable=not progress) as bar,
+    ):
+        for found, checked, nbytes in pool.map(
+            lambda shard: _check_shard(store, schema, manifest, shard), range(schema.num_shards)
+        ):
+            faults += found
+            files += checked
+            size += nbytes
+            bar.update()
+    return VerifyReport(faults=tuple(faults), num_shards=schema.num_shards, files_checked=files, bytes_checked=size)
+
+
+def repair(
+    store: Location,
+    report: VerifyReport,
+    recompute: Callable[[Manifest], Any],
+    *,
+    root: str | None = None,
+) -> None:
+    """Mend what ``report`` names: rewrite metadata, forget faulty layers, then let ``recompute`` compute them.
+
+    ``recompute`` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
+    StoreError where the manifest itself is damaged: it cannot be derived from the store.
+    """
+    store = open_storage(store)
+    with locked(store), no_task_writes(store):
+        schema, _ = _schema_or_copy(store)
+        for path, data in metadata_documents(schema).items():
+            if not holds(store, path, data):
+                store.write(path, data)
+        manifest = read_manifest(store, schema, root)
+        store.remove(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
+        store.remove(store.leftovers())
+        withdraw_shards(store, schema, report.faulty_shards)
+        for shard in report.faulty_shards:
+            faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
+            forget_layers(store, shard, faulty)
+    if report.faulty_shards:
+        recompute(manifest)
+
+
+LEFTOVER = "half-written by a run that was killed, or is being written now"
+STRAY = "does not belong to the store"
+FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
+
+
+def _schema_or_copy(store: Storage) -> tuple[StoreSchema, list[Fault]]:
+    try:
+        return open_schema(store), []
+    except StoreError as error:
+        try:
+            return open_schema_copy(store), [Fault(path=ROOT, problem=f"damaged: {error.args[0]}")]
+        except StoreError:
+            if not store.exists(SETTINGS_COPY):
+                raise error from None
+            raise StoreError(
+                str(error.args[0]), hint=f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
+            ) from error
+
+
+def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
+    for path, data in metadata_documents(schema).items():
+        if not store.exists(path):
+            yield Fault(path=path, problem="metadata file is missing")
+        elif not holds(store, path, data):
+            yield Fault(path=path, problem="metadata differs from the schema's")
+
+
+def _manifest(store: Storage, schema: StoreSchema) -> tuple[Manifest | None, list[Fault]]:
+    try:
+        return read_manifest(store, schema), []
+    except (ManifestError, StoreError, OSError) as error:
+        return None, [Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}")]
+
+
+def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
+    """Files that no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
+    ours = {PROVENANCE, *SPECS}
+    known = {MANIFEST_FILE, *metadata_documents(schema)}
+    known |= {commit_path(shard) for shard in range(schema.num_shards)}
+    known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
+    for path in store.sizes():
+        if path.endswith(PARTIAL_SUFFIX):
+            yield Fault(path=path, problem=LEFTOVER)
+        elif path not in known:
+            yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
+
+
+def _check_shard(
+    store: Storage, schema: StoreSchema, manifest: Manifest | None, shard: int
+) -> tuple[list[Fault], int, int]:
+    """Faults of one shard, and how many files and bytes were read."""
+    record_path = commit_path(shard)
+    try:
+        record = read_commit(store, shard)
+    except StoreCorruptError as error:
+        return [Fault(path=record_path, problem=error.args[0], shard=shard, layers=tuple(schema.layers))], 1, 0
+    if record is None:
+        return [Fault(path=record_path, problem="shard is not committed", shard=shard)], 0, 0
+    faults = [Fault(path=record_path, problem=problem, shard=shard) for problem in _stale(schema, manifest, record)]
+    expected = _expected_files(schema, record)
+    size = 0
+    for path, digest in expected.items():
+        problem = ""
+        try:
+            data = store.read(path)
+        except FileNotFoundError:
+            problem = "shard file is missing"
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        else:
+            size += len(data)
+            found = sha256(data)
+            if found != digest:
+                problem = f"expected sha256 {digest[:18]}, got {found[:18]} ({len(data)} bytes)"
+        if problem:
+            faults.append(Fault(path=path, problem=problem, shard=shard, layers=(SPECS[path.split("/")[0]].layer,)))
+    return faults, len(expected) + 1, size
+
+
+def _stale(schema: StoreSchema, manifest: Manifest | None, record: CommitRecord) -> Iterator[str]:
+    start, stop = schema.shard_range(record.shard)
+    if record.samples != (start, stop):
+        yield f"expected samples {start}..{stop}, got {record.samples[0]}..{record.samples[1]}"
+    if manifest is not None and record.inputs != manifest.row_digests(start, stop):
+        yield "was computed from other inputs than the store's manifest names"
+    for layer in schema.layers:
+        commit = record.layers.get(layer)
+        if commit is None:
+            yield f"layer {layer} is not computed"
+        elif commit.settings != schema.layer_digest(layer):
+            yield f"layer {layer} was computed with other settings than the store's"
+
+
+def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, str]:
+    """Path -> sha256 of every file of the layers in the record; the status follows from the record alone."""
+    files: dict[str, str] = {}
+    for spec in schema.specs:
+        path = schema.shard_file(spec, record.shard)
+        if spec.layer in record.layers:
+            files[path] = record.layers[spec.layer].files.get(path, "none in the record")
+    status = encode_rows(list(status_rows(record.samples, record.quarantine)), STATUS, schema)
+    files[schema.shard_file(STATUS, record.shard)] = sha256(status)
+    return files
+
+
+def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
+    """Lines for a person: what was checked, then each fault up to ``limit``."""
+    lines = [
+        f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked: "
+        + (
+            f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
+            if report.faults
+            else "no fault"
+        )
+    ]
+    lines += [f"  {fault}" for fault in report.faults[:limit]]
+    if len(report.faults) > limit:
+        lines.append(f"  ... and {len(report.faults) - limit} more")
+    return lines

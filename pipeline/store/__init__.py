@@ -1,0 +1,1 @@
+"""The Zarr store: schema, layout, commit records, codec, reader, locks. What the trainer imports."""

@@ -1,0 +1,154 @@
+"""Commit records: one JSON file per shard, written last, that says what the shard holds and how it hashes.
+
+A shard's layer counts as done when its record names it with the digests of today's inputs and settings. The record is
+a pure function of inputs and settings (no times, no host names), so an interrupted and resumed run leaves the same
+bytes as an uninterrupted one; timings go to the run's log.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+from ...common.storage.interface import Storage
+from .errors import StoreCorruptError
+from .schema import digest_of_json, to_json
+
+PROVENANCE = "provenance"
+"""Zarr group (with no arrays) that holds the manifest and the commit records, so that a store explains itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineEntry:
+    """One sample that could not be computed, and why."""
+
+    index: int
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerCommit:
+    """One layer of one shard."""
+
+    settings: str
+    """``StoreSchema.layer_digest`` at the time of computing."""
+    files: Mapping[str, str]
+    """Path inside the store -> sha256 (hex)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """What is known of one shard."""
+
+    shard: int
+    samples: tuple[int, int]
+    """First and one past the last sample."""
+    inputs: tuple[str, ...]
+    """``Manifest.row_digests`` of those samples."""
+    layers: Mapping[str, LayerCommit]
+    quarantine: tuple[QuarantineEntry, ...] = ()
+    dropped_pixels: int = 0
+    """Labelled pixels that found no slot in their cell."""
+
+    def has(self, layer: str, settings: str) -> bool:
+        """Whether the layer was computed with these settings."""
+        commit = self.layers.get(layer)
+        return commit is not None and commit.settings == settings
+
+    def to_bytes(self) -> bytes:
+        content = asdict(self)
+        return to_json({"commit": content, "digest": digest_of_json(content)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "CommitRecord":
+        """Inverse of ``to_bytes``; raises StoreCorruptError if a single byte of the content differs."""
+        try:
+            document = json.loads(data)
+            content = document["commit"]
+            if digest_of_json(content) != document["digest"]:
+                raise ValueError("the content does not match its checksum")
+            record = cls(
+                shard=content["shard"],
+                samples=(content["samples"][0], content["samples"][1]),
+                inputs=tuple(content["inputs"]),
+                layers={name: LayerCommit(**layer) for name, layer in content["layers"].items()},
+                quarantine=tuple(QuarantineEntry(**entry) for entry in content["quarantine"]),
+                dropped_pixels=content["dropped_pixels"],
+            )
+            if record.to_bytes() != data:
+                raise ValueError("the bytes are not those that were written")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreCorruptError(
+                f"{where}: not a whole commit record: {error}", hint="run `physseg verify STORE --repair`"
+            ) from error
+        return record
+
+
+def commit_path(shard: int) -> str:
+    """Path inside the store of a shard's record."""
+    return f"{PROVENANCE}/commits/{shard:06d}.json"
+
+
+def read_commit(store: Storage, shard: int) -> CommitRecord | None:
+    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one."""
+    path = commit_path(shard)
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreCorruptError(
+            f"{store.at(path)}: cannot be read: {error.strerror}", hint="run `physseg verify STORE --repair`"
+        ) from error
+    record = CommitRecord.from_bytes(data, store.at(path))
+    if record.shard != shard:
+        raise StoreCorruptError(
+            f"{store.at(path)}: expected the record of shard {shard}, got that of shard {record.shard}",
+            hint="run `physseg verify STORE --repair`",
+        )
+    return record
+
+
+def read_commits(store: Storage, shards: Iterable[int]) -> Iterator[CommitRecord | StoreCorruptError | None]:
+    """What `read_commit` returns, or raises, for each of the shards in turn."""
+
+    def read(shard: int) -> CommitRecord | StoreCorruptError | None:
+        try:
+            return read_commit(store, shard)
+        except StoreCorruptError as error:
+            return error
+
+    return store.each(read, shards)
+
+
+def write_commit(store: Storage, record: CommitRecord) -> None:
+    store.write(commit_path(record.shard), record.to_bytes())
+
+
+def delete_commit(store: Storage, shard: int) -> None:
+    store.remove([commit_path(shard)])
+
+
+def forget_layers(store: Storage, shard: int, layers: Iterable[str]) -> None:
+    """Take layers out of a shard's record, before their files change: whatever happens then, they count as missing.
+
+    Without this, a run that dies between a layer's new file and the new record leaves a record that vouches for the old
+    one, and a later run with the old settings would believe it.
+    """
+    try:
+        record = read_commit(store, shard)
+    except StoreCorruptError:
+        delete_commit(store, shard)
+        return
+    if record is None:
+        return
+    kept = {name: commit for name, commit in record.layers.items() if name not in set(layers)}
+    if not kept:
+        delete_commit(store, shard)
+    elif len(kept) < len(record.layers):
+        write_commit(store, replace(record, layers=kept))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,23 @@
+"""Named errors of a store."""
+
+from ...common.errors import PhyssegError
+
+
+class FrameError(PhyssegError, ValueError):
+    """An image or a frame setting does not fit the canonical frame or its canvas."""
+
+
+class StoreError(PhyssegError, ValueError):
+    """A store is not what was asked for: no store, another schema, other settings, another vocabulary."""
+
+
+class StoreBusyError(StoreError):
+    """Another process is writing the store."""
+
+
+class StoreIncompleteError(PhyssegError, RuntimeError):
+    """Samples or whole shards that were asked for have not been computed."""
+
+
+class StoreCorruptError(PhyssegError, RuntimeError):
+    """Bytes on disk are not those that were written: a checksum, a length or an index does not hold."""

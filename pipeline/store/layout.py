@@ -1,0 +1,159 @@
+"""Create, open and evolve a store's folder; the bytes of its shards are ``shard_task``'s business."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...common.storage.interface import Storage
+from ...common.storage.local import LocalStorage
+from ...common.storage.location import Location, open_storage
+from ...manifests.manifest import Manifest
+from .commits import PROVENANCE, sha256
+from .errors import StoreError
+from .locks import RUN_LOCK, TASKS_LOCK
+from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
+
+MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
+ROOT = "zarr.json"
+SETTINGS_COPY = f"{PROVENANCE}/store.json"
+"""Second copy of the root attributes: a damaged root document is restored from it."""
+
+
+def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
+    """Every metadata file of a store (path inside the store -> bytes), as a function of the schema alone."""
+    root = to_json(schema.group_metadata())
+    group = to_json({"attributes": {}, "zarr_format": 3, "node_type": "group"})
+    documents = {RUN_LOCK: b"", TASKS_LOCK: b"", ROOT: root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
+    for spec in schema.specs:
+        documents[f"{spec.name}/zarr.json"] = to_json(schema.array_metadata(spec))
+    return documents
+
+
+def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> None:
+    """Make an empty store: complete under its name, or not there at all."""
+    documents = metadata_documents(schema)
+    root = documents.pop(ROOT)
+    try:
+        store.create({MANIFEST_FILE: manifest.to_bytes(), **documents, ROOT: root})  # the root last: it is the store
+    except FileExistsError as error:
+        raise StoreError(f"{store}: appeared since this run was planned", hint="run the same command again") from error
+
+
+def is_store(store: Storage) -> bool:
+    """Whether there is a store; False if nothing is there. Raises StoreError where something else is."""
+    if store.exists(ROOT):
+        return True
+    if isinstance(store, LocalStorage):
+        path = store.path
+        if path.exists():
+            raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
+        return False
+    if "/" not in store.url.split("://", 1)[1]:
+        raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
+    ours = {MANIFEST_FILE, SETTINGS_COPY, RUN_LOCK, TASKS_LOCK, f"{PROVENANCE}/zarr.json"}
+    ours |= {f"{name}/zarr.json" for name in SPECS}
+    found = store.sizes().keys()
+    if ROOT in found:  # it appeared between the two looks
+        return True
+    if others := sorted(found - ours):  # documents alone are what a creation leaves that never came to its end
+        raise StoreError(
+            f"{store}: exists and is not a store (has {others[0]})", hint="choose another path for the store"
+        )
+    return False
+
+
+def beside(store: Storage, suffix: str) -> Path:
+    """The local file that is named after a store: next to it (however its path is written), or in this folder."""
+    if isinstance(store, LocalStorage):
+        path = store.path.resolve()
+        return path.with_name(path.name + suffix)
+    return Path(store.url.rsplit("/", 1)[-1] + suffix)
+
+
+def open_schema(store: Location) -> StoreSchema:
+    """The schema of the store at that path; raises StoreError if there is no readable store."""
+    return _schema_of(open_storage(store), ROOT)
+
+
+def open_schema_copy(store: Location) -> StoreSchema:
+    """The schema from its second copy, for repairing a damaged root document."""
+    return _schema_of(open_storage(store), SETTINGS_COPY)
+
+
+def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
+    """The manifest the store was computed from; ``root`` overrides where its paths start."""
+    store = open_storage(store)
+    where = store.at(MANIFEST_FILE)
+    data = store.read(MANIFEST_FILE)
+    manifest = Manifest.parse(data, where, root=root)
+    found = sha256(data)
+    if found != schema.manifest_sha256:
+        raise StoreError(
+            f"{where}: not the manifest of this store "
+            f"(expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]})",
+            hint="run `physseg preprocess MANIFEST STORE` again with the manifest it was made from",
+        )
+    return manifest
+
+
+def evolve_store(store: Storage, schema: StoreSchema, manifest: Manifest, touched_shards: Iterable[int]) -> None:
+    """Bring the metadata to ``schema`` before the touched shards are recomputed.
+
+    Their status goes first: from then on until their new commit nobody reads them, however the run ends.
+    """
+    withdraw_shards(store, schema, touched_shards)
+    documents = {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}
+    root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
+    for path, data in (documents | root_documents).items():
+        if not holds(store, path, data):
+            store.write(path, data)
+    for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
+        store.remove_folder(name)
+
+
+def withdraw_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
+    """Remove the status of shards: from here on nobody reads them until they are committed again."""
+    store.remove(schema.shard_file(STATUS, shard) for shard in shards)
+
+
+def shard_of(path: str) -> int | None:
+    """The shard that a file of a store belongs to, a half-written one included.
+
+    >>> [shard_of(path) for path in ("canny/c/12/0/.0.ab.partial", "status/c/.3.ab.partial", "zarr.json")]
+    [12, 3, None]
+    >>> shard_of("provenance/commits/.000007.json.ab.partial")
+    7
+    """
+    found = re.search(r"/(?:c|commits)/\.?(\d+)", path)
+    return int(found[1]) if found else None
+
+
+def holds(store: Storage, path: str, data: bytes) -> bool:
+    """Whether a file is there with exactly these bytes."""
+    try:
+        return store.read(path) == data
+    except OSError:
+        return False
+
+
+def settings_digest(schema: StoreSchema) -> str:
+    """One value that tells a store's settings and manifest from those it had before, or will have."""
+    return digest_of_json(schema.to_attributes())
+
+
+def _schema_of(store: Storage, document: str) -> StoreSchema:
+    where = store.at(document)
+    try:
+        data = store.read(document)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"{store}: no store here (expected {where})", hint="make one with `physseg preprocess MANIFEST STORE`"
+        ) from None
+    try:
+        attributes = json.loads(data)["attributes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{where}: not a Zarr group: {error}", hint="run `physseg verify STORE --repair`") from error
+    return StoreSchema.from_attributes(attributes, str(store))

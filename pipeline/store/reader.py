@@ -1,0 +1,270 @@
+"""The trainer's way into a store: one sample's arrays at the cost of decoding them.
+
+Any Zarr reader opens a store; this one exists because it is on the trainer's hot path, where it takes about a tenth of
+zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what ``shard_codec`` writes and refuses
+everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
+
+Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. ``planes`` hands out one at
+a time, so that a caller who cuts a crop and lets go has the next one in the same memory, still in cache.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...common.storage.content_cache import ContentCache
+from ...common.storage.interface import RandomAccess
+from ...common.storage.local import LocalFile, LocalStorage
+from ...common.storage.location import Location, open_storage
+from ...manifests.manifest import Manifest
+from .commits import CommitRecord, read_commit
+from .errors import StoreCorruptError, StoreError, StoreIncompleteError
+from .layout import open_schema, read_manifest
+from .schema import DONE, QUARANTINED, SPECS, ArraySpec, StoreSchema
+from .shard_codec import ABSENT, decode_index, decompress_into, index_size
+
+MAX_OPEN_FILES = 128
+"""Shard files kept open per reader, well under the usual limit of 1024 descriptors a process."""
+
+
+class StoreReader:
+    """Reads samples of a store by index.
+
+    ``arrays`` names what ``read`` returns; ``root`` overrides where the manifest's paths start. Raises StoreError where
+    there is no store, StoreIncompleteError where it lacks one of the arrays. With a ``cache``, shards of a store that
+    is not of this machine are brought here whole, once; without, every sample is asked for by itself.
+    """
+
+    def __init__(
+        self, store: Location, arrays: Sequence[str], *, root: str | None = None, cache: ContentCache | None = None
+    ) -> None:
+        self.store = open_storage(store)
+        self.arrays = tuple(arrays)
+        self.root = root
+        self.cache = None if isinstance(self.store, LocalStorage) else cache
+        self.schema: StoreSchema = open_schema(self.store)
+        for name in self.arrays:
+            if name not in SPECS:
+                raise StoreError(f"unknown array {name!r}", hint=f"arrays: {', '.join(SPECS)}")
+            if name not in self.schema.array_names:
+                raise StoreIncompleteError(
+                    f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}",
+                    hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
+                )
+            self._check_layout(SPECS[name])
+        sharded = [SPECS[name] for name in self.arrays if SPECS[name].is_sharded]
+        self._sharded = [(spec.name, self.schema.sample_shape(spec), self.schema.dtype(spec)) for spec in sharded]
+        self._columns = [name for name in self.arrays if not SPECS[name].is_sharded]
+        self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._column_cache: dict[str, npt.NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return self.schema.num_samples
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The table of samples the store was computed from."""
+        return read_manifest(self.store, self.schema, self.root)
+
+    @cached_property
+    def status(self) -> npt.NDArray[np.uint8]:
+        """Status of every sample (N,) uint8: 0 missing, 1 done, 2 quarantined."""
+        return self.read_column("status")
+
+    @property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """Indices of the samples that may be read, ascending."""
+        return np.flatnonzero(self.status == DONE)
+
+    @cached_property
+    def _frame_sizes(self) -> npt.NDArray[np.uint16]:
+        return self.read_column("frame_size")
+
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Height and width in px of a sample's frame at the canvas's top left."""
+        height, width = self._frame_sizes[index]
+        return int(height), int(width)
+
+    def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
+        """All arrays of one sample, each a new array of its schema shape.
+
+        Raises StoreIncompleteError unless the sample's status is done, StoreCorruptError where bytes do not hold.
+        """
+        return dict(self.planes(index))
+
+    def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The arrays of one sample by name, as ``read``, but one after the other."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.store}: sample {index} of {len(self)}")
+        if self.status[index] != DONE:
+            self._refuse(index)
+        number, row = divmod(index, self.schema.samples_per_shard)
+        shard = self._shard(number)
+        for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
+            offset, length = table[row]
+            if offset == ABSENT:
+                raise StoreCorruptError(
+                    f"{self._shard_file(name, number)}: sample {index} is not in its shard",
+                    hint="run `physseg verify STORE --repair`",
+                    index=index,
+                )
+            plane = np.empty(shape, dtype)
+            try:
+                decompress_into(file.read_at(length, offset), plane)
+            except StoreCorruptError as error:
+                raise _corrupt(self._shard_file(name, number), error, index) from error
+            yield name, plane
+            del plane  # or it would live until the next one is made
+        for name in self._columns:
+            yield name, self._column(name)[index]
+
+    def read_column(self, name: str) -> npt.NDArray[Any]:
+        """All samples of an unsharded array; shards that are not there read as fill."""
+        spec, schema = SPECS[name], self.schema
+        self._check_layout(spec)
+        rows = np.full(
+            (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec)),
+            schema.fill(spec),
+            dtype=schema.dtype(spec),
+        )
+
+        def read(shard: int) -> None:
+            start = shard * schema.samples_per_shard
+            path = schema.shard_file(spec, shard)
+            try:
+                decompress_into(self.store.read(path), rows[start : start + schema.samples_per_shard])
+            except FileNotFoundError:
+                return
+            except StoreCorruptError as error:
+                raise _corrupt(self.store.at(path), error) from error
+
+        for _ in self.store.each(read, range(schema.num_shards)):
+            pass
+        return rows[: schema.num_samples]
+
+    def close(self) -> None:
+        """Close the shard files; reading opens them again."""
+        while self._open_shards:
+            self._open_shards.popitem()[1].close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open_shards"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Descriptors belong to a process; the columns are small and may travel.
+        return self.__dict__ | {"_open_shards": OrderedDict()}
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._column_cache:
+            self._column_cache[name] = self.read_column(name)
+        return self._column_cache[name]
+
+    def _shard_file(self, name: str, shard: int) -> str:
+        """In full, for messages."""
+        return self.store.at(self.schema.shard_file(SPECS[name], shard))
+
+    def _open_file(self, name: str, number: int, record: CommitRecord | None) -> RandomAccess:
+        """A shard file where it is, or with a cache its local copy, which the shard's record names by its hash."""
+        path = self.schema.shard_file(SPECS[name], number)
+        if self.cache is None:
+            return self.store.open(path)
+        commit = record.layers.get(SPECS[name].layer) if record else None
+        if commit is None or path not in commit.files:
+            raise FileNotFoundError(path)
+        local = self.cache.file(commit.files[path], lambda: self.store.read(path), self.store.at(path))
+        return LocalFile(local)
+
+    def _shard(self, number: int) -> "_Shard":
+        """The open files of a shard and their indexes, from a bounded cache."""
+        shard = self._open_shards.get(number)
+        if shard is not None:
+            self._open_shards.move_to_end(number)
+            return shard
+        shard = _Shard([], [])
+        record = read_commit(self.store, number) if self.cache else None
+        try:
+            for name, _, _ in self._sharded:
+                where = self._shard_file(name, number)
+                try:
+                    file = self._open_file(name, number, record)
+                except FileNotFoundError:
+                    raise StoreIncompleteError(
+                        f"{where}: shard is missing although its samples count as done",
+                        hint="run `physseg verify STORE --repair`",
+                    ) from None
+                shard.add(file, self.schema.samples_per_shard, where)
+        except BaseException:
+            shard.close()
+            raise
+        while self._open_shards and (len(self._open_shards) + 1) * len(self._sharded) > MAX_OPEN_FILES:
+            self._open_shards.popitem(last=False)[1].close()
+        self._open_shards[number] = shard
+        return shard
+
+    def _check_layout(self, spec: ArraySpec) -> None:
+        """Refuse an array whose metadata is not, value for value, what this physseg writes."""
+        path = f"{spec.name}/zarr.json"
+        file = self.store.at(path)
+        try:
+            found = json.loads(self.store.read(path))
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreCorruptError(
+                f"{file}: not the metadata of an array: {error}", hint="run `physseg verify STORE --repair`"
+            ) from error
+        differing = differing_keys(self.schema.array_metadata(spec), found)
+        if differing:
+            raise StoreError(
+                f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})",
+                hint="run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead",
+            )
+
+    def _refuse(self, index: int) -> None:
+        sample = self.manifest.samples[index].sample_id
+        if self.status[index] == QUARANTINED:
+            raise StoreIncompleteError(
+                f"{self.store}: sample {index} ({sample}) is quarantined",
+                hint="`physseg inspect STORE` tells why",
+                index=index,
+                sample_id=sample,
+            )
+        raise StoreIncompleteError(
+            f"{self.store}: sample {index} ({sample}) is not computed",
+            hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
+            index=index,
+            sample_id=sample,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Open files of one shard, and for each the offset and length in bytes of every sample."""
+
+    files: list[RandomAccess]
+    tables: list[list[list[int]]]
+
+    def add(self, file: RandomAccess, samples_per_shard: int, where: str) -> None:
+        self.files.append(file)
+        tail = min(file.size, index_size(samples_per_shard))
+        index = decode_index(file.read_at(tail, file.size - tail), samples_per_shard, file.size, where)
+        self.tables.append(index.tolist())
+
+    def close(self) -> None:
+        while self.files:
+            self.files.pop().close()
+
+
+def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Top-level keys in which two metadata documents differ."""
+    return sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+
+
+def _corrupt(file: str, error: StoreCorruptError, index: int | None = None) -> StoreCorruptError:
+    where = f"{file}, sample {index}" if index is not None else file
+    return StoreCorruptError(f"{where}: {error.args[0]}", hint="run `physseg verify STORE --repair`", index=index)

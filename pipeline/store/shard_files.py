@@ -1,0 +1,138 @@
+"""The files of one shard: while they grow, compressed sample by sample, and as an earlier run left them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...common.storage.interface import Storage
+from ...structure_extractors.errors import ExtractorError
+from .commits import CommitRecord, sha256
+from .schema import ArraySpec, StoreSchema
+from .shard_codec import compress, decode_index, decompress_into, encode_shard, index_size
+
+Planes = dict[str, npt.NDArray[Any]]
+"""Arrays of one sample at frame size, by name."""
+
+
+class ShardBuffer:
+    """The growing files of one shard: compressed chunks, one per sample, and the arrays too small for that."""
+
+    def __init__(self, schema: StoreSchema, specs: Sequence[ArraySpec]) -> None:
+        self.schema = schema
+        self.specs = specs
+        self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
+        self.rows: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in specs if not spec.is_sharded}
+        self._empty: dict[str, bytes] = {}
+        self._canvases: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
+
+    def append(self, planes: Planes) -> None:
+        """Add one sample; arrays that ``planes`` lacks (a quarantined sample) hold fill."""
+        for spec in self.specs:
+            plane = planes.get(spec.name)
+            if not spec.is_sharded:
+                empty = np.full(self.schema.sample_shape(spec), self.schema.fill(spec), self.schema.dtype(spec))
+                self.rows[spec.name].append(empty if plane is None else np.asarray(plane, dtype=empty.dtype))
+            elif plane is None:
+                self.chunks[spec.name].append(self._empty_chunk(spec))
+            else:
+                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
+
+    def keep(self, stored: "StoredShard", row: int) -> None:
+        """Add one sample as it is stored."""
+        for spec in self.specs:
+            if spec.is_sharded:
+                self.chunks[spec.name].append(stored.chunk(spec, row))
+            else:
+                self.rows[spec.name].append(stored.rows[spec.name][row])
+
+    def files(self, shard: int) -> dict[str, bytes]:
+        """Path inside the store -> bytes."""
+        files = {}
+        for spec in self.specs:
+            if spec.is_sharded:
+                data = encode_shard(self.chunks[spec.name], self.schema.samples_per_shard)
+            else:
+                data = encode_rows(self.rows[spec.name], spec, self.schema)
+            files[self.schema.shard_file(spec, shard)] = data
+        return files
+
+    def dropped_pixels(self) -> int | None:
+        rows = self.rows.get("cell_dropped")
+        return None if rows is None else int(np.sum(rows))
+
+    def _on_canvas(self, plane: npt.NDArray[Any], spec: ArraySpec) -> npt.NDArray[Any]:
+        """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
+
+        Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
+        """
+        dtype = self.schema.dtype(spec)
+        if plane.dtype != dtype:
+            raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
+        shape = (1, *self.schema.sample_shape(spec))
+        if (shape, dtype) not in self._canvases:
+            self._canvases[shape, dtype] = np.empty(shape, dtype)
+        canvas = self._canvases[shape, dtype]
+        canvas[...] = self.schema.fill(spec)
+        canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
+        return canvas
+
+    def _empty_chunk(self, spec: ArraySpec) -> bytes:
+        if spec.name not in self._empty:
+            shape = (1, *self.schema.sample_shape(spec))
+            self._empty[spec.name] = compress(np.full(shape, self.schema.fill(spec), self.schema.dtype(spec)))
+        return self._empty[spec.name]
+
+
+class StoredShard:
+    """The files of one shard as its commit record names them, to take single samples over from."""
+
+    def __init__(
+        self, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord, files: Mapping[str, bytes]
+    ) -> None:
+        self.record = record
+        self._files = files
+        self._indexes: dict[str, npt.NDArray[np.uint64]] = {}
+        self.rows: dict[str, npt.NDArray[Any]] = {}
+        count = schema.samples_per_shard
+        for spec in specs:
+            data = files[spec.name]
+            if spec.is_sharded:
+                tail = data[-index_size(count) :]
+                self._indexes[spec.name] = decode_index(tail, count, len(data), spec.name)
+            else:
+                self.rows[spec.name] = np.empty((count, *schema.sample_shape(spec)), schema.dtype(spec))
+                decompress_into(data, self.rows[spec.name])
+
+    @classmethod
+    def read(
+        cls, store: Storage, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord
+    ) -> "StoredShard | None":
+        """None where a single byte is not as the record says, or of other settings than the store's."""
+        files = {}
+        for spec in specs:
+            path = schema.shard_file(spec, record.shard)
+            if not record.has(spec.layer, schema.layer_digest(spec.layer)):
+                return None
+            try:
+                data = store.read(path)
+            except OSError:
+                return None
+            if sha256(data) != record.layers[spec.layer].files.get(path):
+                return None
+            files[spec.name] = data
+        return cls(schema, specs, record, files)
+
+    def chunk(self, spec: ArraySpec, row: int) -> bytes:
+        """The compressed chunk of one sample."""
+        offset, length = (int(value) for value in self._indexes[spec.name][row])
+        return self._files[spec.name][offset : offset + length]
+
+
+def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
+    """The one-chunk file of an unsharded array: a row per sample, then fill (Zarr stores edge chunks whole)."""
+    shape = (schema.samples_per_shard, *schema.sample_shape(spec))
+    chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))
+    chunk[: len(rows)] = rows
+    return compress(chunk)

@@ -1,0 +1,1 @@
+"""SuperPoint: network, weight files, inference, homographic adaptation, extractor."""

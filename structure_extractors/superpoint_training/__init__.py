@@ -1,1 +1,0 @@
-"""Training a SuperPoint detector of one's own: shapes, augmentation, self-labelling, the loop, the figures."""

@@ -1,0 +1,1 @@
+"""Store and images to batches: order, crop, augmentation."""

@@ -1,0 +1,314 @@
+"""Training data: positions of a run to batches, from the store's arrays and the images' files.
+
+The dataset is indexed by *lists of positions* (see order.py), one list per batch, and returns a collated batch: each
+sample is cropped straight into its place, so nothing larger than the crop leaves a worker.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...common.errors import ConfigError, PhyssegError
+from ...common.host_memory import keep_freed_memory
+from ...common.settings import PathText
+from ...common.storage.content_cache import ContentCache
+from ...pipeline.store.errors import StoreIncompleteError
+from ...pipeline.store.frame import CELL_PX
+from ...pipeline.store.reader import StoreReader
+from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, SPECS, StoreSchema
+from ..errors import TrainDataError
+from ..loop.process import end_with_parent, ignore_stop_signals
+from .augment import draw_jitter
+from .crop import CropWindow
+from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where training samples come from and how they are cut."""
+
+    store: PathText
+    """The store that `physseg preprocess` wrote: a folder or a URL."""
+    images: PathText | None = None
+    """Root folder or URL of the images, where they have moved since the manifest was made."""
+    cache: Path | None = None
+    """Local folder that keeps what is read of a store or images by URL; none reads from far away again every epoch."""
+    crop: int = 384
+    """Side of the square training crop, px on the store's frame; a multiple of 8."""
+    flip: float = 0.5
+    """Probability of mirroring a sample."""
+    jitter: bool = True
+    """Colour jitter as SSD's (augment.py)."""
+    num_workers: int = 2
+    """Loader processes; 0 loads in the training process. Batches do not depend on it."""
+    prefetch: int = 4
+    """Batches that each worker keeps ready."""
+
+    def __post_init__(self) -> None:
+        if self.crop < CELL_PX or self.crop % CELL_PX:
+            raise ConfigError(f"crop must be a positive multiple of {CELL_PX} px, got {self.crop}")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip is a probability in [0, 1], got {self.flip}")
+        if self.num_workers < 0 or self.prefetch < 1:
+            raise ConfigError(f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}")
+
+
+CELL_ARRAYS = ("cell_classes", "cell_counts")
+
+
+class Batch(TypedDict):
+    """One rank's share of a step. B samples of side S = crop; K slots; C = S / 8 cells."""
+
+    images: Tensor  # (B, 3, S, S) uint8 RGB; 128 outside the image
+    labels: Tensor  # (B, S, S) uint8 or int32 (int64 on the device) class ids; ignore index outside
+    structures: Tensor  # (B, num_structures, S, S) uint8, in the order of the model's structures
+    valid: Tensor  # (B, S, S) bool, inside the image
+    cell_classes: Tensor  # (B, K, C, C) like labels; K = 0 where the alignment loss is off
+    cell_counts: Tensor  # (B, K, C, C) uint8
+    jitter: Tensor  # (B, J) float32, parameters of the colour jitter
+    positions: Tensor  # (B,) int64
+    sample_ids: list[str]
+
+
+class TrainSamples(Dataset[Batch | PhyssegError]):
+    """Batches by list of positions. Cheap to pickle; store and images are opened where they are read."""
+
+    def __init__(
+        self, reader: StoreReader, config: DataConfig, *, structures: Sequence[str], cells: bool, seed: int
+    ) -> None:
+        """`cells`: whether the patch counts are wanted."""
+        check_status(reader, config.store)
+        self.reader = reader
+        self.cache = _cache(config)
+        self.config = config
+        self.structures = tuple(structures)
+        self.cells = cells
+        self.seed = seed
+        self.usable = reader.usable
+        self.order = SampleOrder(seed, len(self.usable))
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
+        """The batch of these positions, or the error that stopped it.
+
+        Errors are returned, not raised: DataLoader would wrap a worker's exception in its traceback's text.
+        """
+        try:
+            return self.batch(positions)
+        except PhyssegError as error:
+            return error
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The batch of these positions: a function of store, images, settings, seed and positions alone."""
+        stacked: dict[str, npt.NDArray[Any]] = {}
+        sample_ids = []
+        for row, position in enumerate(positions):
+            sample_id, parts = self._sample(position)
+            sample_ids.append(sample_id)
+            for name, part in parts.items():
+                if row == 0:
+                    stacked[name] = np.empty((len(positions), *part.shape), part.dtype)
+                stacked[name][row] = part
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in stacked.items()}
+        tensors["positions"] = torch.tensor(positions, dtype=torch.int64)
+        return tensors | {"sample_ids": sample_ids}  # type: ignore[return-value]
+
+    def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+        index = int(self.usable[self.order(position)])
+        manifest, frame = self.reader.manifest, self.reader.schema.frame
+        image = frame.resize_image(manifest.load_image(index, cache=self.cache))
+        size = self.reader.frame_size(index)
+        sample_id = str(manifest.table.column("sample_id")[index].as_py())
+        if image.shape[:2] != size:
+            raise TrainDataError(
+                f"sample {sample_id}: the image's frame is {image.shape[0]}x{image.shape[1]} px, the store's "
+                f"{size[0]}x{size[1]} (height x width)",
+                hint="The image was replaced after `physseg preprocess`: make the manifest again and re-run it.",
+                sample_id=sample_id,
+                expected=size,
+                got=image.shape[:2],
+            )
+        draws = uniforms(self.seed, Purpose.CROP, position, 3)
+        window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
+        side, cells = self.config.crop, self.config.crop // CELL_PX
+        cut = {}
+        for name, plane in self.reader.planes(index):
+            cut[name] = window.cut_cells(plane) if name in CELL_ARRAYS else window.cut(plane)
+            del plane  # the next one then lies in the same memory, still in cache
+        structures = [cut[name] for name in self.structures]
+        no_cells = np.zeros((0, cells, cells), np.uint8)
+        return sample_id, {
+            "images": window.cut_image(image),
+            "labels": _signed(cut["labels"]),
+            "structures": np.stack(structures) if structures else np.zeros((0, side, side), np.uint8),
+            "valid": window.inside(size),
+            "cell_classes": _signed(cut["cell_classes"]) if self.cells else no_cells,
+            "cell_counts": cut["cell_counts"] if self.cells else no_cells,
+            "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
+        }
+
+
+def open_samples(config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> TrainSamples:
+    """The training samples of a store, or one clear error for whatever does not fit."""
+    check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
+    reader = StoreReader(
+        config.store, arrays_to_read(structures, cells=cells), root=config.images, cache=_cache(config)
+    )
+    return TrainSamples(reader, config, structures=structures, cells=cells, seed=seed)
+
+
+def _cache(config: DataConfig) -> ContentCache | None:
+    return ContentCache(config.cache) if config.cache else None
+
+
+def arrays_to_read(structures: Sequence[str], *, cells: bool) -> tuple[str, ...]:
+    """Store arrays that training reads."""
+    return ("labels", *structures, *(CELL_ARRAYS if cells else ()))
+
+
+def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[str], *, cells: bool) -> None:
+    """Refuse a store without the arrays or the size that this configuration wants, naming both sides and the repair."""
+    store, frame = config.store, schema.frame
+    missing = [name for name in arrays_to_read(structures, cells=cells) if name not in schema.array_names]
+    if missing:
+        layers = dict.fromkeys(SPECS[name].layer if name in SPECS else name for name in missing)
+        raise TrainDataError(
+            f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
+            hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(layers)}`, "
+            "or change model.structures.",
+            expected=missing,
+            got=schema.array_names,
+        )
+    if config.crop > frame.short_edge:
+        limit = f"canvas is {frame.canvas} px" if config.crop > frame.canvas else f"short edge is {frame.short_edge} px"
+        raise TrainDataError(
+            f"{store}: data.crop is {config.crop} px, but the store's {limit}: every crop would be padded",
+            hint=f"Set data.crop to {frame.short_edge // CELL_PX * CELL_PX}, or preprocess into a new store with a "
+            f"short edge of {config.crop} px.",
+            expected=config.crop,
+            got=frame.short_edge,
+        )
+
+
+def check_status(reader: StoreReader, store: str) -> None:
+    """Refuse a store that is not computed to the end, or has nothing to train on."""
+    counts = {status: int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED)}
+    if counts[MISSING]:
+        raise StoreIncompleteError(
+            f"{store}: {counts[MISSING]} of {len(reader)} samples have not been computed",
+            hint=f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped.",
+            expected=len(reader),
+            got=len(reader) - counts[MISSING],
+        )
+    if not counts[DONE]:
+        raise TrainDataError(
+            f"{store}: no usable sample: all {counts[QUARANTINED]} are quarantined",
+            hint=f"`physseg inspect {store}` tells why.",
+        )
+
+
+def quarantined_ids(reader: StoreReader) -> list[str]:
+    """Ids of the samples that training leaves out, for the log."""
+    return [reader.manifest.samples[int(i)].sample_id for i in np.flatnonzero(reader.status == QUARANTINED)]
+
+
+def data_identity(samples: TrainSamples) -> dict[str, Any]:
+    """What must be equal for a run to go on: the same samples, in the same classes, with the same arrays."""
+    schema = samples.reader.schema
+    layers = {SPECS[name].layer for name in arrays_to_read(samples.structures, cells=samples.cells)}
+    return {
+        "dataset": schema.dataset,
+        "manifest": schema.manifest_fingerprint,
+        "vocabulary": schema.vocabulary.fingerprint,
+        "num_usable": len(samples.usable),
+        "layers": {layer: schema.layer_digest(layer) for layer in sorted(layers)},
+    }
+
+
+def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
+    """The batches of a sampler, in order; the same ones with any number of workers.
+
+    Raises what a worker met, and TrainDataError if one died. Workers end with this process, however it ends.
+    """
+    config = samples.config
+    workers: dict[str, Any] = {}
+    if config.num_workers:
+        # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        workers = {
+            "multiprocessing_context": context,
+            "prefetch_factor": config.prefetch,
+            "worker_init_fn": _start_worker,
+        }
+    loader = DataLoader(
+        samples,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=config.num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        # Of its own: the loader draws a seed from it, which would otherwise move the run's generator.
+        generator=torch.Generator().manual_seed(0),
+        **workers,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, PhyssegError):
+                raise batch
+            yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not (config.num_workers and _is_a_workers_death(error)):
+            raise
+        raise TrainDataError(
+            f"a data worker died: {type(error).__name__} {error}",
+            hint="usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch",
+        ) from error
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, with class ids as int64; they travel as small integers."""
+    moved: dict[str, Any] = {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+    for key in ("labels", "cell_classes"):
+        moved[key] = moved[key].long()
+    return moved  # type: ignore[return-value]
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """uint16 ids as int32: torch knows uint16 only in part."""
+    return ids.astype(np.int32) if ids.dtype == np.uint16 else ids
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _is_a_workers_death(error: Exception) -> bool:
+    """By what PyTorch raises: a RuntimeError of its own, or the broken connection over which a batch was coming.
+
+    What a worker raised itself says "in DataLoader worker process".
+    """
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "in DataLoader worker process" not in str(error)
+
+
+def _start_worker(_: int) -> None:
+    ignore_stop_signals()
+    end_with_parent()
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

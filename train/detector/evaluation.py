@@ -1,0 +1,180 @@
+"""The figures of a detector beside those of the classical ones, on the same pictures, by the same rules.
+
+Average precision on held-out synthetic shapes, clean and noisy; repeatability on photographs: sequences with known
+homographies (folders of ``img1..6`` with ``H1toNp``), and pictures warped by ourselves.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...structure_extractors.keypoints import Scores, score_map
+from ...structure_extractors.superpoint.adaptation import adapted_probabilities
+from ...structure_extractors.superpoint.network import DetectorNetwork, grey_tensor, probability_maps
+from .detectors import CLASSICAL, Detect, Grey, best_points
+from .metrics import average_precision, matches, repeatability
+from .pairs import PHOTO_SIZE, Pair, self_warped_pairs
+from .photometric import add_noise
+from .shapes import KINDS, draw_shape
+from .sources import find_pictures, read_grey
+
+RADIUS_PX = 4  # suppression of neighbours, as in extraction
+# On shapes, also a suppression that nearly spares the truth: keypoints may be 3 px apart, and extraction's removes
+# every twelfth of them, this one every two-hundredth.
+SHAPE_RADIUS_PX = 2
+TRUTH = "the truth itself"
+SHAPE_SIZE = (120, 160)
+NUM_POINTS = 300
+TOLERANCE_PX = 3.0
+HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
+
+
+Rows = dict[str, dict[str, float]]  # detector -> measure -> figure
+
+
+def evaluate(
+    network: DetectorNetwork,
+    *,
+    sequences: Mapping[str, Sequence[Pair]] | None = None,
+    photographs: Path | None = None,
+    adaptations: Sequence[int] = (0, 16),
+    per_kind: int = 50,
+    max_photographs: int = 20,
+    say: Callable[[str], None] = lambda _: None,
+) -> Rows:
+    """All figures of a network, as it is and adapted, and of the classical detectors.
+
+    ``sequences``: pairs of pictures by the sequence's name; ``photographs``: a folder of pictures to warp, of which the
+    first ``max_photographs`` are taken. Without them only synthetic shapes are measured, on which adapted networks
+    are left out: the question there is what a single look finds.
+    """
+    ours = {"ours" if not n else f"ours, adaptation {n}": network_detector(network, n) for n in adaptations}
+    everyone = ours | CLASSICAL
+    rows: Rows = {name: {} for name in (*everyone, TRUTH)}
+
+    def enter(measure: str, figures: Mapping[str, float]) -> None:
+        say(measure + ": " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        for name, value in figures.items():
+            rows[name][measure] = value
+
+    single = {name: detect for name, detect in everyone.items() if name in CLASSICAL or name == "ours"}
+    for noisy in (False, True):
+        for radius, figures in shape_precision(single, per_kind=per_kind, noisy=noisy).items():
+            enter(f"AP {'noisy' if noisy else 'clean'} r{radius}", figures)
+    for name, pairs in (sequences or {}).items():
+        enter(name, mean_repeatability(everyone, pairs))
+    if photographs is not None:
+        names = find_pictures(photographs)[:max_photographs]
+        greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]
+        enter("viewpoint", mean_repeatability(everyone, self_warped_pairs(greys, viewpoint=True)))
+        enter("light+noise", mean_repeatability(everyone, self_warped_pairs(greys, viewpoint=False)))
+    return rows
+
+
+def network_detector(network: DetectorNetwork, adaptation: int = 0) -> Detect:
+    """A network as a detector; with ``adaptation`` the mean over so many homographies."""
+
+    def detect(grey: Grey) -> Scores:
+        if not adaptation:
+            single: Scores = probability_maps(network, grey[None])[0]
+            return single
+        images = grey_tensor(grey[None], network.logits.conv.weight.device)
+        mean: Scores = adapted_probabilities(network, images, adaptation)[0].cpu().numpy()
+        return mean
+
+    return detect
+
+
+def shape_pictures(
+    per_kind: int, *, noisy: bool, size: tuple[int, int] = SHAPE_SIZE
+) -> Iterator[tuple[Grey, npt.NDArray[np.float32]]]:
+    """Held-out pictures of every kind with their keypoints; noisy: changed as in training, by other random numbers."""
+    for number, kind in enumerate(KINDS):
+        for index in range(per_kind):
+            image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), size, kind)
+            yield (add_noise(image, seed=number * 10**6 + index) if noisy else image), keypoints
+
+
+def shape_precision(
+    detectors: Mapping[str, Detect],
+    *,
+    per_kind: int,
+    noisy: bool,
+) -> dict[int, dict[str, float]]:
+    """Average precision of each detector on held-out shapes, by the radius of the suppression of neighbours.
+
+    The row :data:`TRUTH` is what a detector gets by the same rule that answers with the keypoints' own pixels. It is no
+    upper bound: points moved apart within the tolerance escape the suppression.
+    """
+    pictures = list(shape_pictures(per_kind, noisy=noisy))
+    maps = {name: [detect(image) for image, _ in pictures] for name, detect in detectors.items()}
+    maps[TRUTH] = [score_map(truth, np.ones(len(truth), np.float32), SHAPE_SIZE) for _, truth in pictures]
+    return {
+        radius: {name: _precision(of_one, pictures, radius) for name, of_one in maps.items()}
+        for radius in (SHAPE_RADIUS_PX, RADIUS_PX)
+    }
+
+
+def _precision(
+    maps: Sequence[Scores],
+    pictures: Sequence[tuple[Grey, npt.NDArray[np.float32]]],
+    radius_px: int,
+) -> float:
+    hits, scores = [], []
+    for found, (_, truth) in zip(maps, pictures, strict=True):
+        points, score = best_points(found, number=NUM_POINTS, radius_px=radius_px, border_px=0)
+        hits.append(matches(points, truth, TOLERANCE_PX))
+        scores.append(score)
+    return average_precision(hits, scores, sum(len(truth) for _, truth in pictures))
+
+
+def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
+    """All points (N, 2) x, y of a photograph that suppression and the border leave, best first."""
+    return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
+
+
+def mean_repeatability(
+    detectors: Mapping[str, Detect],
+    pairs: Sequence[Pair],
+    *,
+    number: int = NUM_POINTS,
+    tolerance_px: float = TOLERANCE_PX,
+) -> dict[str, float]:
+    """Mean repeatability of each detector over pairs."""
+    result = {}
+    for name, detect in detectors.items():
+        values = []
+        found: dict[int, npt.NDArray[np.float32]] = {}  # by identity: a first picture is in several pairs
+        for pair in pairs:
+            for grey in (pair.one, pair.other):
+                if id(grey) not in found:
+                    found[id(grey)] = all_points(detect, grey)
+            one, other = found[id(pair.one)], found[id(pair.other)]
+            value = repeatability(
+                one,
+                other,
+                pair.homography,
+                (pair.one.shape, pair.other.shape),
+                number=number,
+                tolerance_px=tolerance_px,
+            )
+            if value is not None:
+                values.append(value)
+        result[name] = float(np.mean(values)) if values else float("nan")
+    return result
+
+
+def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None]) -> None:
+    """Print rows of figures: one line per detector, one column per measure; the best detector of each has a star."""
+    measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
+    widths = [max(len(measure), 7) for measure in measures]
+    name_width = max(map(len, rows))
+    say(" " * name_width + "".join(f"  {measure:>{w}}" for measure, w in zip(measures, widths, strict=True)))
+    best = {m: max((row[m] for name, row in rows.items() if m in row and name != TRUTH), default=0.0) for m in measures}
+    for name, row in rows.items():
+        cells = [
+            f"{row[m]:.3f}{'*' if row[m] == best[m] and name != TRUTH else ' '}" if m in row else "- " for m in measures
+        ]
+        say(f"{name:<{name_width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)))

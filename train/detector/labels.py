@@ -1,0 +1,67 @@
+"""Keypoint labels of a folder of pictures, in one file: what homographic adaptation writes and training reads."""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...structure_extractors.errors import ExtractorError
+from .files import write_whole
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """Keypoints of N pictures, all resized to one size."""
+
+    names: tuple[str, ...]  # paths relative to the folder of pictures
+    size: tuple[int, int]  # h, w that the pictures are resized to
+    points: npt.NDArray[np.float32]  # (P, 2) x, y of all pictures, one after the other
+    offsets: npt.NDArray[np.int64]  # (N + 1,) where each picture's points begin
+    made_by: str = ""  # settings of the detection as JSON, hash of the weights included
+
+    @property
+    def precision(self) -> str | None:
+        """What the detector computed in, if :attr:`made_by` tells."""
+        try:
+            return str(json.loads(self.made_by)["precision"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def keypoints(self, index: int) -> npt.NDArray[np.float32]:
+        """Keypoints (K, 2) x, y of picture ``index``."""
+        return self.points[self.offsets[index] : self.offsets[index + 1]]
+
+    def write(self, path: Path) -> None:
+        """Write an .npz archive, whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            names=np.array(self.names),
+            size=np.array(self.size),
+            points=self.points,
+            offsets=self.offsets,
+            made_by=np.array(self.made_by),
+        )
+        write_whole(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> "Labelled":
+        """Read what :meth:`write` wrote; anything else is an :class:`ExtractorError`."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    names=tuple(map(str, file["names"])),
+                    size=(int(file["size"][0]), int(file["size"][1])),
+                    points=file["points"],
+                    offsets=file["offsets"],
+                    made_by=str(file["made_by"]),
+                )
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ExtractorError(
+                f"{path}: expected keypoint labels, got another kind of file ({error})",
+                hint="write one with `physseg superpoint label`",
+            ) from error

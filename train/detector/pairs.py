@@ -1,0 +1,80 @@
+"""Pairs of pictures with a known homography between them: sequences on disk, and pictures that we warp."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ...structure_extractors.errors import ExtractorError
+from ...structure_extractors.superpoint.homography import HomographySettings, random_homographies
+from .detectors import Grey
+from .metrics import Floats
+from .photometric import add_noise
+from .sources import PICTURES
+
+PHOTO_SIZE = (240, 320)  # h, w
+SEED = 2**31  # of the warps; away from those of training
+MILD = HomographySettings(patch=0.85, perspective=0.12, scale=0.12, rotation=0.5, shift=0.05)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures of a plane, or of a far scene, and the homography (3, 3) from pixels of the first to the second."""
+
+    one: Grey
+    other: Grey
+    homography: Floats
+
+
+def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pair]:
+    """The pairs of the first picture with each other one of a sequence: img1.EXT .. img6.EXT and H1to2p .. H1to6p."""
+    if not folder.is_dir():
+        raise ExtractorError(f"{folder}: expected a folder of img1, img2, ... and H1to2p, ..., found none")
+    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES}
+    first = pictures.get("img1")
+    files = sorted(folder.glob("H1to*p"))
+    if first is None or not files:
+        raise ExtractorError(f"{folder}: expected img1 and homographies H1to2p, ..., got {sorted(pictures)}")
+    if missing := [name for file in files if (name := "img" + file.name[4:-1]) not in pictures]:
+        raise ExtractorError(f"{folder}: expected a picture for each homography, found none for {', '.join(missing)}")
+    one, scale_one = _resized(first, size)
+    pairs = []
+    for file in files:
+        other, scale_other = _resized(pictures["img" + file.name[4:-1]], size)
+        homography = scale_other @ np.loadtxt(file) @ np.linalg.inv(scale_one)
+        pairs.append(Pair(one, other, homography))
+    return pairs
+
+
+def self_warped_pairs(
+    greys: Sequence[Grey], *, viewpoint: bool, per_picture: int = 2, settings: HomographySettings = MILD
+) -> list[Pair]:
+    """Pairs made from single pictures (H, W) uint8: viewpoint by random homographies, or light and noise in place.
+
+    Viewpoint pairs stay clean; illumination pairs are the picture and its photometrically changed self.
+    """
+    pairs = []
+    for number, grey in enumerate(greys):
+        size = (grey.shape[0], grey.shape[1])
+        drawn = random_homographies(per_picture, size, settings, torch.Generator().manual_seed(SEED + number))
+        for index, homography in enumerate(drawn.double().numpy()):
+            if viewpoint:
+                other = cv2.warpPerspective(grey, homography, size[::-1], flags=cv2.INTER_LINEAR)
+                pairs.append(Pair(grey, np.asarray(other, np.uint8), homography))
+            else:
+                noisy = add_noise(grey, seed=SEED + number * 1000 + index)
+                pairs.append(Pair(grey, noisy, np.eye(3)))
+    return pairs
+
+
+def _resized(path: Path, size: tuple[int, int]) -> tuple[Grey, Floats]:
+    """A picture at ``size`` (h, w), and the map of its pixel coordinates to the resized ones (centres at integers)."""
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if grey is None:
+        raise ExtractorError(f"{path}: expected a picture, got a file that cannot be decoded")
+    sy, sx = size[0] / grey.shape[0], size[1] / grey.shape[1]
+    scale = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+    return np.asarray(cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA), np.uint8), scale

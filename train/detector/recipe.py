@@ -1,0 +1,112 @@
+"""How a detector like the package's own is made, from nothing to its weights: `physseg superpoint reproduce`.
+
+Shapes teach it what a corner is. Then it labels generated textures by homographic adaptation and is trained on its own
+labels, round after round, with shapes among them; what the last two rounds end with is averaged, weight by weight (a
+"model soup" of Wortsman et al. 2022, which is a little better than either). Every part is one of the other commands and
+resumes as that does. How the weights in the package came about is on their card, with what differed from today's code.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from .files import write_whole
+from .labelling import label, write_textures
+from .loop import WEIGHTS
+from .work import train_labelled, train_synthetic
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One round of labelling and training."""
+
+    textures: int
+    """How many pictures."""
+    textures_seed: int
+    steps: int
+    shapes: float
+    """Share of shapes among the training pictures."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything the weights depend on besides the machine's arithmetic."""
+
+    shape_steps: int = 8400
+    batch_size: int = 32
+    texture_size: tuple[int, int] = (240, 320)
+    """Height and width."""
+    adaptation: int = 32
+    """Homographies per labelled picture."""
+    threshold: float = 0.005
+    """Low, and the best few points taken: which corners of a soft picture are its best."""
+    max_points: int = 300
+    rounds: tuple[Round, ...] = (
+        Round(textures=250, textures_seed=0, steps=1000, shapes=0.3, seed=1),
+        Round(textures=250, textures_seed=0, steps=1500, shapes=0.5, seed=2),
+        Round(textures=300, textures_seed=3, steps=3000, shapes=0.5, seed=3),
+    )
+
+
+def reproduce(
+    folder: Path, recipe: Recipe, *, precision: str, device: str, workers: int | None, say: Callable[[str], None]
+) -> Path:
+    """Make a detector by ``recipe`` in ``folder``, going on where it stopped; returns the file of weights."""
+    made = []
+    weights = train_synthetic(
+        folder / "shapes",
+        steps=recipe.shape_steps,
+        seed=0,
+        full_width=False,
+        batch_size=recipe.batch_size,
+        precision=precision,
+        device=device,
+        workers=workers,
+        say=say,
+    )
+    for number, part in enumerate(recipe.rounds, start=1):
+        say(f"round {number} of {len(recipe.rounds)}")
+        textures = folder / f"textures{part.textures_seed}_{part.textures}"
+        write_textures(textures, number=part.textures, seed=part.textures_seed, size=recipe.texture_size)
+        labels = folder / f"labels{number}.npz"
+        label(
+            textures,
+            labels,
+            weights,
+            size=recipe.texture_size,
+            adaptation=recipe.adaptation,
+            threshold=recipe.threshold,
+            max_points=recipe.max_points,
+            precision=precision,
+            device=device,
+            say=say,
+        )
+        weights = train_labelled(
+            folder / f"round{number}",
+            textures,
+            labels,
+            start=weights,
+            steps=part.steps,
+            shapes=part.shapes,
+            seed=part.seed,
+            batch_size=recipe.batch_size,
+            precision=precision,
+            device=device,
+            workers=workers,
+            say=say,
+        )
+        made.append(weights)
+    write_whole(folder / WEIGHTS, mean_weights([path.read_bytes() for path in made[-2:]]))
+    return folder / WEIGHTS
+
+
+def mean_weights(files: Sequence[bytes]) -> bytes:
+    """The mean of the weights of several files (safetensors, half precision) of one training, as such a file."""
+    states = [load_safetensors(data) for data in files]
+    mean = {key: torch.stack([state[key].float() for state in states]).mean(dim=0).half() for key in states[0]}
+    return save_safetensors(mean)

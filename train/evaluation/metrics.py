@@ -1,0 +1,230 @@
+"""Semantic segmentation metrics, all from one int64 confusion matrix."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...common.errors import ConfigError
+from ..errors import ShapeError
+from ..losses.numerics import check_choice
+
+Integers = npt.NDArray[np.integer[Any]]
+Over = Literal["union", "ground_truth"]
+
+
+@dataclass(slots=True)
+class ConfusionMatrix:
+    """Pixel counts by true and predicted class; adding two of them is the same as counting all their images at once.
+
+    All values are fractions 0..1 (`table` prints percent), computed in float64 from the counts; NaN where there is
+    nothing to average. Pixels whose label is ignored count nowhere, whatever was predicted there.
+
+    Raises:
+        ConfigError: no class, or an `ignore_index` that is a class.
+
+    Example:
+        >>> confusion = ConfusionMatrix(num_classes=3, ignore_index=255)
+        >>> _ = confusion.update(prediction=np.array([[0, 0, 1, 2]]), labels=np.array([[0, 1, 1, 255]]))
+        >>> confusion.matrix.tolist()
+        [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+        >>> confusion.miou(), round(confusion.pixel_accuracy(), 4)
+        (0.5, 0.6667)
+    """
+
+    num_classes: int
+    """C; labels and predictions are 0..C-1."""
+    ignore_index: int
+    """Label of pixels that belong to no class."""
+    matrix: npt.NDArray[np.int64] = field(init=False)
+    """(C, C) int64 pixels; row = true class, column = predicted class."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1 or 0 <= self.ignore_index < self.num_classes:
+            raise ConfigError(
+                f"num_classes = {self.num_classes} and ignore_index = {self.ignore_index}: "
+                "expected one class or more, and an ignore_index that is none of them"
+            )
+        self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+
+    def update(
+        self, prediction: Tensor | Integers, labels: Tensor | Integers
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Count the pixels of one or more images; two integer arrays of one shape, torch (any device) or numpy.
+
+        Returns what was counted just now, per class (C,): hits, true pixels, predicted pixels.
+
+        Raises:
+            ShapeError: different shapes, not integers, or an id outside 0..C-1 (for labels: other than `ignore_index`).
+        """
+        true, predicted = _as_int64("labels", labels), _as_int64("prediction", prediction)
+        if true.shape != predicted.shape:
+            raise ShapeError(f"labels {tuple(true.shape)} and prediction {tuple(predicted.shape)} differ in shape")
+        true, predicted = true.flatten(), predicted.flatten().to(true.device)
+        self._check_ids("prediction", predicted)
+        counted = true != self.ignore_index
+        true, predicted = true[counted], predicted[counted]
+        self._check_ids("labels", true)
+        pixels = torch.bincount(self.num_classes * true + predicted, minlength=self.num_classes**2)
+        counted_now = pixels.reshape(self.num_classes, self.num_classes).cpu().numpy()
+        self.matrix += counted_now
+        return np.diagonal(counted_now).copy(), counted_now.sum(axis=1), counted_now.sum(axis=0)
+
+    def __add__(self, other: Self) -> Self:
+        """metric(A) + metric(B) = metric(A and B). ShapeError if they count different classes."""
+        if (self.num_classes, self.ignore_index) != (other.num_classes, other.ignore_index):
+            raise ShapeError(
+                f"cannot add a confusion matrix of {other.num_classes} classes (ignoring {other.ignore_index}) "
+                f"to one of {self.num_classes} (ignoring {self.ignore_index})"
+            )
+        total = type(self)(self.num_classes, self.ignore_index)
+        total.matrix = self.matrix + other.matrix
+        return total
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """Intersection over union of each class, (C,); NaN where a class has neither true nor predicted pixels."""
+        hits, union = self._hits(), self._true() + self._predicted() - self._hits()
+        return _ratio(hits, union)
+
+    def accuracy(self) -> npt.NDArray[np.float64]:
+        """Share of each class's true pixels that were found, (C,); NaN where a class has none."""
+        return _ratio(self._hits(), self._true())
+
+    def miou(self, over: Over = "union") -> float:
+        """IoU averaged over classes.
+
+        * `union` (default): the classes that occur in the ground truth **or** in a prediction. A class that is
+          predicted somewhere but never true counts as 0. This is detectron2's SemSegEvaluator up to release 0.6.
+        * `ground_truth`: the classes that occur in the ground truth, as in detectron2 since then.
+
+        They differ only where a test set lacks some classes of its vocabulary, `union` being the lower.
+        """
+        check_choice("set of classes", over, get_args(Over))
+        iou = self.iou()
+        return _mean(iou[self._true() > 0] if over == "ground_truth" else iou[~np.isnan(iou)])
+
+    def pixel_accuracy(self) -> float:
+        """Share of all labelled pixels that were predicted right."""
+        return float(_ratio(self._hits().sum(), self._true().sum()))
+
+    def mean_accuracy(self) -> float:
+        """Accuracy averaged over the classes that occur in the ground truth."""
+        return _mean(self.accuracy()[self._true() > 0])
+
+    def frequency_weighted_iou(self) -> float:
+        """IoU weighted by each class's share of the labelled pixels."""
+        true = self._true()
+        present = true > 0
+        return float((self.iou()[present] * true[present]).sum() / true.sum()) if present.any() else math.nan
+
+    def summary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Everything above for JSON: fractions 0..1, None where undefined; `classes` are the C names."""
+        self._check_names(classes)
+        rows = zip(classes, self.iou(), self.accuracy(), self._true(), self._predicted(), strict=True)
+        return {
+            "miou": _json(self.miou()),
+            "miou_ground_truth_classes": _json(self.miou("ground_truth")),
+            "pixel_accuracy": _json(self.pixel_accuracy()),
+            "mean_accuracy": _json(self.mean_accuracy()),
+            "frequency_weighted_iou": _json(self.frequency_weighted_iou()),
+            "num_classes": self.num_classes,
+            "num_classes_in_ground_truth": int((self._true() > 0).sum()),
+            "num_classes_averaged": int((~np.isnan(self.iou())).sum()),
+            "num_pixels": int(self.matrix.sum()),
+            "classes": [
+                {
+                    "name": name,
+                    "iou": _json(iou),
+                    "accuracy": _json(accuracy),
+                    "true_pixels": int(true),
+                    "predicted_pixels": int(predicted),
+                }
+                for name, iou, accuracy, true, predicted in rows
+            ],
+        }
+
+    def table(self, classes: Sequence[str], rows: int = 10) -> str:
+        """A text for the terminal, in percent: the averages, then the `rows` best and worst classes that occur."""
+        self._check_names(classes)
+        iou, accuracy, true = self.iou(), self.accuracy(), self._true()
+        order: list[int] = sorted(np.flatnonzero(true).tolist(), key=lambda index: (-iou[index], index))
+        shown = order if len(order) <= 2 * rows else [*order[:rows], None, *order[-rows:]]
+        width = max([len("class"), *(len(classes[index]) for index in shown if index is not None)])
+        averaged = int((~np.isnan(iou)).sum())
+        lines = [
+            f"mIoU            {_percent(self.miou())}  over the {averaged} classes that are true or predicted anywhere",
+            f"mIoU, true only {_percent(self.miou('ground_truth'))}  over the {len(order)} classes of the ground truth",
+            f"pixel accuracy  {_percent(self.pixel_accuracy())}",
+            f"mean accuracy   {_percent(self.mean_accuracy())}",
+            f"fw IoU          {_percent(self.frequency_weighted_iou())}",
+            "",
+            f"{'class':{width}}     IoU     acc    true px",
+        ]
+        lines += [
+            f"{'...':{width}}"
+            if index is None
+            else f"{classes[index]:{width}}  {_percent(iou[index])}  {_percent(accuracy[index])} {true[index]:10d}"
+            for index in shown
+        ]
+        return "\n".join(lines)
+
+    def _hits(self) -> npt.NDArray[np.int64]:
+        return np.diagonal(self.matrix)
+
+    def _true(self) -> npt.NDArray[np.int64]:
+        true: npt.NDArray[np.int64] = self.matrix.sum(axis=1)
+        return true
+
+    def _predicted(self) -> npt.NDArray[np.int64]:
+        predicted: npt.NDArray[np.int64] = self.matrix.sum(axis=0)
+        return predicted
+
+    def _check_ids(self, what: str, ids: Tensor) -> None:
+        if not ids.numel():
+            return
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise ShapeError(
+                f"{what}: expected ids 0..{self.num_classes - 1}"
+                f"{f' or {self.ignore_index} (ignore)' if what == 'labels' else ''}, got {low if low < 0 else high}",
+                hint="do labels, predictions and this metric use one vocabulary?",
+            )
+
+    def _check_names(self, classes: Sequence[str]) -> None:
+        if len(classes) != self.num_classes:
+            raise ShapeError(f"expected {self.num_classes} class names, got {len(classes)}")
+
+
+def _as_int64(what: str, ids: Tensor | Integers) -> Tensor:
+    if isinstance(ids, Tensor):
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ShapeError(f"{what}: expected integer ids, got {ids.dtype}")
+        return ids.long()
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ShapeError(f"{what}: expected integer ids, got {ids.dtype}")
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """part / whole in float64, NaN where whole is 0."""
+    divisor = np.asarray(whole, dtype=np.float64)
+    ratio = np.full(divisor.shape, np.nan)
+    np.divide(np.asarray(part, dtype=np.float64), divisor, out=ratio, where=divisor > 0)
+    return ratio
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _json(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:6.2f}" if not math.isnan(value) else "     -"

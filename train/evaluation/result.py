@@ -1,0 +1,230 @@
+"""The result of an evaluation: one confusion matrix, and what follows from it; written, read back, and added up.
+
+A set may be evaluated in parts, on several machines. Their matrices add up to that of the set, if they are parts of the
+same thing: `merge` refuses parts whose weights, samples or protocol differ.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from io import BytesIO
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ... import __version__
+from ...common.atomic import write_whole
+from ..errors import EvaluationError
+from .image_counts import ImageCounts
+from .metrics import ConfusionMatrix
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A confusion matrix with everything needed to read it."""
+
+    confusion: ConfusionMatrix
+    classes: tuple[str, ...]
+    """Class names as prompted, in the matrix's order."""
+    seen: tuple[bool, ...]
+    """Whether the training vocabulary names the class."""
+    num_images: int
+    quarantined: tuple[str, ...]
+    """Ids of samples that the manifest quarantines; they were left out."""
+    source: Mapping[str, Any]
+    """What was evaluated on what: run, step, data set, protocol."""
+    images: ImageCounts | None = None
+    """Counts of every image by itself; None where only sums are known."""
+    unlabelled: tuple[str, ...] = ()
+    """Ids of samples without a labelled pixel; they were left out."""
+    part: tuple[int, int] | None = None
+    """(i, n): this is the i-th of n parts of the set, i from 1; None: it is all of it."""
+
+    def group_miou(self, seen: bool) -> float | None:
+        """Mean IoU over the classes of the ground truth that are seen, or unseen; None where there are none.
+
+        Over the ground truth's classes only: a seen class that is wrongly predicted costs the class it was taken for.
+        """
+        iou, true = self.confusion.iou(), self.confusion.matrix.sum(axis=1)
+        members = (np.array(self.seen) == seen) & (true > 0)
+        return float(iou[members].mean()) if members.any() else None
+
+    def miou_interval(self) -> tuple[float, float] | None:
+        """About 95 % of the mIoU over images (ImageCounts.interval); None where images are few or not known."""
+        return self.images.interval() if self.images is not None and len(self.images.image_ids) > 1 else None
+
+    def with_counts(self, matrix: npt.NDArray[np.int64]) -> "Evaluation":
+        """The same evaluation with other pixel counts (C, C): those of all parts, added."""
+        confusion = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore_index)
+        confusion.matrix = matrix
+        return replace(self, confusion=confusion, images=None)
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON: fractions 0..1, None where there is nothing to average."""
+        summary = self.confusion.summary(self.classes)
+        for row, seen in zip(summary["classes"], self.seen, strict=True):
+            row["seen"] = seen
+        groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
+        return {
+            "physseg": __version__,
+            **self.source,
+            "part": self.part,
+            "num_images": self.num_images,
+            "quarantined": list(self.quarantined),
+            "unlabelled": list(self.unlabelled),
+            **groups,
+            "miou_interval": self.miou_interval(),
+            **summary,
+        }
+
+    def table(self, *, rows: int = 10) -> str:
+        """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
+        names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
+        lines = [self.confusion.table(names, rows=rows)]
+        if interval := self.miou_interval():
+            low, high = interval
+            lines.insert(0, f"mIoU, about 95 % over images (bootstrap): {100 * low:.2f} to {100 * high:.2f}")
+        if not all(self.seen):
+            lines.append("")
+            for name, flag in _GROUPS:
+                value = self.group_miou(flag)
+                shown = "no pixels" if value is None else f"mIoU {100 * value:6.2f}"
+                lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
+        for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
+            if ids:
+                lines.append(f"{len(ids)} {what} samples left out: {', '.join(ids[:5])}")
+        shared = self.source.get("shared_prompts") or {}
+        if shared:
+            count = sum(len(ids) for ids in shared.values())
+            lines.append(
+                f"{count} classes share their prompt with another and cannot be told apart: {', '.join(shared)}"
+            )
+        return "\n".join(lines)
+
+    def scalars(self) -> dict[str, float]:
+        """The averages under the training log's names; those that do not exist are left out."""
+        values = {
+            "eval/miou": self.confusion.miou(),
+            "eval/pixel_accuracy": self.confusion.pixel_accuracy(),
+            "eval/miou_seen": self.group_miou(True),
+            "eval/miou_unseen": self.group_miou(False),
+        }
+        return {name: value for name, value in values.items() if value is not None and not np.isnan(value)}
+
+    def write(self, folder: Path, name: str) -> Path:
+        """Write `name.json`, and as `name.npz` the matrix, its class names and every image's counts.
+
+        A result of that name on other samples or by another protocol stays: then this one's name gets a hash. Returns
+        the JSON's path.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if _is_of_another(folder / f"{name}.json", self.source):
+            name = f"{name}-{self.source['fingerprint']}-{self.source['manifest'][:6]}"
+        arrays: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
+        if self.images:
+            arrays["image_ids"] = np.array(self.images.image_ids)
+            arrays |= {f"image_{part}": getattr(self.images, part) for part in ("hits", "true", "predicted")}
+        buffer = BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_whole(folder / f"{name}.npz", buffer.getvalue())
+        path = folder / f"{name}.json"
+        write_whole(path, (json.dumps(self.document(), indent=1) + "\n").encode())
+        return path
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz")) as arrays:
+            names = tuple(arrays["classes"].tolist())
+            confusion = ConfusionMatrix(len(names), int(document["ignore_index"]))
+            confusion.matrix = arrays["confusion"]
+            images = ImageCounts(
+                image_ids=tuple(arrays["image_ids"].tolist()),
+                **{part: arrays[f"image_{part}"] for part in ("hits", "true", "predicted")},
+            )
+        return Evaluation(
+            confusion=confusion,
+            classes=names,
+            seen=tuple(bool(row["seen"]) for row in document["classes"]),
+            num_images=document["num_images"],
+            quarantined=tuple(document["quarantined"]),
+            unlabelled=tuple(document["unlabelled"]),
+            source={key: document[key] for key in _SOURCE if key in document},
+            images=images,
+            part=tuple(document["part"]) if document["part"] else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: not a result of `physseg evaluate`: {error}", hint="Name the .json file; its .npz lies beside it."
+        ) from error
+
+
+def merge(files: Sequence[Path]) -> Evaluation:
+    """One evaluation of all parts. Raises EvaluationError for parts that are missing, double, or of other things."""
+    if not files:
+        raise EvaluationError("nothing to merge", hint="Name the JSON files of all parts.")
+    parts = [read_evaluation(file) for file in files]
+    first, found = parts[0], dict[int, tuple[Path, Evaluation]]()
+    _, of = first.part or (1, 1)
+    for file, part in zip(files, parts, strict=True):
+        number, its_of = part.part or (1, 1)
+        different = [key for key in _SOURCE if part.source.get(key) != first.source.get(key) and key != "run"]
+        if different or its_of != of:
+            raise EvaluationError(
+                f"{file} and {files[0]} are not parts of one evaluation: they differ in "
+                f"{', '.join(different) or 'the number of parts'}",
+                hint="Merge parts of the same checkpoint, manifest and options.",
+            )
+        if number in found:
+            raise EvaluationError(f"{file} and {found[number][0]} are both part {number} of {of}")
+        found[number] = file, part
+    missing = sorted(set(range(1, of + 1)) - set(found))
+    if missing:
+        listed = ", ".join(map(str, missing))
+        raise EvaluationError(
+            f"{len(missing)} of {of} parts are missing: {listed}", hint="Evaluate them with --part, then merge again."
+        )
+    ordered = [found[number][1] for number in sorted(found)]
+    confusion = reduce(add, (part.confusion for part in ordered))
+    return replace(
+        ordered[0],
+        confusion=confusion,
+        num_images=sum(part.num_images for part in ordered),
+        unlabelled=tuple(name for part in ordered for name in part.unlabelled),
+        images=ImageCounts.joined([part.images for part in ordered if part.images is not None]),
+        part=None,
+    )
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return any(there.get(key) != source.get(key) for key in ("fingerprint", "manifest"))
+
+
+_GROUPS = (("seen", True), ("unseen", False))
+
+_SOURCE = (
+    "run",
+    "step",
+    "weights",
+    "dataset",
+    "vocabulary",
+    "manifest",
+    "ignore_index",
+    "protocol",
+    "fingerprint",
+    "shared_prompts",
+)
+"""Keys of a result that say what it is of."""

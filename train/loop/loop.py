@@ -1,0 +1,421 @@
+"""The training loop: one process per device, resumed by itself from the run folder.
+
+Same run folder, same settings: the weights after step n are bitwise the same however often the run was stopped in
+between, and with any number of data workers (on one device type and number of ranks; see the README for what PyTorch
+promises beyond it). Other numbers of ranks or micro-batches see the same samples, and differ by rounding only.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from ...common.errors import ConfigError, PhyssegError
+from ...common.host_memory import keep_freed_memory
+from ...common.settings import plain
+from ...manifests.manifest import Manifest
+from ..config import HARMLESS, TrainConfig
+from ..data.dataset import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
+from ..data.order import PositionBatches
+from ..errors import NonFiniteLossError, RankError
+from ..evaluation.evaluate import evaluate_model
+from ..evaluation.result import Evaluation
+from ..model.backbones.clip_presets import PRETRAINED
+from ..model.bounded import set_recompute
+from ..model.inference import InferenceSettings
+from ..model.segmenter import Segmenter
+from ..runs import checkpoint
+from ..runs.checkpoint import CheckpointState
+from ..runs.run_folder import RunFolder
+from ..runs.run_log import RunLog, SilentLog, read_log
+from ..weights.clip_weights import load_clip_weights
+from ..weights.initial_weights import settle_clip_weights
+from .meter import Meter
+from .model_ema import WeightAverages
+from .objective import Objective, micro_batches
+from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
+from .process import StopSignals, random_state, set_random_state
+from .ranks import Ranks, joined, without_exchange
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    """Steps the weights have taken."""
+    first_step: int
+    """Steps they had taken when this call began."""
+    finished: bool
+    """Whether that is all of the configuration's steps."""
+    stopped_by: str | None
+    """Name of the signal that ended it early."""
+    seconds: float
+    rank: int = 0
+    """Which of the processes that torchrun started this is."""
+
+
+def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = True) -> TrainResult:
+    """Train, or go on training, until `config.steps` or `stop_at` steps, or a signal (see process.StopSignals).
+
+    Under torchrun, every process calls this and is one rank of the training; the run folder and the store must be
+    the same files for all.
+
+    Raises ConfigError, TrainDataError, StoreIncompleteError, RunFolderError or CheckpointError before anything is
+    computed. Every end that we can see coming leaves a checkpoint of the last good step: reaching the last one, a
+    signal, NonFiniteLossError, a sample that cannot be read any more.
+    """
+    if config.run is None:
+        raise ConfigError("no run folder given", hint='Say --out RUN, or write `run = "..."` in the configuration.')
+    run = RunFolder(config.run)
+    with joined(config.device) as ranks:
+        _check_batch_size(config, ranks)
+        with run.locked() if ranks.is_first else nullcontext():
+            training = _Training(config, run, ranks)
+            return training.go_on(min(stop_at or config.steps, config.steps), progress=progress)
+
+
+class _Training:
+    """Everything a run holds in memory: data, model, optimizer, and how many steps they have taken."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, ranks: Ranks) -> None:
+        self.run, self.ranks, self.device = run, ranks, ranks.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with ranks.first_goes_first():
+            self.config, self.clip_weights = settle_clip_weights(config, run)
+            config = self.config
+            structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
+            self.samples = open_samples(config.data, structures, with_cells, config.seed)
+            self.vocabulary = self.samples.reader.schema.vocabulary
+            self.identity = data_identity(self.samples)
+            self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
+            self._begin_or_check_run()
+        torch.manual_seed(config.seed)
+        self.model = Segmenter(config.model)
+        set_recompute(self.model, config.recompute)
+        objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
+        self.objective = objective.to(self.device).train()
+        self.optimizer: AdamW = build_optimizer(self.model, config.optim)
+        self.averages: WeightAverages | None = None
+        self.step = self.saved_step = self._resume_or_begin()
+        self.shared = ranks.share_gradients(self.objective)
+        if config.compile:
+            self.shared.compile()
+
+    def go_on(self, stop_at: int, *, progress: bool) -> TrainResult:
+        """Train until `stop_at` steps have been taken."""
+        started, first_step = time.perf_counter(), self.step
+        with (
+            self._open_log() as log,
+            tqdm(
+                total=self.config.steps,
+                initial=first_step,
+                unit="step",
+                disable=not (progress and self.ranks.is_first),
+                smoothing=0.1,
+            ) as bar,
+            StopSignals() as stop,
+        ):
+            self._log_start(log, stop_at)
+            try:
+                self._evaluate_if_missed(log)
+                stopped_by = self._loop(stop_at, log, bar, stop)
+            except PhyssegError:
+                self._save()  # raised between steps: the weights are whole
+                raise
+            log.event("end", self.step, finished=self.step >= self.config.steps, stopped_by=stopped_by)
+        return TrainResult(
+            run=self.run.path,
+            step=self.step,
+            first_step=first_step,
+            finished=self.step >= self.config.steps,
+            stopped_by=stopped_by,
+            seconds=time.perf_counter() - started,
+            rank=self.ranks.rank,
+        )
+
+    def _loop(self, stop_at: int, log: RunLog, bar: "tqdm[Any]", stop: StopSignals) -> str | None:
+        """Step after step until `stop_at`, or until any rank must stop; returns the signal's name if one was why."""
+        config, meter = self.config, Meter(self.config.batch_size)
+        data = _Data(self._stream(stop_at), meter, stop)
+        data.fetch()
+        while self.step < stop_at and not self.ranks.any(data.must_stop):
+            batch = data.batch
+            set_learning_rate(self.optimizer, learning_rate_factor(self.step, config.steps, config.optim.warmup_steps))
+            parts = self._gradients(to_device(batch, self.device))
+            parts["gradient_norm"] = clip_gradients(self.optimizer, config.optim.max_gradient_norm)
+            data.fetch()  # while the device is at work
+            self._take_step(log, batch, parts, meter)
+            bar.update()
+            if self.step % config.log_every == 0:
+                self._log_means(log, bar, meter)
+            with meter.paused():
+                if self.step % config.checkpoint_every == 0:
+                    self._save()
+                if self._evaluation_is_due():
+                    self._evaluate(log)
+        if meter:
+            self._log_means(log, bar, meter)
+        stopped_by = self._why_stopped(data)
+        self._save()
+        return stopped_by
+
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """One step's gradients in the parameters, and its losses, over all micro-batches and ranks."""
+        number = self.config.accumulate
+        spread = number * self.ranks.size > 1
+        # Their mean over ranks; and each micro-batch has one share of what this rank counts.
+        counts = self.ranks.mean(self.objective.counts(batch)) if spread else None
+        counts = {name: count / number for name, count in counts.items()} if counts else None
+        losses: list[dict[str, Tensor]] = []
+        for part in micro_batches(batch, number):
+            with without_exchange(self.shared) if len(losses) + 1 < number else nullcontext():
+                parts = self.shared(part, counts)
+                (parts["loss"] / number).backward()
+            losses.append({name: value.detach() for name, value in parts.items()})
+        return self.ranks.mean({name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]})
+
+    def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: Meter) -> None:
+        """Change the weights, unless a number says that would ruin them."""
+        try:
+            values = require_finite(parts, step=self.step, sample_ids=batch["sample_ids"])
+        except NonFiniteLossError as error:
+            sample_ids = [name for names in self.ranks.gather(batch["sample_ids"]) for name in names]
+            log.event("non_finite", self.step, parts=error.fields["parts"], sample_ids=sample_ids)
+            raise
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.averages is not None:
+            self.averages.update(self.step)
+        meter.count(values)
+
+    def _why_stopped(self, data: "_Data") -> str | None:
+        """Raises what stopped the data of any rank; else the name of the signal that any received, if any."""
+        self._raise_if_any_failed(data.failure)
+        return next((signal for signal in self.ranks.gather(data.stop.received) if signal is not None), None)
+
+    def _raise_if_any_failed(self, failure: PhyssegError | None) -> None:
+        """Raises this rank's failure, or RankError for that of another one: all ranks end together."""
+        failures = self.ranks.gather(str(failure) if failure else None)
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text is not None:
+                raise RankError(f"stopped at step {self.step} because rank {rank} failed: {text}", rank=rank)
+
+    def _stream(self, stop_at: int) -> Iterator[Batch]:
+        sampler = PositionBatches(
+            start=self.step,
+            stop=stop_at,
+            batch_size=self.config.batch_size,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.size,
+        )
+        return batches(self.samples, sampler, pin_memory=self.device.type == "cuda")
+
+    def _begin_or_check_run(self) -> None:
+        settings = plain(self.config)
+        model = settings.pop("model")
+        if self.run.exists():
+            current = {"model": model, "training": settings, "data": self.identity}
+            self.run.check_same(current, harmless=HARMLESS)
+        else:
+            origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
+            classes = self.vocabulary.classes
+            self.run.create(model=model, training=settings, data=self.identity, classes=classes, origin=origin)
+
+    # --- checkpoints ---
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if not self.ranks.is_first or self.step == self.saved_step:
+            return
+        state = CheckpointState(
+            step=self.step, model=plain(self.config.model), classes=self.vocabulary.classes, data=self.identity
+        )
+        trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()}
+        if self.averages is not None:
+            trainer["weights"] = self.averages.weights()
+        with self._evaluated_weights():
+            checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
+        self.saved_step = self.step
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the last checkpoints and the best one."""
+        checkpoint.prune(self.run.checkpoints, self.config.keep_last, keep=(self.run.best() or {}).get("step"))
+
+    def _resume_or_begin(self) -> int:
+        """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
+        with self.ranks.first_goes_first():
+            if self.ranks.is_first:
+                checkpoint.remove_unfinished(self.run.checkpoints)
+        if not checkpoint.steps(self.run.checkpoints):
+            if self.clip_weights is not None:
+                load_clip_weights(self.model.clip, self.clip_weights.path)
+            self.averages = self._new_averages()
+            return 0
+        path = checkpoint.path_of(self.run.checkpoints, None)
+        state = checkpoint.load_model(path, self.model, plain(self.config.model))
+        trainer = checkpoint.load_trainer(path)
+        self.optimizer.load_state_dict(trainer["optimizer"])
+        self.averages = self._new_averages()
+        if self.averages is not None:
+            self.averages.restore(trainer["weights"])
+        set_random_state(trainer["random"])
+        return state.step
+
+    def _new_averages(self) -> WeightAverages | None:
+        return WeightAverages(self.model, self.config.ema_decay) if self.config.ema_decay else None
+
+    # --- evaluation ---
+
+    def _evaluation_is_due(self) -> bool:
+        due = self.step % self.config.eval.every == 0 or self.step == self.config.steps
+        return self.eval_manifest is not None and self.step > 0 and due
+
+    def _evaluate_if_missed(self, log: RunLog) -> None:
+        """A run that was killed while it evaluated has a checkpoint of that step, and no result in its log."""
+        if self._evaluation_is_due():
+            logged = self.ranks.is_first and self.step in logged_evaluations(self.run)
+            if not self.ranks.any(logged):
+                self._evaluate(log)
+
+    def _evaluate(self, log: RunLog) -> None:
+        settings, ranks = self.config.eval, self.ranks
+        assert self.eval_manifest is not None
+        self._save()  # an evaluation takes long, and may be killed
+        part, failure = None, None
+        self.model.eval()
+        try:
+            with self._evaluated_weights():
+                part = evaluate_model(
+                    self.model,
+                    self.eval_manifest,
+                    trained_on=self.vocabulary.classes,
+                    max_images=settings.max_images,
+                    part=(ranks.rank + 1, ranks.size),
+                    settings=InferenceSettings(windows=settings.windows),
+                    progress=False,
+                )
+        except PhyssegError as error:
+            failure = error
+        self.model.train()
+        self._raise_if_any_failed(failure)
+        assert part is not None
+        self._keep_if_best(log, part.with_counts(ranks.total(part.confusion.matrix)))
+
+    def _keep_if_best(self, log: RunLog, result: Evaluation) -> None:
+        settings, miou = self.config.eval, result.confusion.miou()
+        if settings.keep_best and self.ranks.is_first:
+            of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
+            best = self.run.best()
+            # One of a later step, or whose checkpoint somebody deleted, is of a past that this run went back behind.
+            kept = best is not None and best["step"] in checkpoint.steps(self.run.checkpoints)
+            if best is None or not kept or best["step"] >= self.step or best["of"] != of or miou > best["miou"]:
+                self.run.set_best({"step": self.step, "miou": miou, "of": of})
+                self._prune()
+        log.scalars(self.step, result.scalars())  # last: what is logged is done
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model holds what it is evaluated with: the averages, where there are any."""
+        return self.averages.in_place() if self.averages is not None else nullcontext()
+
+    # --- log ---
+
+    def _open_log(self) -> RunLog:
+        if not self.ranks.is_first:
+            return SilentLog()
+        return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step)
+
+    def _log_means(self, log: RunLog, bar: "tqdm[Any]", meter: Meter) -> None:
+        values = meter.take() | learning_rates(self.optimizer)
+        log.scalars(self.step, values)
+        bar.set_postfix_str(f"loss {values['loss/total']:.3f}, data wait {values['speed/data_wait']:.0%}")
+
+    def _log_start(self, log: RunLog, stop_at: int) -> None:
+        left_out = quarantined_ids(self.samples.reader)
+        log.event(
+            "start",
+            self.step,
+            stop_at=stop_at,
+            steps=self.config.steps,
+            device=str(self.device),
+            ranks=self.ranks.size,
+            torch=torch.__version__,
+            samples=len(self.samples.usable),
+            quarantined=left_out,
+            clip_weights=self.clip_weights.facts() if self.clip_weights else None,
+        )
+        if not self.ranks.is_first:
+            return
+        if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
+            tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
+        if left_out:
+            shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+            tqdm.write(f"{len(left_out)} quarantined samples are left out: {shown}")
+
+
+@dataclass(slots=True)
+class _Data:
+    """The stream of batches, one ahead; and what ended it."""
+
+    stream: Iterator[Batch]
+    meter: Meter
+    stop: StopSignals
+    failure: PhyssegError | None = None
+    _batch: Batch | None = None
+
+    @property
+    def batch(self) -> Batch:
+        assert self._batch is not None
+        return self._batch
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether a signal came, or no batch."""
+        return self.stop.received is not None or self.failure is not None
+
+    def fetch(self) -> None:
+        """Take the next batch from the stream, unless a signal asked to stop."""
+        if self.stop.received is not None:
+            return
+        try:
+            with self.meter.waiting():
+                self._batch = next(self.stream, None)
+        except PhyssegError as error:
+            self.failure = error
+        except RuntimeError:
+            if self.stop.received is None:  # else the signal may have ended data workers as well
+                raise
+
+
+def logged_evaluations(run: RunFolder) -> set[int]:
+    """Steps whose evaluation is in the run's log."""
+    if not run.log_file.exists():
+        return set()
+    return {entry["step"] for entry in read_log(run.log_file, "step") if "eval/pixel_accuracy" in entry}
+
+
+def _check_batch_size(config: TrainConfig, ranks: Ranks) -> None:
+    if config.batch_size % (ranks.size * config.accumulate):
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be spread evenly over {ranks.size} ranks x accumulate "
+            f"{config.accumulate}",
+            hint=f"batch_size is that of all together: a multiple of {ranks.size * config.accumulate}",
+        )
+
+
+def learning_rates(optimizer: AdamW) -> dict[str, float]:
+    """Current rate of every parameter group, under the log's names."""
+    return {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}

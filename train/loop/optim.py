@@ -1,0 +1,211 @@
+"""Parameter groups, learning rate and gradient clipping of the baseline (METHOD.md section 5, "Optimiser")."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from ...common.errors import ConfigError
+from ..errors import NonFiniteLossError
+
+# detectron2's list of normalisation layers (subclasses included), plus RMSNorm, which is younger than that list.
+_NORMS: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW as the baseline runs it."""
+
+    learning_rate: float = 2e-4
+    """Rate of everything that is not CLIP's, at step 0."""
+    clip_scale: float = 0.01
+    """CLIP's parameters learn at learning_rate x clip_scale."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay of all parameters but those of normalisation layers and embedding tables."""
+    weight_decay_norm: float = 0.0
+    """Weight decay of normalisation layers' parameters."""
+    weight_decay_embedding: float = 0.0
+    """Weight decay of nn.Embedding tables; bare parameters (positional embeddings, padding tokens) are none."""
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly; the baseline has none."""
+    max_gradient_norm: float = 0.01
+    """L2 norm to which the gradient of all parameters together is clipped; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
+        for name in (
+            "clip_scale",
+            "weight_decay",
+            "weight_decay_norm",
+            "weight_decay_embedding",
+            "warmup_steps",
+            "max_gradient_norm",
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
+
+
+class SegmenterModule(Protocol):
+    """A module that knows which of its parameters are CLIP's."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def clip_parameter_names(self) -> Set[str]: ...
+
+
+def build_optimizer(model: SegmenterModule, config: OptimConfig) -> AdamW:
+    """AdamW over the trainable parameters of `model`, in at most six groups: head or clip x plain, norm or embedding.
+
+    detectron2's rule decides by the *module* that owns a parameter: normalisation layers and nn.Embedding go without
+    decay, everything else decays: biases too, and bare nn.Parameters such as CLIP's positional embedding (where it is
+    trained at all) and the aggregator's padding tokens.
+
+    Args:
+        model: `clip_parameter_names()` gives names as in `model.named_parameters()`. Build the optimiser before
+            wrapping the model (DDP and torch.compile prefix all names).
+        config: rates and decays.
+
+    Returns:
+        The optimiser. Each group carries `name` and `base_lr`, its rate at step 0, besides AdamW's own keys; a
+        parameter appears once, however many modules share it, in the order of `named_modules`.
+
+    Raises:
+        ConfigError: nothing is trainable, or a CLIP name that the model does not have.
+    """
+    clip_names = model.clip_parameter_names()
+    decays = {
+        "plain": config.weight_decay,
+        "norm": config.weight_decay_norm,
+        "embedding": config.weight_decay_embedding,
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for part, scale in (("head", 1.0), ("clip", config.clip_scale)):
+        for kind, decay in decays.items():
+            rate = config.learning_rate * scale
+            groups[f"{part}/{kind}"] = {
+                "params": [],
+                "name": f"{part}/{kind}",
+                "lr": rate,
+                "base_lr": rate,
+                "weight_decay": decay,
+            }
+    seen: set[Tensor] = set()
+    names: set[str] = set()
+    for module_name, module in model.named_modules():
+        for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{module_name}.{own_name}" if module_name else own_name
+            names.add(name)
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            part = "clip" if name in clip_names else "head"
+            groups[f"{part}/{_kind(module)}"]["params"].append(parameter)
+    if clip_names - names:
+        raise ConfigError(
+            f"the model has no parameter named {min(clip_names - names)!r}",
+            hint="build the optimiser before wrapping the model in DDP or torch.compile",
+        )
+    if not seen:
+        raise ConfigError("no parameter of the model is trainable", hint="check the finetune setting")
+    return AdamW(
+        [group for group in groups.values() if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+    )
+
+
+def learning_rate_factor(step: int, max_steps: int, warmup: int = 0) -> float:
+    """Share of the base rate at a step (0-based): half a cosine from 1 at step 0 to 0 at `max_steps`.
+
+    With `warmup`, the first steps are multiplied by (step + 1) / warmup on top. Steps from `max_steps` on get 0.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 4), 4) for step in range(5)]
+        [1.0, 0.8536, 0.5, 0.1464, 0.0]
+        >>> learning_rate_factor(0, 1000, warmup=10)
+        0.1
+    """
+    if max_steps < 1 or step < 0 or warmup < 0:
+        raise ConfigError(f"expected step >= 0, max_steps >= 1, warmup >= 0, got {step}, {max_steps}, {warmup}")
+    cosine = 0.5 * (1 + math.cos(math.pi * min(step, max_steps) / max_steps))
+    return cosine * min(1.0, (step + 1) / warmup) if warmup else cosine
+
+
+def set_learning_rate(optimizer: AdamW, factor: float) -> None:
+    """Give every group `factor` times its rate at step 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
+    """Scale all gradients together so that their L2 norm is at most `max_norm`; 0 only measures.
+
+    Returns:
+        The norm before clipping, a scalar on the device. It is NaN or infinite if any gradient is: look at it
+        (`require_finite`) before the optimiser's step, for clipping has then spread the damage to all gradients.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+
+
+def require_finite(parts: Mapping[str, Tensor], *, step: int, sample_ids: Sequence[str]) -> dict[str, float]:
+    """Read scalars off the device, all at once, and stop if any of them is NaN or infinite.
+
+    Args:
+        parts: losses by name, and the gradient norm: scalars on one device.
+        step: for the message.
+        sample_ids: of the batch, for the message.
+
+    Returns:
+        The same as floats, for the log.
+
+    Raises:
+        NonFiniteLossError: carries `step`, `parts` and `sample_ids`. Called before the optimiser's step, the weights
+        are still those of the last good one.
+    """
+    values = torch.stack([value.detach().double() for value in parts.values()]).tolist()
+    read = dict(zip(parts, values, strict=True))
+    bad = [name for name, value in read.items() if not math.isfinite(value)]
+    if bad:
+        listed = ", ".join(f"{name} = {read[name]}" for name in bad)
+        raise NonFiniteLossError(
+            f"step {step}: expected finite numbers, got {listed}; samples: {', '.join(sample_ids)}",
+            hint="the weights are unchanged; look at these samples, lower the learning rate, or train in float32",
+            step=step,
+            parts=read,
+            sample_ids=list(sample_ids),
+        )
+    return read
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, _NORMS):
+        return "norm"
+    return "embedding" if isinstance(module, nn.Embedding) else "plain"

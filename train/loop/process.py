@@ -1,0 +1,90 @@
+"""What a training process owns besides its weights: a device, random generators, and its answer to signals."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ...common.errors import ConfigError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA if there is one. Raises ConfigError if PyTorch cannot use it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"device: cannot use {name!r}: {first}", hint='Use "auto", "cpu" or "cuda".') from error
+    return device
+
+
+def random_state() -> dict[str, Any]:
+    """State of PyTorch's generators, for a checkpoint. Data and augmentation have none: see order.py."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Inverse of `random_state`; generators of devices that are not here are left out."""
+    torch.set_rng_state(state["cpu"])
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, index)
+
+
+class StopSignals:
+    """Remembers SIGTERM or SIGUSR1 (what Slurm sends before it takes a node back), or a first Ctrl-C.
+
+    Whoever loops finishes its step, saves and ends. A second Ctrl-C interrupts as usual.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in STOP_SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._remember)
+            except ValueError:  # not in the main thread: the caller keeps its own handlers
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+def ignore_stop_signals() -> None:
+    """For data workers: signals reach every process of a job, and the training process alone acts on them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """For data workers: end when the process that started this one is gone, were it killed or out of memory.
+
+    Otherwise they wait for work for ever: their parent in the system's eyes is the process that forks them, and that
+    one lives as long as they do.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,83 @@
+"""A trained model for use from Python: an image and a list of words in, a label map out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...manifests.decoding import check_image, decode_image
+from ..errors import PredictionError, ShapeError
+from ..evaluation.evaluate import LoadedRun, load_run
+from ..loop.process import choose_device
+from ..model.inference import InferenceSettings, class_texts, predict_label_map, predict_probabilities
+from ..model.segmenter import Segmenter
+
+ImageLike = npt.NDArray[np.uint8] | Image.Image | Path | str
+"""uint8 RGB (H, W, 3), a Pillow image, or the path of a JPEG or PNG. EXIF orientation of the latter two is applied."""
+
+
+class TrainedModel:
+    """What `physseg.load` gives. Words may be any; one with synonyms separates them by commas ("sofa, couch")."""
+
+    def __init__(self, loaded: LoadedRun, settings: InferenceSettings) -> None:
+        self.segmenter: Segmenter = loaded.model
+        """The network itself, in evaluation mode."""
+        self.vocabulary: list[str] = list(loaded.classes)
+        """The classes it was trained on."""
+        self.step: int = loaded.step
+        """Training steps it has taken."""
+        self.origin: dict[str, Any] = dict(loaded.origin)
+        """Where its weights come from, as far as is known."""
+        self.settings = settings
+        self._text: tuple[Any, Tensor] | None = None
+
+    def segment(
+        self, image: ImageLike, words: Sequence[str] | None = None
+    ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """The most probable word of every pixel: indices (H, W) into `words`; without words, into the vocabulary.
+
+        uint8 for at most 255 words, else uint16. Every pixel gets one of the words: name what else there may be, too.
+        Raises PredictionError for words that are none, DecodeError or ShapeError for an image that is none.
+        """
+        return predict_label_map(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
+
+    def probabilities(self, image: ImageLike, words: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
+        """The probability of every word at every pixel, (T, H, W) in [0, 1]; each for itself, so the sum may be any."""
+        return predict_probabilities(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
+
+    def __repr__(self) -> str:
+        config = self.segmenter.config
+        return f"TrainedModel({config.clip}, step {self.step}, trained on {len(self.vocabulary)} classes)"
+
+    def _text_features(self, words: Sequence[str] | None) -> Tensor:
+        """Text features of the words; those of the last call are kept."""
+        if isinstance(words, str) or (words is not None and not all(isinstance(word, str) for word in words)):
+            raise PredictionError(f"words: expected a list of words, got {words!r}", hint='for example ["cat", "dog"]')
+        chosen = tuple(self.vocabulary if words is None else words)
+        question = (chosen, self.segmenter.config)
+        if self._text is None or self._text[0] != question:
+            self._text = (question, class_texts(self.segmenter, chosen))
+        return self._text[1]
+
+
+def load_trained(path: str | Path, *, device: str, step: int | None, windows: bool) -> TrainedModel:
+    """See `physseg.load`."""
+    return TrainedModel(load_run(path, step=step, device=choose_device(device)), InferenceSettings(windows=windows))
+
+
+def as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
+    """The pixels of an image in any of the forms of `ImageLike`: uint8 RGB (H, W, 3)."""
+    if isinstance(image, (str, Path)):
+        data = Path(image).read_bytes()
+        return decode_image(data, check_image(data).orientation)
+    if isinstance(image, Image.Image):
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ShapeError(
+            f"image: expected a uint8 array (H, W, 3), a Pillow image or a path, got {type(image).__name__}"
+        )
+    return image

@@ -1,0 +1,232 @@
+"""Checkpoints that appear whole or not at all, and are proven whole before they are used.
+
+A checkpoint is a folder `step_00000100` inside a run's `checkpoints`:
+
+    model.safetensors   every parameter and buffer of the model to predict with, readable without physseg
+    trainer.pt          what else training goes on from: optimizer state, random generators and, where the model's
+                        weights are averages, the weights themselves; read with weights_only
+    state.json          step, model settings, vocabulary, versions, and the size and sha256 of the other two
+
+It is written under a hidden name, flushed to the disk, and renamed last. Whatever has the final name is therefore
+complete unless the disk lost it, and that the hashes tell.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ... import __version__
+from ...common.atomic import sync_directory
+from ...common.settings import differing_keys
+from ..errors import CheckpointError
+
+FORMAT = 1
+MODEL_FILE, TRAINER_FILE, STATE_FILE = "model.safetensors", "trainer.pt", "state.json"
+_NAME = re.compile(r"step_(\d{8,})")
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointState:
+    """What `state.json` says besides the hashes."""
+
+    step: int
+    """Optimizer steps taken."""
+    model: Mapping[str, Any]
+    """Settings of the segmenter, plain."""
+    classes: tuple[str, ...]
+    """Training vocabulary."""
+    data: Mapping[str, Any] | None
+    """Identity of what it was trained on; None for imported weights."""
+    version: str = __version__
+
+
+def save(
+    folder: Path, state: CheckpointState, model: Mapping[str, Tensor], trainer: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint into `folder` (a run's `checkpoints`) and return its path; an equal step is replaced.
+
+    `model` is a state dict; `trainer` is anything `torch.load(weights_only=True)` can read back.
+    """
+    target = folder / f"step_{state.step:08d}"
+    partial = folder / f".{target.name}{_PARTIAL}{uuid.uuid4().hex[:8]}"
+    partial.mkdir(parents=True)
+    try:
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.items()}
+        safetensors.torch.save_file(tensors, partial / MODEL_FILE)
+        names = [MODEL_FILE]
+        if trainer is not None:
+            torch.save(dict(trainer), partial / TRAINER_FILE)
+            names.append(TRAINER_FILE)
+        document = {
+            "format": FORMAT,
+            "step": state.step,
+            "model": dict(state.model),
+            "classes": list(state.classes),
+            "data": None if state.data is None else dict(state.data),
+            "version": state.version,
+            "files": {name: _facts(partial / name) for name in names},
+        }
+        (partial / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        # safetensors makes private files; this one may be read by whoever may read the others.
+        (partial / MODEL_FILE).chmod((partial / STATE_FILE).stat().st_mode)
+        for name in [*names, STATE_FILE]:
+            _sync_file(partial / name)
+        sync_directory(partial)
+        if target.exists():
+            _discard(target)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_directory(folder)
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, ascending; unfinished ones do not count."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def path_of(folder: Path, step: int | None) -> Path:
+    """Path of the checkpoint of `step`, or of the latest; CheckpointError names the steps that exist."""
+    found = steps(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint here", hint="Train first, or check the path of the run.")
+    chosen = found[-1] if step is None else step
+    if chosen not in found:
+        listed = ", ".join(map(str, found))
+        raise CheckpointError(f"{folder}: no checkpoint of step {chosen}; there are {listed}", expected=found, got=step)
+    return folder / f"step_{chosen:08d}"
+
+
+def read_state(path: Path) -> CheckpointState:
+    """Read and verify a checkpoint: format, sizes and hashes. Raises CheckpointError for a torn or foreign one."""
+    try:
+        document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        found_format, files = document["format"], document["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of physseg: {STATE_FILE} is missing or unreadable ({error})",
+            hint="Name a run folder that `physseg train` wrote.",
+        ) from error
+    if found_format != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {found_format}, this physseg reads {FORMAT}")
+    for name, expected in files.items():
+        _verify(path / name, expected)
+    return CheckpointState(
+        step=document["step"],
+        model=document["model"],
+        classes=tuple(document["classes"]),
+        data=document["data"],
+        version=document["version"],
+    )
+
+
+def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) -> CheckpointState:
+    """Put a verified checkpoint's weights into `model`, whose plain settings are `settings`.
+
+    Raises CheckpointError that names the differing settings, or the parameters that do not fit.
+    """
+    state = read_state(path)
+    if different := differing_keys(settings, state.model):
+        pairs = (f"model.{key} (wanted {ours!r}, has {theirs!r})" for key, (ours, theirs) in different.items())
+        hint = "Use the settings it was trained with, or another run folder."
+        raise CheckpointError(
+            f"{path}: another architecture: {'; '.join(pairs)}", hint=hint, differing=sorted(different)
+        )
+    tensors = safetensors.torch.load_file(path / MODEL_FILE)
+    wanted = model.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path}: {len(problems)} parameters do not fit: {'; '.join(problems[:5])}",
+            hint=f"It was written by physseg {state.version}, this is {__version__}.",
+        )
+    # A model made on the meta device has no memory of its own: it takes the tensors as they are.
+    model.load_state_dict(tensors, assign=any(parameter.is_meta for parameter in model.parameters()))
+    return state
+
+
+def weights_sha256(path: Path) -> str:
+    """sha256 (hex) of a verified checkpoint's model file, as it was written."""
+    document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return str(document["files"][MODEL_FILE]["sha256"])
+
+
+def load_trainer(path: Path) -> dict[str, Any]:
+    """The trainer's part of a checkpoint that `read_state` has verified; CheckpointError if it has none."""
+    if not (path / TRAINER_FILE).exists():
+        raise CheckpointError(f"{path}: holds weights only, training cannot resume from it")
+    try:
+        trainer: dict[str, Any] = torch.load(path / TRAINER_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler meets, the meaning is the same
+        raise CheckpointError(f"{path / TRAINER_FILE}: cannot be read safely: {error}") from error
+    return trainer
+
+
+def prune(folder: Path, keep_last: int, *, keep: int | None = None) -> list[int]:
+    """Delete all but the last `keep_last` checkpoints and that of step `keep`; returns the steps that went."""
+    gone = [step for step in steps(folder)[:-keep_last] if step != keep]
+    for step in gone:
+        _discard(folder / f"step_{step:08d}")
+    return gone
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Delete what killed runs left half-written; only while no other run writes into `folder`."""
+    strays = [entry for entry in folder.glob(f".*{_PARTIAL}*") if entry.is_dir()] if folder.is_dir() else []
+    for stray in strays:
+        shutil.rmtree(stray, ignore_errors=True)
+    return len(strays)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint so that a crash in between leaves no half of it under its name."""
+    trash = path.with_name(f".{path.name}{_PARTIAL}{uuid.uuid4().hex[:8]}")
+    path.rename(trash)
+    shutil.rmtree(trash)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    got = _facts(path) if path.is_file() else None
+    if got != expected:
+        found = "missing" if got is None else f"{got['bytes']} bytes, sha256 {got['sha256'][:12]}"
+        raise CheckpointError(
+            f"{path}: torn or changed since it was written: expected {expected['bytes']} bytes, "
+            f"sha256 {expected['sha256'][:12]}, got {found}",
+            hint=f"Delete {path.parent.name} to go on from the checkpoint before it.",
+        )
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

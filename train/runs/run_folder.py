@@ -1,0 +1,163 @@
+"""The run folder: everything one training run leaves behind, and the one place that knows its layout.
+
+    RUN/config.json                  model settings, training settings, identity of the data, where the first weights
+                                     came from, physseg's version
+    RUN/vocabulary.txt               training classes, one per line, synonyms separated by commas
+    RUN/checkpoints/step_00000100/   see checkpoint.py
+    RUN/best.json                    the best evaluation during training: step, mIoU, on what
+    RUN/log.jsonl                    see run_log.py
+    RUN/tensorboard/                 the same numbers for `tensorboard --logdir RUN`
+    RUN/evaluations/NAME-step_00000100.json, .npz   results of `physseg evaluate`
+
+Imported weights make a run folder too: one whose training settings and data are null.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...common.atomic import write_whole
+from ...common.settings import differing_keys
+from ...manifests.vocabulary import read_classes
+from ..errors import RunFolderError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run, and its settings."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def vocabulary_file(self) -> Path:
+        return self.path / "vocabulary.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def best_file(self) -> Path:
+        return self.path / "best.json"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config_file.exists()
+
+    def create(
+        self,
+        *,
+        model: Mapping[str, Any],
+        training: Mapping[str, Any] | None,
+        data: Mapping[str, Any] | None,
+        classes: tuple[str, ...],
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin a run: vocabulary first, `config.json` last, each whole or not at all.
+
+        `origin` says where the weights it begins with come from: pretrained CLIP, or an imported checkpoint.
+        """
+        if self.path.exists() and not self.exists() and any(self.path.iterdir()):
+            raise RunFolderError(
+                f"{self.path}: not empty and not a run folder", hint="Choose another --out, or empty it."
+            )
+        write_whole(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
+        document = {
+            "format": FORMAT,
+            "version": __version__,
+            "model": model,
+            "training": training,
+            "data": data,
+            "origin": origin,
+        }
+        write_whole(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
+
+    def read(self) -> dict[str, Any]:
+        """`config.json` as it is: keys format, version, model, training, data, origin."""
+        try:
+            document: dict[str, Any] = json.loads(self.config_file.read_text(encoding="utf-8"))
+            found = document["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{self.path}: not a run folder: {self.config_file.name} is missing or unreadable",
+                hint="Name the folder that `physseg train` wrote (its --out).",
+                path=str(self.path),
+            ) from error
+        if found != FORMAT:
+            raise RunFolderError(f"{self.config_file}: format {found}, this physseg reads {FORMAT}")
+        return document
+
+    def classes(self) -> tuple[str, ...]:
+        """The training vocabulary."""
+        return read_classes(self.vocabulary_file)
+
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation during training: step, miou, and what it is `of`; None before the first."""
+        if not self.best_file.exists():
+            return None
+        best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
+        return best
+
+    def set_best(self, best: Mapping[str, Any]) -> None:
+        """Replace what `best` returns."""
+        write_whole(self.best_file, (json.dumps(best) + "\n").encode())
+
+    def check_same(self, current: Mapping[str, Any], *, harmless: frozenset[str]) -> None:
+        """Refuse to go on with other settings than the run began with, naming each key and both values.
+
+        `current` has the keys model, training and data; dotted keys in `harmless` may differ.
+        """
+        saved = self.read()
+        different: dict[str, tuple[Any, Any]] = {}
+        for part in ("model", "training", "data"):
+            prefix = {"model": "model", "training": "", "data": "store"}[part]
+            different |= differing_keys(saved[part], current[part], prefix)
+        different = {key: pair for key, pair in different.items() if key not in harmless}
+        if different:
+            listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
+            raise RunFolderError(
+                f"{self.path}: this run was begun with other settings: {listed}",
+                hint="Go back to the run's settings (its config.json), or start another run with another --out.",
+                differing=sorted(different),
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one training process; the lock goes with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"{self.path}: another process is training in this run folder",
+                    hint="Wait for it to end, stop it, or choose another --out.",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)

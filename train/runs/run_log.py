@@ -1,0 +1,89 @@
+"""The log of a run: one JSON object per line for programs, TensorBoard for the eye, the same numbers in both.
+
+Every line has `event`, `step` and `time` (seconds since 1970). A run that resumes from step s first drops what was
+logged after s, in both places: those steps are about to be computed again.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ...common.atomic import write_whole
+
+
+class RunLog:
+    """Appends to `jsonl` and `tensorboard`; a context manager."""
+
+    def __init__(self, jsonl: Path, tensorboard: Path, *, start_step: int) -> None:
+        """Open the log of a run that has taken `start_step` steps."""
+        if jsonl.exists():
+            kept = [line for line, entry in _lines(jsonl) if entry["step"] <= start_step]
+            write_whole(jsonl, "".join(kept).encode())
+        jsonl.parent.mkdir(parents=True, exist_ok=True)
+        self._file = jsonl.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(tensorboard), purge_step=start_step + 1 if start_step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers such as `loss/total`, under `event: "step"` and as TensorBoard scalars."""
+        self.event("step", step, **values)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def event(self, name: str, step: int, **facts: Any) -> None:
+        """Log anything else that happened; JSON only. Numbers that JSON cannot hold are written as text."""
+        entry = {"event": name, "step": step, "time": round(time.time(), 3), **facts}
+        self._file.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class SilentLog(RunLog):
+    """For the ranks that do not write."""
+
+    def __init__(self) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, name: str, step: int, **facts: Any) -> None:
+        """Nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def read_log(jsonl: Path, event: str | None = None) -> list[dict[str, Any]]:
+    """Entries of a run's log, in order; only those named `event` if given. A torn last line is left out."""
+    return [entry for _, entry in _lines(jsonl) if event in (None, entry["event"])]
+
+
+def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Whole lines and what they say; a run that was killed can leave half a line at the end."""
+    found = []
+    for line in jsonl.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            found.append((line, json.loads(line)))
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

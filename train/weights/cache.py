@@ -1,0 +1,122 @@
+"""Pretrained CLIP weights on this machine: the cache of fetched ones, and what a run's `clip_weights` names.
+
+    CACHE/clip/ViT-B-16/openai/ViT-B-16.pt      as it was published
+    CACHE/clip/ViT-B-16/openai/weights.json     where it came from, size, sha256, activation; written last
+
+CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see weights_fetch.py.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...common.atomic import write_whole
+from ...common.settings import is_name
+from ..errors import WeightsError
+from .clip_weights import is_openai_form
+from .download import file_sha256
+
+RECORD_FILE = "weights.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsRecord:
+    """What is known of fetched weights; the content of `weights.json`."""
+
+    clip: str
+    """Preset they are for."""
+    tag: str
+    """open_clip's name for them."""
+    file: str
+    """Name of the file beside the record."""
+    url: str
+    """Where it came from."""
+    num_bytes: int
+    sha256: str
+    quick_gelu: bool
+    """Activation they were trained with."""
+    version: str
+    """Of physseg, when they were fetched."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipWeights:
+    """A file of CLIP weights that a run may begin with."""
+
+    name: str
+    """Tag, or path, as the configuration says it."""
+    path: Path
+    sha256: str
+    quick_gelu: bool | None
+    """Activation they need; None if the file does not tell."""
+
+    def facts(self) -> dict[str, Any]:
+        """For a run's records."""
+        return {"name": self.name, "file": self.path.name, "sha256": self.sha256}
+
+
+def cache_folder() -> Path:
+    """$PHYSSEG_CACHE, or ~/.cache/physseg."""
+    return Path(os.environ.get("PHYSSEG_CACHE") or "~/.cache/physseg").expanduser()
+
+
+def weights_folder(clip: str, tag: str) -> Path:
+    """Where fetched weights of a preset and tag lie, or will."""
+    return cache_folder() / "clip" / clip / tag
+
+
+def read_record(clip: str, tag: str) -> WeightsRecord | None:
+    """The record of fetched weights; None if there are none. WeightsError if the record cannot be read."""
+    path = weights_folder(clip, tag) / RECORD_FILE
+    if not path.exists():
+        return None
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return WeightsRecord(**{field.name: content[field.name] for field in fields(WeightsRecord)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path}: not a record of fetched weights ({error!r})", hint=_fetch_hint(clip, tag)
+        ) from error
+
+
+def write_record(record: WeightsRecord) -> None:
+    """Make fetched weights known; their file must be there already."""
+    path = weights_folder(record.clip, record.tag) / RECORD_FILE
+    write_whole(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+
+
+def find_clip_weights(name: str, clip: str) -> ClipWeights:
+    """The file that `clip_weights = name` means for the preset `clip`, hashed.
+
+    `name` is a fetched tag or a path. Raises WeightsError for a tag that was not fetched, a file that is not there, and
+    a cached file that is not the one that was fetched.
+    """
+    if not is_name(name):
+        path = Path(name)
+        if not path.is_file():
+            raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
+        quick_gelu = True if is_openai_form(path) else None
+        return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
+    record = read_record(clip, name)
+    if record is None:
+        raise WeightsError(
+            f"clip_weights: {name!r} for {clip} is not in the cache {cache_folder()}",
+            hint=f"{_fetch_hint(clip, name)}; `physseg weights list` shows all tags; a file needs a slash or a dot",
+        )
+    path = weights_folder(clip, name) / record.file
+    found = file_sha256(path) if path.is_file() else None
+    if found != record.sha256:
+        raise WeightsError(
+            f"{path}: expected sha256 {record.sha256}, got {found or 'no file'}",
+            hint=_fetch_hint(clip, name),
+            expected=record.sha256,
+            got=found,
+        )
+    return ClipWeights(name=name, path=path, sha256=found, quick_gelu=record.quick_gelu)
+
+
+def _fetch_hint(clip: str, tag: str) -> str:
+    return f"physseg weights fetch {tag} --clip {clip}"
