@@ -22,7 +22,7 @@ import psutil
 import torch
 from data import open_samples, write_store
 from forms import OTHER_FORMS, STORE_FORMS, Form, JpegAlone, OurStore, Sample, write_forms
-from physseg.common.host_memory import keep_freed_memory
+from physseg.common.processes import keep_freed_memory
 from physseg.pipeline.store.frame import CELL_PX, Frame
 from physseg.train.data.crop import CropWindow
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info

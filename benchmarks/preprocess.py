@@ -148,7 +148,7 @@ def two_workers(manifest: Manifest, folder: Path, rounds: int = 2) -> dict[str, 
 
 def warm_up() -> None:
     """Import in a worker what the tasks need."""
-    import physseg.pipeline.shard_task
+    import physseg.pipeline.run.task
     import physseg.structure_extractors.registry  # noqa: F401
 
 

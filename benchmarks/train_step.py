@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import open_samples, write_store
-from physseg.common.host_memory import keep_freed_memory
+from physseg.common.processes import keep_freed_memory
 from physseg.train.config import TrainConfig
 from physseg.train.data.dataset import Batch, DataConfig, batches, to_device
 from physseg.train.data.dataset import open_samples as open_training_samples

@@ -1,9 +1,12 @@
-"""What is needed of processes that are started here: the environment they begin with, and the memory they hold."""
+"""Processes: how many may run, what they start with, how much memory they hold and keep, and when they end."""
 
 import contextlib
+import ctypes
+import multiprocessing
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,3 +58,39 @@ def peak_bytes() -> int:
 def available_cpus() -> int:
     """How many CPUs this process may use (a batch system often grants fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Parameters of mallopt, from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> bool:
+    """Let freed memory stay in the process, to be used again; True where the C library understood.
+
+    glibc maps every large buffer anew and hands it back when it is freed, and the system clears each of its pages
+    again. Measured on one core of a virtual machine: SIFT of an image 48 ms, with this 32 ms; a ViT-B/16 training step
+    with 171 classes 35 s, with this 19 s. The process stays as large as it has ever been. Call it once, early; other C
+    libraries (macOS, musl) are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def end_with_parent() -> None:
+    """In a child of multiprocessing: end when the process that started it is gone, killed or out of memory.
+
+    Otherwise a child waits for work for ever. Its parent in the system's eyes may be a fork server, which lives as long
+    as its children do.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..atomic import write_whole
+from ..atomic import atomic_write
 from ..errors import StorageError
 
 
@@ -40,7 +40,7 @@ class ContentCache:
                 hint="it was damaged or replaced: make the manifest again, or `physseg verify STORE --repair`",
             )
         try:
-            write_whole(path, data)
+            atomic_write(path, data)
         except OSError as error:
             raise StorageError(
                 f"{self.folder}: cannot keep {where} here: {error.strerror}",

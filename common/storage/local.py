@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..atomic import PARTIAL_SUFFIX, sync_directory, write_whole
+from ..atomic import PARTIAL_SUFFIX, atomic_write, sync_directory
 from .interface import RandomAccess, Storage
 
 
@@ -29,7 +29,7 @@ class LocalStorage(Storage):
         return LocalFile(self.path / path)
 
     def write(self, path: str, data: bytes) -> None:
-        write_whole(self.path / path, data)
+        atomic_write(self.path / path, data)
 
     def write_new(self, path: str, data: bytes) -> None:
         beside = f"{path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
@@ -46,7 +46,7 @@ class LocalStorage(Storage):
         partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
         try:
             for path, data in files.items():
-                write_whole(partial / path, data)
+                atomic_write(partial / path, data)
             partial.rename(self.path)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ... import __version__
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
 from ...manifests.vocabulary import Vocabulary
@@ -95,7 +95,7 @@ def write_page(
         )
     settings = _json_script("store", _settings(views, present))
     data = _page(summary, cards, [settings, *scripts], len(usable)).encode()
-    write_whole(path, data)
+    atomic_write(path, data)
     return PageReport(path=path, num_bytes=len(data), samples=len(chosen), image_problems=tuple(problems))
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from PIL import Image
 
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location, open_storage
 from ...manifests.errors import ContentError
@@ -240,8 +240,8 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     if name != view.sample.sample_id:
         name = f"{name}-{view.index}"  # two ids may be alike once made safe for a file name
     for panel in shown:
-        write_whole(out / name / f"{panel.stem}.png", encode_png(panel.alone))
-    write_whole(out / f"{name}.png", encode_png(composite(view, shown)))
+        atomic_write(out / name / f"{panel.stem}.png", encode_png(panel.alone))
+    atomic_write(out / f"{name}.png", encode_png(composite(view, shown)))
     return out / f"{name}.png"
 
 

@@ -7,9 +7,7 @@ to do with it (an operator, a batch system, the kernel on behalf of another prog
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import time
 import traceback
 from collections import Counter
@@ -17,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
+from ...common.processes import end_with_parent, memory_of
 from ...common.processes import environment as child_environment
-from ...common.processes import memory_of
 from .errors import ShardFailedError
 from .executors.clusters import WORKER_ENVIRONMENT
 from .shard_failure import shard_failed
@@ -132,20 +130,13 @@ class _At:
 def _compute(task: ShardTask, parent: Connection) -> None:
     """What the child runs: the shard, a message per sample, and the report or the error at the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who kills this
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, memory_of("self").peak))))
     except Exception as error:
         failed = shard_failed(task, error)
         failed.add_note(traceback.format_exc())
         parent.send(failed)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _cause(exit_code: int | None) -> str:

@@ -4,20 +4,20 @@ A task owns its shard's files alone, depends on nothing but the manifest's rows 
 record last; so whatever kills it, a second run of the same task gives the same bytes.
 """
 
-import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ...common.processes import keep_freed_memory
 from ...common.storage.interface import Storage
 from ...common.storage.location import is_url, open_storage
 from ...manifests.errors import ContentError
@@ -74,7 +74,7 @@ class ShardReport:
 def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = None) -> ShardReport:
     """Run one task; returns after its commit record is on disk. ``on_sample`` hears each index before its computing."""
     _hold_to_one_thread()
-    _keep_freed_memory()
+    keep_freed_memory()
     store = open_storage(task.store)
     schema, manifest = _open(store, task)
     start, stop = schema.shard_range(task.shard)
@@ -310,21 +310,6 @@ class Clock:
 def _hold_to_one_thread() -> None:
     """One task, one core: libraries that start threads of their own oversubscribe a full machine."""
     cv2.setNumThreads(1)
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let freed memory stay in the process, once per process; other C libraries than glibc are left alone.
-
-    SIFT alone takes 40 MB in pieces that glibc hands back and maps anew for every image: 16 ms of 48 in clearing pages.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # parameters of mallopt, from malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_threshold, 2**25)  # the most that every version takes
-    mallopt(trim_threshold, 2**30)
 
 
 def _open(store: Storage, task: ShardTask) -> tuple[StoreSchema, Manifest]:

@@ -297,7 +297,7 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
     (tmp_path / "task").write_bytes(pickle.dumps(job.plan.tasks[0]))
     (tmp_path / "parent.py").write_text(
         "import pickle, pathlib\n"
-        "from physseg.pipeline.lone_shards import compute_alone\n"
+        "from physseg.pipeline.run.lone_shards import compute_alone\n"
         "if __name__ == '__main__':\n"
         f"    task = pickle.loads(pathlib.Path('{tmp_path}/task').read_bytes())\n"
         "    compute_alone(task, memory_limit=10**9, say=print, still_ours=lambda: print('alive', flush=True))\n"

@@ -32,7 +32,7 @@ def ablation(
 
     The same command again goes on where it stopped; runs that were trained elsewhere into the same folders count.
     """
-    from ...common.atomic import write_whole
+    from ...common.atomic import atomic_write
     from ...manifests.manifest import Manifest
     from . import ablation as runs_of
     from . import ablation_table
@@ -58,9 +58,9 @@ def ablation(
         scores.append(score)
     found = ablation_table.cells(scores)
     text = ablation_table.markdown(chosen.title, found)
-    write_whole(out / "ablation.md", text.encode())
+    atomic_write(out / "ablation.md", text.encode())
     document = json.dumps(ablation_table.document(chosen.title, found), indent=1)
-    write_whole(out / "ablation.json", (document + "\n").encode())
+    atomic_write(out / "ablation.json", (document + "\n").encode())
     typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
 
 
@@ -90,7 +90,7 @@ def similarity(
 
     For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
     """
-    from ...common.atomic import write_whole
+    from ...common.atomic import atomic_write
     from ..loop.process import choose_device
     from . import similarity as analysis
     from .encoders import find_encoder
@@ -110,7 +110,7 @@ def similarity(
     typer.echo(analysis.table(found))
     _write_json(json_file, analysis.document(found, encoder.origin))
     if csv_file:
-        write_whole(csv_file, analysis.neighbours_csv(found).encode())
+        atomic_write(csv_file, analysis.neighbours_csv(found).encode())
 
 
 @app.command()
@@ -301,7 +301,7 @@ def structure(
 
 
 def _write_json(path: Path | None, document: object) -> None:
-    from ...common.atomic import write_whole
+    from ...common.atomic import atomic_write
 
     if path:
-        write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())

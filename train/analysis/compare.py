@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.draw import row_of_maps
 from ..errors import AnalysisError
@@ -149,7 +149,7 @@ def write_comparison(
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
         file = f"{number:02d}_{safe}.png"
         drawn = picture(shown, names, manifest.evaluated_classes, ignore_index=manifest.vocabulary.ignore_index)
-        write_whole(out / file, _png(drawn))
+        atomic_write(out / file, _png(drawn))
         files.append(file)
     document = {
         "dataset": manifest.dataset,
@@ -168,9 +168,9 @@ def write_comparison(
             for item in scores
         ],
     }
-    write_whole(out / "compare.json", (json.dumps(document, indent=1) + "\n").encode())
+    atomic_write(out / "compare.json", (json.dumps(document, indent=1) + "\n").encode())
     page = out / "index.html"
-    write_whole(page, _page(files, pictured, scores, names, manifest.dataset).encode())
+    atomic_write(page, _page(files, pictured, scores, names, manifest.dataset).encode())
     return page
 
 

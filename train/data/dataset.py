@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...common.errors import ConfigError, PhyssegError
-from ...common.host_memory import keep_freed_memory
+from ...common.processes import end_with_parent, keep_freed_memory
 from ...common.settings import PathText
 from ...common.storage.content_cache import ContentCache
 from ...pipeline.store.errors import StoreIncompleteError
@@ -26,7 +26,7 @@ from ...pipeline.store.frame import CELL_PX
 from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, SPECS, StoreSchema
 from ..errors import TrainDataError
-from ..loop.process import end_with_parent, ignore_stop_signals
+from ..loop.process import ignore_stop_signals
 from .augment import draw_jitter
 from .crop import CropWindow
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms

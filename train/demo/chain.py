@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from .page import Stage, render_page
 from .report import build_report
@@ -152,7 +152,7 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     samples = [text for index in range(min(3, settings.num_train)) for text in ("--sample", str(index))]
     chain.command("inspect: pictures", "inspect", store, *samples, "--out", out / "structures")
     chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--max-samples", "24")
-    write_whole(out / "demo.toml", CONFIG.format(seed=settings.seed, steps=settings.steps).encode())
+    atomic_write(out / "demo.toml", CONFIG.format(seed=settings.seed, steps=settings.steps).encode())
     chain.command("train", "train", out / "demo.toml", "--out", run)
     protocol = ("--no-windows", "--device", "cpu")
     chain.command("evaluate", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
@@ -191,7 +191,7 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> b
             hint="choose another folder with --out",
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+    atomic_write(marker, (json.dumps(wanted, indent=1) + "\n").encode())
     return False
 
 
@@ -260,12 +260,12 @@ def _finish(
         "total_seconds": round(seconds, 2),
         "resumed": resumed,
     }
-    write_whole(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    atomic_write(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     report = build_report(
         out, settings=results["settings"], stages=stages, resumed=resumed, confusion=confusion, shown=SHOWN
     )
     page = out / "demo.html"
-    write_whole(page, render_page(report).encode())
+    atomic_write(page, render_page(report).encode())
 
     say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
     for name, score in (("seen classes", seen), ("unseen classes", unseen)):

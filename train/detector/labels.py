@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
-from .files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class Labelled:
             offsets=self.offsets,
             made_by=np.array(self.made_by),
         )
-        write_whole(path, buffer.getvalue())
+        atomic_write(path, buffer.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> "Labelled":

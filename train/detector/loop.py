@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import (
     HomographySettings,
@@ -32,7 +33,6 @@ from ...structure_extractors.superpoint.homography import (
 )
 from ...structure_extractors.superpoint.network import CELL_PX, Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
-from .files import write_whole
 from .photometric import PhotometricSettings, augment
 from .sources import Source, drawn_batches
 from .targets import cell_classes, detector_loss, valid_cells
@@ -248,7 +248,7 @@ def _check_settings(run: Path, settings: TrainSettings, source: Source, start: P
     wanted = json.loads(json.dumps(everything))
     found = _recorded_settings(run)
     if found is None:
-        write_whole(run / SETTINGS, (json.dumps(wanted, indent=2) + "\n").encode())
+        atomic_write(run / SETTINGS, (json.dumps(wanted, indent=2) + "\n").encode())
         return
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
@@ -280,8 +280,8 @@ def _save(run: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer,
     buffer = io.BytesIO()
     torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, buffer)
     # In this order: stopped in between, a finished training would be one whose weights are an earlier step's.
-    write_whole(run / WEIGHTS, weights_file(network))
-    write_whole(run / CHECKPOINT, buffer.getvalue())
+    atomic_write(run / WEIGHTS, weights_file(network))
+    atomic_write(run / CHECKPOINT, buffer.getvalue())
 
 
 def weights_file(network: DetectorNetwork) -> bytes:

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ...common.atomic import atomic_write
 from .detectors import Detect, Grey, best_points
 from .evaluation import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, all_points, shape_pictures
-from .files import write_whole
 from .metrics import Points, found_again, matches
 from .pairs import Pair
 from .shapes import KINDS
@@ -110,5 +110,5 @@ def _beside(pictures: Sequence[Image]) -> Image:
 def _write(path: Path, image: Image) -> Path:
     coded, data = cv2.imencode(".png", image)
     assert coded, "OpenCV writes PNG"
-    write_whole(path, data.tobytes())
+    atomic_write(path, data.tobytes())
     return path

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from .files import write_whole
+from ...common.atomic import atomic_write
 from .labelling import label, write_textures
 from .loop import WEIGHTS
 from .work import train_labelled, train_synthetic
@@ -101,7 +101,7 @@ def reproduce(
             say=say,
         )
         made.append(weights)
-    write_whole(folder / WEIGHTS, mean_weights([path.read_bytes() for path in made[-2:]]))
+    atomic_write(folder / WEIGHTS, mean_weights([path.read_bytes() for path in made[-2:]]))
     return folder / WEIGHTS
 
 

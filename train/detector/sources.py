@@ -4,9 +4,7 @@ A source is a pure function of the step, so a run that resumes sees what an unin
 """
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...common.errors import PhyssegError
+from ...common.processes import end_with_parent
 from ...structure_extractors.errors import ExtractorError
 from .labels import Labelled
 from .shapes import draw_shape
@@ -184,13 +183,5 @@ def _as_is(drawn: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     cv2.setNumThreads(1)
-
-
-def _end_with_parent() -> None:
-    """A worker waits for work for ever, also if the training was killed and nobody is left to send any."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
 from ...structure_extractors.superpoint.network import Architecture, fold_normalisation
 from ...structure_extractors.superpoint.weights import load_detector
 from .evaluation import Rows, evaluate, network_detector, table
-from .files import write_whole
 from .labels import Labelled
 from .loop import TrainSettings, check_device, chosen_precision, recorded_precision, train
 from .pairs import sequence_pairs
@@ -129,7 +129,7 @@ def evaluate_weights(
     say("")
     table(rows, say)
     if out is not None:
-        write_whole(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
+        atomic_write(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
         say(f"written to {out}")
     if pictures is not None:
         named = [(f"{name}_{number}", pair) for name, found in pairs.items() for number, pair in enumerate(found, 2)]

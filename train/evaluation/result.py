@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ..errors import EvaluationError
 from .image_counts import ImageCounts
 from .metrics import ConfusionMatrix
@@ -130,9 +130,9 @@ class Evaluation:
             arrays |= {f"image_{part}": getattr(self.images, part) for part in ("hits", "true", "predicted")}
         buffer = BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_whole(folder / f"{name}.npz", buffer.getvalue())
+        atomic_write(folder / f"{name}.npz", buffer.getvalue())
         path = folder / f"{name}.json"
-        write_whole(path, (json.dumps(self.document(), indent=1) + "\n").encode())
+        atomic_write(path, (json.dumps(self.document(), indent=1) + "\n").encode())
         return path
 
 

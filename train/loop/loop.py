@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from ...common.errors import ConfigError, PhyssegError
-from ...common.host_memory import keep_freed_memory
+from ...common.processes import keep_freed_memory
 from ...common.settings import plain
 from ...manifests.manifest import Manifest
 from ..config import HARMLESS, TrainConfig

@@ -1,9 +1,6 @@
 """What a training process owns besides its weights: a device, random generators, and its answer to signals."""
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -72,19 +69,3 @@ def ignore_stop_signals() -> None:
     """For data workers: signals reach every process of a job, and the training process alone acts on them."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def end_with_parent() -> None:
-    """For data workers: end when the process that started this one is gone, were it killed or out of memory.
-
-    Otherwise they wait for work for ever: their parent in the system's eyes is the process that forks them, and that
-    one lives as long as they do.
-    """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.vocabulary import Vocabulary, read_classes
@@ -102,8 +102,8 @@ def _predict_file(
     names = vocabulary.prompt_names
     drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
     files = {name: out / f"{path.stem}_{name}.png" for name in ("labels", "overlay")}
-    write_whole(files["labels"], _png(labels))
-    write_whole(files["overlay"], _png(drawn[..., ::-1]))  # OpenCV writes BGR
+    atomic_write(files["labels"], _png(labels))
+    atomic_write(files["overlay"], _png(drawn[..., ::-1]))  # OpenCV writes BGR
     shares = tuple((names[index], share) for index, share in class_shares(labels))
     return Prediction(image=path, labels=files["labels"], overlay=files["overlay"], shares=shares)
 

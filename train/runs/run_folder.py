@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes
 from ..errors import RunFolderError
@@ -85,7 +85,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: not empty and not a run folder", hint="Choose another --out, or empty it."
             )
-        write_whole(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
+        atomic_write(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
         document = {
             "format": FORMAT,
             "version": __version__,
@@ -94,7 +94,7 @@ class RunFolder:
             "data": data,
             "origin": origin,
         }
-        write_whole(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
+        atomic_write(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
 
     def read(self) -> dict[str, Any]:
         """`config.json` as it is: keys format, version, model, training, data, origin."""
@@ -124,7 +124,7 @@ class RunFolder:
 
     def set_best(self, best: Mapping[str, Any]) -> None:
         """Replace what `best` returns."""
-        write_whole(self.best_file, (json.dumps(best) + "\n").encode())
+        atomic_write(self.best_file, (json.dumps(best) + "\n").encode())
 
     def check_same(self, current: Mapping[str, Any], *, harmless: frozenset[str]) -> None:
         """Refuse to go on with other settings than the run began with, naming each key and both values.

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 
 
 class RunLog:
@@ -24,7 +24,7 @@ class RunLog:
         """Open the log of a run that has taken `start_step` steps."""
         if jsonl.exists():
             kept = [line for line, entry in _lines(jsonl) if entry["step"] <= start_step]
-            write_whole(jsonl, "".join(kept).encode())
+            atomic_write(jsonl, "".join(kept).encode())
         jsonl.parent.mkdir(parents=True, exist_ok=True)
         self._file = jsonl.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(tensorboard), purge_step=start_step + 1 if start_step else None)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic import write_whole
+from ...common.atomic import atomic_write
 from ...common.settings import is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
@@ -85,7 +85,7 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
 def write_record(record: WeightsRecord) -> None:
     """Make fetched weights known; their file must be there already."""
     path = weights_folder(record.clip, record.tag) / RECORD_FILE
-    write_whole(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+    atomic_write(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
 def find_clip_weights(name: str, clip: str) -> ClipWeights:

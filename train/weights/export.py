@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ... import __version__
-from ...common.atomic import sync_directory, write_whole
+from ...common.atomic import atomic_write, sync_directory
 from ...common.errors import ConfigError
 from ...common.settings import build, plain
 from ..errors import CheckpointError, RunFolderError
@@ -67,7 +67,7 @@ def write_export(
             "origin": origin,
             "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
         }
-        write_whole(partial / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_write(partial / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
         weights.chmod((partial / CONFIG_FILE).stat().st_mode)
         sync_directory(partial)
         partial.rename(out)

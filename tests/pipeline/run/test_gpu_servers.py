@@ -122,8 +122,8 @@ def test_processes_ask_at_once_and_each_gets_its_own_answers(sockets: tuple[str,
     """They need no PyTorch for it."""
     code = (
         "import sys, hashlib, numpy as np\n"
-        "from physseg.structure_extractors.superpoint_inference import Network\n"
-        "from physseg.structure_extractors.superpoint_server import ask\n"
+        "from physseg.structure_extractors.superpoint.inference import Network\n"
+        "from physseg.structure_extractors.superpoint.server import ask\n"
         "socket, weights, sha256, first = sys.argv[1:]\n"
         "network = Network(weights=weights, sha256=sha256, precision='float32', adaptation=0)\n"
         "for seed in range(int(first), int(first) + 20):\n"
@@ -193,7 +193,7 @@ def test_a_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import time\n"
-        "from physseg.pipeline.gpu_servers import serving_on\n"
+        "from physseg.pipeline.run.executors.gpu_servers import serving_on\n"
         "if __name__ == '__main__':\n"
         "    with serving_on(['cpu']) as environment:\n"
         "        print(*environment.values(), flush=True)\n"

@@ -14,7 +14,7 @@ from physseg.pipeline.store import commits
 from physseg.pipeline.store.errors import StoreError
 from physseg.pipeline.store.layout import open_schema, read_manifest
 
-from .test_store import assert_same_bytes, preprocess
+from ..store.test_store import assert_same_bytes, preprocess
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def small() -> State:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    with np.load(Path(__file__).parents[1] / "data" / "catseg_b16_tiny.npz") as file:
+    with np.load(Path(__file__).parents[2] / "data" / "catseg_b16_tiny.npz") as file:
         return dict(file)
 
 

@@ -29,7 +29,7 @@ from physseg.train.loop.loop import train
 from PIL import Image
 from typer.testing import CliRunner
 
-BSDS = Path(__file__).parents[2].parent / "shared" / "data" / "bsds500"
+BSDS = Path(__file__).parents[3].parent / "shared" / "data" / "bsds500"
 needs_bsds = pytest.mark.skipif(not BSDS.is_dir(), reason="no shared folder with BSDS500 beside the repository")
 
 

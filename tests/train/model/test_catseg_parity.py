@@ -29,7 +29,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 @pytest.fixture(scope="module")
 def arrays() -> Arrays:
-    with np.load(Path(__file__).parents[1] / "data" / "catseg_b16_tiny.npz") as file:
+    with np.load(Path(__file__).parents[2] / "data" / "catseg_b16_tiny.npz") as file:
         return dict(file)
 
 

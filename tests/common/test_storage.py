@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    monkeypatch.setattr(local_storage, "write_whole", full)
+    monkeypatch.setattr(local_storage, "atomic_write", full)
     with pytest.raises(OSError, match="No space left"):
         LocalStorage(tmp_path / "a").create({"b/y": b"1", "root": b"2"})
     assert list(tmp_path.iterdir()) == []

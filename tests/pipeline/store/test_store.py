@@ -113,7 +113,7 @@ def test_any_interruption_and_a_resume_leave_the_same_bytes(
     """The run dies half way through the ``at``-th file; a shard has 8 arrays, a status and a record."""
     preprocess(manifest, tmp_path / "whole.zarr")
     writes = 0
-    real = local_storage.write_whole
+    real = local_storage.atomic_write
 
     def dying_write(path: Path, data: bytes) -> None:
         nonlocal writes
@@ -125,7 +125,7 @@ def test_any_interruption_and_a_resume_leave_the_same_bytes(
         real(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(local_storage, "write_whole", dying_write)
+        patch.setattr(local_storage, "atomic_write", dying_write)
         preprocess(manifest, tmp_path / "s.zarr")
     assert list((tmp_path / "s.zarr").rglob("*.partial"))
     status = StoreReader(tmp_path / "s.zarr", ("labels",)).status

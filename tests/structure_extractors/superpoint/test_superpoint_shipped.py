@@ -20,7 +20,7 @@ from physseg.train.detector.evaluation import SHAPE_RADIUS_PX, mean_repeatabilit
 from physseg.train.detector.pairs import sequence_pairs
 from safetensors.torch import load
 
-VGG = Path(__file__).parents[2].parent / "shared" / "data" / "vgg_affine"
+VGG = Path(__file__).parents[3].parent / "shared" / "data" / "vgg_affine"
 
 
 @pytest.fixture(scope="module")

@@ -136,15 +136,15 @@ def test_the_same_command_goes_on_in_the_precision_that_it_began_with(tmp_path, 
 @pytest.mark.parametrize("interrupted", [WEIGHTS, CHECKPOINT])
 def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch, interrupted):
     train(Shapes(), TINY, tmp_path / "whole")
-    write_whole = loop.write_whole
+    atomic_write = loop.atomic_write
 
     def fails_at_the_end(path: Path, data: bytes) -> None:
         if path.name == interrupted:
             raise OSError("power cut")
-        write_whole(path, data)
+        atomic_write(path, data)
 
     train(Shapes(), TINY, tmp_path / "cut", stop_at=3)
-    monkeypatch.setattr(loop, "write_whole", fails_at_the_end)
+    monkeypatch.setattr(loop, "atomic_write", fails_at_the_end)
     with pytest.raises(OSError, match="power cut"):
         train(Shapes(), TINY, tmp_path / "cut")
     monkeypatch.undo()

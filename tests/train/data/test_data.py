@@ -189,8 +189,8 @@ def test_an_image_that_vanished_stops_with_one_line(store: Path, train_manifest:
 READS_FOR_EVER = """
 import sys, time
 from pathlib import Path
-from physseg.train.data import DataConfig, batches, open_samples
-from physseg.train.order import PositionBatches
+from physseg.train.data.dataset import DataConfig, batches, open_samples
+from physseg.train.data.order import PositionBatches
 samples = open_samples(DataConfig(store=Path(sys.argv[1]), crop=96, num_workers=2), (), False, seed=0)
 for batch in batches(samples, PositionBatches(start=0, stop=1000, batch_size=1)):
     print("a batch", flush=True)

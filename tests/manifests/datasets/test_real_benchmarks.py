@@ -12,7 +12,7 @@ from physseg.manifests.datasets.pascal_voc import voc_20_ids, voc_20b_ids
 from physseg.manifests.labels.forms import decode_raw
 from PIL import Image
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="no shared folder with real photographs beside the repository"
 )

@@ -23,7 +23,7 @@ from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.schema import DONE, MISSING
 from physseg.structure_extractors import registry
 
-from .test_store import FRAME, MakeManifest, assert_same_bytes, is_of_a_shard, preprocess
+from ..store.test_store import FRAME, MakeManifest, assert_same_bytes, is_of_a_shard, preprocess
 
 Plan = list[tuple[int, set[str]]]
 
@@ -47,8 +47,8 @@ def die_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
             left[0] -= 1
         real(path, data)
 
-    real = local_storage.write_whole
-    monkeypatch.setattr(local_storage, "write_whole", dying)
+    real = local_storage.atomic_write
+    monkeypatch.setattr(local_storage, "atomic_write", dying)
 
 
 @pytest.fixture
@@ -95,9 +95,9 @@ def test_new_settings_that_are_half_written_mislead_nobody(
             left[0] -= 1
         real(file, data)
 
-    real = local_storage.write_whole
+    real = local_storage.atomic_write
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(local_storage, "write_whole", dying)
+        patch.setattr(local_storage, "atomic_write", dying)
         preprocess(moved, path, **change)
     with contextlib.suppress(StoreError, StoreCorruptError):
         assert not len(StoreReader(path, ("canny", "cell_counts")).usable)

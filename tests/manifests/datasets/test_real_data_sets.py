@@ -12,7 +12,7 @@ from physseg.manifests.errors import ManifestError
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="no shared folder with real photographs beside the repository"
 )

@@ -1,0 +1,42 @@
+"""Pixels to the bytes of PNG and JPEG files, and those to the address of a picture inside an HTML page."""
+
+import base64
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+
+def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
+    """A lossless picture.
+
+    Args:
+        pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
+    """
+    return _encode(".png", pixels, [])
+
+
+def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88) -> bytes:
+    """A lossy picture.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8, grey or RGB.
+        quality: 1 to 100.
+    """
+    return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """The bytes of a file as an address that holds them; `kind` is "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _encode(suffix: str, pixels: npt.NDArray[Any], options: list[int]) -> bytes:
+    rgb = pixels.ndim == 3
+    written, data = cv2.imencode(suffix, np.ascontiguousarray(pixels[..., ::-1] if rgb else pixels), options)
+    if not written:
+        raise ValueError(
+            f"pixels: expected (H, W) or (H, W, 3) that {suffix} can hold, got {pixels.dtype} {pixels.shape}"
+        )
+    return data.tobytes()

@@ -1,0 +1,103 @@
+"""Words for people: sizes, durations, the first few of many names, and the I-th of N parts."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def format_bytes(size: float) -> str:
+    """Bytes in decimal units.
+
+    >>> format_bytes(999), format_bytes(6_000_000)
+    ('999 B', '6.0 MB')
+    """
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size as people write it: a number, and a unit of 1000s or 1024s, in any case.
+
+    >>> parse_bytes("2GiB"), parse_bytes("1.5 kB"), parse_bytes("64")
+    (2147483648, 1500, 64)
+
+    Raises:
+        ConfigError: The text is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
+    if not found:
+        raise ConfigError(f"expected a size such as 2GiB, got {text!r}")
+    return int(float(found[1]) * _BYTES[(found[2] or "").lower()])
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that suits them.
+
+    >>> format_duration(8), format_duration(300), format_duration(9000)
+    ('8 s', '5 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def preview(names: Iterable[object], limit: int = 5) -> str:
+    """The first few names of many, in the given order.
+
+    >>> preview("abcdefg"), preview([])
+    ('a, b, c, d, e and 2 more', 'none')
+    """
+    texts = [str(name) for name in names]
+    rest = len(texts) - limit
+    return (", ".join(texts[:limit]) or "none") + (f" and {rest} more" if rest > 0 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several jobs that share a piece of work, written I/N on the command line.
+
+    >>> Part.parse("2/3").of("abcdefg")
+    ['b', 'e']
+    """
+
+    number: int
+    """Which of the parts, from 1."""
+    parts: int
+    """Number of parts."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.parts:
+            raise ConfigError(
+                f"part: expected I/N with I from 1 to N, got {self}",
+                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """ "3/8" as the third of eight. Raises ConfigError."""
+        found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+        if not found:
+            raise ConfigError(f"part: expected I/N with I from 1 to N, got {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def owns(self, index: int) -> bool:
+        """Whether the item of that index belongs to this part: every `parts`-th does."""
+        return index % self.parts == self.number - 1
+
+    def of(self, items: Sequence[T]) -> list[T]:
+        """This part's items."""
+        return list(items[self.number - 1 :: self.parts])
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.parts}"
