@@ -1,8 +1,13 @@
 """Fixtures that several packages' tests share: small data sets made in code, and stores computed from them."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Before anything imports torch, and for every process that a test starts: models here are so small that threads cost
+# more than they save, and as many tests run at a time as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np
