@@ -94,7 +94,7 @@ def _contestants(store: Path, manifest: Manifest, order: list[int]) -> dict[str,
 def _chunk(reader: StoreReader, name: str, index: int) -> bytes:
     """The zstd frame of one array of one sample, without its checksum."""
     shard, row = divmod(index, reader.schema.samples_per_shard)
-    data = reader.store.read(reader.schema.shard_file(SPECS[name], shard))
+    data = reader.store.get(reader.schema.shard_file(SPECS[name], shard))
     tail = index_size(reader.schema.samples_per_shard)
     offset, length = decode_index(data[-tail:], reader.schema.samples_per_shard, len(data), name)[row]
     return data[int(offset) : int(offset) + int(length) - 4]

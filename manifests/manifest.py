@@ -113,7 +113,7 @@ class Manifest:
     def write(self, path: Path | str) -> None:
         """Write as Parquet to a path or URL, whole or not at all."""
         folder, name = split(str(path))
-        folder.write(name, self.to_bytes())
+        folder.put(name, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
@@ -147,7 +147,7 @@ class Manifest:
         """
         folder, name = split(str(path))
         try:
-            data = folder.read(name)
+            data = folder.get(name)
         except FileNotFoundError as error:
             raise ManifestError(
                 f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)

@@ -5,7 +5,7 @@ is renamed and nothing is appended to, so both kinds give the same guarantees.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 S = TypeVar("S")
@@ -32,7 +32,7 @@ class Storage(ABC):
         return f"{self.url}/{path}" if path else self.url
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
+    def get(self, path: str) -> bytes:
         """All bytes of a file."""
 
     @abstractmethod
@@ -40,23 +40,23 @@ class Storage(ABC):
         """A file to read parts of."""
 
     @abstractmethod
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file whole: a reader, or a crash at any moment, sees the old one or the new one."""
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file atomically: a reader, or a crash at any moment, sees the old one or the new one."""
 
     @abstractmethod
-    def write_new(self, path: str, data: bytes) -> None:
-        """The same for a file that is not there; FileExistsError, and nothing written, where it is."""
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        """Write a file that is not there yet; FileExistsError, and nothing written, where it is."""
 
     @abstractmethod
     def create(self, files: Mapping[str, bytes]) -> None:
         """Write the files of a new folder, which appears with the last one; FileExistsError where that is there."""
 
     @abstractmethod
-    def remove(self, paths: Iterable[str]) -> None:
+    def delete(self, paths: Iterable[str]) -> None:
         """Remove files for good, where they are there."""
 
     @abstractmethod
-    def remove_folder(self, path: str) -> None:
+    def delete_folder(self, path: str) -> None:
         """Remove a folder and all below it."""
 
     @abstractmethod
@@ -64,20 +64,20 @@ class Storage(ABC):
         """Whether there is a file of that name."""
 
     @abstractmethod
-    def sizes(self, under: str = "") -> dict[str, int]:
+    def list(self, under: str = "") -> dict[str, int]:
         """Path -> bytes of every file below the folder ``under``, at any depth."""
 
     @abstractmethod
-    def leftovers(self) -> list[str]:
+    def leftovers(self) -> Sequence[str]:
         """Files that are half-written: by a writer that was killed, or by one that is at it."""
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """The function of each item, in order; where a file takes long to arrive, of many items at a time."""
         return map(function, items)
 
-    def write_many(self, files: Mapping[str, bytes]) -> None:
-        """Write several files, each whole, in no particular order."""
-        for _ in self.each(lambda path: self.write(path, files[path]), files):
+    def put_many(self, files: Mapping[str, bytes]) -> None:
+        """Write several files, each atomically, in no particular order."""
+        for _ in self.each(lambda path: self.put(path, files[path]), files):
             pass
 
 

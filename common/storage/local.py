@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,18 +22,18 @@ class LocalStorage(Storage):
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
         return LocalStorage, (self.path,)
 
-    def read(self, path: str) -> bytes:
+    def get(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
 
     def open(self, path: str) -> "LocalFile":
         return LocalFile(self.path / path)
 
-    def write(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes) -> None:
         atomic_write(self.path / path, data)
 
-    def write_new(self, path: str, data: bytes) -> None:
+    def put_if_absent(self, path: str, data: bytes) -> None:
         beside = f"{path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
-        self.write(beside, data)
+        self.put(beside, data)
         try:
             (self.path / path).hardlink_to(self.path / beside)  # unlike a rename, this fails where the name is taken
         finally:
@@ -55,7 +55,7 @@ class LocalStorage(Storage):
             raise
         sync_directory(self.path.parent)
 
-    def remove(self, paths: Iterable[str]) -> None:
+    def delete(self, paths: Iterable[str]) -> None:
         files = [self.path / path for path in paths]
         for file in files:
             file.unlink(missing_ok=True)
@@ -63,13 +63,13 @@ class LocalStorage(Storage):
             with suppress(FileNotFoundError):
                 sync_directory(folder)  # a removal may get lost in a power cut, too
 
-    def remove_folder(self, path: str) -> None:
+    def delete_folder(self, path: str) -> None:
         shutil.rmtree(self.path / path, ignore_errors=True)
 
     def exists(self, path: str) -> bool:
         return (self.path / path).is_file()
 
-    def sizes(self, under: str = "") -> dict[str, int]:
+    def list(self, under: str = "") -> dict[str, int]:
         found = {}
         for folder, _, names in os.walk(self.path / under, onerror=_raise_unless_gone):
             inside = os.path.relpath(folder, self.path)
@@ -79,8 +79,8 @@ class LocalStorage(Storage):
                     found[path] = Path(folder, name).stat().st_size
         return found
 
-    def leftovers(self) -> list[str]:
-        return [path for path in self.sizes() if path.endswith(PARTIAL_SUFFIX)]
+    def leftovers(self) -> Sequence[str]:
+        return [path for path in self.list() if path.endswith(PARTIAL_SUFFIX)]
 
 
 class LocalFile(RandomAccess):

@@ -88,7 +88,7 @@ def read_below(root: str, path: str) -> bytes:
         with open(f"{root}/{path}", "rb", buffering=0) as local:  # noqa: PTH123 (half the time of Path.read_bytes)
             return local.readall()
     if root.partition("://")[0].lower() in (*OBJECT_SCHEMES, "file"):
-        return open_storage(root).read(path)
+        return open_storage(root).get(path)
     url = f"{root.rstrip('/')}/{path}"
     try:
         system, inside = fsspec.core.url_to_fs(url)

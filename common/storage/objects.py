@@ -6,7 +6,7 @@ Credentials come from where each service's own tools look for them, never from u
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -46,7 +46,7 @@ class ObjectStorage(Storage):
     def __reduce__(self) -> tuple[type["ObjectStorage"], tuple[str]]:
         return ObjectStorage, (self.url,)  # connections do not travel
 
-    def read(self, path: str) -> bytes:
+    def get(self, path: str) -> bytes:
         with self._named(path):
             data: bytes = self._again(lambda: self._api.get(self._store, path).bytes().to_bytes())
         return data
@@ -54,7 +54,7 @@ class ObjectStorage(Storage):
     def open(self, path: str) -> "ObjectFile":
         return ObjectFile(self, path)
 
-    def read_range(self, path: str, length: int, offset: int) -> bytes:
+    def get_range(self, path: str, length: int, offset: int) -> bytes:
         with self._named(path):
             return self._again(lambda: bytes(self._api.get_range(self._store, path, start=offset, length=length)))
 
@@ -63,18 +63,18 @@ class ObjectStorage(Storage):
             with self._named(path):
                 return int(self._api.head(self._store, path)["size"])
         except StorageError:
-            self.read(path)  # says whether it is missing, as the answer to HEAD cannot
+            self.get(path)  # says whether it is missing, as the answer to HEAD cannot
             raise
 
-    def write(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes) -> None:
         self._put(path, data, mode="overwrite")
 
-    def write_new(self, path: str, data: bytes) -> None:
+    def put_if_absent(self, path: str, data: bytes) -> None:
         try:
             self._put(path, data, mode="create")
         except FileExistsError:
             with suppress(FileNotFoundError):
-                if self.read(path) == data:  # ours: a request that seemed to fail may have landed
+                if self.get(path) == data:  # ours: a request that seemed to fail may have landed
                     return
             raise
 
@@ -82,16 +82,16 @@ class ObjectStorage(Storage):
         *before, last = files
         if self.exists(last):
             raise FileExistsError(self.at(last))
-        self.write_many({path: files[path] for path in before})
-        self.write_new(last, files[last])
+        self.put_many({path: files[path] for path in before})
+        self.put_if_absent(last, files[last])
 
-    def remove(self, paths: Iterable[str]) -> None:
+    def delete(self, paths: Iterable[str]) -> None:
         # One by one: a bulk request is not tried again, and on some services ends at the first file that is missing.
         for _ in self.each(self._remove, paths):
             pass
 
-    def remove_folder(self, path: str) -> None:
-        self.remove(self.sizes(path))
+    def delete_folder(self, path: str) -> None:
+        self.delete(self.list(path))
 
     def exists(self, path: str) -> bool:
         try:
@@ -102,7 +102,7 @@ class ObjectStorage(Storage):
             return False
         return True
 
-    def sizes(self, under: str = "") -> dict[str, int]:
+    def list(self, under: str = "") -> dict[str, int]:
         def found() -> dict[str, int]:
             listing = self._api.list(self._store, under or None)
             return {entry["path"]: int(entry["size"]) for batch in listing for entry in batch}
@@ -126,7 +126,7 @@ class ObjectStorage(Storage):
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self) -> Sequence[str]:
         return []  # an unfinished request leaves no object
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
@@ -227,7 +227,7 @@ class ObjectFile(RandomAccess):
         self.size = storage.size(path)
 
     def read_at(self, length: int, offset: int) -> bytes:
-        return self.storage.read_range(self.path, length, offset) if length else b""
+        return self.storage.get_range(self.path, length, offset) if length else b""
 
 
 def _endpoint() -> str:

@@ -153,7 +153,7 @@ def measure(
         create_store(place, small, shuffled)
         outcomes = run_trials(trials)
     finally:
-        place.remove_folder("")
+        place.delete_folder("")
     found = merge(outcomes, work, small, shuffled)
     return None if found is None else replace(found, stored_sample_bytes=_stored_sample_bytes(store, schema, work))
 
@@ -299,7 +299,7 @@ def _stored_sample_bytes(store: Storage, schema: StoreSchema, work: Sequence[Wor
     total = 0.0
     for spec in schema.specs:
         if spec.is_sharded and spec.layer not in computed:
-            sizes = list(store.sizes(f"{spec.name}/c").values())
+            sizes = list(store.list(f"{spec.name}/c").values())
             total += float(np.mean(sizes)) / min(schema.samples_per_shard, schema.num_samples) if sizes else 0.0
     return total
 

@@ -103,7 +103,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
     records, damaged = _records(store, schema)
-    sizes = store.sizes()  # after the records, which may become more meanwhile
+    sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
     fills, measured = _fill_shares(reader, measure)
     arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)

@@ -100,7 +100,7 @@ def make_plan(
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
     tasks: list[ShardTask] = []
     reason_of: dict[int, str] = {}
-    present = store.sizes()
+    present = store.list()
     location = absolute(str(store))
     for shard, read in enumerate(read_commits(store, range(schema.num_shards))):
         start, stop = schema.shard_range(shard)

@@ -160,7 +160,7 @@ def execute(
     with locked(job.store, shared=not alone, make=make, wait_seconds=wait) as still_ours:
         _check_unchanged(job, open_schema(job.store), settled=not alone)
         if alone:
-            job.store.remove(job.store.leftovers())
+            job.store.delete(job.store.leftovers())
             _settle(job)
         else:
             withdraw_shards(job.store, job.schema, [task.shard for task in job.todo.tasks])
@@ -369,7 +369,7 @@ def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> t
 def _remove_leftovers(job: Job) -> None:
     """What workers that were killed on the way left half-written, of this run's own shards."""
     ours = set(_shards(job))
-    job.store.remove(path for path in job.store.leftovers() if shard_of(path) in ours)
+    job.store.delete(path for path in job.store.leftovers() if shard_of(path) in ours)
 
 
 def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:

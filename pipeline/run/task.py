@@ -109,7 +109,7 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
         files = shard.files(task.shard)
         _check_settings(store, task)  # once more: computing takes a while
         forget_layers(store, task.shard, layers)
-        store.write_many(files)
+        store.put_many(files)
         record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
     return ShardReport(
         shard=task.shard,
@@ -267,7 +267,7 @@ def _commit(
     merged = tuple(entries[index] for index in sorted(entries))
     sample_range = schema.shard_range(shard)
     status = encode_rows(list(status_rows(sample_range, merged)), STATUS, schema)
-    store.write(schema.shard_file(STATUS, shard), status)
+    store.put(schema.shard_file(STATUS, shard), status)
     layers = {name: LayerCommit(settings=schema.layer_digest(name), files=paths) for name, paths in computed.items()}
     record = CommitRecord(
         shard=shard,

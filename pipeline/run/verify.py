@@ -107,10 +107,10 @@ def repair(
         schema, _ = _schema_or_copy(store)
         for path, data in metadata_documents(schema).items():
             if not holds(store, path, data):
-                store.write(path, data)
+                store.put(path, data)
         manifest = read_manifest(store, schema, root)
-        store.remove(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
-        store.remove(store.leftovers())
+        store.delete(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
+        store.delete(store.leftovers())
         withdraw_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
@@ -159,7 +159,7 @@ def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
     known = {MANIFEST_FILE, *metadata_documents(schema)}
     known |= {commit_path(shard) for shard in range(schema.num_shards)}
     known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
-    for path in store.sizes():
+    for path in store.list():
         if path.endswith(PARTIAL_SUFFIX):
             yield Fault(path=path, problem=LEFTOVER)
         elif path not in known:
@@ -183,7 +183,7 @@ def _check_shard(
     for path, digest in expected.items():
         problem = ""
         try:
-            data = store.read(path)
+            data = store.get(path)
         except FileNotFoundError:
             problem = "shard file is missing"
         except OSError as error:

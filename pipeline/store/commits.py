@@ -94,7 +94,7 @@ def read_commit(store: Storage, shard: int) -> CommitRecord | None:
     """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one."""
     path = commit_path(shard)
     try:
-        data = store.read(path)
+        data = store.get(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -123,11 +123,11 @@ def read_commits(store: Storage, shards: Iterable[int]) -> Iterator[CommitRecord
 
 
 def write_commit(store: Storage, record: CommitRecord) -> None:
-    store.write(commit_path(record.shard), record.to_bytes())
+    store.put(commit_path(record.shard), record.to_bytes())
 
 
 def delete_commit(store: Storage, shard: int) -> None:
-    store.remove([commit_path(shard)])
+    store.delete([commit_path(shard)])
 
 
 def forget_layers(store: Storage, shard: int, layers: Iterable[str]) -> None:

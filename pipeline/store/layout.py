@@ -55,7 +55,7 @@ def is_store(store: Storage) -> bool:
         raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
     ours = {MANIFEST_FILE, SETTINGS_COPY, RUN_LOCK, TASKS_LOCK, f"{PROVENANCE}/zarr.json"}
     ours |= {f"{name}/zarr.json" for name in SPECS}
-    found = store.sizes().keys()
+    found = store.list().keys()
     if ROOT in found:  # it appeared between the two looks
         return True
     if others := sorted(found - ours):  # documents alone are what a creation leaves that never came to its end
@@ -87,7 +87,7 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
     """The manifest the store was computed from; ``root`` overrides where its paths start."""
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
-    data = store.read(MANIFEST_FILE)
+    data = store.get(MANIFEST_FILE)
     manifest = Manifest.parse(data, where, root=root)
     found = sha256(data)
     if found != schema.manifest_sha256:
@@ -109,14 +109,14 @@ def evolve_store(store: Storage, schema: StoreSchema, manifest: Manifest, touche
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
     for path, data in (documents | root_documents).items():
         if not holds(store, path, data):
-            store.write(path, data)
+            store.put(path, data)
     for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
-        store.remove_folder(name)
+        store.delete_folder(name)
 
 
 def withdraw_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
     """Remove the status of shards: from here on nobody reads them until they are committed again."""
-    store.remove(schema.shard_file(STATUS, shard) for shard in shards)
+    store.delete(schema.shard_file(STATUS, shard) for shard in shards)
 
 
 def shard_of(path: str) -> int | None:
@@ -134,7 +134,7 @@ def shard_of(path: str) -> int | None:
 def holds(store: Storage, path: str, data: bytes) -> bool:
     """Whether a file is there with exactly these bytes."""
     try:
-        return store.read(path) == data
+        return store.get(path) == data
     except OSError:
         return False
 
@@ -147,7 +147,7 @@ def settings_digest(schema: StoreSchema) -> str:
 def _schema_of(store: Storage, document: str) -> StoreSchema:
     where = store.at(document)
     try:
-        data = store.read(document)
+        data = store.get(document)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{store}: no store here (expected {where})", hint="make one with `physseg preprocess MANIFEST STORE`"

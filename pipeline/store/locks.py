@@ -195,7 +195,7 @@ class _Lease:
         if self._heart.is_alive():
             self._heart.join(2 * HEARTBEAT_SECONDS)
         with suppress(StorageError, OSError):  # then it is left to die by itself; the run is what counts
-            self.folder.remove([self.name])
+            self.folder.delete([self.name])
 
     @contextmanager
     def _gate(self) -> Iterator[None]:
@@ -204,30 +204,30 @@ class _Lease:
         seen, since = b"", time.monotonic()
         while True:
             try:
-                self.folder.write_new(GATE, ours)
+                self.folder.put_if_absent(GATE, ours)
                 break
             except FileExistsError:
                 found = self._read(GATE)
                 if found != seen:
                     seen, since = found, time.monotonic()
                 elif found and time.monotonic() - since > LEASE_SECONDS:
-                    self.folder.remove([GATE])
+                    self.folder.delete([GATE])
                 time.sleep(random.uniform(0.5, 1) * HEARTBEAT_SECONDS / 10)
         try:
             yield
         finally:
-            self.folder.remove([GATE])
+            self.folder.delete([GATE])
 
     def _read(self, name: str) -> bytes:
         try:
-            return self.folder.read(name)
+            return self.folder.get(name)
         except FileNotFoundError:
             return b""
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """Leases that may not be held together with ours."""
         others = {}
-        for name in self.folder.sizes():
+        for name in self.folder.list():
             if name == self.name or not name.endswith(".json"):
                 continue
             data = self._read(name)
@@ -253,7 +253,7 @@ class _Lease:
             alive = {name: document for name, document in now.items() if document != leases.get(name)}
             if alive or not now:
                 return alive
-        self.folder.remove(leases)
+        self.folder.delete(leases)
         return {}
 
     def _beat(self) -> None:
@@ -269,13 +269,13 @@ class _Lease:
             if time.monotonic() - began > LEASE_SECONDS / 2:  # so late that the file may have been taken away meanwhile
                 self._lost.set()
                 with suppress(StorageError, OSError):
-                    self.folder.remove([self.name])
+                    self.folder.delete([self.name])
                 return
             self._seen_alive = began
 
     def _write(self) -> None:
         self.document["beat"] += 1
-        self.folder.write(self.name, to_json(self.document))
+        self.folder.put(self.name, to_json(self.document))
 
 
 def _holder(document: dict[str, Any]) -> str:

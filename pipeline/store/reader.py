@@ -138,7 +138,7 @@ class StoreReader:
             start = shard * schema.samples_per_shard
             path = schema.shard_file(spec, shard)
             try:
-                decompress_into(self.store.read(path), rows[start : start + schema.samples_per_shard])
+                decompress_into(self.store.get(path), rows[start : start + schema.samples_per_shard])
             except FileNotFoundError:
                 return
             except StoreCorruptError as error:
@@ -178,7 +178,7 @@ class StoreReader:
         commit = record.layers.get(SPECS[name].layer) if record else None
         if commit is None or path not in commit.files:
             raise FileNotFoundError(path)
-        local = self.cache.file(commit.files[path], lambda: self.store.read(path), self.store.at(path))
+        local = self.cache.file(commit.files[path], lambda: self.store.get(path), self.store.at(path))
         return LocalFile(local)
 
     def _shard(self, number: int) -> "_Shard":
@@ -213,7 +213,7 @@ class StoreReader:
         path = f"{spec.name}/zarr.json"
         file = self.store.at(path)
         try:
-            found = json.loads(self.store.read(path))
+            found = json.loads(self.store.get(path))
         except (FileNotFoundError, ValueError) as error:
             raise StoreCorruptError(
                 f"{file}: not the metadata of an array: {error}", hint="run `physseg verify STORE --repair`"

@@ -116,7 +116,7 @@ class StoredShard:
             if not record.has(spec.layer, schema.layer_digest(spec.layer)):
                 return None
             try:
-                data = store.read(path)
+                data = store.get(path)
             except OSError:
                 return None
             if sha256(data) != record.layers[spec.layer].files.get(path):

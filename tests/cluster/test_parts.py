@@ -43,7 +43,7 @@ def execute(job: run.Job) -> None:
 
 
 def files(store: str) -> dict[str, bytes]:
-    return {name: open_storage(store).read(name) for name in open_storage(store).sizes()}
+    return {name: open_storage(store).get(name) for name in open_storage(store).list()}
 
 
 def test_a_part_that_was_planned_before_the_store_was_there(jobs: list[run.Job], store: str, shapes: Shapes) -> None:

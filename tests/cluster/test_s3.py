@@ -148,12 +148,12 @@ def test_a_bad_network_changes_no_byte(s3: Bucket, proxy: FlakyProxy, shapes: Sh
 
 
 OPERATIONS: dict[str, Callable[[Storage], object]] = {
-    "write": lambda storage: storage.write("b", b"new"),
-    "read": lambda storage: storage.read("a"),
+    "write": lambda storage: storage.put("b", b"new"),
+    "read": lambda storage: storage.get("a"),
     "read a part": lambda storage: storage.open("a").read_at(100, 1000),
     "exists": lambda storage: storage.exists("a"),
-    "list": lambda storage: storage.sizes(),
-    "remove": lambda storage: storage.remove(["a", "b"]),
+    "list": lambda storage: storage.list(),
+    "remove": lambda storage: storage.delete(["a", "b"]),
 }
 
 

@@ -30,23 +30,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
 
 
 def test_what_is_written_is_read_listed_and_removed(folder: Storage) -> None:
-    folder.write_many({"x": b"12345", "b/c/y": b"6", "b/z": b""})
-    assert (folder.read("x"), folder.read("b/c/y"), folder.read("b/z")) == (b"12345", b"6", b"")
-    assert folder.sizes() == {"x": 5, "b/c/y": 1, "b/z": 0}
-    assert folder.sizes("b") == {"b/c/y": 1, "b/z": 0}
+    folder.put_many({"x": b"12345", "b/c/y": b"6", "b/z": b""})
+    assert (folder.get("x"), folder.get("b/c/y"), folder.get("b/z")) == (b"12345", b"6", b"")
+    assert folder.list() == {"x": 5, "b/c/y": 1, "b/z": 0}
+    assert folder.list("b") == {"b/c/y": 1, "b/z": 0}
     assert folder.exists("b/z") and not folder.exists("b") and not folder.exists("nothing")
-    folder.write("x", b"7")
-    assert folder.read("x") == b"7"
-    folder.remove(["x", "never was"])
-    folder.remove_folder("b")
-    assert folder.sizes() == {}
-    for missing in (folder.read, folder.open):
+    folder.put("x", b"7")
+    assert folder.get("x") == b"7"
+    folder.delete(["x", "never was"])
+    folder.delete_folder("b")
+    assert folder.list() == {}
+    for missing in (folder.get, folder.open):
         with pytest.raises(FileNotFoundError):
             missing("x")
 
 
 def test_parts_of_a_file(folder: Storage) -> None:
-    folder.write("x", b"0123456789")
+    folder.put("x", b"0123456789")
     file = folder.open("x")
     assert file.size == 10
     assert (file.read_at(3, 2), file.read_at(99, 8), file.read_at(0, 0)) == (b"234", b"89", b"")
@@ -55,25 +55,25 @@ def test_parts_of_a_file(folder: Storage) -> None:
 
 def test_a_new_folder_appears_whole_and_once(folder: Storage) -> None:
     folder.create({"b/y": b"1", "root": b"2"})
-    assert folder.sizes() == {"b/y": 1, "root": 1}
+    assert folder.list() == {"b/y": 1, "root": 1}
     with pytest.raises(FileExistsError):
         folder.create({"root": b"3"})
     with pytest.raises(FileExistsError):
         folder.create({"b/y": b"other", "root": b"3"})
-    assert (folder.read("b/y"), folder.read("root")) == (b"1", b"2")
+    assert (folder.get("b/y"), folder.get("root")) == (b"1", b"2")
 
 
 def test_a_new_file_is_never_written_over(folder: Storage) -> None:
-    folder.write_new("x", b"1")
+    folder.put_if_absent("x", b"1")
     with pytest.raises(FileExistsError):
-        folder.write_new("x", b"2")
-    assert (folder.read("x"), folder.sizes()) == (b"1", {"x": 1})
+        folder.put_if_absent("x", b"2")
+    assert (folder.get("x"), folder.list()) == (b"1", {"x": 1})
 
 
 def test_a_file_that_is_not_there_keeps_none_from_being_removed(folder: Storage) -> None:
-    folder.write_many({f"{i}": b"1" for i in range(5)})
-    folder.remove(["missing", *map(str, range(5))])
-    assert folder.sizes() == {}
+    folder.put_many({f"{i}": b"1" for i in range(5)})
+    folder.delete(["missing", *map(str, range(5))])
+    assert folder.list() == {}
 
 
 def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +90,14 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch
 
 
 def test_many_questions_are_answered_in_order(folder: Storage) -> None:
-    folder.write_many({f"{i:04d}": str(i).encode() for i in range(1500)})
-    assert list(folder.each(folder.read, (f"{i:04d}" for i in range(1500)))) == [str(i).encode() for i in range(1500)]
+    folder.put_many({f"{i:04d}": str(i).encode() for i in range(1500)})
+    assert list(folder.each(folder.get, (f"{i:04d}" for i in range(1500)))) == [str(i).encode() for i in range(1500)]
 
 
 def test_an_error_among_many_questions_is_not_lost(folder: Storage) -> None:
-    folder.write("a", b"1")
+    folder.put("a", b"1")
     with pytest.raises(FileNotFoundError):
-        list(folder.each(folder.read, ["a", "b", "a"]))
+        list(folder.each(folder.get, ["a", "b", "a"]))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_files_below_a_root(tmp_path: Path) -> None:
 def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(StorageError, match="obstore") as caught:
-        ObjectStorage("s3://bucket/x").read("y")
+        ObjectStorage("s3://bucket/x").get("y")
     assert "physseg[s3]" in str(caught.value)
 
 
@@ -170,7 +170,7 @@ def test_a_profile_without_boto3_is_an_error_not_a_guess(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_PROFILE", "mine")
     monkeypatch.setitem(__import__("sys").modules, "boto3", None)
     with pytest.raises(StorageError, match=r"profile in ~/.aws cannot be used"):
-        ObjectStorage("s3://bucket/x").read("y")
+        ObjectStorage("s3://bucket/x").get("y")
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_an_outage_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(obstore, "get", answer)
         with pytest.raises(FileNotFoundError if missing else StorageError):
-            ObjectStorage("s3://bucket/x").read("a")
+            ObjectStorage("s3://bucket/x").get("a")
 
 
 @pytest.mark.parametrize("status", [None, 404, 503])

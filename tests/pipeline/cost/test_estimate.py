@@ -181,7 +181,7 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     assert set(found.parts) == {"load", "mask_edges", "compress", "write"}
     assert found.files == 2 * 3, "an array, the status and the record of each shard"
     assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == before
-    canny = sum(open_storage(store).sizes("canny/c").values()) / 128
+    canny = sum(open_storage(store).list("canny/c").values()) / 128
     assert found.sample_bytes > canny, "training reads what the store has already, too"
     (store / "provenance/commits/000001.json").unlink()
     kinds = kinds_of_work(run.prepare(table, store, structures=["mask_edges"]).plan.tasks)

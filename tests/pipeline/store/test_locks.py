@@ -113,14 +113,14 @@ def test_who_cannot_renew_gives_up_before_others_take_over(tmp_path: Path, monke
     store = LocalStorage(tmp_path / "s.zarr")
     store.path.mkdir()
     with locked(store) as still_ours:
-        write = LocalStorage.write
+        put = LocalStorage.put
 
         def stalled(self: LocalStorage, path: str, data: bytes) -> None:
             time.sleep(0.6)  # lands after a waiting one may have removed the lease and taken the store
-            write(self, path, data)
+            put(self, path, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStorage, "write", stalled)
+            patch.setattr(LocalStorage, "put", stalled)
             time.sleep(0.5)
             assert raises(still_ours), "while the request is on its way"
             wait_for(lambda: leases(store) == [])
@@ -150,7 +150,7 @@ def test_a_gate_that_was_left_shut_is_opened(tmp_path: Path, monkeypatch: pytest
     use_leases(monkeypatch)
     store = LocalStorage(tmp_path / "s.zarr")
     store.path.mkdir()
-    LocalStorage(Path(f"{store}.locks")).write("gate", b"of a process that died")
+    LocalStorage(Path(f"{store}.locks")).put("gate", b"of a process that died")
     with locked(store):
         pass
     assert list(Path(f"{store}.locks").iterdir()) == []
