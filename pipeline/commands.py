@@ -55,7 +55,7 @@ def preprocess(
         str | None,
         typer.Option(
             metavar="cpu|cuda",
-            help="Of superpoint. cuda: all GPUs of this machine, by a process each. Default: cpu, or the store's.",
+            help="Of superpoint. cuda: workers take the GPUs of their machine in turn. Default: cpu, or the store's.",
         ),
     ] = None,
     part: Annotated[

@@ -11,12 +11,11 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
-from ...common.processes import end_with_parent, memory_of
-from ...common.processes import environment as child_environment
+from ...common.processes import end_with_parent, environment, memory_of
 from .errors import ShardFailedError
 from .executors.clusters import WORKER_ENVIRONMENT
 from .shard_failure import shard_failed
@@ -36,17 +35,15 @@ def compute_alone(
     memory_limit: int,
     say: Callable[[str], None],
     still_ours: Callable[[], None],
-    variables: Mapping[str, str] | None = None,
 ) -> ShardReport:
     """Compute one shard, refusing exactly the samples that kill, and name them in its quarantine.
 
     A process over ``memory_limit`` bytes is killed (watched on Linux only). ``still_ours`` is called about once a
-    second and may raise to stop; ``variables`` go into the process's environment. Raises ShardFailedError if the shard
-    fails in any other way than by one sample.
+    second and may raise to stop. Raises ShardFailedError if the shard fails in any other way than by one sample.
     """
     deaths: Counter[_Death] = Counter()
     while True:
-        end = _attempt(task, memory_limit, still_ours, {**WORKER_ENVIRONMENT, **(variables or {})})
+        end = _attempt(task, memory_limit, still_ours)
         if isinstance(end, ShardReport):
             return end
         if isinstance(end, ShardFailedError):
@@ -76,12 +73,12 @@ class _Death:
 
 
 def _attempt(
-    task: ShardTask, memory_limit: int, still_ours: Callable[[], None], environment: Mapping[str, str]
+    task: ShardTask, memory_limit: int, still_ours: Callable[[], None]
 ) -> ShardReport | ShardFailedError | _Death:
     context = multiprocessing.get_context("spawn")
     ours, childs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(task, childs), daemon=True)
-    with child_environment(environment):
+    with environment(WORKER_ENVIRONMENT):
         process.start()
     childs.close()  # the child has the only other end: when it dies, reading ours ends
     samples: list[int] = []

@@ -20,6 +20,7 @@ from ...common.storage.location import Location, open_storage, read_below
 from ...manifests.manifest import Manifest
 from ...structure_extractors import registry
 from ...structure_extractors.interface import Extractor
+from ...structure_extractors.superpoint.inference import check_gpu
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits, sha256
 from ..store.errors import StoreBusyError, StoreError, StoreIncompleteError
 from ..store.frame import Frame
@@ -36,7 +37,6 @@ from ..store.layout import (
 from ..store.locks import StillOurs, locked, no_task_writes
 from ..store.schema import ARRAYS, StoreSchema
 from .executors.dask import LOCAL, SYNC, run_tasks
-from .executors.gpu_servers import check_gpu
 from .plan import Part, Plan, make_plan, memory_per_worker
 from .task import LABELS_LAYER, ShardReport
 
@@ -127,7 +127,7 @@ def prepare(
     )
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     if not elsewhere:
-        check_gpu(plan.tasks)
+        check_gpu(extractor for task in plan.tasks for extractor in task.extractors)
     _check_data_there(manifest, [index for task in plan.tasks for index in range(*schema.shard_range(task.shard))])
     return Job(
         part=part,

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from ..interface import JSON, Image, Labels, check_image, check_option, settings_identity
 from ..keypoints import Scores, clear_border, encode_confidence, keep_strongest, suppress_neighbours
-from .inference import CPU, Answer, Network, first_gpu, infer, load, read_weights
-from .server import ask, servers
+from .inference import CPU, Network, gpu_of_this_process, infer, load, read_weights
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "superpoint_physseg.safetensors"  # its model card lies beside it
 ADAPTATIONS = (0, 16, 32)
@@ -89,7 +88,8 @@ class SuperPoint:
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         """Compute the arrays of an image (H, W, 3) uint8 RGB. Raises DeviceError if there is no GPU and should be."""
-        answer = self._ask(_grey(check_image(image, extractor=self.name)))
+        grey = _grey(check_image(image, extractor=self.name))
+        answer = infer(self._network, grey, CPU if self.device == CPU else gpu_of_this_process())
         kept = select_keypoints(
             answer.probability,
             threshold=answer.threshold if self.threshold is None else self.threshold,
@@ -103,14 +103,6 @@ class SuperPoint:
     def detect(self, images: Sequence[Image]) -> list[dict[str, npt.NDArray[np.uint8]]]:
         """Compute the arrays of several images of any sizes, one by one: no result depends on the others."""
         return [self(image, _NO_LABELS, ignore_index=0) for image in images]
-
-    def _ask(self, grey: npt.NDArray[np.uint8]) -> Answer:
-        """A GPU's answer comes from the process that serves it, if there is one; else the GPU is used in this one."""
-        if self.device == CPU:
-            return infer(self._network, grey, CPU)
-        if sockets := servers():
-            return ask(sockets, self._network, grey)
-        return infer(self._network, grey, first_gpu())
 
     @property
     def _network(self) -> Network:

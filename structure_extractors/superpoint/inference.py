@@ -1,12 +1,12 @@
-"""A grey picture to its map of keypoint probabilities, on a device of this process.
+"""A grey picture to its map of keypoint probabilities, on a device of this process: what a GPU can do of SuperPoint.
 
-The part of SuperPoint that a GPU can do, and so the part that a process with the GPU does for others
-(``superpoint_server.py``). torch is imported on first use.
+torch is imported on first use.
 """
 
 import hashlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .weights import Detector
 
 CPU = "cpu"
+WORKER_NUMBER = "PHYSSEG_WORKER_NUMBER"
+"""In a worker's environment: which of the workers of its machine it is, so that they spread over the GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,19 +116,26 @@ def gpus() -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))
 
 
-def first_gpu() -> str:
-    """Raises DeviceError where there is none."""
+def check_gpu(extractors: Iterable[object]) -> None:
+    """Raises DeviceError where one of the extractors is to compute on a GPU and this machine has none."""
+    if any(getattr(extractor, "device", CPU) != CPU for extractor in extractors):
+        gpu_of_this_process()
+
+
+def gpu_of_this_process() -> str:
+    """The GPU that this process uses: the workers of a machine take its GPUs in turn, by their number or process id.
+
+    Raises:
+        DeviceError: This machine has none.
+    """
     found = gpus()
     if not found:
         raise DeviceError(
             "superpoint.device: the layer superpoint is to be computed on a GPU (cuda), and PyTorch finds none here",
             hint="run this where a GPU is, or compute the layer on CPUs: "
             "--structures superpoint --set superpoint.device=cpu",
-            option="superpoint.device",
-            expected="cuda",
-            got=CPU,
         )
-    return found[0]
+    return found[int(os.environ.get(WORKER_NUMBER, os.getpid())) % len(found)]
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ....structure_extractors.superpoint.inference import WORKER_NUMBER
 from ..errors import ExecutorError
 
 LOCAL = "local"
@@ -53,20 +55,16 @@ def connected(
     workers: int | None,
     memory_limit: int | None = None,
     memory_needed: int = 0,
-    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
     """A client of the cluster, which is started and ended here unless ``scheduler`` is its address.
 
     ``workers`` processes of one thread for ``local`` and ``slurm``; ``memory_limit`` and ``memory_needed`` are bytes
-    per process, ``variables`` go into the environment of ``local`` ones besides our own. Raises ExecutorError where the
-    cluster cannot be had, or would have too little memory.
+    per process. Raises ExecutorError where the cluster cannot be had, or would have too little memory.
     """
     import dask
     from distributed import Client
 
-    # Not with the others: what is set before a worker's start, Dask leaves in this process's environment for ever.
-    theirs = {f"distributed.nanny.environ.{name}": value for name, value in (variables or {}).items()}
-    with dask.config.set({**_OUR_CONFIGURATION, **theirs}), contextlib.ExitStack() as stack:
+    with dask.config.set(_OUR_CONFIGURATION), contextlib.ExitStack() as stack:
         if scheduler == LOCAL:
             cluster = stack.enter_context(_local_cluster(workers, memory_limit, memory_needed))
         elif scheduler == SLURM:
@@ -136,9 +134,11 @@ def _local_cluster(workers: int | None, memory_limit: int | None, memory_needed:
     raise AssertionError("unreachable")
 
 
-def dask_setup(_: object) -> None:
+def dask_setup(worker: Any) -> None:
     """What a local worker does first, also one that takes the place of another: Dask calls this by its name.
 
-    Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well.
+    Ctrl-C reaches every process of a terminal; this one ends the workers, which need not complain of it as well. A
+    local worker's name is its number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[WORKER_NUMBER] = str(worker.name)

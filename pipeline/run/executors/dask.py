@@ -17,7 +17,6 @@ from ..lone_shards import compute_alone
 from ..shard_failure import shard_failed
 from ..task import ShardReport, ShardTask, compute_shard
 from .clusters import LOCAL, SLURM, connected
-from .gpu_servers import serving
 
 __all__ = ["LOCAL", "SLURM", "SYNC", "run_tasks", "say_on_stderr"]
 
@@ -60,8 +59,6 @@ def run_tasks(
     Tasks whose workers are killed again and again are tried alone, in a process beside this one, after all others:
     samples that kill it end in quarantine. With ``sync``, such a sample kills this process.
 
-    GPUs that tasks need are used, with ``local``, by one more process each, and otherwise by those that run the tasks.
-
     Raises ExecutorError for another scheduler, a cluster that cannot be had and a limit below ``memory_needed``,
     ShardFailedError for the first task that fails; shards committed before that stay.
     """
@@ -81,16 +78,13 @@ def run_tasks(
     if not tasks:
         return  # a cluster takes seconds to start
     killers: list[ShardTask] = []
-    with serving(tasks if scheduler == LOCAL else ()) as variables:
-        with connected(
-            scheduler, workers=workers, memory_limit=memory_limit, memory_needed=memory_needed, variables=variables
-        ) as client:
-            watch = _Watch(client, is_local=scheduler == LOCAL, say=say, still_ours=still_ours)
-            yield from _windowed(client, tasks, watch, killers)
-        for task in killers:  # after the cluster, so that they have the machine for themselves
-            say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
-            limit = memory_limit or int(_machine_memory() * LONE_SHARE_OF_MEMORY)
-            yield compute_alone(task, memory_limit=limit, say=say, still_ours=still_ours, variables=variables)
+    with connected(scheduler, workers=workers, memory_limit=memory_limit, memory_needed=memory_needed) as client:
+        watch = _Watch(client, is_local=scheduler == LOCAL, say=say, still_ours=still_ours)
+        yield from _windowed(client, tasks, watch, killers)
+    for task in killers:  # after the cluster, so that they have the machine for themselves
+        say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
+        limit = memory_limit or int(_machine_memory() * LONE_SHARE_OF_MEMORY)
+        yield compute_alone(task, memory_limit=limit, say=say, still_ours=still_ours)
 
 
 def _windowed(
