@@ -4,7 +4,6 @@ The dataset is indexed by *lists of positions* (see order.py), one list per batc
 sample is cropped straight into its place, so nothing larger than the crop leaves a worker.
 """
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...common.errors import ConfigError, PhyssegError
-from ...common.processes import end_with_parent, keep_freed_memory
+from ...common.loader import load_batches
+from ...common.processes import keep_freed_memory
 from ...common.settings import PathText
 from ...common.storage.content_cache import ContentCache
 from ...pipeline.store.errors import StoreIncompleteError
@@ -238,40 +238,18 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
 
     Raises what a worker met, and TrainDataError if one died. Workers end with this process, however it ends.
     """
-    config = samples.config
-    workers: dict[str, Any] = {}
-    if config.num_workers:
-        # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        workers = {
-            "multiprocessing_context": context,
-            "prefetch_factor": config.prefetch,
-            "worker_init_fn": _start_worker,
-        }
-    loader = DataLoader(
+    return load_batches(
         samples,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=config.num_workers,
-        collate_fn=_as_is,
+        sampler,
+        num_workers=samples.config.num_workers,
+        prefetch=samples.config.prefetch,
         pin_memory=pin_memory,
-        # Of its own: the loader draws a seed from it, which would otherwise move the run's generator.
-        generator=torch.Generator().manual_seed(0),
-        **workers,
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, PhyssegError):
-                raise batch
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if not (config.num_workers and _is_a_workers_death(error)):
-            raise
-        raise TrainDataError(
-            f"a data worker died: {type(error).__name__} {error}",
+        start_worker=_start_worker,
+        death=TrainDataError(
+            "a data worker died",
             hint="usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch",
-        ) from error
+        ),
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -292,23 +270,8 @@ def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return ids.astype(np.int32) if ids.dtype == np.uint16 else ids
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _is_a_workers_death(error: Exception) -> bool:
-    """By what PyTorch raises: a RuntimeError of its own, or the broken connection over which a batch was coming.
-
-    What a worker raised itself says "in DataLoader worker process".
-    """
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    return "in DataLoader worker process" not in str(error)
-
-
-def _start_worker(_: int) -> None:
+def _start_worker() -> None:
     ignore_stop_signals()
-    end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

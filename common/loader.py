@@ -1,0 +1,94 @@
+"""A PyTorch DataLoader in the order of its sampler, whose errors are ours: what a worker met, or that one died."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import PhyssegError
+from .processes import end_with_parent
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset, Sampler
+
+T = TypeVar("T")
+
+
+def load_batches(
+    dataset: "Dataset[T | PhyssegError]",
+    sampler: "Sampler[Any] | None" = None,
+    *,
+    num_workers: int,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    start_worker: Callable[[], None],
+    death: PhyssegError,
+) -> Iterator[T]:
+    """The items of a dataset, in order; the same ones with any number of workers.
+
+    Workers end with this process, however it ends.
+
+    Args:
+        dataset: Gives whole batches. It returns its PhyssegErrors, which are raised here: DataLoader would wrap what a
+            worker raises in its traceback's text.
+        sampler: What to index it by; None goes from 0 to its length.
+        num_workers: Number of processes that load; 0 loads in this process.
+        prefetch: Number of batches that each worker keeps ready.
+        pin_memory: Whether tensors come in page-locked memory.
+        start_worker: What each worker calls first; a function of a module.
+        death: The error of a worker that died. What PyTorch says of it is added to the message.
+
+    Raises:
+        PhyssegError: What the dataset returned, or one like `death`.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    workers: dict[str, Any] = {}
+    if num_workers:
+        # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([type(dataset).__module__])
+        workers = {
+            "multiprocessing_context": context,
+            "prefetch_factor": prefetch,
+            "worker_init_fn": partial(_start, start_worker),
+        }
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        # Of its own: the loader draws a seed from it, which would otherwise move the process's generator.
+        generator=torch.Generator().manual_seed(0),
+        **workers,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, PhyssegError):
+                raise batch
+            yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not num_workers or not _tells_of_a_death(error):
+            raise
+        raise type(death)(f"{death.args[0]}: {type(error).__name__} {error}", hint=death.hint) from error
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """By what PyTorch raises: a RuntimeError of its own, or the broken connection over which a batch was coming.
+
+    What a worker raised itself says "in DataLoader worker process".
+    """
+    own = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+    return own and "in DataLoader worker process" not in str(error)
+
+
+def _start(start_worker: Callable[[], None], _: int) -> None:
+    end_with_parent()
+    start_worker()
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
