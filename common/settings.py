@@ -66,14 +66,14 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
         raise ConfigError(f"{f'[{where}] ' if where else ''}{error.args[0]}", hint=hint, **facts) from error
 
 
-def plain(config: Any) -> Any:
+def to_dict(config: Any) -> Any:
     """The settings as JSON values: dataclasses become dicts, tuples lists; ``build`` reads the result back."""
     if is_dataclass(config) and not isinstance(config, type):
-        return {field.name: plain(getattr(config, field.name)) for field in _init_fields(type(config))}
+        return {field.name: to_dict(getattr(config, field.name)) for field in _init_fields(type(config))}
     if isinstance(config, Mapping):
-        return {str(key): plain(value) for key, value in config.items()}
+        return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [plain(value) for value in config]
+        return [to_dict(value) for value in config]
     if isinstance(config, Path):
         return str(config)
     return config
@@ -215,7 +215,7 @@ def _unknown_key(dotted: str, key: str, known: list[str]) -> ConfigError:
 def _wrong_type(where: str, expected: str, value: Any) -> ConfigError:
     shown = {str: "text", bool: "boolean", int: "integer", float: "number", dict: "table", list: "list"}
     kind = next((word for known, word in shown.items() if isinstance(value, known)), type(value).__name__)
-    return ConfigError(f"`{where}` must be {expected}, got {kind} {plain(value)!r}", expected=expected, got=value)
+    return ConfigError(f"`{where}` must be {expected}, got {kind} {to_dict(value)!r}", expected=expected, got=value)
 
 
 def _init_fields(cls: type[Any]) -> list[Field[Any]]:

@@ -20,7 +20,7 @@ from .loop.optim import OptimConfig
 from .losses.total import LossConfig
 from .model.segmenter import SegmenterConfig
 
-HARMLESS = frozenset(
+RESUMABLE_KEYS = frozenset(
     {
         "data.store",  # where it is; what is in it is compared on its own
         "data.images",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from physseg.common.errors import ConfigError
-from physseg.common.settings import PathText, apply_override, build, differing_keys, plain
+from physseg.common.settings import PathText, apply_override, build, differing_keys, to_dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ def test_values_by_hand() -> None:
 
 def test_plain_and_build_are_inverse() -> None:
     config = read(inner={"mode": "b"}, names=["u"], remote="data", extra={"k": 2})
-    assert build(Outer, plain(config), base=Path("/elsewhere")) == config
+    assert build(Outer, to_dict(config), base=Path("/elsewhere")) == config
 
 
 def test_paths_are_relative_to_the_file_and_urls_are_left_alone() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from physseg.common.errors import ConfigError
-from physseg.common.settings import differing_keys, plain
-from physseg.train.config import HARMLESS, TrainConfig, example_config, load_config
+from physseg.common.settings import differing_keys, to_dict
+from physseg.train.config import RESUMABLE_KEYS, TrainConfig, example_config, load_config
 
 
 def write(folder: Path, text: str) -> Path:
@@ -48,7 +48,7 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
             keys.add(table + match[1])
     not_shown = {"model.alignment", "model.architecture", "model.text_encoder"}  # lambda_sac, imports, exports set them
     assert keys == dotted_keys(TrainConfig) - not_shown
-    assert differing_keys(plain(shown), plain(everything)) == {
+    assert differing_keys(to_dict(shown), to_dict(everything)) == {
         "clip_weights": (None, "openai"),
         "model.quick_gelu": (None, True),
         "run": (None, str(tmp_path / "runs/first")),
@@ -107,4 +107,4 @@ def test_values_out_of_range(make_config: Callable[..., TrainConfig], changes: d
 
 
 def test_harmless_keys_exist() -> None:
-    assert dotted_keys(TrainConfig) >= HARMLESS
+    assert dotted_keys(TrainConfig) >= RESUMABLE_KEYS

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.errors import ConfigError
-from ...common.settings import build, plain
+from ...common.settings import build, to_dict
 from ...manifests.manifest import Manifest
 from ..errors import CheckpointError, EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
@@ -101,7 +101,7 @@ def _protocol(
         "synonyms": model.config.synonyms,
         "preselected_classes": model.config.pad_len,
         "max_images": max_images,
-        **{name: value for name, value in plain(settings).items() if name not in ("batch_windows", "memory_bytes")},
+        **{name: value for name, value in to_dict(settings).items() if name not in ("batch_windows", "memory_bytes")},
     }
     return {
         "dataset": manifest.dataset,

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
-from ...common.settings import plain
+from ...common.settings import to_dict
 from ...manifests.manifest import Manifest
-from ..config import HARMLESS, TrainConfig
+from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
 from ..data.order import PositionBatches
 from ..errors import NonFiniteLossError, RankError
@@ -37,12 +37,12 @@ from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog, SilentLog, read_log
 from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
-from .meter import Meter
-from .model_ema import WeightAverages
+from .meter import AverageMeter
+from .model_ema import ModelEma
 from .objective import Objective, micro_batches
 from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from .process import StopSignals, random_state, set_random_state
-from .ranks import Ranks, joined, without_exchange
+from .ranks import Ranks, joined, no_sync
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
     run = RunFolder(config.run)
     with joined(config.device) as ranks:
         _check_batch_size(config, ranks)
-        with run.locked() if ranks.is_first else nullcontext():
+        with run.locked() if ranks.is_main else nullcontext():
             training = _Training(config, run, ranks)
             return training.go_on(min(stop_at or config.steps, config.steps), progress=progress)
 
@@ -90,7 +90,7 @@ class _Training:
         self.run, self.ranks, self.device = run, ranks, ranks.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        with ranks.first_goes_first():
+        with ranks.main_process_first():
             self.config, self.clip_weights = settle_clip_weights(config, run)
             config = self.config
             structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
@@ -105,7 +105,7 @@ class _Training:
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
         self.optimizer: AdamW = build_optimizer(self.model, config.optim)
-        self.averages: WeightAverages | None = None
+        self.averages: ModelEma | None = None
         self.step = self.saved_step = self._resume_or_begin()
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
@@ -120,7 +120,7 @@ class _Training:
                 total=self.config.steps,
                 initial=first_step,
                 unit="step",
-                disable=not (progress and self.ranks.is_first),
+                disable=not (progress and self.ranks.is_main),
                 smoothing=0.1,
             ) as bar,
             StopSignals() as stop,
@@ -145,7 +145,7 @@ class _Training:
 
     def _loop(self, stop_at: int, log: RunLog, bar: "tqdm[Any]", stop: StopSignals) -> str | None:
         """Step after step until `stop_at`, or until any rank must stop; returns the signal's name if one was why."""
-        config, meter = self.config, Meter(self.config.batch_size)
+        config, meter = self.config, AverageMeter(self.config.batch_size)
         data = _Data(self._stream(stop_at), meter, stop)
         data.fetch()
         while self.step < stop_at and not self.ranks.any(data.must_stop):
@@ -178,13 +178,13 @@ class _Training:
         counts = {name: count / number for name, count in counts.items()} if counts else None
         losses: list[dict[str, Tensor]] = []
         for part in micro_batches(batch, number):
-            with without_exchange(self.shared) if len(losses) + 1 < number else nullcontext():
+            with no_sync(self.shared) if len(losses) + 1 < number else nullcontext():
                 parts = self.shared(part, counts)
                 (parts["loss"] / number).backward()
             losses.append({name: value.detach() for name, value in parts.items()})
         return self.ranks.mean({name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]})
 
-    def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: Meter) -> None:
+    def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: AverageMeter) -> None:
         """Change the weights, unless a number says that would ruin them."""
         try:
             values = require_finite(parts, step=self.step, sample_ids=batch["sample_ids"])
@@ -224,11 +224,11 @@ class _Training:
         return batches(self.samples, sampler, pin_memory=self.device.type == "cuda")
 
     def _begin_or_check_run(self) -> None:
-        settings = plain(self.config)
+        settings = to_dict(self.config)
         model = settings.pop("model")
         if self.run.exists():
             current = {"model": model, "training": settings, "data": self.identity}
-            self.run.check_same(current, harmless=HARMLESS)
+            self.run.check_same(current, harmless=RESUMABLE_KEYS)
         else:
             origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
             classes = self.vocabulary.classes
@@ -238,10 +238,10 @@ class _Training:
 
     def _save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
-        if not self.ranks.is_first or self.step == self.saved_step:
+        if not self.ranks.is_main or self.step == self.saved_step:
             return
         state = CheckpointState(
-            step=self.step, model=plain(self.config.model), classes=self.vocabulary.classes, data=self.identity
+            step=self.step, model=to_dict(self.config.model), classes=self.vocabulary.classes, data=self.identity
         )
         trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()}
         if self.averages is not None:
@@ -257,8 +257,8 @@ class _Training:
 
     def _resume_or_begin(self) -> int:
         """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
-        with self.ranks.first_goes_first():
-            if self.ranks.is_first:
+        with self.ranks.main_process_first():
+            if self.ranks.is_main:
                 checkpoint.remove_unfinished(self.run.checkpoints)
         if not checkpoint.steps(self.run.checkpoints):
             if self.clip_weights is not None:
@@ -266,7 +266,7 @@ class _Training:
             self.averages = self._new_averages()
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
-        state = checkpoint.load_model(path, self.model, plain(self.config.model))
+        state = checkpoint.load_model(path, self.model, to_dict(self.config.model))
         trainer = checkpoint.load_trainer(path)
         self.optimizer.load_state_dict(trainer["optimizer"])
         self.averages = self._new_averages()
@@ -275,8 +275,8 @@ class _Training:
         set_random_state(trainer["random"])
         return state.step
 
-    def _new_averages(self) -> WeightAverages | None:
-        return WeightAverages(self.model, self.config.ema_decay) if self.config.ema_decay else None
+    def _new_averages(self) -> ModelEma | None:
+        return ModelEma(self.model, self.config.ema_decay) if self.config.ema_decay else None
 
     # --- evaluation ---
 
@@ -287,7 +287,7 @@ class _Training:
     def _evaluate_if_missed(self, log: RunLog) -> None:
         """A run that was killed while it evaluated has a checkpoint of that step, and no result in its log."""
         if self._evaluation_is_due():
-            logged = self.ranks.is_first and self.step in logged_evaluations(self.run)
+            logged = self.ranks.is_main and self.step in logged_evaluations(self.run)
             if not self.ranks.any(logged):
                 self._evaluate(log)
 
@@ -317,7 +317,7 @@ class _Training:
 
     def _keep_if_best(self, log: RunLog, result: Evaluation) -> None:
         settings, miou = self.config.eval, result.confusion.miou()
-        if settings.keep_best and self.ranks.is_first:
+        if settings.keep_best and self.ranks.is_main:
             of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
             best = self.run.best()
             # One of a later step, or whose checkpoint somebody deleted, is of a past that this run went back behind.
@@ -334,11 +334,11 @@ class _Training:
     # --- log ---
 
     def _open_log(self) -> RunLog:
-        if not self.ranks.is_first:
+        if not self.ranks.is_main:
             return SilentLog()
         return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step)
 
-    def _log_means(self, log: RunLog, bar: "tqdm[Any]", meter: Meter) -> None:
+    def _log_means(self, log: RunLog, bar: "tqdm[Any]", meter: AverageMeter) -> None:
         values = meter.take() | learning_rates(self.optimizer)
         log.scalars(self.step, values)
         bar.set_postfix_str(f"loss {values['loss/total']:.3f}, data wait {values['speed/data_wait']:.0%}")
@@ -357,7 +357,7 @@ class _Training:
             quarantined=left_out,
             clip_weights=self.clip_weights.facts() if self.clip_weights else None,
         )
-        if not self.ranks.is_first:
+        if not self.ranks.is_main:
             return
         if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
             tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
@@ -371,7 +371,7 @@ class _Data:
     """The stream of batches, one ahead; and what ended it."""
 
     stream: Iterator[Batch]
-    meter: Meter
+    meter: AverageMeter
     stop: StopSignals
     failure: PhyssegError | None = None
     _batch: Batch | None = None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
-class Meter:
+class AverageMeter:
     """Adds up what steps report until `take` asks for the means."""
 
     def __init__(self, batch_size: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class WeightAverages:
+class ModelEma:
     """Averages of a module's trainable parameters: after each step, average = decay x average + (1 - decay) x weight.
 
     The first steps are not held back by where training began: step t uses min(decay, (1 + t) / (10 + t)).

@@ -30,7 +30,7 @@ class Ranks:
     size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes: checkpoints, log and progress are the first one's."""
         return self.rank == 0
 
@@ -46,12 +46,12 @@ class Ranks:
         )
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first rank does what is inside, then the others: what it creates is there for them."""
-        if not self.is_first:
+        if not self.is_main:
             self._wait()
         yield
-        if self.is_first:
+        if self.is_main:
             self._wait()
 
     def any(self, here: bool) -> bool:
@@ -95,7 +95,7 @@ class Ranks:
             self.any(False)
 
 
-def without_exchange(module: nn.Module) -> AbstractContextManager[None]:
+def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Backward passes inside add to this rank's gradients only; the first one outside shares the sum."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.settings import plain
+from ...common.settings import to_dict
 from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import SegmenterConfig
@@ -83,8 +83,8 @@ def import_catseg(
     try:
         origin = {"imported": {"file": path.name, "sha256": file_sha256(path)}}
         run = RunFolder(partial)
-        run.create(model=plain(config), training=None, data=None, classes=vocabulary, origin=origin)
-        content = CheckpointState(step=step, model=plain(config), classes=vocabulary, data=None)
+        run.create(model=to_dict(config), training=None, data=None, classes=vocabulary, origin=origin)
+        content = CheckpointState(step=step, model=to_dict(config), classes=vocabulary, data=None)
         checkpoint.save(run.checkpoints, content, fitted)
         partial.rename(out)
     finally:

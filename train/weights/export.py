@@ -22,7 +22,7 @@ from torch import Tensor
 from ... import __version__
 from ...common.atomic import atomic_write, sync_directory
 from ...common.errors import ConfigError
-from ...common.settings import build, plain
+from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
 from .download import file_sha256
@@ -63,7 +63,7 @@ def write_export(
             "physseg": __version__,
             "step": step,
             "vocabulary": list(classes),
-            "model": plain(config),
+            "model": to_dict(config),
             "origin": origin,
             "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
         }

@@ -1,7 +1,7 @@
 """The moving average of the weights: hand values, and a module that is as before after each look."""
 
 import torch
-from physseg.train.loop.model_ema import WeightAverages
+from physseg.train.loop.model_ema import ModelEma
 from torch import nn
 
 
@@ -17,7 +17,7 @@ def module_of(value: float) -> nn.Module:
 def test_hand_values() -> None:
     """Weights 0 -> 1 -> 2 with decay 0.2: first min(0.2, 2/11) = 2/11, then min(0.2, 3/12) = 0.2."""
     module = module_of(0.0)
-    averages = WeightAverages(module, 0.2)
+    averages = ModelEma(module, 0.2)
     for step in (1, 2):
         with torch.no_grad():
             module.weight.fill_(float(step))
@@ -32,7 +32,7 @@ def test_hand_values() -> None:
 def test_restore_takes_the_averages_from_the_module() -> None:
     """As after loading a checkpoint, whose model file holds averages."""
     module = module_of(3.0)
-    averages = WeightAverages(module, 0.9)
+    averages = ModelEma(module, 0.9)
     averages.restore({"weight": torch.full((1, 1), 7.0)})
     assert averages.weights()["weight"].item() == 7.0 == module.weight.item()
     with averages.in_place():
@@ -42,7 +42,7 @@ def test_restore_takes_the_averages_from_the_module() -> None:
 def test_an_optimizer_keeps_training_the_same_parameter() -> None:
     module = module_of(0.0)
     optimizer = torch.optim.SGD([module.weight], lr=1.0)
-    averages = WeightAverages(module, 0.5)
+    averages = ModelEma(module, 0.5)
     with averages.in_place():
         pass
     module.weight.grad = torch.ones(1, 1)

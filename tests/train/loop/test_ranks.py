@@ -156,7 +156,7 @@ def test_one_rank_agrees_with_itself() -> None:
     alone = Ranks(torch.device("cpu"))
     values = {"a": torch.tensor(2.0), "b": torch.ones(3)}
     assert alone.mean(values) == values
-    assert (alone.any(True), alone.any(False), alone.gather("x"), alone.is_first) == (True, False, ["x"], True)
+    assert (alone.any(True), alone.any(False), alone.gather("x"), alone.is_main) == (True, False, ["x"], True)
 
 
 def wait_for_steps(run: Path, number: int, process: "subprocess.Popen[Any]") -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from physseg.common.errors import ConfigError
-from physseg.common.settings import build, is_name, plain
+from physseg.common.settings import build, is_name, to_dict
 from physseg.train.model import segmenter as segmenter_module
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
 from physseg.train.model.text import TEMPLATE, mean_over_synonyms, read_templates, synonyms_of, tokenize
@@ -47,7 +47,7 @@ def test_a_configuration_names_a_set_or_a_file_beside_it(tmp_path: Path) -> None
     (tmp_path / "mine.txt").write_text("a {}\nthe {}\n")
     config = build(SegmenterConfig, {"clip": "tiny", "prompts": "mine.txt"}, base=tmp_path)
     assert (config.templates, config.prompts) == (("a {}", "the {}"), "")
-    assert build(SegmenterConfig, plain(config), base=tmp_path / "elsewhere") == config
+    assert build(SegmenterConfig, to_dict(config), base=tmp_path / "elsewhere") == config
     assert len(build(SegmenterConfig, {"prompts": "imagenet"}, base=tmp_path).templates) == 80
     (tmp_path / "mine.txt").write_text("no place for a name\n")
     with pytest.raises(ConfigError, match="templates: each needs exactly one"):

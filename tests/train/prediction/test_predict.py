@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app, main
-from physseg.common.settings import plain
+from physseg.common.settings import to_dict
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.draw import overlay
@@ -142,7 +142,7 @@ def test_words(tmp_path: Path) -> None:
 def test_train_evaluate_predict_from_the_command_line(
     make_config: Callable[..., TrainConfig], train_manifest: Manifest, store: Path, tmp_path: Path
 ) -> None:
-    model = plain(make_config().model)  # also registers the tinier architecture
+    model = to_dict(make_config().model)  # also registers the tinier architecture
     del model["alignment"]
     (tmp_path / "c.toml").write_text(
         f"""
