@@ -1,15 +1,15 @@
 """From nested mappings (TOML, JSON) to frozen dataclasses and back: every key known, every value of the right type.
 
 The types are read from the dataclasses themselves, so a setting exists in exactly one place. Understood: bool, int,
-float (an integer is taken too), str, ``PathText``, ``NameOrPath``, ``Literal``, ``X | None``, ``tuple[X, ...]``,
-``tuple[X, Y]``, ``Mapping[str, X]`` and nested dataclasses.
+float (an integer is taken too), str, Path, `PathText`, `NameOrPath`, `Literal`, `X | None`, `tuple[X, ...]`,
+`tuple[X, Y]`, `Mapping[str, X]` and nested dataclasses. `from_text` reads one option of a command line.
 """
 
 import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -41,10 +41,17 @@ def is_name(text: str) -> bool:
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "") -> T:
-    """An instance of the dataclass ``cls`` from nested ``values``; relative paths are taken from the folder ``base``.
+    """An instance of the dataclass `cls` from nested values.
 
-    Raises ConfigError for an unknown key (naming the known ones), a missing one, a wrong type, or a value that the
-    dataclass itself refuses; ``where`` is the dotted prefix that the message shows.
+    Args:
+        cls: A dataclass.
+        values: Its fields by name; a missing one keeps its default.
+        base: The folder that relative paths are taken from.
+        where: The dotted prefix of a key in messages.
+
+    Raises:
+        ConfigError: A key is unknown (the message names the known ones) or missing, a value has the wrong type, or
+            the dataclass itself refuses it.
     """
     known = {field.name: field for field in _init_fields(cls)}
     for key in values:
@@ -62,12 +69,12 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
     try:
         return cls(**arguments)
     except (PhyssegError, ValueError, TypeError) as error:
-        hint, facts = (error.hint, error.fields) if isinstance(error, PhyssegError) else (None, {})
-        raise ConfigError(f"{f'[{where}] ' if where else ''}{error.args[0]}", hint=hint, **facts) from error
+        hint = error.hint if isinstance(error, PhyssegError) else None
+        raise ConfigError(f"{f'[{where}] ' if where else ''}{error.args[0]}", hint=hint) from error
 
 
 def to_dict(config: Any) -> Any:
-    """The settings as JSON values: dataclasses become dicts, tuples lists; ``build`` reads the result back."""
+    """The settings as JSON values: dataclasses become dicts, tuples lists. `build` reads the result back."""
     if is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in _init_fields(type(config))}
     if isinstance(config, Mapping):
@@ -80,9 +87,15 @@ def to_dict(config: Any) -> Any:
 
 
 def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
-    """Set one ``key.sub=value`` of the command line in nested ``values``; the value is TOML, or else bare text.
+    """Set one `key.sub=value` of the command line in nested values.
 
-    Relative paths given this way are relative to ``base``, the shell's folder, not to the configuration file's.
+    Args:
+        values: What the configuration file says; changed in place.
+        text: The key, an equals sign, and the value as TOML or else as bare text.
+        base: The shell's folder, which relative paths given this way are taken from.
+
+    Raises:
+        ConfigError: The text has no key or no equals sign, or the key lies below a value.
     """
     key, equals, written = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
@@ -101,8 +114,42 @@ def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
     table[parts[-1]] = _OverriddenText(value, base) if isinstance(value, str) else value
 
 
+def from_text(value: Any, hint: Any, *, where: str) -> Any:
+    """The value of one option as the type it is annotated with.
+
+    >>> from_text("50", int, where="low"), from_text("none", str | None, where="weights")
+    (50, None)
+
+    Args:
+        value: Text, which is read, or a value of a type that fits already.
+        hint: bool, int, float, str, Path, `Literal`, or a union of these with None.
+        where: The option's name in messages.
+
+    Raises:
+        ConfigError: The text cannot be read as that type, or the value has another one.
+    """
+    # None first: of `str | None`, the text "none" means None.
+    for kind in sorted(_alternatives(hint), key=lambda kind: kind is not types.NoneType):
+        try:
+            return _read_text(value, kind)
+        except (ValueError, TypeError):
+            continue
+    raise ConfigError.mismatch(where, type_in_words(hint), repr(value))
+
+
+def type_in_words(hint: Any) -> str:
+    """The type of an option, for help and messages.
+
+    >>> type_in_words(float | None), type_in_words(Literal["a", "b"])
+    ('number or none', "'a' or 'b'")
+    """
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return " or ".join(_TYPE_WORDS.get(kind, str(kind)) for kind in _alternatives(hint))
+
+
 def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ between two plain settings, each with (ours, theirs); absent shows as None."""
+    """Dotted keys whose values differ between two results of `to_dict`, as (ours, theirs); absent shows as None."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = list(ours) + [key for key in theirs if key not in ours]
         found: dict[str, tuple[Any, Any]] = {}
@@ -115,8 +162,37 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
+_TYPE_WORDS = {
+    types.NoneType: "none",
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+}
+_READ_FROM: dict[Any, Any] = {int: (str, int), float: (str, int, float), str: (str, Path), Path: (str, Path)}
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _read_text(value: Any, kind: Any) -> Any:
+    word = value.strip().lower() if isinstance(value, str) else None
+    if kind is types.NoneType and (value is None or word == "none"):
+        return None
+    if kind is bool and (isinstance(value, bool) or word in _TRUTH):
+        return _TRUTH[word] if word else value
+    if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
+        return value
+    if isinstance(value, _READ_FROM.get(kind, ())) and not isinstance(value, bool):
+        return kind(value)
+    raise ValueError(value)
+
+
 class _OverriddenText(str):
-    """Text of a ``--set``: remembers the folder that a relative path in it is relative to."""
+    """Text of a `--set`: remembers the folder that a relative path in it is relative to."""
 
     __slots__ = ("base",)
     base: Path
@@ -128,32 +204,33 @@ class _OverriddenText(str):
 
 
 def _convert(value: Any, hint: Any, *, base: Path, where: str) -> Any:
-    """``value`` as the type ``hint``, or a ConfigError that names the key, the type and what was found."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    result = value
-    if _nested(hint) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if not isinstance(value, Mapping):
-            raise _wrong_type(where, "a table", value)
-        if _nested(hint):
-            return build(hint, value, base=base, where=where)
-        result = {
-            key: _convert(item, arguments[1], base=base, where=_dotted(where, key)) for key, item in value.items()
-        }
-    elif origin in (typing.Union, types.UnionType):
-        result = _convert_optional(value, arguments, base=base, where=where)
-    elif origin is Annotated:
-        result = _convert(value, arguments[0], base=base, where=where)
-        if _RelativePath in arguments[1:] or (_RelativePathUnlessName in arguments[1:] and not is_name(result)):
-            result = _resolved(result, base)
-    elif origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, arguments))}, got {value!r}")
-        result = str(value) if isinstance(value, str) else value
-    elif origin is tuple:
-        result = _convert_tuple(value, arguments, base=base, where=where)
-    elif hint is not Any:
-        result = _convert_scalar(value, hint, base=base, where=where)
+    """`value` as the type `hint`, or a ConfigError that names the key, the type and what was found."""
+    if _nested(hint):
+        return build(hint, _table(value, where), base=base, where=where)
+    if hint is Any:
+        return value
+    convert = _CONVERTERS.get(typing.get_origin(hint))
+    if convert is None:
+        return _convert_scalar(value, hint, base=base, where=where)
+    return convert(value, typing.get_args(hint), base=base, where=where)
+
+
+def _convert_mapping(value: Any, arguments: tuple[Any, ...], *, base: Path, where: str) -> dict[str, Any]:
+    items = _table(value, where).items()
+    return {key: _convert(item, arguments[1], base=base, where=_dotted(where, key)) for key, item in items}
+
+
+def _convert_annotated(value: Any, arguments: tuple[Any, ...], *, base: Path, where: str) -> Any:
+    result = _convert(value, arguments[0], base=base, where=where)
+    if _RelativePath in arguments or (_RelativePathUnlessName in arguments and not is_name(result)):
+        return _resolved(result, base)
     return result
+
+
+def _convert_choice(value: Any, choices: tuple[Any, ...], *, base: Path, where: str) -> Any:
+    if value not in choices:
+        raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value) if isinstance(value, str) else value
 
 
 def _convert_scalar(value: Any, hint: Any, *, base: Path, where: str) -> Any:
@@ -196,26 +273,40 @@ def _convert_tuple(value: Any, items: tuple[Any, ...], *, base: Path, where: str
     return tuple(_convert(item, hint, base=base, where=f"{where}[{i}]") for i, (item, hint) in enumerate(pairs))
 
 
+_CONVERTERS: dict[Any, Callable[..., Any]] = {
+    Annotated: _convert_annotated,
+    Literal: _convert_choice,
+    Mapping: _convert_mapping,
+    types.UnionType: _convert_optional,
+    typing.Union: _convert_optional,
+    tuple: _convert_tuple,
+}
+
+
 def _resolved(text: str, base: Path) -> str:
-    """A URL as it is; a path made absolute from ``base``, or from the shell's folder if it came by ``--set``."""
+    """A URL as it is; a path made absolute from ``base``, or from the shell's folder if it came by `--set`."""
     if "://" in text or not text:
         return str(text)
     folder = text.base if isinstance(text, _OverriddenText) else base
     return str((folder / Path(str(text)).expanduser()).resolve())
 
 
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _wrong_type(where, "a table", value)
+    return value
+
+
 def _unknown_key(dotted: str, key: str, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     guess = f"; did you mean `{close[0]}`?" if close else ""
-    return ConfigError(
-        f"unknown key `{dotted}`{guess}", hint=f"Known here: {', '.join(known)}.", expected=known, got=key
-    )
+    return ConfigError(f"unknown key `{dotted}`{guess}", hint=f"Known here: {', '.join(known)}.")
 
 
 def _wrong_type(where: str, expected: str, value: Any) -> ConfigError:
     shown = {str: "text", bool: "boolean", int: "integer", float: "number", dict: "table", list: "list"}
     kind = next((word for known, word in shown.items() if isinstance(value, known)), type(value).__name__)
-    return ConfigError(f"`{where}` must be {expected}, got {kind} {to_dict(value)!r}", expected=expected, got=value)
+    return ConfigError(f"`{where}` must be {expected}, got {kind} {to_dict(value)!r}")
 
 
 def _init_fields(cls: type[Any]) -> list[Field[Any]]:

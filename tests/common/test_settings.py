@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from physseg.common.errors import ConfigError
-from physseg.common.settings import PathText, apply_override, build, differing_keys, to_dict
+from physseg.common.settings import PathText, apply_override, build, differing_keys, from_text, to_dict, type_in_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,3 +137,50 @@ def test_differing_keys_are_dotted() -> None:
     ours = {"a": {"b": 1, "c": 2}, "d": [1]}
     assert differing_keys(ours, {"a": {"b": 1, "c": 3}, "d": [1], "e": 5}) == {"a.c": (2, 3), "e": (None, 5)}
     assert differing_keys(ours, ours) == {}
+
+
+Mode = Literal["mean", "max"]
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "expected"),
+    [
+        ("50", int, 50),
+        ("1e-3", float, 1e-3),
+        (3, float, 3.0),
+        ("true", bool, True),
+        ("Off", bool, False),
+        ("1", bool, True),
+        ("a.pt", Path, Path("a.pt")),
+        ("50", str, "50"),
+        ("none", int | None, None),
+        (None, Path | None, None),
+        ("None", str | None, None),
+        ("7", int | None, 7),
+        ("max", Mode, "max"),
+        ("none", Mode | None, None),
+    ],
+)
+def test_options_are_read_by_their_type(written: object, kind: object, expected: object) -> None:
+    read = from_text(written, kind, where="x")
+    assert read == expected and type(read) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        ("50.5", int),
+        (50.5, int),
+        (True, int),
+        (True, float),
+        ("maybe", bool),
+        (1, bool),
+        ("min", Mode),
+        (3, str),
+        ("", int),
+    ],
+)
+def test_an_option_of_another_type_names_both(written: object, kind: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_text(written, kind, where="canny.low")
+    assert str(caught.value) == f"canny.low: expected {type_in_words(kind)}, got {written!r}"
