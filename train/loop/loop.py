@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from tqdm import tqdm
 
+from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
@@ -228,7 +229,7 @@ class _Training:
         model = settings.pop("model")
         if self.run.exists():
             current = {"model": model, "training": settings, "data": self.identity}
-            self.run.check_same(current, harmless=RESUMABLE_KEYS)
+            self.run.check_same(current, resumable=RESUMABLE_KEYS)
         else:
             origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
             classes = self.vocabulary.classes
@@ -259,7 +260,7 @@ class _Training:
         """Put the latest checkpoint, or else pretrained CLIP weights, into the model; returns the steps taken."""
         with self.ranks.main_process_first():
             if self.ranks.is_main:
-                checkpoint.remove_unfinished(self.run.checkpoints)
+                remove_partials(self.run.checkpoints)
         if not checkpoint.steps(self.run.checkpoints):
             if self.clip_weights is not None:
                 load_clip_weights(self.model.clip, self.clip_weights.path)

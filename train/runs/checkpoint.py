@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and are proven whole before they are used.
+"""Checkpoints that appear atomically, and are verified before they are used.
 
 A checkpoint is a folder `step_00000100` inside a run's `checkpoints`:
 
@@ -7,18 +7,15 @@ A checkpoint is a folder `step_00000100` inside a run's `checkpoints`:
                         weights are averages, the weights themselves; read with weights_only
     state.json          step, model settings, vocabulary, versions, and the size and sha256 of the other two
 
-It is written under a hidden name, flushed to the disk, and renamed last. Whatever has the final name is therefore
-complete unless the disk lost it, and that the hashes tell.
+It is written atomically (common.atomic): whatever has the final name is complete unless the disk lost it, and that the
+hashes tell.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +24,13 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...common.atomic import sync_directory
+from ...common.atomic import atomic_folder, remove_folder
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
 
 FORMAT = 1
 MODEL_FILE, TRAINER_FILE, STATE_FILE = "model.safetensors", "trainer.pt", "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
-_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,55 +38,43 @@ class CheckpointState:
     """What `state.json` says besides the hashes."""
 
     step: int
-    """Optimizer steps taken."""
+    """Number of optimizer steps taken."""
     model: Mapping[str, Any]
-    """Settings of the segmenter, plain."""
+    """Settings of the segmenter as JSON values (`to_dict`)."""
     classes: tuple[str, ...]
-    """Training vocabulary."""
+    """Class names of the training vocabulary."""
     data: Mapping[str, Any] | None
-    """Identity of what it was trained on; None for imported weights."""
+    """Identity of the data it was trained on; None for imported weights."""
     version: str = __version__
+    """Version of physseg that wrote the checkpoint."""
 
 
 def save(
     folder: Path, state: CheckpointState, model: Mapping[str, Tensor], trainer: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a checkpoint into `folder` (a run's `checkpoints`) and return its path; an equal step is replaced.
+    """Write a checkpoint atomically; one of the same step is replaced.
 
-    `model` is a state dict; `trainer` is anything `torch.load(weights_only=True)` can read back.
+    Args:
+        folder: A run's `checkpoints`.
+        state: What `state.json` says.
+        model: State dict of the model to predict with.
+        trainer: What training resumes from: anything that `torch.load(weights_only=True)` reads back. None: nothing.
+
+    Returns:
+        The checkpoint's folder.
     """
-    target = folder / f"step_{state.step:08d}"
-    partial = folder / f".{target.name}{_PARTIAL}{uuid.uuid4().hex[:8]}"
-    partial.mkdir(parents=True)
-    try:
+    target = _named(folder, state.step)
+    with atomic_folder(target, replace=True) as partial:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.items()}
         safetensors.torch.save_file(tensors, partial / MODEL_FILE)
         names = [MODEL_FILE]
         if trainer is not None:
             torch.save(dict(trainer), partial / TRAINER_FILE)
             names.append(TRAINER_FILE)
-        document = {
-            "format": FORMAT,
-            "step": state.step,
-            "model": dict(state.model),
-            "classes": list(state.classes),
-            "data": None if state.data is None else dict(state.data),
-            "version": state.version,
-            "files": {name: _facts(partial / name) for name in names},
-        }
+        document = {"format": FORMAT, **asdict(state), "files": {name: _facts(partial / name) for name in names}}
         (partial / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         # safetensors makes private files; this one may be read by whoever may read the others.
         (partial / MODEL_FILE).chmod((partial / STATE_FILE).stat().st_mode)
-        for name in [*names, STATE_FILE]:
-            _sync_file(partial / name)
-        sync_directory(partial)
-        if target.exists():
-            _discard(target)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_directory(folder)
     return target
 
 
@@ -103,15 +87,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def path_of(folder: Path, step: int | None) -> Path:
-    """Path of the checkpoint of `step`, or of the latest; CheckpointError names the steps that exist."""
+    """Path of the checkpoint of `step`, or of the latest. Raises CheckpointError, naming the steps that exist."""
     found = steps(folder)
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint here", hint="Train first, or check the path of the run.")
     chosen = found[-1] if step is None else step
     if chosen not in found:
         listed = ", ".join(map(str, found))
-        raise CheckpointError(f"{folder}: no checkpoint of step {chosen}; there are {listed}", expected=found, got=step)
-    return folder / f"step_{chosen:08d}"
+        raise CheckpointError(f"{folder}: no checkpoint of step {chosen}; there are {listed}")
+    return _named(folder, chosen)
 
 
 def read_state(path: Path) -> CheckpointState:
@@ -138,7 +122,7 @@ def read_state(path: Path) -> CheckpointState:
 
 
 def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) -> CheckpointState:
-    """Put a verified checkpoint's weights into `model`, whose plain settings are `settings`.
+    """Put a verified checkpoint's weights into `model`, whose settings are `settings` (`to_dict`).
 
     Raises CheckpointError that names the differing settings, or the parameters that do not fit.
     """
@@ -146,19 +130,9 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
     if different := differing_keys(settings, state.model):
         pairs = (f"model.{key} (wanted {ours!r}, has {theirs!r})" for key, (ours, theirs) in different.items())
         hint = "Use the settings it was trained with, or another run folder."
-        raise CheckpointError(
-            f"{path}: another architecture: {'; '.join(pairs)}", hint=hint, differing=sorted(different)
-        )
+        raise CheckpointError(f"{path}: another architecture: {'; '.join(pairs)}", hint=hint)
     tensors = safetensors.torch.load_file(path / MODEL_FILE)
-    wanted = model.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
-    if problems:
+    if problems := _misfits(tensors, model.state_dict()):
         raise CheckpointError(
             f"{path}: {len(problems)} parameters do not fit: {'; '.join(problems[:5])}",
             hint=f"It was written by physseg {state.version}, this is {__version__}.",
@@ -175,7 +149,7 @@ def weights_sha256(path: Path) -> str:
 
 
 def load_trainer(path: Path) -> dict[str, Any]:
-    """The trainer's part of a checkpoint that `read_state` has verified; CheckpointError if it has none."""
+    """The trainer's part of a checkpoint that `read_state` has verified. Raises CheckpointError if it has none."""
     if not (path / TRAINER_FILE).exists():
         raise CheckpointError(f"{path}: holds weights only, training cannot resume from it")
     try:
@@ -189,26 +163,26 @@ def prune(folder: Path, keep_last: int, *, keep: int | None = None) -> list[int]
     """Delete all but the last `keep_last` checkpoints and that of step `keep`; returns the steps that went."""
     gone = [step for step in steps(folder)[:-keep_last] if step != keep]
     for step in gone:
-        _discard(folder / f"step_{step:08d}")
+        remove_folder(_named(folder, step))
     return gone
-
-
-def remove_unfinished(folder: Path) -> int:
-    """Delete what killed runs left half-written; only while no other run writes into `folder`."""
-    strays = [entry for entry in folder.glob(f".*{_PARTIAL}*") if entry.is_dir()] if folder.is_dir() else []
-    for stray in strays:
-        shutil.rmtree(stray, ignore_errors=True)
-    return len(strays)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _discard(path: Path) -> None:
-    """Delete a checkpoint so that a crash in between leaves no half of it under its name."""
-    trash = path.with_name(f".{path.name}{_PARTIAL}{uuid.uuid4().hex[:8]}")
-    path.rename(trash)
-    shutil.rmtree(trash)
+def _named(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
+
+
+def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names that are missing or unknown, and shapes that differ, in words."""
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in wanted]
+    return problems + [
+        f"{name} is {tuple(tensors[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -219,14 +193,9 @@ def _facts(path: Path) -> dict[str, Any]:
 def _verify(path: Path, expected: Mapping[str, Any]) -> None:
     got = _facts(path) if path.is_file() else None
     if got != expected:
-        found = "missing" if got is None else f"{got['bytes']} bytes, sha256 {got['sha256'][:12]}"
-        raise CheckpointError(
-            f"{path}: torn or changed since it was written: expected {expected['bytes']} bytes, "
-            f"sha256 {expected['sha256'][:12]}, got {found}",
+        raise CheckpointError.mismatch(
+            f"{path}: torn or changed since it was written",
+            f"{expected['bytes']} bytes, sha256 {expected['sha256'][:12]}",
+            "missing" if got is None else f"{got['bytes']} bytes, sha256 {got['sha256'][:12]}",
             hint=f"Delete {path.parent.name} to go on from the checkpoint before it.",
         )
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

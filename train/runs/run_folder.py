@@ -12,17 +12,16 @@
 Imported weights make a run folder too: one whose training settings and data are null.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
 from ...common.atomic import atomic_write
+from ...common.file_lock import file_lock
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes
 from ..errors import RunFolderError
@@ -77,9 +76,17 @@ class RunFolder:
         classes: tuple[str, ...],
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin a run: vocabulary first, `config.json` last, each whole or not at all.
+        """Begin a run: the vocabulary first, `config.json` last, each written atomically.
 
-        `origin` says where the weights it begins with come from: pretrained CLIP, or an imported checkpoint.
+        Args:
+            model: Settings of the segmenter (`to_dict`).
+            training: All other settings; None for imported weights.
+            data: Identity of the data; None for imported weights.
+            classes: Class names of the training vocabulary.
+            origin: Where the first weights come from: pretrained CLIP, or an imported checkpoint.
+
+        Raises:
+            RunFolderError: The folder holds something else.
         """
         if self.path.exists() and not self.exists() and any(self.path.iterdir()):
             raise RunFolderError(
@@ -105,7 +112,6 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: not a run folder: {self.config_file.name} is missing or unreadable",
                 hint="Name the folder that `physseg train` wrote (its --out).",
-                path=str(self.path),
             ) from error
         if found != FORMAT:
             raise RunFolderError(f"{self.config_file}: format {found}, this physseg reads {FORMAT}")
@@ -126,38 +132,39 @@ class RunFolder:
         """Replace what `best` returns."""
         atomic_write(self.best_file, (json.dumps(best) + "\n").encode())
 
-    def check_same(self, current: Mapping[str, Any], *, harmless: frozenset[str]) -> None:
-        """Refuse to go on with other settings than the run began with, naming each key and both values.
+    def check_same(self, current: Mapping[str, Any], *, resumable: frozenset[str]) -> None:
+        """Refuse to resume with other settings than the run began with.
 
-        `current` has the keys model, training and data; dotted keys in `harmless` may differ.
+        Args:
+            current: Settings by part: model, training and data.
+            resumable: Dotted keys that may differ.
+
+        Raises:
+            RunFolderError: Names each other key that differs, and both values.
         """
         saved = self.read()
         different: dict[str, tuple[Any, Any]] = {}
         for part in ("model", "training", "data"):
             prefix = {"model": "model", "training": "", "data": "store"}[part]
             different |= differing_keys(saved[part], current[part], prefix)
-        different = {key: pair for key, pair in different.items() if key not in harmless}
+        different = {key: pair for key, pair in different.items() if key not in resumable}
         if different:
             listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
             raise RunFolderError(
                 f"{self.path}: this run was begun with other settings: {listed}",
                 hint="Go back to the run's settings (its config.json), or start another run with another --out.",
-                differing=sorted(different),
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training process; the lock goes with the process, however it ends."""
+        """Hold the folder for one training process; the lock goes with the process. Raises RunFolderError."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(file_lock(self.path))
             except BlockingIOError:
                 raise RunFolderError(
                     f"{self.path}: another process is training in this run folder",
                     hint="Wait for it to end, stop it, or choose another --out.",
                 ) from None
             yield
-        finally:
-            os.close(descriptor)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from physseg.common.atomic import remove_partials
 from physseg.train.errors import CheckpointError
 from physseg.train.runs import checkpoint
 from physseg.train.runs.checkpoint import CheckpointState
@@ -73,7 +74,7 @@ def test_a_crash_while_writing_leaves_the_last_one(
 def test_what_a_killed_process_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1).rename(tmp_path / ".step_00000002.partial-0a1b2c3d")
     assert checkpoint.steps(tmp_path) == []
-    assert checkpoint.remove_unfinished(tmp_path) == 1
+    assert remove_partials(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
 
