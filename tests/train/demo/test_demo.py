@@ -5,10 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from physseg.cli import app
+from physseg.train.demo import chain
 from physseg.train.demo.chain import _OURS, MARKER, DemoError, DemoSettings, begin
+from typer.testing import CliRunner
 
 SMALL = ("--steps", "3", "--images", "8", "--seed", "2")
 
@@ -81,20 +85,33 @@ def test_training_split_never_names_or_shows_an_unseen_pair(made: tuple[Path, su
     assert not unseen & set(words)
 
 
+@pytest.fixture
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's commands run in this process, which has imported everything already."""
+
+    def run(words: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+        assert words[:3] == [sys.executable, "-m", "physseg.cli"] and not check
+        done = CliRunner().invoke(app, words[3:], catch_exceptions=False)
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout)
+
+    monkeypatch.setattr(chain.subprocess, "run", run)
+
+
 @pytest.mark.slow
 def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
-    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, without_processes: None
 ):
     out, first = made
     copy = tmp_path / "small"
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "run")
-    again = demo(copy, *SMALL)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on with the demo" in again.stdout
+    lines: list[str] = []
+    chain.run_demo(copy, DemoSettings(steps=3, seed=2, num_train=8, num_val=2), say=lines.append)
+    again = "\n".join(lines)
+    assert "going on with the demo" in again
     assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
     for wanted in ("seen classes .*", "The pixels of unseen .*"):
-        assert re.findall(wanted, again.stdout) == re.findall(wanted, first.stdout) != []
+        assert re.findall(wanted, again) == re.findall(wanted, first.stdout) != []
 
 
 def test_other_settings_start_over_and_keep_foreign_files(tmp_path: Path):
