@@ -83,9 +83,9 @@ def preprocess(
     On a cluster: `--part $SLURM_ARRAY_TASK_ID/64` in an array of 64 jobs, and `physseg verify STORE` after them;
     `--cluster slurm --workers 64`; or `--scheduler tcp://HOST:PORT`.
     """
+    from ..common.text import Part, parse_bytes
     from ..manifests.manifest import Manifest
     from .run import run
-    from .run.plan import Part
     from .run.report import describe_job, describe_run
     from .store.layout import beside
 
@@ -101,16 +101,21 @@ def preprocess(
         part=chosen_part,
         elsewhere=run.runs_elsewhere(scheduler),
     )
-    for line in describe_job(job, workers=workers, measure=dry_run, in_one_process=scheduler == "sync"):
+    for line in describe_job(job):
         typer.echo(line)
     if dry_run:
+        from .cost.estimate import estimate_job
+        from .cost.report import describe_estimate
+
+        for line in describe_estimate(estimate_job(job, workers=workers, in_one_process=scheduler == "sync")):
+            typer.echo(line)
         return
     try:
         report = run.execute(
             job,
             scheduler=scheduler,
             workers=workers,
-            memory_limit=parse_size(memory_limit),
+            memory_limit=parse_bytes(memory_limit) if memory_limit else None,
             log=log or beside(job.store, f".part-{chosen_part.number}.log.jsonl" if chosen_part else ".log.jsonl"),
         )
     except KeyboardInterrupt:
@@ -153,8 +158,9 @@ def plan(
 
     from ..manifests.manifest import Manifest
     from .cost.estimate import estimate_job
+    from .cost.report import describe_estimate
     from .run import run
-    from .run.report import NO_ESTIMATE, describe_estimate, describe_job
+    from .run.report import describe_job
 
     job = run.prepare(
         Manifest.read(manifest, root=root),
@@ -171,7 +177,7 @@ def plan(
         facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
         typer.echo(json.dumps(facts | {"estimate": estimate.as_dict() if estimate else None}, indent=2))
     elif job.todo.tasks:
-        for line in describe_estimate(estimate) if estimate else [NO_ESTIMATE]:
+        for line in describe_estimate(estimate):
             typer.echo(line)
 
 
@@ -243,6 +249,7 @@ def inspect(
         typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
         return
     from ..common.storage.content_cache import ContentCache
+    from ..common.text import format_bytes
     from .inspect.sample_view import SampleViews, write_sample
 
     kept = ContentCache(cache) if cache else None
@@ -254,12 +261,11 @@ def inspect(
             typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
     if html:
         from .inspect.html_page import write_page
-        from .run.report import human
 
         page = write_page(
             store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
         )
-        typer.echo(f"wrote {page.path}: {human(page.num_bytes)}, samples: {page.samples}")
+        typer.echo(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}")
         for problem in page.image_problems:
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
 
@@ -300,16 +306,3 @@ def _frame(short_edge: int | None, max_long_edge: int | None, canvas: int | None
     short = Frame().short_edge if short_edge is None else short_edge
     long = 2 * short if max_long_edge is None else max_long_edge
     return Frame(short_edge=short, max_long_edge=long, canvas=long + -long % 8 if canvas is None else canvas)
-
-
-def parse_size(text: str | None) -> int | None:
-    """ "2GiB" as bytes, for an option; None stays None."""
-
-    from dask.utils import parse_bytes
-
-    if text is None:
-        return None
-    try:
-        return int(parse_bytes(text))
-    except ValueError:
-        raise typer.BadParameter(f"expected a size such as 2GiB, got {text!r}") from None

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..pipeline.commands import parse_size
-
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from .model.inference import InferenceSettings
@@ -197,10 +195,11 @@ def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | N
 
 def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
     """--memory and --no-windows together."""
+    from ..common.text import parse_bytes
     from .model.inference import InferenceSettings
 
     return InferenceSettings(
-        windows=not no_windows, memory_bytes=parse_size(memory) or InferenceSettings().memory_bytes
+        windows=not no_windows, memory_bytes=parse_bytes(memory) if memory else InferenceSettings().memory_bytes
     )
 
 

@@ -23,8 +23,8 @@ from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
+from ...common.text import format_bytes
 from ...manifests.vocabulary import Vocabulary
-from ..run.report import human
 from .drawing import draw
 from .drawing.lettering import Colour
 from .errors import InspectError
@@ -151,14 +151,14 @@ _DIALOG: Final = """<dialog aria-labelledby="title" autofocus>
 
 def _tiles(summary: StoreSummary) -> str:
     unknown = "-"
-    per_image = unknown if summary.bytes_per_image is None else human(summary.bytes_per_image)
+    per_image = unknown if summary.bytes_per_image is None else format_bytes(summary.bytes_per_image)
     tiles = [
         ("samples done", f"{summary.done:,}", False),
         ("missing", f"{summary.missing:,}", summary.missing > 0),
         ("quarantined", f"{summary.quarantined:,}", summary.quarantined > 0),
         ("classes", f"{summary.num_classes:,}", False),
         ("bytes per image", per_image, False),
-        ("on disk", human(summary.disk_bytes), False),
+        ("on disk", format_bytes(summary.disk_bytes), False),
     ]
     cells = (
         f'<div class="tile{" warn" if warn else ""}"><b>{_text(value)}</b><span>{_text(name)}</span></div>'

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ..run.report import human
+from ...common.text import format_bytes
 from .summary import ArrayFacts, StoreSummary
 
 QUARANTINE_SHOWN: Final = 5
@@ -39,11 +39,13 @@ def facts(summary: StoreSummary) -> list[tuple[str, str]]:
         ("samples", f"{summary.samples:,}: {counts}"),
         ("shards", f"{summary.shards_committed:,} of {summary.shards:,} committed"),
         ("frame", f"{edges}; cells of {summary.cell_px} px"),
-        ("on disk", human(summary.disk_bytes)),
+        ("on disk", format_bytes(summary.disk_bytes)),
     ]
     if summary.bytes_per_image is not None and summary.projected_bytes is not None:
-        projected = f"{human(summary.projected_bytes)} for {summary.projected_images:,} such images (COCO train2017)"
-        rows.append(("per image", f"{human(summary.bytes_per_image)}; {projected}"))
+        projected = (
+            f"{format_bytes(summary.projected_bytes)} for {summary.projected_images:,} such images (COCO train2017)"
+        )
+        rows.append(("per image", f"{format_bytes(summary.bytes_per_image)}; {projected}"))
     rows += [
         ("dropped", f"{summary.dropped_pixels:,} labelled pixels found no slot in their cell"),
         ("made with", ", ".join(f"{name} {version}" for name, version in summary.made_with.items())),
@@ -79,8 +81,8 @@ def _array_row(array: ArrayFacts) -> tuple[str, ...]:
         array.name,
         array.dtype,
         " x ".join(map(str, array.shape)),
-        human(array.disk_bytes),
-        "-" if array.bytes_per_image is None else human(array.bytes_per_image),
+        format_bytes(array.disk_bytes),
+        "-" if array.bytes_per_image is None else format_bytes(array.bytes_per_image),
         "-" if array.compression is None else f"{array.compression:.1f}x",
         "-" if array.fill is None else f"{100 * array.fill:.1f}%",
         array.meaning,

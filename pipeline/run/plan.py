@@ -8,13 +8,13 @@ import pyarrow.compute as pc
 
 from ...common.storage.interface import Storage
 from ...common.storage.location import absolute
+from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ...structure_extractors.interface import Extractor
 from ..store.commits import CommitRecord, read_commits
 from ..store.errors import StoreError
 from ..store.layout import settings_digest
 from ..store.schema import STATUS, StoreSchema
-from .errors import ExecutorError
 from .task import LABELS_LAYER, ShardTask
 
 WORKER_BASE_BYTES = 300 * 2**20
@@ -50,41 +50,9 @@ class Plan:
         start = task.shard * self.samples_per_shard
         return min(self.samples_per_shard, self.num_samples - start) if task.only is None else len(task.only)
 
-    def share(self, part: "Part") -> "Plan":
+    def share(self, part: Part) -> "Plan":
         """What one of several jobs does of it."""
         return replace(self, tasks=tuple(task for task in self.tasks if part.owns(task.shard)))
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The ``number``-th (from 1) of ``parts`` jobs that share a store: every ``parts``-th shard is its own."""
-
-    number: int
-    parts: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.parts:
-            raise ExecutorError(
-                f"part: expected I/N with I from 1 to N, got {self.number}/{self.parts}",
-                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """ "3/8" as the third of eight. Raises ExecutorError."""
-        number, slash, parts = text.partition("/")
-        if not (slash and number.strip().isdecimal() and parts.strip().isdecimal()):
-            raise ExecutorError(
-                f"part: expected I/N with I from 1 to N, got {text!r}",
-                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
-            )
-        return cls(int(number), int(parts))
-
-    def owns(self, shard: int) -> bool:
-        return shard % self.parts == self.number - 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.parts}"
 
 
 def make_plan(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ... import __version__
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
+from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ...structure_extractors import registry
 from ...structure_extractors.interface import Extractor
@@ -37,7 +38,7 @@ from ..store.layout import (
 from ..store.locks import StillOurs, locked, no_task_writes
 from ..store.schema import ARRAYS, StoreSchema
 from .executors.dask import LOCAL, SYNC, run_tasks
-from .plan import Part, Plan, make_plan, memory_per_worker
+from .plan import Plan, make_plan, memory_per_worker
 from .task import LABELS_LAYER, ShardReport
 
 ALWAYS = ("patch_counts",)

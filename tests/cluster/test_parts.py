@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from physseg.common.storage.location import open_storage
+from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
-from physseg.pipeline.run.plan import Part
 from physseg.pipeline.store import locks
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.locks import locked

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
+from ....common.text import format_duration
 from ..errors import ExecutorError
 from ..lone_shards import compute_alone
 from ..shard_failure import shard_failed
@@ -185,16 +186,12 @@ class _Watch:
                 hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
             )
         if now >= self._say_at:
-            self.say(f"waiting: no worker is connected to {self.client.scheduler.address} ({_duration(waited)})")
+            self.say(f"waiting: no worker is connected to {self.client.scheduler.address} ({format_duration(waited)})")
             self._say_at = now + SAY_AGAIN_SECONDS
 
     def saw_work(self) -> None:
         self._alone_since = time.monotonic()
         self._say_at = self._alone_since + SAY_AFTER_SECONDS
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _machine_memory() -> int:

@@ -26,10 +26,10 @@ from physseg.pipeline.cost.estimate import (
     workers_for,
 )
 from physseg.pipeline.cost.measure import SAMPLES_PER_SHARD, Measured, Measurement, evenly, kinds_of_work, measure
+from physseg.pipeline.cost.report import between, describe_estimate
 from physseg.pipeline.cost.trial import Trial, run_trials
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError
-from physseg.pipeline.run.report import between, describe_estimate
 from physseg.pipeline.store.frame import Frame
 
 SMALL = Frame(short_edge=32, max_long_edge=64, canvas=64)

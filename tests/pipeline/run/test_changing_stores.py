@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from physseg.common.storage import local as local_storage
 from physseg.common.storage.location import open_storage
+from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
 from physseg.pipeline.run import task as shard_task
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
 from physseg.pipeline.run.executors import dask as executors
-from physseg.pipeline.run.plan import Part
 from physseg.pipeline.run.verify import repair, verify
 from physseg.pipeline.store import layout as store
 from physseg.pipeline.store.commits import read_commit
