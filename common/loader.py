@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import PhyssegError
-from .processes import end_with_parent
+from .processes import end_with_parent, ignore_stop_signals
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
@@ -26,7 +26,7 @@ def load_batches(
 ) -> Iterator[T]:
     """The items of a dataset, in order; the same ones with any number of workers.
 
-    Workers end with this process, however it ends.
+    Workers end with this process, however it ends, and leave signals to it.
 
     Args:
         dataset: Gives whole batches. It returns its PhyssegErrors, which are raised here: DataLoader would wrap what a
@@ -86,6 +86,7 @@ def _tells_of_a_death(error: Exception) -> bool:
 
 
 def _start(start_worker: Callable[[], None], _: int) -> None:
+    ignore_stop_signals()
     end_with_parent()
     start_worker()
 

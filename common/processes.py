@@ -5,6 +5,7 @@ import ctypes
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -94,3 +95,13 @@ def _wait_for_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a process to stop: Slurm sends the first two before it takes a node back, Ctrl-C the third."""
+
+
+def ignore_stop_signals() -> None:
+    """For workers: signals reach every process of a job, and the process that started the workers acts on them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -114,9 +114,10 @@ def evaluate(
     `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
     """
     from .evaluation.benchmark_table import COLUMNS, paper_table
-    from .evaluation.evaluate import evaluate_model, load_run
+    from .evaluation.evaluate import evaluate_model
     from .evaluation.result import merge as merge_parts
-    from .loop.process import choose_device
+    from .model.device import choose_device
+    from .prediction.load_run import load_run
     from .runs.run_folder import RunFolder
 
     rows = 10**6 if all_classes else 10
@@ -221,8 +222,8 @@ def predict(
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
     from ..pipeline.inspect.drawing.draw import percent
-    from .evaluation.evaluate import load_run
-    from .loop.process import choose_device
+    from .model.device import choose_device
+    from .prediction.load_run import load_run
     from .prediction.predict import find_images, predict_files, read_words
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
@@ -281,7 +282,7 @@ def export(
 
     In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
     """
-    from .evaluation.evaluate import load_run
+    from .prediction.load_run import load_run
     from .weights.export import write_export
 
     loaded = load_run(run, step=parse_step(checkpoint))

@@ -17,12 +17,13 @@ from ...common.errors import ConfigError
 from ...manifests.manifest import Manifest
 from ..config import TrainConfig, load_config
 from ..errors import AnalysisError
-from ..evaluation.evaluate import evaluate_model, load_run
+from ..evaluation.evaluate import evaluate_model
 from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import read_evaluation
 from ..loop.loop import train
-from ..loop.process import choose_device
+from ..model.device import choose_device
 from ..model.inference import InferenceSettings
+from ..prediction.load_run import load_run
 from ..runs.run_folder import RunFolder
 
 TABLES = ("table3", "table4")

@@ -91,7 +91,7 @@ def similarity(
     For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
     """
     from ...common.atomic import atomic_write
-    from ..loop.process import choose_device
+    from ..model.device import choose_device
     from . import similarity as analysis
     from .encoders import find_encoder
 
@@ -139,8 +139,8 @@ def oracle(
     of pretrained CLIP.
     """
     from ...manifests.manifest import Manifest
-    from ..evaluation.evaluate import load_run
-    from ..loop.process import choose_device
+    from ..model.device import choose_device
+    from ..prediction.load_run import load_run
     from . import oracle as analysis
     from .encoders import ClipEncoder, clip_of_weights
 
@@ -192,8 +192,8 @@ def compare(
     For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
     """
     from ...manifests.manifest import Manifest
-    from ..evaluation.evaluate import load_run
-    from ..loop.process import choose_device
+    from ..model.device import choose_device
+    from ..prediction.load_run import load_run
     from . import compare as analysis
 
     paths: dict[str, Path] = {}
@@ -256,8 +256,8 @@ def structure(
     by chance. With --bsds, Canny's F stands beside the head's. Not the benchmark's one-to-one matching: compare these
     numbers with each other, not with published ones.
     """
-    from ..evaluation.evaluate import load_run
-    from ..loop.process import choose_device
+    from ..model.device import choose_device
+    from ..prediction.load_run import load_run
     from . import structure as analysis
 
     if (store is None) == (bsds is None):

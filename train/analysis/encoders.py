@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AnalysisError
-from ..evaluation.evaluate import load_run
 from ..model.inference import InferenceSettings, class_texts, cut
 from ..model.segmenter import Segmenter, SegmenterConfig
 from ..model.text import Synonyms, read_templates
+from ..prediction.load_run import load_run
 from ..runs.run_folder import RunFolder
 from ..weights.cache import find_clip_weights
 from ..weights.clip_weights import load_clip_weights

@@ -26,7 +26,6 @@ from ...pipeline.store.frame import CELL_PX
 from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, SPECS, StoreSchema
 from ..errors import TrainDataError
-from ..loop.process import ignore_stop_signals
 from .augment import draw_jitter
 from .crop import CropWindow
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
@@ -271,7 +270,6 @@ def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _start_worker() -> None:
-    ignore_stop_signals()
     keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -8,26 +8,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
 from ... import __version__
-from ...common.errors import ConfigError
-from ...common.settings import build, to_dict
+from ...common.settings import to_dict
 from ...manifests.manifest import Manifest
-from ..errors import CheckpointError, EvaluationError
+from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
-from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
-from ..model.text import read_templates
-from ..runs import checkpoint
-from ..runs.run_folder import RunFolder
-from ..weights.export import is_export, read_export
+from ..model.segmenter import Segmenter
 from .image_counts import Counts, ImageCounts
 from .metrics import ConfusionMatrix
 from .result import Evaluation
@@ -129,78 +121,6 @@ def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[boo
     """
     known = {name for entry in trained_on for name in _synonyms(entry)}
     return tuple(not known.isdisjoint(_synonyms(entry)) for entry in classes)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedRun:
-    """A model with a checkpoint's weights, in evaluation mode."""
-
-    model: Segmenter
-    classes: tuple[str, ...]
-    """Training vocabulary."""
-    step: int
-    origin: Mapping[str, Any]
-    """Where the weights come from: run, data it was trained on, pretrained CLIP, imported file; as far as is known."""
-    weights: str
-    """sha256 of the file that the weights were read from."""
-
-
-def load_run(
-    run: Path | str,
-    *,
-    step: int | Literal["best"] | None = None,
-    device: torch.device | str = "cpu",
-    prompts: str = "",
-    synonyms: str | None = None,
-) -> LoadedRun:
-    """Load a run's checkpoint (the latest unless `step` is given), or an exported model, for evaluation and prediction.
-
-    "best" is the step of the highest mIoU that was evaluated during training.
-
-    `prompts` and `synonyms` replace those of training, as in SegmenterConfig. Raises RunFolderError for what is no run
-    folder, CheckpointError for a checkpoint that is missing, torn or foreign, ConfigError for other prompts in number.
-    """
-    path = Path(run)
-    loaded = _load_export(path, step) if is_export(path) else _load_checkpoint(path, step)
-    if prompts or synonyms:
-        loaded.model.set_prompts(templates=read_templates(prompts) if prompts else None, synonyms=synonyms)
-    loaded.model.to(device)
-    return loaded
-
-
-def _load_checkpoint(run: Path, step: int | Literal["best"] | None) -> LoadedRun:
-    folder = RunFolder(run)
-    document = folder.read()
-    if step == "best":
-        best = folder.best()
-        if best is None:
-            hint = "set eval.manifest, and eval.keep_best, to have one; or name a step"
-            raise CheckpointError(f"{run}: no best checkpoint: nothing was evaluated during training", hint=hint)
-        step = int(best["step"])
-    path = checkpoint.path_of(folder.checkpoints, step)
-    try:
-        model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))
-    except ConfigError as error:
-        hint = f"it was written by physseg {document['version']}, this is {__version__}"
-        raise CheckpointError(f"{folder.config_file}: {error.args[0]}", hint=hint) from error
-    state = checkpoint.load_model(path, model, document["model"])
-    origin = {"run": run.absolute().name, "data": state.data, **(document.get("origin") or {})}
-    weights = checkpoint.weights_sha256(path)
-    return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin, weights=weights)
-
-
-def _load_export(path: Path, step: int | Literal["best"] | None) -> LoadedRun:
-    model, document = read_export(path)
-    if step not in (None, document["step"]):
-        raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")
-    classes = tuple(document["vocabulary"])
-    return LoadedRun(
-        model=model,
-        classes=classes,
-        step=document["step"],
-        origin=document["origin"] or {},
-        weights=document["weights"]["sha256"],
-    )
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

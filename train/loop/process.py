@@ -1,4 +1,4 @@
-"""What a training process owns besides its weights: a device, random generators, and its answer to signals."""
+"""What a training process owns besides its weights: random generators, and its answer to signals."""
 
 import signal
 from collections.abc import Mapping
@@ -7,22 +7,7 @@ from typing import Any
 
 import torch
 
-from ...common.errors import ConfigError
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one. Raises ConfigError if PyTorch cannot use it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"device: cannot use {name!r}: {first}", hint='Use "auto", "cpu" or "cuda".') from error
-    return device
+from ...common.processes import STOP_SIGNALS
 
 
 def random_state() -> dict[str, Any]:
@@ -63,9 +48,3 @@ class StopSignals:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-
-def ignore_stop_signals() -> None:
-    """For data workers: signals reach every process of a job, and the training process alone acts on them."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

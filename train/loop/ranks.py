@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .process import choose_device
+from ..model.device import choose_device
 
 
 @dataclass(frozen=True, slots=True)

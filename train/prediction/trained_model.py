@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...manifests.decoding import check_image, decode_image
 from ..errors import PredictionError, ShapeError
-from ..evaluation.evaluate import LoadedRun, load_run
-from ..loop.process import choose_device
+from ..model.device import choose_device
 from ..model.inference import InferenceSettings, class_texts, predict_label_map, predict_probabilities
 from ..model.segmenter import Segmenter
+from .load_run import LoadedRun, load_run
 
 ImageLike = npt.NDArray[np.uint8] | Image.Image | Path | str
 """uint8 RGB (H, W, 3), a Pillow image, or the path of a JPEG or PNG. EXIF orientation of the latter two is applied."""

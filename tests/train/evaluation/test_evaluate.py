@@ -15,11 +15,12 @@ from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
 from physseg.train.evaluation import evaluate
 from physseg.train.evaluation.benchmark_table import paper_table
-from physseg.train.evaluation.evaluate import evaluate_model, load_run, seen_classes
+from physseg.train.evaluation.evaluate import evaluate_model, seen_classes
 from physseg.train.evaluation.result import Evaluation, merge, read_evaluation
 from physseg.train.loop.loop import train
 from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import SegmenterConfig
+from physseg.train.prediction.load_run import load_run
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
 from PIL import Image

@@ -20,13 +20,15 @@ from physseg.pipeline.store.frame import Frame
 from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data.dataset import open_samples
 from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError, WeightsError
-from physseg.train.evaluation.evaluate import evaluate_model, load_run
+from physseg.train.evaluation.evaluate import evaluate_model
 from physseg.train.loop import objective
 from physseg.train.loop.loop import train
-from physseg.train.loop.process import StopSignals, choose_device
+from physseg.train.loop.process import StopSignals
 from physseg.train.model import bounded
+from physseg.train.model.device import choose_device
 from physseg.train.model.inference import InferenceSettings
 from physseg.train.model.segmenter import Segmenter
+from physseg.train.prediction.load_run import load_run
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log

@@ -18,9 +18,9 @@ from physseg.manifests.errors import DecodeError
 from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, PredictionError, RunFolderError, ShapeError
-from physseg.train.evaluation.evaluate import load_run
 from physseg.train.loop.loop import train
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.prediction.load_run import load_run
 from physseg.train.prediction.trained_model import TrainedModel, as_rgb
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.weights.export import read_export, write_export
