@@ -319,7 +319,7 @@ def weights_fetch(
     ] = None,
     url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
 ) -> None:
-    """Fetch pretrained CLIP weights into the cache; the same command again resumes. Then: clip_weights = "TAG".
+    """Fetch pretrained CLIP weights into the cache. Then: clip_weights = "TAG".
 
     Licences differ from tag to tag: see docs/weights.md.
     """

@@ -3,9 +3,10 @@
     CACHE/clip/ViT-B-16/openai/ViT-B-16.pt      as it was published
     CACHE/clip/ViT-B-16/openai/weights.json     where it came from, size, sha256, activation; written last
 
-CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see weights_fetch.py.
+CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see fetch.py.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +18,6 @@ from ...common.atomic import atomic_write
 from ...common.settings import is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
-from .download import file_sha256
 
 RECORD_FILE = "weights.json"
 
@@ -27,19 +27,21 @@ class WeightsRecord:
     """What is known of fetched weights; the content of `weights.json`."""
 
     clip: str
-    """Preset they are for."""
+    """Name of the preset that the weights fit."""
     tag: str
-    """open_clip's name for them."""
+    """open_clip's name for the weights."""
     file: str
-    """Name of the file beside the record."""
+    """Name of the weights file, which lies beside the record."""
     url: str
-    """Where it came from."""
+    """Address that the file came from."""
     num_bytes: int
+    """Size of the file."""
     sha256: str
+    """Hash of the file's content."""
     quick_gelu: bool
-    """Activation they were trained with."""
+    """Whether the weights were trained with QuickGELU instead of GELU."""
     version: str
-    """Of physseg, when they were fetched."""
+    """Version of physseg that fetched the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +49,13 @@ class ClipWeights:
     """A file of CLIP weights that a run may begin with."""
 
     name: str
-    """Tag, or path, as the configuration says it."""
+    """Tag or path, as the configuration says it."""
     path: Path
+    """The file itself."""
     sha256: str
+    """Hash of the file's content."""
     quick_gelu: bool | None
-    """Activation they need; None if the file does not tell."""
+    """Whether the weights need QuickGELU, or None if the file does not tell."""
 
     def facts(self) -> dict[str, Any]:
         """For a run's records."""
@@ -69,7 +73,11 @@ def weights_folder(clip: str, tag: str) -> Path:
 
 
 def read_record(clip: str, tag: str) -> WeightsRecord | None:
-    """The record of fetched weights; None if there are none. WeightsError if the record cannot be read."""
+    """The record of fetched weights, or None if there are none.
+
+    Raises:
+        WeightsError: The record cannot be read.
+    """
     path = weights_folder(clip, tag) / RECORD_FILE
     if not path.exists():
         return None
@@ -82,17 +90,26 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
         ) from error
 
 
-def write_record(record: WeightsRecord) -> None:
-    """Make fetched weights known; their file must be there already."""
-    path = weights_folder(record.clip, record.tag) / RECORD_FILE
-    atomic_write(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+def write_record(record: WeightsRecord, folder: Path) -> None:
+    """Make fetched weights known; their file must be in the folder already."""
+    atomic_write(folder / RECORD_FILE, (json.dumps(asdict(record), indent=1) + "\n").encode())
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_clip_weights(name: str, clip: str) -> ClipWeights:
     """The file that `clip_weights = name` means for the preset `clip`, hashed.
 
-    `name` is a fetched tag or a path. Raises WeightsError for a tag that was not fetched, a file that is not there, and
-    a cached file that is not the one that was fetched.
+    Args:
+        name: A fetched tag, or a path.
+        clip: Name of the preset.
+
+    Raises:
+        WeightsError: The tag was not fetched, the file is not there, or a cached file is not the one that was fetched.
     """
     if not is_name(name):
         path = Path(name)
@@ -109,12 +126,7 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
     path = weights_folder(clip, name) / record.file
     found = file_sha256(path) if path.is_file() else None
     if found != record.sha256:
-        raise WeightsError(
-            f"{path}: expected sha256 {record.sha256}, got {found or 'no file'}",
-            hint=_fetch_hint(clip, name),
-            expected=record.sha256,
-            got=found,
-        )
+        raise WeightsError.mismatch(path, f"sha256 {record.sha256}", found or "no file", _fetch_hint(clip, name))
     return ClipWeights(name=name, path=path, sha256=found, quick_gelu=record.quick_gelu)
 
 

@@ -4,8 +4,6 @@ The file is what detectron2 saves: `{"model": state dict, ...}`. It is read with
 does not tell everything: heads of the aggregator, padding length, guidance blocks and prompts take published values.
 """
 
-import shutil
-import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.atomic import atomic_folder
 from ...common.settings import to_dict
+from ...common.text import preview
 from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import SegmenterConfig
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
+from .cache import file_sha256
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
 from .clip_weights import why_unreadable
-from .download import file_sha256
 
 NUM_IMAGENET_TEMPLATES = 80
 _EXPECTED = 'expected a checkpoint of CAT-Seg (CVPR 2024): {"model": state dict} with names sem_seg_head.predictor.*'
@@ -35,15 +35,18 @@ class Imported:
     """What was found in a checkpoint."""
 
     run: Path
+    """The run folder that was made."""
     config: SegmenterConfig
+    """Settings of the model."""
     step: int
-    """Training steps it had taken, or 0 if the file does not tell."""
+    """Training steps that the model had taken, or 0 if the file does not tell."""
     num_parameters: int
+    """Number of the model's weights."""
     ignored: tuple[str, ...]
     """Names in the file that are of no use here."""
 
     def lines(self) -> list[str]:
-        """What a person wants to know of it, a line each."""
+        """What the command prints, one line each."""
         config = self.config
         prompts = repr(config.templates[0]) if len(config.templates) == 1 else f"{len(config.templates)} prompts"
         blocks = f"blocks {' and '.join(map(str, config.clip_sizes.guidance_blocks))}"
@@ -62,10 +65,18 @@ class Imported:
 def import_catseg(
     path: Path, out: Path, *, classes: tuple[str, ...] | None = None, prompts: str = "", num_heads: int = 4
 ) -> Imported:
-    """Make the run folder `out` from a checkpoint, whole or not at all.
+    """Make a run folder from a checkpoint, atomically.
 
-    `classes` is the vocabulary it was trained on, COCO-Stuff's if not given; `prompts` is as in SegmenterConfig. Raises
-    CheckpointError, which names the file, what was expected and what was found; RunFolderError if `out` is in use.
+    Args:
+        path: The checkpoint.
+        out: The run folder to make.
+        classes: The vocabulary that the model was trained on. Default: COCO-Stuff's.
+        prompts: Templates of the model, as in SegmenterConfig.
+        num_heads: Heads of the aggregator's attention.
+
+    Raises:
+        CheckpointError: The file is none of CAT-Seg's, or the settings do not fit it.
+        RunFolderError: `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: exists already", hint="choose another name for the run folder")
@@ -75,20 +86,16 @@ def import_catseg(
         settings: dict[str, Any] = {"num_heads": num_heads, **_prompts(renamed, prompts)}
         config = sizes_from_catseg(state, renamed, **settings)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.args[0]}", hint=error.hint, path=str(path), **error.fields) from error
+        raise error.prefixed(path) from error
     fitted = fitted_state(config, renamed, source=str(path))
     step = 0 if iteration is None else iteration + 1
     vocabulary = classes or coco_stuff_vocabulary().classes
-    partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        origin = {"imported": {"file": path.name, "sha256": file_sha256(path)}}
+    origin = {"imported": {"file": path.name, "sha256": file_sha256(path)}}
+    with atomic_folder(out) as partial:
         run = RunFolder(partial)
         run.create(model=to_dict(config), training=None, data=None, classes=vocabulary, origin=origin)
         content = CheckpointState(step=step, model=to_dict(config), classes=vocabulary, data=None)
         checkpoint.save(run.checkpoints, content, fitted)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Imported(
         run=out,
         config=config,
@@ -101,20 +108,20 @@ def import_catseg(
 def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
     """The state dict of a checkpoint file under its own names, and the last iteration if the file tells.
 
-    Raises CheckpointError for a file that is missing, torn, or of another kind.
+    Raises:
+        CheckpointError: The file is missing, torn, or of another kind.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file", hint=_EXPECTED, path=str(path))
+        raise CheckpointError(f"{path}: no such file", hint=_EXPECTED)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever the unpickler meets
-        raise CheckpointError(
-            f"{path}: cannot be read: {why_unreadable(error)}", hint=f"{_EXPECTED}; is it whole?", path=str(path)
-        ) from error
+        reason = why_unreadable(error)
+        raise CheckpointError(f"{path}: cannot be read: {reason}", hint=f"{_EXPECTED}; is it whole?") from error
     model = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):
-        found = f"keys {_few(content)}" if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path}: {_EXPECTED}; got {found}", path=str(path), got=found)
+        found = f"keys {preview(content, 3)}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path}: {_EXPECTED}; got {found}")
     state = {name.removeprefix("module."): tensor for name, tensor in model.items()}
     _refuse_foreign(path, state)
     iteration = content.get("iteration")
@@ -135,9 +142,9 @@ def _refuse_foreign(path: Path, state: Mapping[str, Tensor]) -> None:
         what = "a model with an image backbone beside CLIP, such as CAT-Seg before CVPR 2024 (Swin or ResNet)"
         hint = "take the later release: model_base.pth or model_large.pth"
     elif not any(name.startswith("sem_seg_head.predictor.") for name in state):
-        what = f"names {_few(state)}"
+        what = f"names {preview(state, 3)}"
     if what:
-        raise CheckpointError(f"{path}: {_EXPECTED}; got {what}", hint=hint, path=str(path), got=what)
+        raise CheckpointError(f"{path}: {_EXPECTED}; got {what}", hint=hint)
 
 
 def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
@@ -157,8 +164,3 @@ def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
     if len(config.templates) != count:
         raise CheckpointError(f"trained with {count} prompts per class, but {prompts!r} has {len(config.templates)}")
     return {"templates": config.templates}
-
-
-def _few(names: Mapping[str, Any]) -> str:
-    shown = ", ".join(map(str, list(names)[:3]))
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 3 else shown or "none"

@@ -15,18 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common.text import preview
 from ..errors import CheckpointError
 from ..model.backbones.clip import Clip, resize_positions
 
 # Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
 _DROPPED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
+_OTHER_ARCHITECTURE = "the file belongs to another architecture; check the `clip` preset"
 _TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
 def load_clip_weights(model: Clip, path: Path | str) -> None:
     """Fill both encoders from a file; float16 tensors are widened, positional embeddings resized to the model's grid.
 
-    Raises CheckpointError, naming the file, for an unreadable file, names that are missing or unknown, and other sizes.
+    Raises:
+        CheckpointError: The file cannot be read, names are missing or unknown, or shapes differ.
     """
     path = Path(path)
     state = from_open_clip(_read(path), source=str(path))
@@ -84,7 +87,7 @@ def split_fused_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy `state` into the module, complete and of equal shapes, or raise CheckpointError naming what differs."""
+    """Copy `state` into the module. Raises CheckpointError, which names what differs, unless all of it fits."""
     check_state(module, state, source=source)
     own = module.state_dict()
     with torch.no_grad():
@@ -101,20 +104,14 @@ def check_state(
     unknown = [shown(name) for name in state if name not in own]
     if missing or unknown:
         raise CheckpointError(
-            f"{source}: {len(missing)} missing names ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unknown)} unknown names ({', '.join(unknown[:3]) or 'none'})",
-            hint="the file belongs to another architecture; check the `clip` preset",
-            path=source,
+            f"{source}: {len(missing)} missing names ({preview(missing, 3)}), "
+            f"{len(unknown)} unknown names ({preview(unknown, 3)})",
+            hint=_OTHER_ARCHITECTURE,
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{source}: {shown(name)}: expected shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}",
-                hint="the file belongs to another architecture; check the `clip` preset",
-                path=source,
-                expected=tuple(own[name].shape),
-                got=tuple(tensor.shape),
-            )
+            expected, got = f"shape {tuple(own[name].shape)}", tuple(tensor.shape)
+            raise CheckpointError.mismatch(f"{source}: {shown(name)}", expected, got, _OTHER_ARCHITECTURE)
 
 
 def why_unreadable(error: Exception) -> str:
@@ -130,7 +127,7 @@ def why_unreadable(error: Exception) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, whatever its kind."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a file with CLIP weights, found none", path=str(path))
+        raise CheckpointError(f"{path}: expected a file with CLIP weights, found none")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -143,7 +140,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: cannot be read as CLIP weights: {why_unreadable(error)}",
             hint="expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too",
-            path=str(path),
         ) from error
 
 
@@ -152,9 +148,8 @@ def _read_pickle(path: Path) -> Any:
     if not _is_torchscript(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # TorchScript is on its way out; OpenAI's files stay what they are
+        # TorchScript is on its way out; OpenAI's files stay what they are.
+        warnings.simplefilter("ignore", FutureWarning)
         archive: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return archive.state_dict()
 
@@ -181,7 +176,5 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(
-            f"{path}: expected a state dict (names to tensors), got {type(content).__name__}", path=str(path)
-        )
+        raise CheckpointError.mismatch(path, "a state dict (names to tensors)", type(content).__name__)
     return dict(content)

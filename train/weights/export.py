@@ -9,8 +9,6 @@ made on.
 """
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +18,12 @@ import safetensors.torch
 from torch import Tensor
 
 from ... import __version__
-from ...common.atomic import atomic_write, sync_directory
+from ...common.atomic import atomic_folder
 from ...common.errors import ConfigError
 from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
 from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
-from .download import file_sha256
+from .cache import file_sha256
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
@@ -40,20 +38,29 @@ def is_export(path: Path) -> bool:
 def write_export(
     out: Path, model: Segmenter, *, classes: tuple[str, ...], step: int, origin: Mapping[str, Any] | None
 ) -> Path:
-    """Write a model as it predicts into the new folder `out`, whole or not at all; returns `out`.
+    """Write a model as it predicts, atomically.
 
-    `classes` is the training vocabulary, `origin` whatever is known of where the weights come from.
+    Args:
+        out: The folder to make.
+        model: The model, whose auxiliary heads are left out.
+        classes: The training vocabulary.
+        step: Training steps that the model has taken.
+        origin: Whatever is known of where the weights come from.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunFolderError: `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: exists already", hint="choose another name for the export")
-    partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-        tensors = {
-            name: tensor.detach().to("cpu").contiguous()
-            for name, tensor in model.state_dict().items()
-            if not name.startswith(_HEADS)
-        }
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_HEADS)
+    }
+    with atomic_folder(out) as partial:
         weights = partial / WEIGHTS_FILE
         safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})  # two would come in any order
         # Sizes in full: what a preset's name stands for may change one day.
@@ -67,31 +74,24 @@ def write_export(
             "origin": origin,
             "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
         }
-        atomic_write(partial / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
+        (partial / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         weights.chmod((partial / CONFIG_FILE).stat().st_mode)
-        sync_directory(partial)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
 def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     """The model in evaluation mode, on the CPU, and the whole of `model.json`.
 
-    Raises CheckpointError for another format, weights that are torn or changed, and names or shapes that do not fit.
+    Raises:
+        CheckpointError: The format is another one, the weights are torn or changed, or names or shapes do not fit.
     """
     document = read_document(path)
     weights = path / WEIGHTS_FILE
     expected = document["weights"]["sha256"]
     found = file_sha256(weights) if weights.is_file() else "no file"
     if found != expected:
-        raise CheckpointError(
-            f"{weights}: torn or changed since it was exported: expected sha256 {expected}, got {found}",
-            hint="copy both files of the export again",
-            expected=expected,
-            got=found,
-        )
+        where = f"{weights}: torn or changed since it was exported"
+        raise CheckpointError.mismatch(where, f"sha256 {expected}", found, "copy both files of the export again")
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=path))
     except ConfigError as error:
@@ -117,9 +117,7 @@ def read_document(path: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found = document["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file}: not the description of an exported model ({error!r})", path=str(file)
-        ) from error
+        raise CheckpointError(f"{file}: not the description of an exported model ({error!r})") from error
     if found != FORMAT:
-        raise CheckpointError(f"{file}: format {found}, this physseg reads {FORMAT}", path=str(file))
+        raise CheckpointError(f"{file}: format {found}, this physseg reads {FORMAT}")
     return document

@@ -4,21 +4,24 @@ open_clip knows the tags, where each lies and which activation it needs. Weights
 input than OpenAI's are left out: the segmenter's is fixed.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from ... import __version__
+from ...common.atomic import atomic_folder, remove_partials
+from ...common.file_lock import file_lock
 from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
-from .cache import RECORD_FILE, WeightsRecord, read_record, weights_folder, write_record
-from .download import Downloaded, download, file_sha256
+from .cache import WeightsRecord, file_sha256, read_record, weights_folder, write_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +29,11 @@ class Source:
     """One place that has a tag's weights."""
 
     url: str
+    """Web address of the file."""
     sha256: str = ""
-    """Of the file, or its first digits, where the address tells it."""
+    """sha256 of the file, or its first digits, where the address tells it."""
+    repository: str = ""
+    """Repository on Hugging Face, if the file is there; its own client fetches it then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +41,13 @@ class PretrainedTag:
     """Published weights of a preset."""
 
     clip: str
+    """Name of the preset."""
     tag: str
+    """open_clip's name for the weights."""
     quick_gelu: bool
-    """Whether they were trained with QuickGELU; else with GELU."""
+    """Whether the weights were trained with QuickGELU instead of GELU."""
     sources: tuple[Source, ...]
-    """In the order they are tried."""
+    """Places that have the weights, in the order in which they are tried."""
 
 
 @cache
@@ -60,7 +68,11 @@ def pretrained_tags() -> tuple[PretrainedTag, ...]:
 
 
 def find_tag(tag: str, clip: str | None) -> PretrainedTag:
-    """The tag of that name; WeightsError if there is none, or if several presets have it and `clip` does not say."""
+    """The tag of that name.
+
+    Raises:
+        WeightsError: There is none, or several presets have it and `clip` is None.
+    """
     tags = pretrained_tags()
     matching = [one for one in tags if one.tag == tag and clip in (None, one.clip)]
     if len(matching) == 1:
@@ -71,11 +83,11 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
     if clip is not None and clip not in PRETRAINED:
         raise WeightsError(f"{clip!r} has no published weights", hint=f"those that have: {', '.join(PRETRAINED)}")
     known = ", ".join(dict.fromkeys(one.tag for one in tags if clip in (None, one.clip)))
-    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}", expected=known, got=tag)
+    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}")
 
 
 def listing() -> list[dict[str, Any]]:
-    """All tags with what is known of them; bytes, sha256 and file are None for what is not in the cache."""
+    """All tags with what is known of them. Bytes, sha256 and file are None for what is not in the cache."""
     entries = []
     for one in pretrained_tags():
         record = read_record(one.clip, one.tag)
@@ -102,31 +114,42 @@ def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def fetch(tag: PretrainedTag, *, url: str | None = None, progress: bool = True) -> tuple[WeightsRecord, bool]:
-    """Bring a tag's weights into the cache; returns their record, and whether anything had to be fetched.
+def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord, bool]:
+    """Bring a tag's weights into the cache.
 
-    `url` names another place, such as a mirror; a hash that the tag's own address tells is still required. Raises
-    WeightsError if no place has them, naming what each one answered.
+    Args:
+        tag: What to fetch.
+        url: Another place to take them from, such as a mirror. A hash that the tag's own address tells is still
+            required.
+
+    Returns:
+        Their record, and whether anything had to be fetched.
+
+    Raises:
+        WeightsError: No place has them, and the message names each one's answer; or what came is not the file.
     """
+    sources = (Source(url=url, sha256=tag.sources[0].sha256),) if url else tag.sources
     folder = weights_folder(tag.clip, tag.tag)
-    with _locked(folder):
-        known = read_record(tag.clip, tag.tag) if (folder / RECORD_FILE).exists() else None
-        if known is not None and _is_whole(folder / known.file, known.sha256):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.parent, wait_seconds=None):  # whoever waited finds the work done
+        known = read_record(tag.clip, tag.tag)
+        if known is not None and (folder / known.file).is_file() and file_sha256(folder / known.file) == known.sha256:
             return known, False
-        sources = (Source(url=url, sha256=tag.sources[0].sha256),) if url else tag.sources
-        source, file = _first_that_answers(tag, sources, folder, progress=progress)
-        record = WeightsRecord(
-            clip=tag.clip,
-            tag=tag.tag,
-            file=file.path.name,
-            url=source.url,
-            num_bytes=file.num_bytes,
-            sha256=file.sha256,
-            quick_gelu=tag.quick_gelu,
-            version=__version__,
-        )
-        write_record(record)
-        return record, True
+        remove_partials(folder.parent)
+        with atomic_folder(folder, replace=True) as partial:
+            source, file = _first_that_answers(tag, sources, partial)
+            record = WeightsRecord(
+                clip=tag.clip,
+                tag=tag.tag,
+                file=file.name,
+                url=source.url,
+                num_bytes=file.stat().st_size,
+                sha256=file_sha256(file),
+                quick_gelu=tag.quick_gelu,
+                version=__version__,
+            )
+            write_record(record, partial)
+    return record, True
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -140,7 +163,7 @@ def _sources(url: str, hub: str) -> tuple[Source, ...]:
     repository, _, file = hub.rpartition("/")
     names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    on_hub = [Source(url=f"{base}/{repository}/resolve/main/{name}") for name in names]
+    on_hub = [Source(url=f"{base}/{repository}/resolve/main/{name}", repository=repository) for name in names]
     # An address that tells the file's hash comes first.
     return tuple(direct + on_hub if direct and direct[0].sha256 else on_hub + direct)
 
@@ -153,40 +176,66 @@ def _hash_in(url: str) -> str:
     return name.rpartition("-")[2].partition(".")[0] if "mlfoundations" in url else ""
 
 
-def _first_that_answers(
-    tag: PretrainedTag, sources: tuple[Source, ...], folder: Path, *, progress: bool
-) -> tuple[Source, Downloaded]:
+def _first_that_answers(tag: PretrainedTag, sources: tuple[Source, ...], folder: Path) -> tuple[Source, Path]:
     failures = []
     for source in sources:
-        target = folder / _file_name(source.url)
         try:
-            return source, download(source.url, target, sha256=source.sha256, progress=progress)
-        except WeightsError as error:
-            failures.append(error)
-            if "expected" in error.fields:  # it was there, but did not come whole: going elsewhere would hide that
-                raise
-    listed = "; ".join(str(error.args[0]) for error in failures)
-    raise WeightsError(f"{tag.clip} {tag.tag}: could not be fetched: {listed}", hint=failures[-1].hint)
+            return source, _download(source, folder)
+        except WeightsError:  # it was there, but is not the file: going elsewhere would hide that
+            raise
+        except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
+            cause = error.__cause__ or error  # the hub's client speaks of its own cache first
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            failures.append(f"{source.url}: {reason}")
+    raise WeightsError(
+        f"{tag.clip} {tag.tag}: could not be fetched: {'; '.join(failures)}",
+        hint="on a machine without a network, fetch it elsewhere and name the file as `clip_weights`",
+    )
+
+
+def _download(source: Source, folder: Path) -> Path:
+    """The file of a source in `folder`. Raises WeightsError if it came torn or is another one than announced."""
+    target = folder / _file_name(source.url)
+    expected = source.sha256
+    if source.repository:
+        expected = _from_hub(source, target)
+    else:
+        _from_web(source.url, target)
+    found = file_sha256(target)
+    if not found.startswith(expected):
+        size = target.stat().st_size
+        raise WeightsError(
+            f"{source.url}: expected sha256 {expected}, got {found} ({size} bytes); nothing was kept",
+            hint="try again; if it stays so, something between here and there changes the file",
+        )
+    return target
+
+
+def _from_hub(source: Source, target: Path) -> str:
+    """Download by Hugging Face's own client; returns the sha256 that the hub announces, or ""."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download
+
+    endpoint = source.url.partition(f"/{source.repository}/resolve/")[0]
+    hf_hub_download(source.repository, target.name, local_dir=target.parent, endpoint=endpoint)
+    shutil.rmtree(target.parent / ".cache")  # the client's notes for a folder that stays in step with a repository
+    etag = get_hf_file_metadata(source.url).etag or ""
+    return etag if len(etag) == 64 else ""  # files outside the hub's large-file storage have a shorter git hash
+
+
+def _from_web(url: str, target: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": f"physseg/{__version__}"})
+    with urllib.request.urlopen(request, timeout=60) as response, target.open("wb") as file:
+        total = int(response.headers.get("Content-Length", -1))
+        with tqdm.wrapattr(file, "write", total=max(total, 0), desc=target.name) as shown:
+            shutil.copyfileobj(response, shown, 1 << 20)
+        if 0 <= file.tell() < total:  # neither urllib nor open_clip's own downloader notices
+            raise WeightsError(f"{url}: the connection ended after {file.tell()} of {total} bytes", hint="try again")
 
 
 def _file_name(url: str) -> str:
+    if not url.startswith(("https://", "http://")):
+        raise WeightsError(f"{url}: expected an address that begins with https:// or http://")
     name = urlsplit(url).path.rpartition("/")[2]
     if not name or name.startswith("."):
         raise WeightsError(f"{url}: the address does not end in a file's name")
     return name
-
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a folder; the next one finds the work done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

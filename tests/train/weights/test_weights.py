@@ -28,11 +28,11 @@ from physseg.train.weights.cache import (
     weights_folder,
     write_record,
 )
-from physseg.train.weights.download import Downloaded
 from physseg.train.weights.fetch import PretrainedTag, Source, fetch, find_tag, pretrained_tags
 from physseg.train.weights.initial_weights import activation, settle_clip_weights
 from typer.testing import CliRunner
 
+WEIGHTS_SHA256 = hashlib.sha256(b"weights").hexdigest()
 TAG = PretrainedTag(
     clip="ViT-B-16",
     tag="openai",
@@ -48,19 +48,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Addresses and hashes that were asked for; the first place has nothing, the others b"weights"."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses that were asked for; the first place has nothing, the others b"weights"."""
     calls = []
 
-    def fake(url: str, target: Path, *, sha256: str = "", progress: bool = True) -> Downloaded:
-        calls.append((url, sha256))
+    def fake(url: str, target: Path) -> None:
+        calls.append(url)
         if "first" in url:
-            raise WeightsError(f"{url}: the server answered 404 Not Found", status=404)
+            raise OSError("HTTP Error 404: Not Found")
         target.write_bytes(b"weights")
-        digest = hashlib.sha256(b"weights").hexdigest()
-        return Downloaded(path=target, num_bytes=7, sha256=digest, resumed_at=0)
 
-    monkeypatch.setattr(weights_fetch, "download", fake)
+    monkeypatch.setattr(weights_fetch, "_from_web", fake)
     return calls
 
 
@@ -98,12 +96,12 @@ def test_a_tag_of_several_presets_needs_the_preset() -> None:
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
-def test_fetch_records_what_it_got_and_from_where(asked: list[tuple[str, str]], folder: Path) -> None:
+def test_fetch_records_what_it_got_and_from_where(asked: list[str], folder: Path) -> None:
     record, fetched = fetch(TAG)
     assert fetched
-    assert asked == [("https://first/x/ViT-B-16.pt", "abc"), ("https://second/model.safetensors", "")]
+    assert asked == ["https://first/x/ViT-B-16.pt", "https://second/model.safetensors"]
     assert (record.url, record.file, record.num_bytes) == ("https://second/model.safetensors", "model.safetensors", 7)
-    assert record.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert record.sha256 == WEIGHTS_SHA256
     assert read_record("ViT-B-16", "openai") == record
     found = find_clip_weights("openai", "ViT-B-16")
     assert found.path == folder / "clip/ViT-B-16/openai/model.safetensors"
@@ -112,15 +110,18 @@ def test_fetch_records_what_it_got_and_from_where(asked: list[tuple[str, str]], 
     assert len(asked) == 2
 
 
-def test_a_mirror_keeps_the_tags_hash(asked: list[tuple[str, str]]) -> None:
-    fetch(TAG, url="https://mirror/clip/ViT-B-16.pt?download=1")
-    assert asked == [("https://mirror/clip/ViT-B-16.pt?download=1", "abc")]
+def test_a_mirror_keeps_the_tags_hash(asked: list[str]) -> None:
+    mirror = "https://mirror/clip/ViT-B-16.pt?download=1"
+    with pytest.raises(WeightsError, match="expected sha256 abc"):
+        fetch(TAG, url=mirror)
+    fetch(replace(TAG, sources=(replace(TAG.sources[0], sha256=WEIGHTS_SHA256[:6]),)), url=mirror)
+    assert asked == [mirror, mirror]
     assert find_clip_weights("openai", "ViT-B-16").path.name == "ViT-B-16.pt"
     with pytest.raises(WeightsError, match="does not end in a file's name"):
         fetch(replace(TAG, tag="other"), url="https://mirror/clip/")
 
 
-def test_a_changed_file_is_not_used_but_fetched_again(asked: list[tuple[str, str]]) -> None:
+def test_a_changed_file_is_not_used_but_fetched_again(asked: list[str]) -> None:
     record, _ = fetch(TAG)
     path = weights_folder("ViT-B-16", "openai") / record.file
     path.write_bytes(b"weighty")
@@ -131,23 +132,20 @@ def test_a_changed_file_is_not_used_but_fetched_again(asked: list[tuple[str, str
 
 
 def test_every_places_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(url: str, *_: object, **__: object) -> Downloaded:
-        raise WeightsError(f"{url}: cannot be reached", hint="fetch it elsewhere")
+    def none(url: str, target: Path) -> None:
+        raise OSError("unreachable")
 
-    monkeypatch.setattr(weights_fetch, "download", none)
-    with pytest.raises(WeightsError, match=r"first/x/ViT-B-16.pt: cannot.*; https://second.*cannot") as caught:
+    monkeypatch.setattr(weights_fetch, "_from_web", none)
+    with pytest.raises(WeightsError, match=r"first/x/ViT-B-16.pt: unreach.*; https://second.*unreach") as caught:
         fetch(TAG)
-    assert caught.value.hint == "fetch it elsewhere"
+    assert "clip_weights" in str(caught.value.hint)
     assert read_record("ViT-B-16", "openai") is None
 
 
-def test_a_wrong_hash_is_not_covered_up_by_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(url: str, *_: object, **__: object) -> Downloaded:
-        raise WeightsError(f"{url}: expected sha256 abc, got def", expected="abc", got="def")
-
-    monkeypatch.setattr(weights_fetch, "download", wrong)
-    with pytest.raises(WeightsError, match=r"^https://first/x/ViT-B-16.pt: expected sha256 abc"):
-        fetch(TAG)
+def test_a_wrong_hash_is_not_covered_up_by_another_place(asked: list[str]) -> None:
+    with pytest.raises(WeightsError, match=r"^https://second/other.pt: expected sha256 abc"):
+        fetch(replace(TAG, sources=(Source(url="https://second/other.pt", sha256="abc"), TAG.sources[1])))
+    assert asked == ["https://second/other.pt"]
 
 
 def test_the_cache_is_in_the_home_folder_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +203,7 @@ def _cached(model: SegmenterConfig, *, quick_gelu: bool, fill: float = 3.5) -> W
         quick_gelu=quick_gelu,
         version="0",
     )
-    write_record(record)
+    write_record(record, path.parent)
     return record
 
 
@@ -249,9 +247,7 @@ def _call(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
-def test_list_and_fetch_from_the_command_line(
-    asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_list_and_fetch_from_the_command_line(asked: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(weights_fetch, "pretrained_tags", lambda: (TAG, replace(TAG, tag="other", quick_gelu=False)))
     shown = _call("weights", "fetch", "openai")
     sha256 = hashlib.sha256(b"weights").hexdigest()
