@@ -1,15 +1,20 @@
 """`physseg train`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
+
+from ..common.errors import ConfigError
+from ..common.text import Part, parse_bytes
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from .model.inference import InferenceSettings
+
+T = TypeVar("T")
 
 app = typer.Typer()
 weights_app = typer.Typer(
@@ -54,7 +59,7 @@ def train(
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
 ) -> None:
-    """Train a segmenter on a store. The same command again goes on where the run stopped."""
+    """Train a segmenter on a store. Re-running the command resumes the run."""
     from .config import example_config, load_config
 
     if example:
@@ -73,7 +78,7 @@ def train(
         typer.echo(f"{result.run}: finished at step {result.step}, {result.seconds:.0f} s")
     else:
         cause = f" by {result.stopped_by}" if result.stopped_by else ""
-        typer.echo(f"{result.run}: stopped{cause} at step {result.step}; the same command goes on from there")
+        typer.echo(f"{result.run}: stopped{cause} at step {result.step}; re-running the command resumes there")
 
 
 @app.command()
@@ -115,25 +120,18 @@ def evaluate(
     """
     from .evaluation.benchmark_table import COLUMNS, paper_table
     from .evaluation.evaluate import evaluate_model
-    from .evaluation.result import merge as merge_parts
     from .model.device import choose_device
     from .prediction.load_run import load_run
     from .runs.run_folder import RunFolder
 
-    rows = 10**6 if all_classes else 10
-    published = not (max_images or no_windows)
+    manifests, benchmarks, rows = manifests or [], benchmarks or [], 10**6 if all_classes else 10
     if merge:
-        if part or benchmarks or max_images or root:
+        if any((part, benchmarks, max_images, root)):
             raise typer.BadParameter("takes nothing but JSON files of parts, and --out", param_hint="--merge")
-        files = [run, *map(Path, manifests or [])]
-        merged = merge_parts(files)
-        typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
-        typer.echo(merged.table(rows=rows))
-        name = re.sub(r"\.part-\d+-of-\d+$", "", run.stem)
-        typer.echo(f"written to {merged.write(out or run.parent, name)}")
+        _merge_parts([run, *map(Path, manifests)], out, rows)
         return
-    chosen_part = _part(part)
-    tables = _evaluated_tables(manifests or [], benchmarks or [], root)
+    chosen_part = _parsed(Part.parse, part, "--part")
+    tables = _evaluated_tables(manifests, benchmarks, root)
     loaded = load_run(
         run, step=parse_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms
     )
@@ -151,56 +149,66 @@ def evaluate(
         results[manifest.dataset] = result
         typer.echo(f"\n{name} ({result.num_images} images), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
-        suffix = f".part-{chosen_part[0]}-of-{chosen_part[1]}" if chosen_part else ""
-        file = f"{name}-step_{loaded.step:08d}{suffix}"
-        typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, file)}")
-    if published and not chosen_part and results.keys() & COLUMNS.keys():
+        typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, f'{name}-step_{loaded.step:08d}')}")
+    if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, chosen_part)):
         typer.echo(f"\n{paper_table(run.name, results)}")
 
 
-def _part(text: str | None) -> tuple[int, int] | None:
-    """ "3/8" as (3, 8)."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise typer.BadParameter(f"expected I/N with I from 1 to N, got {text!r}", param_hint="--part")
-    return int(found[1]), int(found[2])
+def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
+    from .evaluation.result import merge, whole_name
+
+    merged = merge(files)
+    typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
+    typer.echo(merged.table(rows=rows))
+    typer.echo(f"written to {merged.write(out or files[0].parent, whole_name(files[0]))}")
+
+
+def _parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
+    """The value of an option; one that does not parse is an error of usage."""
+    try:
+        return parse(text) if text else None
+    except ConfigError as error:
+        raise typer.BadParameter(error.args[0], param_hint=option) from None
 
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
     """Manifests by the name of their results."""
-    from ..manifests.datasets import published
     from ..manifests.manifest import Manifest
 
-    if not manifests and not benchmarks:
-        raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
-    names = [*(Path(location).stem for location in manifests), *benchmarks]
-    if len(set(names)) < len(names):
-        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
-    if unknown := [name for name in benchmarks if name not in published.TEST_SPLITS]:
-        known = ", ".join(published.TEST_SPLITS)
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
-    if benchmarks and root is None:
-        raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
     if benchmarks and manifests:
         raise typer.BadParameter("give manifests or --benchmark: --root means another folder for each")
-    tables = {Path(location).stem: Manifest.read(location, root=root) for location in manifests}
-    for name in benchmarks:
-        found = published.benchmark(name, root=Path(str(root)))
-        if found.checked.manifest.quarantined:
-            typer.echo(f"{name}: {len(found.checked.manifest.quarantined)} samples are quarantined", err=True)
-        tables[name] = found.checked.manifest
-    return tables
+    if not manifests and not benchmarks:
+        raise typer.BadParameter("name a manifest, or a benchmark with --benchmark", param_hint="MANIFESTS")
+    names = benchmarks or [Path(location).stem for location in manifests]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
+    if benchmarks:
+        return _benchmarks(benchmarks, root)
+    return {name: Manifest.read(location, root=root) for name, location in zip(names, manifests, strict=True)}
+
+
+def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
+    from ..manifests.datasets import published
+
+    if unknown := [name for name in names if name not in published.TEST_SPLITS]:
+        known = ", ".join(published.TEST_SPLITS)
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
+    if root is None:
+        raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
+    found = {name: published.benchmark(name, root=Path(root)).checked.manifest for name in names}
+    for name, manifest in found.items():
+        if manifest.quarantined:
+            typer.echo(f"{name}: {len(manifest.quarantined)} samples are quarantined", err=True)
+    return found
 
 
 def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
     """--memory and --no-windows together."""
-    from ..common.text import parse_bytes
     from .model.inference import InferenceSettings
 
     return InferenceSettings(
-        windows=not no_windows, memory_bytes=parse_bytes(memory) if memory else InferenceSettings().memory_bytes
+        windows=not no_windows,
+        memory_bytes=_parsed(parse_bytes, memory, "--memory") or InferenceSettings().memory_bytes,
     )
 
 
@@ -347,7 +355,7 @@ def demo(
 ) -> None:
     """The whole chain on a small generated data set: no download, no GPU, a few minutes.
 
-    The same command again goes on where it stopped; with other settings it starts over.
+    Re-running the command resumes it; with other settings it starts over.
     """
     from .demo.chain import DEFAULT_STEPS, DemoSettings, run_demo
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.settings import to_dict
+from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
@@ -31,7 +32,7 @@ def evaluate_model(
     *,
     trained_on: Sequence[str],
     max_images: int | None = None,
-    part: tuple[int, int] | None = None,
+    part: Part | None = None,
     settings: InferenceSettings = PUBLISHED,
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
@@ -55,8 +56,8 @@ def evaluate_model(
     text_features = class_texts(model, vocabulary.classes)
     classes = manifest.evaluated_classes
     confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
-    number, of = part or (1, 1)
-    chosen = indices[:max_images][number - 1 :: of]
+    chosen = indices[:max_images]
+    chosen = part.of(chosen) if part else chosen
     counts: dict[str, tuple[Counts, Counts, Counts]] = {}
     unlabelled = []
     loaded = zip(chosen, _loaded(manifest, chosen), strict=True)

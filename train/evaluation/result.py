@@ -5,6 +5,7 @@ same thing: `merge` refuses parts whose weights, samples or protocol differ.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from ... import __version__
 from ...common.atomic import atomic_write
+from ...common.text import Part
 from ..errors import EvaluationError
 from .image_counts import ImageCounts
 from .metrics import ConfusionMatrix
@@ -41,8 +43,8 @@ class Evaluation:
     """Counts of every image by itself; None where only sums are known."""
     unlabelled: tuple[str, ...] = ()
     """Ids of samples without a labelled pixel; they were left out."""
-    part: tuple[int, int] | None = None
-    """(i, n): this is the i-th of n parts of the set, i from 1; None: it is all of it."""
+    part: Part | None = None
+    """Which part of the set this is; None: it is all of it."""
 
     def group_miou(self, seen: bool) -> float | None:
         """Mean IoU over the classes of the ground truth that are seen, or unseen; None where there are none.
@@ -72,7 +74,7 @@ class Evaluation:
         return {
             "physseg": __version__,
             **self.source,
-            "part": self.part,
+            "part": [self.part.number, self.part.parts] if self.part else None,
             "num_images": self.num_images,
             "quarantined": list(self.quarantined),
             "unlabelled": list(self.unlabelled),
@@ -118,10 +120,14 @@ class Evaluation:
     def write(self, folder: Path, name: str) -> Path:
         """Write `name.json`, and as `name.npz` the matrix, its class names and every image's counts.
 
-        A result of that name on other samples or by another protocol stays: then this one's name gets a hash. Returns
-        the JSON's path.
+        A part's name says which it is. A result of that name on other samples or by another protocol stays: then this
+        one's name gets a hash.
+
+        Returns:
+            The JSON's path.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.part:
+            name += f".part-{self.part.number}-of-{self.part.parts}"
         if _is_of_another(folder / f"{name}.json", self.source):
             name = f"{name}-{self.source['fingerprint']}-{self.source['manifest'][:6]}"
         arrays: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
@@ -157,7 +163,7 @@ def read_evaluation(path: Path) -> Evaluation:
             unlabelled=tuple(document["unlabelled"]),
             source={key: document[key] for key in _SOURCE if key in document},
             images=images,
-            part=tuple(document["part"]) if document["part"] else None,
+            part=Part(*document["part"]) if document["part"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
@@ -169,32 +175,17 @@ def merge(files: Sequence[Path]) -> Evaluation:
     """One evaluation of all parts. Raises EvaluationError for parts that are missing, double, or of other things."""
     if not files:
         raise EvaluationError("nothing to merge", hint="Name the JSON files of all parts.")
-    parts = [read_evaluation(file) for file in files]
-    first, found = parts[0], dict[int, tuple[Path, Evaluation]]()
-    _, of = first.part or (1, 1)
-    for file, part in zip(files, parts, strict=True):
-        number, its_of = part.part or (1, 1)
-        different = [key for key in _SOURCE if part.source.get(key) != first.source.get(key) and key != "run"]
-        if different or its_of != of:
-            raise EvaluationError(
-                f"{file} and {files[0]} are not parts of one evaluation: they differ in "
-                f"{', '.join(different) or 'the number of parts'}",
-                hint="Merge parts of the same checkpoint, manifest and options.",
-            )
-        if number in found:
-            raise EvaluationError(f"{file} and {found[number][0]} are both part {number} of {of}")
-        found[number] = file, part
-    missing = sorted(set(range(1, of + 1)) - set(found))
-    if missing:
-        listed = ", ".join(map(str, missing))
+    found = _by_number(files)
+    whole = range(1, _part(next(iter(found.values()))).parts + 1)
+    if missing := [number for number in whole if number not in found]:
         raise EvaluationError(
-            f"{len(missing)} of {of} parts are missing: {listed}", hint="Evaluate them with --part, then merge again."
+            f"{len(missing)} of {len(whole)} parts are missing: {', '.join(map(str, missing))}",
+            hint="Evaluate them with --part, then merge again.",
         )
-    ordered = [found[number][1] for number in sorted(found)]
-    confusion = reduce(add, (part.confusion for part in ordered))
+    ordered = [found[number] for number in whole]
     return replace(
         ordered[0],
-        confusion=confusion,
+        confusion=reduce(add, (part.confusion for part in ordered)),
         num_images=sum(part.num_images for part in ordered),
         unlabelled=tuple(name for part in ordered for name in part.unlabelled),
         images=ImageCounts.joined([part.images for part in ordered if part.images is not None]),
@@ -202,7 +193,43 @@ def merge(files: Sequence[Path]) -> Evaluation:
     )
 
 
+def whole_name(file: Path) -> str:
+    """Name of the whole result, of which this is a part's file.
+
+    >>> whole_name(Path("coco-step_00000100.part-2-of-8.json"))
+    'coco-step_00000100'
+    """
+    return re.sub(r"\.part-\d+-of-\d+$", "", file.stem)
+
+
 # --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _by_number(files: Sequence[Path]) -> dict[int, Evaluation]:
+    """Parts of one evaluation by their numbers."""
+    found: dict[int, tuple[Path, Evaluation]] = {}
+    for file in files:
+        part = read_evaluation(file)
+        first, number = next(iter(found.values()), (file, part))[1], _part(part).number
+        if different := _differences(first, part):
+            raise EvaluationError(
+                f"{file} and {files[0]} are not parts of one evaluation: they differ in {', '.join(different)}",
+                hint="Merge parts of the same checkpoint, manifest and options.",
+            )
+        if number in found:
+            raise EvaluationError(f"{file} and {found[number][0]} are both part {number} of {_part(first).parts}")
+        found[number] = file, part
+    return {number: part for number, (_, part) in found.items()}
+
+
+def _part(evaluation: Evaluation) -> Part:
+    return evaluation.part or Part(1, 1)
+
+
+def _differences(ours: Evaluation, theirs: Evaluation) -> list[str]:
+    """What says that two results are not parts of one evaluation."""
+    keys = [key for key in _SOURCE if ours.source.get(key) != theirs.source.get(key) and key != "run"]
+    return keys or ["the number of parts"] * (_part(ours).parts != _part(theirs).parts)
 
 
 def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:

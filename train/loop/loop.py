@@ -21,6 +21,7 @@ from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
+from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
@@ -305,7 +306,7 @@ class _Training:
                     self.eval_manifest,
                     trained_on=self.vocabulary.classes,
                     max_images=settings.max_images,
-                    part=(ranks.rank + 1, ranks.size),
+                    part=Part(ranks.rank + 1, ranks.size),
                     settings=InferenceSettings(windows=settings.windows),
                     progress=False,
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest, Sample, Vocabulary
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
@@ -162,7 +163,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(
         load_run(config.run.parent)
 
 
-def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int] | None) -> Evaluation:
+def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: Part | None) -> Evaluation:
     guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
     monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
     return evaluate_model(_TextOnly(), manifest, trained_on=("couch",), part=part, progress=False)
@@ -170,10 +171,7 @@ def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: t
 
 def test_parts_add_up_to_the_whole(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = hand_evaluation(manifest, monkeypatch, None)
-    files = [
-        hand_evaluation(manifest, monkeypatch, (number, 2)).write(tmp_path, f"val.part-{number}-of-2")
-        for number in (2, 1)
-    ]
+    files = [hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (2, 1)]
     merged = merge(files)
     assert merged.document() == whole.document()
     assert merged.images is not None
@@ -186,7 +184,7 @@ def test_parts_that_are_no_whole_are_refused(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first, second = (
-        hand_evaluation(manifest, monkeypatch, (number, 2)).write(tmp_path, f"val{number}") for number in (1, 2)
+        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, f"val{number}") for number in (1, 2)
     )
     with pytest.raises(EvaluationError, match="1 of 2 parts are missing: 2"):
         merge([first])
@@ -238,7 +236,7 @@ def test_the_papers_columns(evaluation: Evaluation) -> None:
 
 def test_a_part_without_images_is_a_part(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     files = [
-        hand_evaluation(manifest, monkeypatch, (number, 3)).write(tmp_path, f"val{number}") for number in (1, 2, 3)
+        hand_evaluation(manifest, monkeypatch, Part(number, 3)).write(tmp_path, f"val{number}") for number in (1, 2, 3)
     ]
     assert read_evaluation(files[2]).num_images == 0
     assert "mIoU" in read_evaluation(files[2]).table()

@@ -162,7 +162,7 @@ def test_train_evaluate_predict_from_the_command_line(
         return result.stdout
 
     trained = ["train", tmp_path / "c.toml", "--out", run, "--set", "steps=2", "--set", "device=cpu"]
-    assert "stopped at step 1; the same command goes on" in call(*trained, "--stop-at", 1)
+    assert "stopped at step 1; re-running the command resumes" in call(*trained, "--stop-at", 1)
     assert "finished at step 2" in call(*trained)
     assert "finished already" in call(*trained)
     shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu")
