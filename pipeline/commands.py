@@ -241,27 +241,41 @@ def inspect(
     """
     if bool(sample) != bool(out or (sample and html)) or (class_names and not out):
         raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
-    if not sample and not html:
-        from .inspect.summary import summarise
-        from .inspect.table import summary_lines
-
-        summary = summarise(store, measure=measure, root=root)
-        typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
+    if sample or html:
+        _write_pictures(store, sample or [], out, class_names or [], html, max_samples, root, cache)
         return
+    from .inspect.summary import summarise
+    from .inspect.table import summary_lines
+
+    summary = summarise(store, measure=measure, root=root)
+    typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
+
+
+def _write_pictures(
+    store: str,
+    samples: list[str],
+    out: Path | None,
+    class_names: list[str],
+    html: Path | None,
+    max_samples: int,
+    root: str | None,
+    cache: Path | None,
+) -> None:
+    """What `inspect` writes: PNG files of the named samples, and the page."""
     from ..common.storage.content_cache import ContentCache
     from ..common.text import format_bytes
-    from .inspect.sample_view import SampleViews, write_sample
+    from .inspect.html_page import write_page
+    from .inspect.pictures import write_sample
+    from .inspect.sample_view import SampleViews
 
     kept = ContentCache(cache) if cache else None
     views = SampleViews(store, root=root, cache=kept)
-    indices = [views.find(text) for text in sample or []]
-    class_ids = [views.find_class(name) for name in class_names or []]
+    indices = [views.find(text) for text in samples]
+    class_ids = [views.find_class(name) for name in class_names]
     if out:
         for index in indices:
             typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
     if html:
-        from .inspect.html_page import write_page
-
         page = write_page(
             store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
         )

@@ -229,7 +229,7 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
-    from ..pipeline.inspect.drawing.draw import percent
+    from ..pipeline.inspect.drawing.label_maps import percent
     from .model.device import choose_device
     from .prediction.load_run import load_run
     from .prediction.predict import find_images, predict_files, read_words

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ...common.atomic import atomic_write
 from ...manifests.manifest import Manifest
-from ...pipeline.inspect.drawing.draw import row_of_maps
+from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter

@@ -20,7 +20,7 @@ from ...common.storage.location import Location
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
-from ...pipeline.inspect.drawing.draw import EDGES, KEYPOINTS
+from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
 from ...pipeline.store.frame import CELL_PX, Frame
 from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import SPECS

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.manifest import Manifest
-from ...pipeline.inspect.drawing.draw import class_shares, overlay, palette
+from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
+from ...pipeline.inspect.drawing.palette import palette
 from ..runs.run_log import read_log
 from .page import DemoReport, Picture, Row, Stage
 from .results import class_iou, destinations, score_group

@@ -13,7 +13,7 @@ from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.vocabulary import Vocabulary, read_classes
-from ...pipeline.inspect.drawing.draw import class_shares, overlay
+from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ..errors import PredictionError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter

@@ -6,6 +6,7 @@ is one, and otherwise lose their accents or become question marks rather than bo
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-UInt8 = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
+from .palette import Colour, UInt8
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (28, 32, 38)
 FAINT_INK: Colour = (98, 106, 116)
-RULE: Colour = (196, 201, 207)
 
 _MACHINE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial.ttf", "Arial Unicode.ttf")
 _LONGEST_NAME_EM = 14
@@ -37,7 +37,7 @@ class LegendEntry:
     colour: Colour
     name: str
     value: str
-    """What stands at the right, e.g. ``12.4%``."""
+    """Text at the right of the row, e.g. `12.4%`."""
 
 
 def text_px(height: int, width: int) -> int:
@@ -52,7 +52,7 @@ def text_size(text: str, size_px: int) -> tuple[int, int]:
 
 
 def write(canvas: UInt8, text: str, x: int, y: int, size_px: int, colour: Colour = INK, *, halo: bool = False) -> None:
-    """Write a line into ``canvas`` (H, W, 3), its box's top left at x, y; ``halo``: outlined letters."""
+    """Write a line into `canvas` (H, W, 3), its box's top left at x, y. With `halo` letters have a black outline."""
     height, width = text_size(text, size_px)
     margin = max(2, size_px // 6) if halo else 2
     top, left = max(y - margin, 0), max(x - margin, 0)
@@ -68,13 +68,13 @@ def write(canvas: UInt8, text: str, x: int, y: int, size_px: int, colour: Colour
         fill=colour,
         anchor="lm",
         stroke_width=max(1, round(size_px / 9)) if halo else 0,
-        stroke_fill=_opposite(colour) if halo else None,
+        stroke_fill=(0, 0, 0) if halo else None,
     )
     canvas[top:bottom, left:right] = np.asarray(patch)
 
 
 def shorten(text: str, size_px: int, width: int) -> str:
-    """The text, or as much of it as fits into ``width`` px with an ellipsis at the end."""
+    """The text, or as much of it as fits into `width` px with an ellipsis at the end."""
     if text_size(text, size_px)[1] <= width:
         return text
     low, high = 0, len(text)
@@ -90,7 +90,7 @@ def shorten(text: str, size_px: int, width: int) -> str:
 def legend(
     entries: Sequence[LegendEntry], size_px: int, *, height: int | None = None, width: int | None = None
 ) -> UInt8:
-    """A legend on paper: as many columns as a given height needs, or as a given width allows; (H, W, 3) uint8."""
+    """A legend on paper, (H, W, 3) uint8: as many columns as a given height needs, or as a given width allows."""
     row = round(size_px * 1.6)
     pad = size_px
     names = [shorten(entry.name, size_px, _LONGEST_NAME_EM * size_px) for entry in entries]
@@ -115,9 +115,17 @@ def legend(
 
 
 def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]) -> tuple[int, int, int] | None:
-    """Where a text's box lies on a region (H, W): x, y of its top left and the font size; None if it fits nowhere.
+    """Where a text's box lies on a region, or None if it fits nowhere.
 
-    Tries the sizes in order; of all boxes that the region covers, one whose middle lies deep and central.
+    Of all boxes that the region covers it is one whose middle lies deep and central.
+
+    Args:
+        region: (H, W), True where the text may stand.
+        text: One line.
+        sizes_px: Font sizes, tried in order.
+
+    Returns:
+        x and y of the box's top left, and the font size.
     """
     if not region.any():
         return None
@@ -140,36 +148,26 @@ def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]
     return None
 
 
-def _opposite(colour: Colour) -> Colour:
-    return (0, 0, 0) if sum(colour) > 382 else (255, 255, 255)
-
-
 @lru_cache(maxsize=4096)
 def _drawable(text: str, size_px: int) -> tuple[str, Font]:
     """The text on one line with a font that has all its characters, or with what has no glyph replaced."""
     text = "".join(" " if unicodedata.category(character) in {"Cc", "Zl", "Zp"} else character for character in text)
-    own = _own_font(size_px)
-    for font in (own, *_machine_fonts(size_px)):
+    for font in _fonts(size_px):
         if all(_has_glyph(font, character) for character in text):
             return text, font
-    plain = unicodedata.normalize("NFKD", text.replace("…", "..."))
-    plain = "".join(character for character in plain if not unicodedata.combining(character))
-    return "".join(character if _has_glyph(own, character) else "?" for character in plain), own
+    own = _fonts(size_px)[0]
+    bare = unicodedata.normalize("NFKD", text.replace("…", "..."))
+    bare = "".join(character for character in bare if not unicodedata.combining(character))
+    return "".join(character if _has_glyph(own, character) else "?" for character in bare), own
 
 
 @lru_cache(maxsize=64)
-def _own_font(size_px: int) -> Font:
-    return ImageFont.load_default(size_px)
-
-
-@lru_cache(maxsize=64)
-def _machine_fonts(size_px: int) -> tuple[Font, ...]:
-    fonts: list[Font] = []
+def _fonts(size_px: int) -> tuple[Font, ...]:
+    """Pillow's own font, then those that this machine has."""
+    fonts: list[Font] = [ImageFont.load_default(size_px)]
     for name in _MACHINE_FONTS:
-        try:
+        with suppress(OSError):
             fonts.append(ImageFont.truetype(name, size_px))
-        except OSError:  # not on this machine
-            continue
     return tuple(fonts)
 
 

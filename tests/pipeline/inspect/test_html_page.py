@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.manifests.manifest import Manifest, Vocabulary
-from physseg.pipeline.inspect.drawing import draw
+from physseg.pipeline.inspect import html_page
+from physseg.pipeline.inspect.drawing.label_maps import outlines
+from physseg.pipeline.inspect.drawing.layers import KEYPOINTS, label_layer, structure_alpha
+from physseg.pipeline.inspect.drawing.palette import colour_labels
 from physseg.pipeline.inspect.errors import InspectError
 from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.sample_view import SampleViews
@@ -20,6 +23,7 @@ from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.store.frame import Frame
 from PIL import Image
 
+PAGE = Path(html_page.__file__).parent / "page"
 EVIL = ("</script><script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a & b", "plain")
 CLASSES = ("<b>ground</b>", 'box "1"', "disc</script>", "square & co", "ball", *(f"class {i}" for i in range(300)))
 
@@ -122,12 +126,12 @@ def test_layers_hold_the_maps(store: Path) -> None:
     np.testing.assert_array_equal(edges[..., 3] > 0, view.structures["canny"][1] > 0)
     assert set(np.unique(edges[..., 3])) <= {0, 255}
     dots = np.array(pixels(sample["layers"]["sift"]["src"]).convert("RGBA"))[..., 3]
-    alpha = draw.structure_alpha(view.structures["sift"][1], draw.KEYPOINTS)
+    alpha = structure_alpha(view.structures["sift"][1], KEYPOINTS)
     np.testing.assert_array_equal(dots > 0, alpha > 0)
     assert np.abs(dots / 255 - alpha).max() <= 1 / 15
     labels = np.array(pixels(sample["layers"]["labels"]["src"]).convert("RGB"))
-    inside = ~draw.outlines(view.labels)
-    expected = draw.colour_labels(view.labels, len(CLASSES), ignore_index=65535)
+    inside = ~outlines(view.labels)
+    expected = colour_labels(view.labels, len(CLASSES), ignore_index=65535)
     np.testing.assert_array_equal(labels[inside], expected[inside])
     class_id = view.shares[0][0]
     weights = np.array(pixels(sample["weights"][str(class_id)]).convert("RGBA"))
@@ -165,17 +169,21 @@ def test_one_unreadable_image_is_shown_on_grey_and_all_unreadable_are_an_error(s
     ).image_problems
 
 
-def test_more_classes_than_a_palette_holds(store: Path) -> None:
-    from physseg.pipeline.inspect.html_page import _label_layer
-
-    view = SampleViews(store).view(0)
-    labels = (np.arange(view.labels.size).reshape(view.labels.shape) // 4 % 300).astype(np.uint16)
-    picture = pixels(_label_layer(dataclasses.replace(view, labels=labels)))
+def test_more_classes_than_a_palette_holds() -> None:
+    labels = (np.arange(48 * 64).reshape(48, 64) // 4 % 300).astype(np.uint16)
+    picture = Image.open(BytesIO(label_layer(labels, len(CLASSES), ignore_index=65535).to_png()))
     assert picture.mode == "RGB"  # no palette
-    inside = ~draw.outlines(labels)
+    inside = ~outlines(labels)
     np.testing.assert_array_equal(
-        np.array(picture)[inside], draw.colour_labels(labels, len(CLASSES), ignore_index=65535)[inside]
+        np.array(picture)[inside], colour_labels(labels, len(CLASSES), ignore_index=65535)[inside]
     )
+
+
+def test_the_page_holds_script_and_style_as_they_are(store: Path) -> None:
+    """They pass through the template engine, to which some characters are commands."""
+    text, _ = page_of(store)
+    for name in ("inspect.css", "inspect.js"):
+        assert (PAGE / name).read_text(encoding="utf-8").rstrip() in text
 
 
 def test_a_store_without_samples_has_no_page(store: Path) -> None:

@@ -11,9 +11,12 @@ import pytest
 from physseg.cli import main
 from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest, Vocabulary
-from physseg.pipeline.inspect.drawing import draw
+from physseg.pipeline.inspect.drawing.label_maps import blend_labels
+from physseg.pipeline.inspect.drawing.layers import weight_layer
+from physseg.pipeline.inspect.drawing.palette import STRUCTURE_COLOURS
 from physseg.pipeline.inspect.errors import InspectError
-from physseg.pipeline.inspect.sample_view import SampleViews, panels, write_sample
+from physseg.pipeline.inspect.pictures import write_sample
+from physseg.pipeline.inspect.sample_view import SampleViews
 from physseg.pipeline.inspect.summary import evenly, summarise
 from physseg.pipeline.inspect.table import summary_lines
 from physseg.pipeline.run.run import preprocess
@@ -251,21 +254,28 @@ def test_patches_cover_a_frame_that_fills_an_odd_number_of_cells(
     view = SampleViews(path).view(0)
     assert view.labels.shape == (48, 72)
     assert view.patch_weights(0).shape == (3, 5)
-    assert draw.heat_map(view.image, view.patch_weights(0), patch_px=16).shape == (48, 72, 3)
+    assert weight_layer(view.patch_weights(0)).over(view.image, side=16).shape == (48, 72, 3)
 
 
-def test_panels_show_the_sample(store: Path) -> None:
+def test_pictures_show_the_sample(store: Path, tmp_path: Path) -> None:
     view = SampleViews(store).view(0)
-    shown = {panel.stem: panel for panel in panels(view, [0, 4])}
-    assert list(shown) == ["image", "labels", "canny", "mask_edges", "sift", "weights_ground", "weights_ball"]
-    np.testing.assert_array_equal(shown["image"].picture, view.image)
+    overview = np.array(Image.open(write_sample(view, tmp_path, [0, 4])))
+    shown = {path.stem: np.array(Image.open(path)) for path in (tmp_path / "000").iterdir()}
+    expected = {"image", "labels", "canny", "mask_edges", "sift", "weights_ground", "weights_ball"}
+    assert shown.keys() == expected
+    np.testing.assert_array_equal(shown["image"], view.image)
     edge = view.structures["canny"][1] > 0
     assert edge.any()
-    assert (shown["canny"].picture[edge] == draw.STRUCTURE_COLOURS[0]).all()
-    assert all(panel.picture.shape == view.image.shape for panel in shown.values())
-    coloured = draw.blend_labels(view.image, view.labels, 5, ignore_index=255)
-    written = (shown["labels"].picture != coloured).any(axis=2)
+    assert (shown["canny"][edge] == STRUCTURE_COLOURS[0]).all()
+    height, width = view.labels.shape
+    labels = shown.pop("labels")
+    assert labels.shape[1] > width, "the legend"
+    assert all(picture.shape == view.image.shape for picture in shown.values())
+    coloured = blend_labels(view.image, view.labels, 5, ignore_index=255)
+    written = (labels[:height, :width] != coloured).any(axis=2)
     assert written.mean() < 0.2  # the names
+    assert overview.shape[0] > 3 * height, "three rows of at most three"
+    assert overview.shape[1] > 3 * width
 
 
 def test_pictures_are_written_under_safe_names(store: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from physseg.cli import app, main
 from physseg.common.settings import to_dict
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest, Vocabulary
-from physseg.pipeline.inspect.drawing.draw import overlay
+from physseg.pipeline.inspect.drawing.label_maps import overlay
 from physseg.train.config import TrainConfig
 from physseg.train.errors import PredictionError
 from physseg.train.loop.loop import train

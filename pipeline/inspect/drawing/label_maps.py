@@ -1,0 +1,153 @@
+"""Label maps over their photographs, with names on the regions and a legend."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DrawError
+from .layout import stack, tile
+from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
+from .palette import IGNORED, UInt8, blend, colour_labels, palette
+
+Labels = npt.NDArray[np.integer[Any]]
+
+
+def overlay(
+    image: UInt8,
+    labels: Labels,
+    names: Sequence[str],
+    *,
+    ignore_index: int,
+    alpha: float = 0.6,
+    max_legend: int = 20,
+    write_names: bool = True,
+) -> UInt8:
+    """The image in its classes' colours with outlines, names on the largest regions, and a legend.
+
+    The picture keeps its place at the top left. The legend (class, colour, share of the pixels) stands at the right, or
+    below a wide image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W), indices into `names` or `ignore_index`.
+        names: Name of each class.
+        ignore_index: Id of pixels without a class.
+        alpha: Opacity of the colours, from 0 to 1.
+        max_legend: Number of classes in the legend; 0 leaves it out.
+        write_names: Whether each class's name stands on its largest region.
+
+    Raises:
+        DrawError: The arrays do not fit each other, or a label is no class.
+    """
+    picture = blend_labels(image, labels, len(names), ignore_index=ignore_index, alpha=alpha)
+    shares = dict(class_shares(labels))
+    if write_names:
+        _write_names(picture, labels, names, [index for index in shares if index != ignore_index])
+    if not max_legend:
+        return picture
+    height, width = labels.shape
+    wide = width > 1.8 * height
+    entries = _legend_entries(list(shares), shares, names, ignore_index, max_legend)
+    room = {"width": width} if wide else {"height": height}
+    return stack([picture, legend(entries, text_px(height, width), **room)], axis=0 if wide else 1)
+
+
+def row_of_maps(
+    image: UInt8,
+    maps: Sequence[tuple[Labels, str]],
+    names: Sequence[str],
+    *,
+    ignore_index: int,
+    title: str = "",
+    max_legend: int = 24,
+) -> UInt8:
+    """The image and several label maps of it side by side, each under its caption, and one legend of them all.
+
+    The legend orders classes by their share of all maps. What stands beside a class is its share of the first map.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: Label maps (H, W), each with its caption.
+        names: Name of each class.
+        ignore_index: Id of pixels without a class.
+        title: Heading of the picture.
+        max_legend: Number of classes in the legend.
+    """
+    panels = [(image, "image")]
+    panels += [(blend_labels(image, plane, len(names), ignore_index=ignore_index), text) for plane, text in maps]
+    page = tile(panels, columns=len(panels), title=title)
+    order = [index for index, _ in class_shares(np.stack([plane for plane, _ in maps]))]
+    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, max_legend)
+    return stack([page, legend(entries, text_px(*image.shape[:2]), width=page.shape[1])], axis=0)
+
+
+def blend_labels(image: UInt8, labels: Labels, num_classes: int, *, ignore_index: int, alpha: float = 0.6) -> UInt8:
+    """The image (H, W, 3) in its classes' colours, with a dark outline one pixel wide between regions."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or labels.shape != image.shape[:2]:
+        raise DrawError.mismatch(
+            "labels",
+            "an image (H, W, 3) uint8 and a map (H, W) of its size",
+            f"{image.shape} {image.dtype} and {labels.shape}",
+        )
+    picture = blend(image, colour_labels(labels, num_classes, ignore_index=ignore_index), alpha)
+    picture[outlines(labels)] //= 4
+    return picture
+
+
+def outlines(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Pixels (H, W) whose label differs from that of the pixel to the right or below."""
+    edge = np.zeros(labels.shape, np.bool_)
+    edge[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    edge[:-1] |= labels[1:] != labels[:-1]
+    return edge
+
+
+def class_shares(labels: Labels) -> list[tuple[int, float]]:
+    """Ids in a label map, ignored ones too, with their share of its pixels; the largest first."""
+    ids, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(int(ids[i]), float(counts[i] / labels.size)) for i in order]
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] for people, e.g. `12.4%`; small ones are never shown as none."""
+    return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _legend_entries(
+    order: Sequence[int], shares: Mapping[int, float], names: Sequence[str], ignore_index: int, limit: int
+) -> list[LegendEntry]:
+    """At most `limit` classes in the given order with their shares, the rest in one entry, then ignored pixels."""
+    colours = palette(len(names)).tolist()
+    classes = [index for index in order if index != ignore_index]
+    entries = [
+        LegendEntry(tuple(colours[index]), names[index], percent(shares[index]) if index in shares else "-")
+        for index in classes[:limit]
+    ]
+    if rest := classes[limit:]:
+        share = sum(shares.get(index, 0.0) for index in rest)
+        entries.append(LegendEntry(PAPER, f"and {len(rest)} more", percent(share)))
+    if ignore_index in shares:
+        entries.append(LegendEntry(IGNORED, "(ignored)", percent(shares[ignore_index])))
+    return entries
+
+
+def _write_names(picture: UInt8, labels: Labels, names: Sequence[str], present: Sequence[int]) -> None:
+    """Write each class's name on its largest region if it fits there."""
+    size_px = text_px(*labels.shape)
+    for index in present:
+        mask = labels == index
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask[window].astype(np.uint8), connectivity=4)
+        largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        place = place_text(parts == largest, names[index], (size_px, max(10, round(size_px * 0.75))))
+        if place is not None:
+            x, y, size = place
+            write(picture, names[index], x + int(columns[0]), y + int(rows[0]), size, (255, 255, 255), halo=True)

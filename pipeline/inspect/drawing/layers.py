@@ -1,0 +1,131 @@
+"""One sample's maps as layers over its photograph: labels, structures and patch weights, in few colours each.
+
+The page shows them as PNGs that it stacks and fades. `Layer.over` lays one on the photograph for good.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .errors import DrawError
+from .label_maps import outlines
+from .palette import Colour, Floats, UInt8, blend, colour_labels, heat_colours
+
+EDGES, KEYPOINTS, DENSITY = "edges", "keypoints", "density"
+"""Kinds of structure map: 0 or 255; coded confidences at keypoints; a coded confidence everywhere."""
+LEVELS: Final = 16
+"""Steps of opacity and of weights: 4 bits a pixel, half the bytes of 8."""
+_OUTLINE: Final[Colour] = (20, 22, 26)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A picture of few colours, each more or less opaque."""
+
+    pixels: npt.NDArray[np.integer[Any]]
+    """Index into `colours` of each pixel, (h, w)."""
+    colours: UInt8
+    """RGB colours, (N, 3)."""
+    opacity: UInt8
+    """Opacity of each colour from 0 to 255, (N,)."""
+    alpha: float = 1.0
+    """Opacity of the whole layer on a photograph, from 0 to 1."""
+
+    def over(self, image: UInt8, *, side: int = 1) -> UInt8:
+        """The layer on a photograph.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            side: Edge in image px of one of the layer's pixels. The last ones may reach over the image's border.
+
+        Raises:
+            DrawError: The layer does not cover the image.
+        """
+        height, width = image.shape[:2]
+        pixels = np.repeat(np.repeat(self.pixels, side, axis=0), side, axis=1)[:height, :width]
+        if pixels.shape != (height, width):
+            raise DrawError(
+                f"a layer of {self.pixels.shape} pixels, {side} px each, does not cover an image of {height} x {width}"
+            )
+        return blend(image, self.colours[pixels], self.alpha * self.opacity[pixels] / np.float32(255))
+
+    def to_png(self) -> bytes:
+        """The layer without `alpha`, in as few bits a pixel as its colours need."""
+        buffer = BytesIO()
+        if len(self.colours) > 256:  # more than a palette holds; such are opaque label maps
+            Image.fromarray(self.colours[self.pixels]).save(buffer, "PNG", optimize=True)
+            return buffer.getvalue()
+        picture = Image.fromarray(self.pixels.astype(np.uint8), "P")
+        picture.putpalette(self.colours.tobytes())
+        bits = next(bits for bits in (1, 2, 4, 8) if len(self.colours) <= 1 << bits)
+        picture.save(buffer, "PNG", optimize=True, bits=bits, transparency=self.opacity.tobytes())
+        return buffer.getvalue()
+
+
+def label_layer(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> Layer:
+    """A label map (h, w) in its classes' colours, with a dark outline one pixel wide between regions."""
+    ids, local = np.unique(labels, return_inverse=True)
+    pixels = local.reshape(labels.shape)
+    pixels[outlines(labels)] = len(ids)
+    colours = np.concatenate(
+        [colour_labels(ids, num_classes, ignore_index=ignore_index), np.array([_OUTLINE], np.uint8)]
+    )
+    return Layer(pixels=pixels, colours=colours, opacity=np.full(len(colours), 255, np.uint8), alpha=0.6)
+
+
+def structure_layer(plane: UInt8, kind: str, colour: Colour) -> Layer:
+    """A structure map (h, w) in one colour.
+
+    Args:
+        plane: uint8 map as the store has it.
+        kind: `edges` (every pixel that is not 0 is opaque), `keypoints` (a dot each, larger and more opaque the more
+            confident) or `density` (more opaque the more confident).
+        colour: RGB.
+
+    Raises:
+        DrawError: The kind is unknown.
+    """
+    alpha = structure_alpha(plane, kind)
+    pixels = np.rint(alpha * (LEVELS - 1)).astype(np.uint8)
+    pixels[(pixels == 0) & (alpha > 0)] = 1
+    opacity = np.linspace(0, 255, LEVELS).round().astype(np.uint8)
+    if kind == EDGES:
+        pixels, opacity = np.minimum(pixels, 1), np.array([0, 255], np.uint8)
+    return Layer(pixels=pixels, colours=np.full((len(opacity), 3), colour, np.uint8), opacity=opacity)
+
+
+def structure_alpha(plane: UInt8, kind: str) -> npt.NDArray[np.float32]:
+    """Opacity (h, w) in [0, 1] with which a structure map is drawn; see `structure_layer`."""
+    if kind == EDGES:
+        return np.asarray(plane > 0, np.float32)
+    if kind == DENSITY:
+        return np.asarray(plane / np.float32(255), np.float32)
+    if kind != KEYPOINTS:
+        raise DrawError(f"unknown kind of structure {kind!r}, expected {EDGES}, {KEYPOINTS} or {DENSITY}")
+    dots = np.zeros(plane.shape, np.uint8)
+    y, x = np.nonzero(plane)
+    codes = plane[y, x].astype(np.float64) / 255  # square roots of the confidences
+    radius = max(3.0, min(plane.shape) / 85) * (0.1 + 0.9 * codes)
+    for i in np.argsort(codes, kind="stable"):  # the strong ones last, on top
+        # OpenCV takes centre and radius as fixed-point numbers with `shift` fractional bits.
+        centre = (int(x[i]) * 16, int(y[i]) * 16)
+        level = round(255 * (0.3 + 0.7 * codes[i]))
+        cv2.circle(dots, centre, round(16 * radius[i]), level, -1, cv2.LINE_AA, shift=4)
+    return np.asarray(dots / np.float32(255), np.float32)
+
+
+def weight_layer(weights: Floats) -> Layer:
+    """Patch weights (rows, columns) in [0, 1], a pixel per patch, dark to bright; 0 is clear."""
+    opacity = np.full(LEVELS, 255, np.uint8)
+    opacity[0] = 0
+    return Layer(
+        pixels=np.ceil(weights * (LEVELS - 1) - 1e-6).astype(np.uint8),
+        colours=heat_colours(np.linspace(0, 1, LEVELS)),
+        opacity=opacity,
+        alpha=0.8,
+    )

@@ -1,0 +1,148 @@
+"""Colours: of classes, of structures, of weights; and how they are laid over a photograph. Pure functions."""
+
+from functools import lru_cache
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DrawError
+
+UInt8 = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+IGNORED: Final[Colour] = (128, 128, 128)
+"""Colour of pixels without a class."""
+STRUCTURE_COLOURS: Final[tuple[Colour, ...]] = (
+    (255, 221, 51),
+    (64, 224, 255),
+    (255, 122, 66),
+    (120, 255, 120),
+    (255, 110, 220),
+)
+"""Strong on dimmed photographs, and told apart when several structures lie on one."""
+
+_FIRST = np.array((70, 120, 190))
+"""Class 0 is a background in many vocabularies: a calm colour."""
+_LIGHTNESS_WEIGHT = 0.35
+"""Under half-transparent colours the photograph changes the lightness, so hue has to tell classes apart."""
+_RGB_TO_LMS = np.array(
+    [
+        (0.4122214708, 0.5363325363, 0.0514459929),
+        (0.2119034982, 0.6806995451, 0.1073969566),
+        (0.0883024619, 0.2817188376, 0.6299787005),
+    ]
+)
+_LMS_TO_LAB = np.array(
+    [
+        (0.2104542553, 0.7936177850, -0.0040720468),
+        (1.9779984951, -2.4285922050, 0.4505937099),
+        (0.0259040371, 0.7827717662, -0.8086757660),
+    ]
+)
+_DIM = 0.5
+_HEAT = np.array([(40, 20, 90), (130, 35, 130), (215, 60, 90), (250, 130, 50), (255, 220, 110)], np.float64)
+"""Colours of weights from 0 to 1, evenly spaced, dark to bright so that they read in grey as well."""
+
+
+def palette(num_classes: int) -> UInt8:
+    """Colours of classes, far apart from each other and from the grey of ignored pixels.
+
+    A class id has the same colour whatever the number of classes. The choice is greedy: each colour is the one
+    furthest, in Oklab with lightness counting less, from all before it. Colours repeat after 1,700, where candidates
+    run out.
+
+    Returns:
+        (num_classes, 3) uint8 RGB.
+    """
+    return _palette(num_classes).copy()
+
+
+def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
+    """The label map in its classes' colours, ignored pixels grey.
+
+    Args:
+        labels: Class ids of any shape.
+        num_classes: Number of classes.
+        ignore_index: Id of pixels without a class.
+
+    Returns:
+        (..., 3) uint8 RGB.
+
+    Raises:
+        DrawError: A label is neither a class nor `ignore_index`, or that is also a class.
+    """
+    if 0 <= ignore_index < num_classes:
+        raise DrawError(f"ignore index {ignore_index} is also the id of one of {num_classes} classes")
+    table = np.empty((max(num_classes, ignore_index + 1), 3), np.uint8)
+    table[:] = IGNORED
+    table[:num_classes] = palette(num_classes)
+    known = (labels >= 0) & ((labels < num_classes) | (labels == ignore_index))
+    if not known.all():
+        raise DrawError(
+            f"label id {labels[~known][0]}: expected one of {num_classes} classes or {ignore_index} (ignored)"
+        )
+    return np.asarray(table[labels])
+
+
+def blend(image: UInt8, colours: UInt8, alpha: float | Floats) -> UInt8:
+    """`image` (1 - alpha) + `colours` alpha, rounded; alpha is a number or a map (H, W) in [0, 1]."""
+    weight = np.asarray(alpha, np.float32)[..., None]
+    return np.asarray(np.rint(image * (1 - weight) + colours * weight), np.uint8)
+
+
+def dim(image: UInt8) -> UInt8:
+    """The image without colour and darker, as a ground to draw on."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) * _DIM
+    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def heat_colours(values: Floats) -> UInt8:
+    """Colours (..., 3) of values in [0, 1], dark to bright."""
+    position = np.clip(values, 0, 1) * (len(_HEAT) - 1)
+    low = np.minimum(position.astype(np.intp), len(_HEAT) - 2)
+    part = (position - low)[..., None]
+    return np.asarray(np.rint(_HEAT[low] * (1 - part) + _HEAT[low + 1] * part), np.uint8)
+
+
+def css_colour(colour: Colour | UInt8) -> str:
+    """The colour as HTML writes it.
+
+    >>> css_colour((255, 0, 16))
+    '#ff0010'
+    """
+    return "#" + "".join(f"{int(channel):02x}" for channel in colour)
+
+
+@lru_cache(maxsize=16)
+def _palette(num_classes: int) -> UInt8:
+    candidates, lab = _candidates()
+    count = min(num_classes, len(candidates))
+    order = np.zeros(count, np.intp)
+    distance = ((lab - _oklab(np.array(IGNORED))) ** 2).sum(axis=1)
+    for position in range(count):
+        order[position] = distance.argmax() if position else ((lab - _oklab(_FIRST)) ** 2).sum(axis=1).argmin()
+        distance = np.minimum(distance, ((lab - lab[order[position]]) ** 2).sum(axis=1))
+        distance[order[position]] = -1
+    return np.asarray(candidates[order[np.arange(num_classes) % max(count, 1)]])
+
+
+@lru_cache(maxsize=1)
+def _candidates() -> tuple[UInt8, npt.NDArray[np.float64]]:
+    """Colours to choose from (N, 3), and the same in Oklab: no near-greys, near-blacks, near-whites, no neon."""
+    axis = np.linspace(0, 255, 16).round().astype(np.uint8)
+    rgb = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(rgb)
+    lightness, chroma = lab[:, 0] / _LIGHTNESS_WEIGHT, np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lightness > 0.45) & (lightness < 0.92) & (chroma > 0.07) & (chroma < 0.18)
+    return rgb[usable], lab[usable]
+
+
+def _oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Colours (..., 3) in Oklab (Ottosson 2020), where distance is about what the eye sees; lightness weighted."""
+    value = rgb / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    return np.asarray(np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T * (_LIGHTNESS_WEIGHT, 1, 1))

@@ -1,0 +1,85 @@
+"""One sample's pictures: a layer for each of its maps, and PNG files of them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...common.atomic import atomic_write
+from ...common.images import encode_png
+from ..store.schema import ArraySpec
+from .drawing.label_maps import overlay, percent
+from .drawing.layers import EDGES, KEYPOINTS, Layer, label_layer, structure_layer, weight_layer
+from .drawing.layout import tile
+from .drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim
+from .sample_view import SampleView
+
+OVERVIEW_COLUMNS = 3
+
+
+def structure_colour(position: int) -> Colour:
+    """Colour of the structure at a position of the store's list."""
+    return STRUCTURE_COLOURS[position % len(STRUCTURE_COLOURS)]
+
+
+def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
+    """Layers of the label map and of each structure by array name, with how much each holds."""
+    vocabulary, num_shown = view.vocabulary, len(view.shares)
+    labels = label_layer(view.labels, vocabulary.num_classes, ignore_index=vocabulary.ignore_index)
+    layers = {"labels": (labels, f"{num_shown} class{'' if num_shown == 1 else 'es'}")}
+    for position, (name, (spec, plane)) in enumerate(view.structures.items()):
+        layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
+    return layers
+
+
+def class_layers(view: SampleView, class_ids: Sequence[int]) -> dict[int, Layer]:
+    """Layers of the patch weights of each class."""
+    return {class_id: weight_layer(view.patch_weights(class_id)) for class_id in class_ids}
+
+
+def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> Path:
+    """Write a sample's pictures as PNG files below `out/ID`, and all of them together as `out/ID.png`.
+
+    Args:
+        view: The sample.
+        out: Folder of the files.
+        class_ids: Classes whose patch weights are drawn. Default: the most present one.
+
+    Returns:
+        Path of the picture that shows all.
+    """
+    names, present = view.vocabulary.prompt_names, dict(view.shares)
+    height, width = view.labels.shape
+    grey = dim(view.image)
+    labelled = overlay(view.image, view.labels, names, ignore_index=view.vocabulary.ignore_index)
+    size = f"{view.sample.width} x {view.sample.height} px, frame {width} x {height}"
+    panels = {"image": (view.image, f"image ({size})"), "labels": (labelled[:height, :width], "labels")}
+    for name, (layer, amount) in map_layers(view).items():
+        if name != "labels":
+            panels[name] = layer.over(grey), f"{name} ({amount})"
+    for class_id, layer in class_layers(view, class_ids or list(present)[:1]).items():
+        caption = f"patch weights: {names[class_id]}{'' if class_id in present else ' (not in this image)'}"
+        panels[f"weights_{_safe(names[class_id])}"] = layer.over(grey, side=view.patch_px), caption
+    folder = _safe(view.sample.sample_id)
+    if folder != view.sample.sample_id:
+        folder = f"{folder}-{view.index}"  # two ids may be alike once made safe for a file name
+    for stem, (picture, _) in panels.items():
+        atomic_write(out / folder / f"{stem}.png", encode_png(labelled if stem == "labels" else picture))
+    title = f"{view.sample.sample_id}   (sample {view.index})"
+    atomic_write(out / f"{folder}.png", encode_png(tile(list(panels.values()), columns=OVERVIEW_COLUMNS, title=title)))
+    return out / f"{folder}.png"
+
+
+def _amount(spec: ArraySpec, plane: UInt8) -> str:
+    """How much a structure map holds."""
+    if spec.drawn == KEYPOINTS:
+        return f"{np.count_nonzero(plane):,} keypoints"
+    if spec.drawn == EDGES:
+        return f"{percent(np.count_nonzero(plane) / plane.size)} of the pixels"
+    return f"highest {(plane.max() / 255) ** 2:.2f}"
+
+
+def _safe(text: str) -> str:
+    """The text as the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:120] or "_"
