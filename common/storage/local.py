@@ -3,12 +3,11 @@
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..atomic import PARTIAL_SUFFIX, atomic_write, sync_directory
+from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync_directory
 from .interface import RandomAccess, Storage
 
 
@@ -32,28 +31,20 @@ class LocalStorage(Storage):
         atomic_write(self.path / path, data)
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        beside = f"{path}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
-        self.put(beside, data)
-        try:
-            (self.path / path).hardlink_to(self.path / beside)  # unlike a rename, this fails where the name is taken
-        finally:
-            (self.path / beside).unlink()
+        atomic_create(self.path / path, data)
 
     def create(self, files: Mapping[str, bytes]) -> None:
         if self.path.exists():
             raise FileExistsError(self.url)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
         try:
-            for path, data in files.items():
-                atomic_write(partial / path, data)
-            partial.rename(self.path)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            with atomic_folder(self.path) as partial:
+                for path, data in files.items():
+                    (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / path).write_bytes(data)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # somebody else was faster
                 raise FileExistsError(self.url) from error
             raise
-        sync_directory(self.path.parent)
 
     def delete(self, paths: Iterable[str]) -> None:
         files = [self.path / path for path in paths]
@@ -84,7 +75,7 @@ class LocalStorage(Storage):
 
 
 class LocalFile(RandomAccess):
-    """A file of this machine. ``read_at`` is os.pread itself: it is on the trainer's hot path."""
+    """A file of this machine. `read_at` is os.pread itself: it is on the trainer's hot path."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,5 @@
 """Label pictures painted from annotation files: a new folder of PNGs that is complete or does not exist."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from ...common.atomic import atomic_folder
 from ...common.processes import available_cpus
 from ..errors import ManifestError
 
@@ -23,35 +22,38 @@ def check_new_folder(out: Path) -> None:
         raise ManifestError(
             f"{out}: expected a new or empty folder for the label pictures, got one with files",
             hint="choose another folder or remove this one; for pictures already painted use --labels instead of JSON",
-            path=str(out),
         )
 
 
 def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]], out: Path, workers: int) -> None:
-    """Write `STEM.png` of each uint8 or uint16 picture that `paint` makes, into a folder beside `out`; then rename it.
+    """Write one label picture per image into a new folder, which appears with the last one.
 
-    Raises ManifestError that lists the pictures for which `paint` raised one.
+    Args:
+        stems: Names of the images without their suffix.
+        paint: Makes the picture of a stem, (H, W) uint8 or uint16, or raises ManifestError.
+        out: The folder of `STEM.png`.
+        workers: Number of threads; 0 for all CPUs.
+
+    Raises:
+        ManifestError: `paint` raised one; the message lists the first few and nothing is written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    partial.chmod(0o755)  # mkdtemp makes private folders
+    problems = []
+    with (
+        atomic_folder(out) as partial,
+        ThreadPoolExecutor(workers or available_cpus()) as pool,
+        tqdm(total=len(stems), desc="painting", unit="image", disable=None) as progress,
+    ):
 
-    def paint_one(stem: str) -> str:
-        try:
-            Image.fromarray(paint(stem)).save(partial / f"{stem}.png", compress_level=6)
-        except ManifestError as error:
-            return str(error.args[0])
-        return ""
+        def paint_one(stem: str) -> str:
+            try:
+                Image.fromarray(paint(stem)).save(partial / f"{stem}.png", compress_level=6)
+            except ManifestError as error:
+                return str(error.args[0])
+            return ""
 
-    try:
-        with (
-            ThreadPoolExecutor(workers or available_cpus()) as pool,
-            tqdm(total=len(stems), desc="painting", unit="image", disable=None) as progress,
-        ):
-            problems = []
-            for problem in pool.map(paint_one, stems):
-                problems += [problem] if problem else []
-                progress.update()
+        for problem in pool.map(paint_one, stems):
+            problems += [problem] if problem else []
+            progress.update()
         if problems:
             more = f"\n  and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
             raise ManifestError(
@@ -60,9 +62,3 @@ def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]
                 + more,
                 hint="download the annotation file again, or leave these images out with --list FILE",
             )
-        if out.exists():
-            out.rmdir()  # empty, or this fails
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
