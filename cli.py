@@ -27,7 +27,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, too; before or after the command.")] = False,
 ) -> None:
     """The usual order: manifest, preprocess, verify, inspect, train, evaluate, predict. `physseg demo` shows it all."""
     if version:
@@ -48,10 +48,13 @@ def main() -> None:
     # Threads that spin while they wait for each other stall as soon as anything else runs: on two loaded cores, twelve
     # training steps took 12-19 s with threads that sleep and 29-38 s by default. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options  # taken out here, so that it works before and after the command
     try:
-        app()
+        app([text for text in options if text != "--debug"] + arguments[len(options) :])
     except (PhyssegError, OSError) as error:  # OSError: disk full, no permission; its text names the file
-        if "--debug" in sys.argv:
+        if debug:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, PhyssegError) else 1)

@@ -29,10 +29,10 @@ from physseg.train.data.dataset import Batch, DataConfig, batches, to_device
 from physseg.train.data.dataset import open_samples as open_training_samples
 from physseg.train.data.order import PositionBatches
 from physseg.train.loop.objective import Objective
-from physseg.train.loop.optim import build_optimizer, clip_gradients, require_finite
 from physseg.train.losses.total import LossConfig
 from physseg.train.model.bounded import set_recompute
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.optim import build_optimizer, clip_gradients, require_finite
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import Goal, Section, machine, spread

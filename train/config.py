@@ -16,9 +16,9 @@ from ..common.errors import ConfigError
 from ..common.settings import NameOrPath, PathText, apply_override, build
 from ..pipeline.store.frame import CELL_PX
 from .data.dataset import DataConfig
-from .loop.optim import OptimConfig
 from .losses.total import LossConfig
 from .model.segmenter import SegmenterConfig
+from .optim import OptimConfig
 
 RESUMABLE_KEYS = frozenset(
     {

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ...pipeline.commands import Root
 from ..commands import Checkpoint, Device, Memory, NoWindows, SynonymRule, inference_settings, parse_step
+
+Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
 
 app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
 

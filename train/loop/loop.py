@@ -33,6 +33,7 @@ from ..model.backbones.clip_presets import PRETRAINED
 from ..model.bounded import set_recompute
 from ..model.inference import InferenceSettings
 from ..model.segmenter import Segmenter
+from ..optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -42,7 +43,6 @@ from ..weights.initial_weights import settle_clip_weights
 from .meter import AverageMeter
 from .model_ema import ModelEma
 from .objective import Objective, micro_batches
-from .optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
 from .process import StopSignals, random_state, set_random_state
 from .ranks import Ranks, joined, no_sync
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ...common.errors import ConfigError
-from ..errors import NonFiniteLossError
+from ..common.errors import ConfigError
+from .errors import NonFiniteLossError
 
 # detectron2's list of normalisation layers (subclasses included), plus RMSNorm, which is younger than that list.
 _NORMS: tuple[type[nn.Module], ...] = (

@@ -10,7 +10,7 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.train.errors import NonFiniteLossError
 from physseg.train.loop import optim
-from physseg.train.loop.optim import (
+from physseg.train.optim import (
     OptimConfig,
     build_optimizer,
     clip_gradients,
