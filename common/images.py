@@ -13,8 +13,11 @@ def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
 
     Args:
         pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: The pixels have another form.
     """
-    return _encode(".png", pixels, [])
+    return _encode(".png", pixels, [], (np.uint8, np.uint16))
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88) -> bytes:
@@ -23,8 +26,11 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88) -> bytes:
     Args:
         pixels: (H, W) or (H, W, 3) uint8, grey or RGB.
         quality: 1 to 100.
+
+    Raises:
+        ValueError: The pixels have another form.
     """
-    return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality], (np.uint8,))
 
 
 def data_url(data: bytes, kind: str) -> str:
@@ -32,11 +38,8 @@ def data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _encode(suffix: str, pixels: npt.NDArray[Any], options: list[int]) -> bytes:
-    rgb = pixels.ndim == 3
-    written, data = cv2.imencode(suffix, np.ascontiguousarray(pixels[..., ::-1] if rgb else pixels), options)
-    if not written:
-        raise ValueError(
-            f"pixels: expected (H, W) or (H, W, 3) that {suffix} can hold, got {pixels.dtype} {pixels.shape}"
-        )
+def _encode(suffix: str, pixels: npt.NDArray[Any], options: list[int], allowed: tuple[Any, ...]) -> bytes:
+    if pixels.dtype not in allowed or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):  # OpenCV cuts numbers to fit
+        raise ValueError(f"pixels of a {suffix} file: expected (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    _, data = cv2.imencode(suffix, np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else pixels), options)
     return data.tobytes()

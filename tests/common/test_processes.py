@@ -1,25 +1,28 @@
-"""Freed memory stays in the process, where the C library is glibc."""
+"""Processes: their environment, their memory, and their end with the one that started them."""
 
+import multiprocessing
+import os
 import platform
+import signal
 import subprocess
 import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
+from physseg.common.processes import available_cpus, end_with_parent, environment, memory_of, peak_bytes
 
 PROGRAM = """
 import sys
-from pathlib import Path
-from physseg.common.processes import keep_freed_memory
-
-def resident_mib():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+from physseg.common.processes import keep_freed_memory, memory_of
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 buffer = bytearray(b"x") * (200 * 2**20)
-held = resident_mib()
+held = memory_of("self").now
 del buffer
-print(held - resident_mib())
+print((held - memory_of("self").now) // 2**20)
 """
 
 
@@ -29,3 +32,67 @@ def test_freed_memory(mode: str, given_back: bool) -> None:
     """In a process of its own: the setting cannot be taken back."""
     result = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
     assert (int(result.stdout) > 150) == given_back
+
+
+def test_an_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHYSSEG_A", "before")
+    monkeypatch.delenv("PHYSSEG_B", raising=False)
+    with pytest.raises(RuntimeError), environment({"PHYSSEG_A": "1", "PHYSSEG_B": "2"}):
+        assert (os.environ["PHYSSEG_A"], os.environ["PHYSSEG_B"]) == ("1", "2")
+        raise RuntimeError
+    assert os.environ["PHYSSEG_A"] == "before" and "PHYSSEG_B" not in os.environ
+
+
+def test_cpus_are_those_that_this_process_may_use() -> None:
+    command = "from physseg.common.processes import available_cpus; print(available_cpus())"
+    assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+    one = {min(os.sched_getaffinity(0))}
+    result = subprocess.run(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {one}); {command}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "1\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc")
+def test_the_peak_of_memory_stays_when_the_memory_goes() -> None:
+    before = memory_of("self")
+    size = max(0, before.peak - before.now) + 100 * 2**20
+    buffer = bytearray(b"x") * size
+    held = memory_of("self")
+    del buffer
+    assert held.now >= before.now + size * 0.9
+    assert memory_of("self").peak >= held.now * 0.99 and peak_bytes() == memory_of("self").peak
+
+
+def test_no_such_process_has_no_memory() -> None:
+    assert (memory_of(None).now, memory_of(2**30).peak) == (0, 0)
+
+
+def child(to_test: Connection) -> None:
+    end_with_parent()
+    to_test.send(os.getpid())
+    time.sleep(600)
+
+
+def parent(to_test: Connection) -> None:
+    multiprocessing.get_context("spawn").Process(target=child, args=(to_test,)).start()
+    time.sleep(600)
+
+
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    starter = context.Process(target=parent, args=(there,))
+    starter.start()
+    there.close()
+    assert here.poll(60)
+    grandchild = here.recv()
+    os.kill(starter.pid or 0, signal.SIGKILL)
+    starter.join()
+    assert here.poll(60)  # the other end of the pipe is closed by the end of the last process that holds it
+    with pytest.raises(EOFError):
+        here.recv()
+    assert memory_of(grandchild).now == 0
