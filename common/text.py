@@ -1,7 +1,7 @@
 """Words for people: sizes, durations, the first few of many names, and the I-th of N parts."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,6 +50,24 @@ def format_duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def align(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
+    """Rows of cells as lines, with columns two spaces apart.
+
+    Args:
+        rows: Cells of every row, as many in each.
+        right: Indices of the columns whose cells end, not begin, at the same place.
+
+    >>> align([("class", "IoU"), ("cat", "7.5")], right={1})
+    ['class  IoU', 'cat    7.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = (
+        [cell.rjust(width) if index in right else cell.ljust(width) for index, (cell, width) in enumerate(pairs)]
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def preview(names: Iterable[object], limit: int = 5) -> str:

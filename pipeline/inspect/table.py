@@ -1,9 +1,8 @@
 """A store's figures in words, for the terminal and for the page."""
 
-from collections.abc import Sequence
 from typing import Final
 
-from ...common.text import format_bytes
+from ...common.text import align, format_bytes
 from .summary import ArrayFacts, StoreSummary
 
 QUARANTINE_SHOWN: Final = 5
@@ -13,8 +12,8 @@ QUARANTINE_SHOWN: Final = 5
 def summary_lines(summary: StoreSummary) -> list[str]:
     """The whole summary as lines for a terminal."""
     lines = [summary.path, *(f"  {name:<11} {value}" for name, value in facts(summary))]
-    lines += ["", *_aligned(array_rows(summary), right={3, 4, 5, 6}), measured_note(summary)]
-    lines += ["", *_aligned(layer_rows(summary), right=set())]
+    lines += ["", *align(array_rows(summary), right={3, 4, 5, 6}), measured_note(summary)]
+    lines += ["", *align(layer_rows(summary), right=set())]
     if summary.quarantine:
         shown = summary.quarantine[:QUARANTINE_SHOWN]
         lines += ["", f"quarantined ({len(summary.quarantine)}):"]
@@ -87,16 +86,3 @@ def _array_row(array: ArrayFacts) -> tuple[str, ...]:
         "-" if array.fill is None else f"{100 * array.fill:.1f}%",
         array.meaning,
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
-    """Rows of text in columns, the last one left as it is."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row[:-1], widths, strict=True))
-        ]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return lines

@@ -34,8 +34,9 @@ class Row:
     """One line of the table."""
 
     name: str
+    """What the table calls the row."""
     settings: tuple[str, ...]
-    """KEY=VALUE, as for `physseg train --set`."""
+    """KEY=VALUE settings, as for `physseg train --set`."""
 
     @property
     def folder(self) -> str:
@@ -48,16 +49,21 @@ class Table:
     """A set of rows; the first one is what the others are compared with."""
 
     title: str
+    """Heading of the table."""
     rows: tuple[Row, ...]
+    """Rows from top to bottom."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One cell's worth of training."""
+    """One training: a row with one seed."""
 
     row: Row
+    """The row."""
     seed: int
+    """Seed of the training."""
     config: TrainConfig
+    """Configuration of the training."""
 
     @property
     def folder(self) -> RunFolder:
@@ -70,14 +76,23 @@ class Score:
     """One run on one data set."""
 
     row: str
+    """Name of the row."""
     seed: int
+    """Seed of the training."""
     data: str
+    """Name of the data set."""
     miou: float
+    """mIoU of the run on the data set, in [0, 1]."""
     images: ImageCounts
+    """Pixel counts of each image."""
 
 
 def read_table(name: str) -> Table:
-    """A table of the paper by name, or one of your own from a file of the same form. Raises AnalysisError."""
+    """A table of the paper by name, or one of your own from a file of the same form.
+
+    Raises:
+        AnalysisError: There is no such table, or the file holds none.
+    """
     if name in TABLES:
         text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     elif Path(name).is_file():
@@ -94,14 +109,18 @@ def read_table(name: str) -> Table:
         ) from error
     folders = [row.folder for row in rows]
     if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
-        raise AnalysisError(f"{name}: expected two rows or more with names of their own, got {[r.name for r in rows]}")
+        raise AnalysisError.mismatch(name, "two rows or more with names of their own", [row.name for row in rows])
     return Table(title, rows)
 
 
 def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], settings: Sequence[str]) -> list[Run]:
-    """All runs, seed by seed, each configuration built and so checked. Raises ConfigError that names the row."""
+    """All runs, seed by seed.
+
+    Raises:
+        ConfigError: A row's settings do not give a configuration. It names the row.
+    """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise AnalysisError(f"seeds: expected different numbers, got {list(seeds)}")
+        raise AnalysisError.mismatch("seeds", "different numbers", list(seeds))
     runs = []
     for seed in seeds:
         for row in table.rows:
@@ -109,7 +128,7 @@ def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], s
             try:
                 built = load_config(config, overrides, run=out / row.folder / f"seed_{seed}")
             except ConfigError as error:
-                raise ConfigError(f"row {row.name!r}: {error.args[0]}", hint=error.hint, **error.fields) from error
+                raise error.prefixed(f"row {row.name!r}") from error
             runs.append(Run(row, seed, built))
     return runs
 
@@ -127,7 +146,7 @@ def run_all(
         result = train(run.config)
         if not result.finished:
             raise AnalysisError(
-                f"{run.folder.path}: stopped at step {result.step}", hint="The same command again goes on from there."
+                f"{run.folder.path}: stopped at step {result.step}", hint="re-running the command resumes"
             )
         for name, manifest in manifests.items():
             yield _score(run, name, manifest, windows=windows)

@@ -20,7 +20,7 @@ from .ablation import Score
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 SAMPLES = 2000
-"""Bootstrap samples of the images."""
+"""Number of bootstrap samples of the images."""
 
 Interval = tuple[float, float]
 
@@ -30,15 +30,17 @@ class Cell:
     """One row on one data set; fractions 0..1."""
 
     row: str
+    """Name of the row."""
     data: str
+    """Name of the data set."""
     mious: tuple[float, ...]
-    """By seed."""
+    """mIoU of each seed."""
     difference: float | None = None
-    """Mean over seeds of this row minus the first one; None for the first one itself."""
+    """Mean over seeds of this row minus the first one, or None for the first one itself."""
     over_seeds: Interval | None = None
-    """95 % of the difference over seeds; None with one seed."""
+    """95 % interval of the difference over seeds, or None with one seed."""
     over_images: Interval | None = None
-    """95 % of the difference over images."""
+    """95 % interval of the difference over images."""
 
     @property
     def mean(self) -> float:
@@ -103,7 +105,7 @@ def markdown(title: str, found: Sequence[Cell]) -> str:
 
 
 def document(title: str, found: Sequence[Cell]) -> dict[str, Any]:
-    """Everything as JSON."""
+    """All numbers, for JSON."""
     return {
         "title": title,
         "cells": [

@@ -6,21 +6,20 @@ many images got better and worse in all.
 """
 
 import heapq
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ...common.atomic import atomic_write
+from ...common.html import render
+from ...common.images import encode_png
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
@@ -40,10 +39,11 @@ class Scored:
     """Correct pixels of every run on one image."""
 
     sample_id: str
+    """Sample id in the manifest."""
     labelled: int
-    """Pixels of the ground truth that count."""
+    """Number of pixels of the ground truth that count."""
     correct: tuple[int, ...]
-    """By run."""
+    """Number of pixels that each run has right."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -61,9 +61,13 @@ class Pictured:
     """A chosen sample with all that is shown of it."""
 
     scored: Scored
+    """Correct pixels of every run."""
     image: UInt8
+    """(H, W, 3) RGB."""
     labels: Ids
+    """(H, W) class ids of the ground truth, or the ignore index."""
     predictions: tuple[Ids, ...]
+    """(H, W) class ids that each run predicts."""
 
 
 def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_index: int) -> Scored:
@@ -74,7 +78,7 @@ def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_ind
 
 
 def find_samples(manifest: Manifest, sample_ids: Sequence[str]) -> list[int]:
-    """Indices of samples by id; AnalysisError for one that is not there or quarantined."""
+    """Indices of samples by id. Raises AnalysisError for one that is not there or quarantined."""
     known = {text: index for index, text in enumerate(manifest.table.column("sample_id").to_pylist())}
     good = set(usable(manifest))
     found = []
@@ -97,9 +101,22 @@ def compare_runs(
     settings: InferenceSettings = PUBLISHED,
     progress: bool = True,
 ) -> tuple[list[Pictured], list[Scored]]:
-    """The samples of these ids in this order, else the most changed ones (largest change first); and every score.
+    """Predict with every run and choose what to show.
 
-    Raises AnalysisError for fewer than two runs and for unknown ids.
+    Args:
+        models: The runs' models by name, the baseline first.
+        manifest: The images.
+        sample_ids: Samples to show, in this order.
+        most_changed: Number of samples to show if none are named: those whose accuracy changed most.
+        max_images: Number of samples to look at if none are named. Default: all.
+        settings: How to predict.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The samples to show, the largest change first unless they are named; and the scores of all samples.
+
+    Raises:
+        AnalysisError: There are fewer than two runs, or an id is unknown.
     """
     if len(models) < 2:
         raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
@@ -139,9 +156,17 @@ def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ign
 def write_comparison(
     out: Path, pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Mapping[str, Any], manifest: Manifest
 ) -> Path:
-    """Write `NN_ID.png` for every sample, `index.html` that shows them all, `compare.json`; returns the page's path.
+    """Write `NN_ID.png` for every sample, `index.html` that shows them all, and `compare.json`.
 
-    `runs`: where each run's model comes from, by name, for the records.
+    Args:
+        out: The folder.
+        pictured: Samples to show.
+        scores: Scores of all samples.
+        runs: Where each run's model comes from, by name, for the records.
+        manifest: The images.
+
+    Returns:
+        The page's path.
     """
     names = list(runs)
     files = []
@@ -149,7 +174,7 @@ def write_comparison(
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
         file = f"{number:02d}_{safe}.png"
         drawn = picture(shown, names, manifest.evaluated_classes, ignore_index=manifest.vocabulary.ignore_index)
-        atomic_write(out / file, _png(drawn))
+        atomic_write(out / file, encode_png(drawn))
         files.append(file)
     document = {
         "dataset": manifest.dataset,
@@ -169,9 +194,15 @@ def write_comparison(
         ],
     }
     atomic_write(out / "compare.json", (json.dumps(document, indent=1) + "\n").encode())
-    page = out / "index.html"
-    atomic_write(page, _page(files, pictured, scores, names, manifest.dataset).encode())
-    return page
+    html = render(
+        Path(__file__).with_name("page") / "compare.html",
+        runs=names,
+        dataset=manifest.dataset,
+        summary=in_words(scores),
+        figures=[(file, _title(item.scored)) for file, item in zip(files, pictured, strict=True)],
+    )
+    atomic_write(out / "index.html", html.encode())
+    return out / "index.html"
 
 
 def summary(scores: Sequence[Scored]) -> dict[str, Any]:
@@ -203,12 +234,6 @@ def _title(scored: Scored) -> str:
     return scored.sample_id + (f"   ({100 * scored.change:+.1f} points)" if scored.labelled else "")
 
 
-def _png(image: UInt8) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=4)
-    return buffer.getvalue()
-
-
 def _shrunk(maps: Sequence[Ids]) -> list[Ids]:
     """Large label maps made smaller, each pixel the nearest one: ids must not be averaged."""
     height, width = maps[0].shape[:2]
@@ -220,27 +245,3 @@ def _shrunk(maps: Sequence[Ids]) -> list[Ids]:
         for edge in (height, width)
     )
     return [plane[rows][:, columns] for plane in maps]
-
-
-def _page(
-    files: Sequence[str], pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Sequence[str], dataset: str
-) -> str:
-    """The contact sheet; it needs nothing but the pictures beside it."""
-    title = html.escape(f"{' / '.join(runs)} on {dataset}")
-    figures = "\n".join(
-        f'<figure id="{number}"><img src="{html.escape(file)}" alt="{html.escape(_title(item.scored))}"></figure>'
-        for number, (file, item) in enumerate(zip(files, pictured, strict=True), start=1)
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1c2026; background: #fafaf8; }}
-figure {{ margin: 0 0 1.5rem; }} img {{ max-width: 100%; border: 1px solid #c4c9cf; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{html.escape(in_words(scores))}; change is {html.escape(runs[-1])} minus {html.escape(runs[0])}.
-Shares beside the classes are of the ground truth.</p>
-{figures}
-</body></html>
-"""

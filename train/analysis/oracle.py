@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...common.text import align
 from ...manifests.manifest import Manifest
 from ..evaluation.metrics import ConfusionMatrix
 from ..losses.numerics import check_choice
@@ -43,15 +44,17 @@ class OracleRow:
     """One line of the table."""
 
     name: str
+    """What the table calls the row."""
     where: str
     """Who draws the regions: "model" or "truth"."""
     what: str
-    """Who names them."""
+    """Who names the regions: "model", "truth", or the name of a CLIP."""
     confusion: ConfusionMatrix
+    """Pixel counts of the row."""
     regions: int
-    """How many were named; 0 for the model by itself."""
+    """Number of regions that were named; 0 for the model by itself."""
     right: int
-    """Of those of the ground truth, how many got their class."""
+    """Number of true regions that got their class."""
 
 
 def split_regions(ids: Ids, kind: Regions, *, ignore_index: int | None = None) -> tuple[npt.NDArray[np.int32], Ids]:
@@ -111,7 +114,17 @@ def run_oracles(
     settings: InferenceSettings = PUBLISHED,
     progress: bool = True,
 ) -> list[OracleRow]:
-    """All rows over the first so many usable samples of a manifest; `clips`: who else names true regions, by name."""
+    """All rows of the table.
+
+    Args:
+        model: The segmenter.
+        manifest: The images.
+        clips: CLIPs that name true regions as well, by name.
+        regions: What a region is.
+        max_images: Number of usable samples to look at. Default: all.
+        settings: How to predict.
+        progress: Whether to show a progress bar.
+    """
     check_choice("kind of region", regions, get_args(Regions))
     indices = usable(manifest, max_images)
     vocabulary, names = manifest.vocabulary, manifest.evaluated_classes
@@ -152,13 +165,11 @@ def run_oracles(
 
 def table(rows: Sequence[OracleRow]) -> str:
     """For the terminal, in percent."""
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}    mIoU  pixels  regions named right"]
+    cells = [("", "mIoU", "pixels", "regions named right")]
     for row in rows:
-        scores = f"{100 * row.confusion.miou():6.2f}  {100 * row.confusion.pixel_accuracy():6.2f}"
-        share = f"  {row.right} of {row.regions}" if row.where == "truth" else ""
-        lines.append(f"{row.name:{width}}  {scores}{share}")
-    return "\n".join(lines)
+        scores = f"{100 * row.confusion.miou():.2f}", f"{100 * row.confusion.pixel_accuracy():.2f}"
+        cells.append((row.name, *scores, f"{row.right} of {row.regions}" if row.where == "truth" else ""))
+    return "\n".join(align(cells, right={1, 2}))
 
 
 def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str, Any]]:

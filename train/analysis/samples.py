@@ -16,9 +16,8 @@ from ..errors import AnalysisError
 class Loaded:
     """One sample, decoded."""
 
-    index: int
-    """In the manifest."""
     sample: Sample
+    """The sample's row of the manifest."""
     image: npt.NDArray[np.uint8]
     """(H, W, 3) RGB."""
     labels: npt.NDArray[Any]
@@ -26,7 +25,7 @@ class Loaded:
 
 
 def usable(manifest: Manifest, max_images: int | None = None) -> list[int]:
-    """Indices of the first so many samples that are not quarantined; AnalysisError if there are none."""
+    """Indices of the first samples that are not quarantined. Raises AnalysisError if there are none."""
     found = manifest.usable[:max_images]
     if not found:
         raise AnalysisError(
@@ -40,4 +39,4 @@ def load_each(manifest: Manifest, indices: list[int], *, progress: bool = True) 
     """The samples in order, with a progress bar. Raises ContentError for a file that is not what the manifest says."""
     for index in tqdm(indices, unit="img", disable=not progress):
         image, labels = manifest.load(index)
-        yield Loaded(index=index, sample=manifest.samples[index], image=image, labels=manifest.fold(labels))
+        yield Loaded(sample=manifest.samples[index], image=image, labels=manifest.fold(labels))

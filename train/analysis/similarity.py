@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...common.text import align
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary, read_classes
 from ..errors import AnalysisError
@@ -33,13 +34,15 @@ class Similarity:
     """One vocabulary against that of training; cosines in [-1, 1]."""
 
     vocabulary: Vocabulary
+    """The A test classes."""
     reference: Vocabulary
+    """The B training classes."""
     nearest: npt.NDArray[np.int64]
-    """(A,) for each class the id of the most similar one of `reference`, the lower id on a tie."""
+    """(A,) id of the training class most similar to each test class, the lower id on a tie."""
     cosine: npt.NDArray[np.float64]
-    """(A,) that similarity."""
+    """(A,) similarity of each test class to its nearest training class."""
     reverse: npt.NDArray[np.float64]
-    """(B,) for each class of `reference` the highest similarity to a class of the vocabulary."""
+    """(B,) similarity of each training class to its nearest test class."""
 
     @property
     def hausdorff(self) -> float:
@@ -106,16 +109,13 @@ def find_vocabulary(text: str) -> Vocabulary:
 
 def table(found: Sequence[Similarity], *, worst: int = 3) -> str:
     """For the terminal: a line per vocabulary, and its least covered classes."""
-    width = max(len("vocabulary"), *(len(item.vocabulary.name) for item in found))
-    head = f"to {found[0].reference.name} ({found[0].reference.num_classes} classes)"
-    lines = [head, f"{'vocabulary':{width}}  classes  Hausdorff  symmetric  mean best  least similar"]
+    rows: list[tuple[str, ...]] = [("vocabulary", "classes", "Hausdorff", "symmetric", "mean best", "least similar")]
     for item in found:
         shown = ", ".join(f"{name} ({near} {cosine:.2f})" for name, near, cosine in item.neighbours()[:worst])
-        lines.append(
-            f"{item.vocabulary.name:{width}}  {item.vocabulary.num_classes:7d}  {item.hausdorff:9.3f}"
-            f"  {item.symmetric_hausdorff:9.3f}  {item.mean_best:9.3f}  {shown}"
-        )
-    return "\n".join(lines)
+        cosines = (f"{value:.3f}" for value in (item.hausdorff, item.symmetric_hausdorff, item.mean_best))
+        rows.append((item.vocabulary.name, str(item.vocabulary.num_classes), *cosines, shown))
+    head = f"to {found[0].reference.name} ({found[0].reference.num_classes} classes)"
+    return "\n".join([head, *align(rows, right=range(1, 5))])
 
 
 def document(found: Sequence[Similarity], origin: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ...common.storage.location import Location
+from ...common.text import align
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
@@ -34,7 +35,7 @@ from .boundary_score import BoundaryScore, edge_maps, keypoint_maps, thin, toler
 UInt8 = npt.NDArray[np.uint8]
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Of predicted probabilities: 0.05 to 0.95."""
+"""Thresholds of predicted probabilities, 0.05 to 0.95."""
 CANNY_HIGHS = tuple(float(round(25 * 2 ** (step / 2))) for step in range(12))
 """Upper thresholds of the Canny sweep, 25 to 1131; the lower one is half of it, as in the extractor's default."""
 WINDOWS_AT_ONCE = 4
@@ -44,11 +45,10 @@ WINDOWS_AT_ONCE = 4
 class BsdsImage:
     """An image of BSDS500 with the boundaries that several people drew."""
 
-    name: str
     image: UInt8
     """(H, W, 3) RGB."""
     boundaries: list[npt.NDArray[np.bool_]]
-    """(H, W) of each person."""
+    """(H, W) boundaries that each person drew."""
 
 
 def training_crop(run: Path, default: int = 384) -> int:
@@ -97,8 +97,21 @@ def match_store(
 ) -> dict[str, BoundaryScore]:
     """The head's maps against a store's, for every structure that both have, on the store's frames.
 
-    Cached edges and keypoints count where the map is not 0. `thinned` False leaves the edges of both sides as they are.
-    Raises AnalysisError where there is nothing to compare.
+    Cached edges and keypoints count where the map is not 0.
+
+    Args:
+        model: A model with a structure head.
+        store: The store.
+        window_px: Side of the head's windows.
+        max_images: Number of samples to look at. Default: all.
+        tolerance_px: Distance within which pixels match. Default: a share of the frame's diagonal.
+        thresholds: Thresholds of the predicted probabilities.
+        thinned: Whether edges are thinned to one pixel on both sides.
+        root: Folder of the images, if they moved.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        AnalysisError: There is nothing to compare.
     """
     names = _predicted(model, (EDGES, KEYPOINTS))
     reader = StoreReader(store, names, root=root)
@@ -160,16 +173,17 @@ def match_bsds(
 def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tuple[Path, Path]]:
     """Image and ground truth of a split of BSDS500: `images/SPLIT/ID.jpg`, `groundTruth/SPLIT/ID.mat`.
 
-    The archive's own top folders (`BSR/BSDS500/data`) may be left out. Raises AnalysisError for anything missing.
+    The archive's own top folders (`BSR/BSDS500/data`) may be left out.
+
+    Raises:
+        AnalysisError: Anything is missing.
     """
     tops = [
         top for top in (root, root / "data", root / "BSDS500/data", root / "BSR/BSDS500/data") if _has_split(top, split)
     ]
     if not tops:
-        raise AnalysisError(
-            f"{root}: expected images/{split} and groundTruth/{split} of BSDS500, found none",
-            hint="unpack BSR_bsds500.tgz (Berkeley), and name its folder data; splits: train, val, test",
-        )
+        hint = "unpack BSR_bsds500.tgz (Berkeley), and name its folder data; splits: train, val, test"
+        raise AnalysisError.mismatch(root, f"images/{split} and groundTruth/{split} of BSDS500", "neither", hint)
     pairs = [
         (image, tops[0] / "groundTruth" / split / f"{image.stem}.mat")
         for image in sorted((tops[0] / "images" / split).glob("*.jpg"))
@@ -182,40 +196,40 @@ def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tup
 
 
 def read_bsds(image_file: Path, truth_file: Path) -> BsdsImage:
-    """Read both files. Raises AnalysisError, which names the file, for what is no such file, and for other sizes."""
+    """Read both files.
+
+    Raises:
+        AnalysisError: A file is none of its kind, or boundaries and image differ in size. It names the file.
+    """
+    file = image_file
     try:
-        data = image_file.read_bytes()
+        data = file.read_bytes()
         image = decode_image(data, check_image(data).orientation)
+        file = truth_file
+        drawn = read_cells(file.read_bytes(), "groundTruth", "Boundaries")
     except DecodeError as error:
-        raise AnalysisError(f"{image_file}: {error.args[0]}", hint=error.hint) from error
-    try:
-        drawn = read_cells(truth_file.read_bytes(), "groundTruth", "Boundaries")
-    except DecodeError as error:
-        raise AnalysisError(f"{truth_file}: {error.args[0]}", hint=error.hint) from error
+        raise AnalysisError(f"{file}: {error.args[0]}", hint=error.hint) from error
     sizes = {boundary.shape for boundary in drawn}
     if sizes != {image.shape[:2]}:
-        raise AnalysisError(f"{truth_file}: expected boundaries of {image.shape[:2]} px, got {sorted(sizes) or 'none'}")
-    return BsdsImage(name=image_file.stem, image=image, boundaries=[boundary > 0 for boundary in drawn])
+        raise AnalysisError.mismatch(truth_file, f"boundaries of {image.shape[:2]} px", sorted(sizes) or "none")
+    return BsdsImage(image=image, boundaries=[boundary > 0 for boundary in drawn])
 
 
 def table(scores: dict[str, BoundaryScore], title: str) -> str:
     """For the terminal: for each map the best point of its curve, in percent."""
-    width = max(len(name) for name in scores)
-    lines = [title, f"{'':{width}}  threshold  precision  recall  F (ODS)  F (OIS)  F mirrored"]
+    rows: list[tuple[str, ...]] = [("", "threshold", "precision", "recall", "F (ODS)", "F (OIS)", "F mirrored")]
     for name, score in scores.items():
         best = score.best
-        lines.append(
-            f"{name:{width}}  {best['threshold']:9g}  {100 * best['precision']:9.2f}  {100 * best['recall']:6.2f}"
-            f"  {100 * best['f']:7.2f}  {100 * score.ois:7.2f}  {100 * best['f_mirrored']:10.2f}"
-        )
-    return "\n".join(lines)
+        shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
+        rows.append((name, f"{best['threshold']:g}", *(f"{100 * share:.2f}" for share in shares)))
+    return "\n".join([title, *align(rows, right=range(1, 7))])
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _predicted(model: Segmenter, kinds: Sequence[str]) -> list[str]:
-    """Structures of these kinds that a model predicts; AnalysisError if there are none."""
+    """Structures of these kinds that a model predicts. Raises AnalysisError if there are none."""
     structures = model.config.structures
     names = [name for name in structures if name in SPECS and SPECS[name].drawn in kinds]
     if not names:

@@ -1,7 +1,7 @@
 """The whole chain on a small generated data set, through the public commands, in a few minutes on a CPU.
 
 Each command is printed before it runs and runs as a process of its own, so what the demo does anyone can type. The
-folder keeps everything; the same call again goes on where the last one stopped, other settings start over.
+folder keeps everything: re-running the command resumes where it stopped, other settings start over.
 """
 
 import json
@@ -15,21 +15,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
+from ...common.text import format_duration
+from ..evaluation.result import read_evaluation
 from .page import Stage, render_page
 from .report import build_report
-from .results import describe, destinations, score_group
-from .scenes import ALL_CLASSES, UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
+from .results import describe, measure
+from .scenes import UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
 
 DEFAULT_STEPS = 450
 """Steps of about 0.4 s on two CPU cores."""
 
 SHOWN = 6
-"""Pictures of the page's galleries: the first so many of a split, not chosen ones."""
+"""Number of predictions on the page: the first of the split, not chosen ones."""
 
 MARKER = "demo.json"
 """Holds the settings; its presence says that a folder is a demo's own."""
@@ -61,26 +61,28 @@ class DemoSettings:
     """What decides the demo's results."""
 
     steps: int = DEFAULT_STEPS
-    """Training steps of 8 crops."""
+    """Number of training steps, of 8 crops each."""
     seed: int = 0
-    """Of the scenes, the weights, the order and the augmentation."""
+    """Seed of the scenes, the weights, the order and the augmentation."""
     num_train: int = 160
-    """Generated training scenes."""
+    """Number of generated training scenes."""
     num_val: int = 40
-    """Generated validation scenes."""
+    """Number of generated validation scenes."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "num_train", "num_val"):
             if getattr(self, name) < 1:
-                raise DemoError(f"demo: {name} is {getattr(self, name)}, expected at least 1")
+                raise DemoError.mismatch(f"demo: {name}", "at least 1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """Where the page is, and the numbers on it."""
+    """What a demo has made."""
 
     page: Path
+    """The page that shows everything."""
     results: dict[str, Any]
+    """The numbers on the page, as in `results.json`."""
 
 
 CONFIG = """\
@@ -90,7 +92,7 @@ steps = {steps}
 batch_size = 8
 device = "cpu"              # the same numbers on machines with a GPU and without
 log_every = 5
-checkpoint_every = 100      # a demo that was interrupted goes on from the last one
+checkpoint_every = 100      # a demo that was interrupted resumes from the last one
 keep_last = 1
 
 [data]
@@ -131,9 +133,15 @@ warmup_steps = 20
 
 
 def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> DemoResult:
-    """Run the chain in the folder ``out`` and write ``out/demo.html`` and ``out/results.json``.
+    """Run the chain in the folder `out` and write `out/demo.html` and `out/results.json`.
 
-    ``say`` takes lines for the user. Raises DemoError if ``out`` holds something else than a demo, or a step fails.
+    Args:
+        out: The demo's folder.
+        settings: What decides the results.
+        say: Takes lines for the user.
+
+    Raises:
+        DemoError: `out` holds something else than a demo, or a step fails.
     """
     resumed = begin(out, settings, say=say)
     chain = _Chain(out=out, say=say)
@@ -163,33 +171,30 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
 
 
 def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> bool:
-    """Make the folder ready: new, kept to go on with (then True), or emptied of an earlier demo with other settings.
+    """Make the folder ready: new, kept to resume (then True), or emptied of an earlier demo with other settings.
 
-    Raises DemoError, and touches nothing, if the folder holds anything but a demo.
+    Raises:
+        DemoError: The folder holds anything but a demo. Nothing was touched.
     """
     marker = out / MARKER
     wanted = {"physseg": __version__, **asdict(settings)}
     if out.exists() and not out.is_dir():
-        raise DemoError(f"{out}: expected a folder or nothing, found a file", hint="choose another --out")
+        raise DemoError.mismatch(out, "a folder or nothing", "a file", "choose another --out")
     if marker.is_file():
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             found = None
         if found == wanted:
-            say(
-                f"{out}: going on with the demo that is there, finished steps are kept; delete the folder to start over"
-            )
+            say(f"{out}: resuming the demo that is there, finished steps are kept; delete the folder to start over")
             return True
         say(f"{out}: holds a demo with other settings; starting over")
         for name in _OURS:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif out.is_dir() and any(out.iterdir()):
-        raise DemoError(
-            f"{out}: expected an empty folder or an earlier demo's, found other files and no {MARKER}",
-            hint="choose another folder with --out",
-        )
+        found = f"other files and no {MARKER}"
+        raise DemoError.mismatch(out, "an empty folder or an earlier demo's", found, "choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(marker, (json.dumps(wanted, indent=1) + "\n").encode())
     return False
@@ -197,14 +202,14 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> b
 
 @dataclass(kw_only=True, slots=True)
 class _Chain:
-    """Runs the steps one by one and notes how long each took."""
+    """The steps one by one, with the time that each took."""
 
     out: Path
     say: Callable[[str], None]
     stages: list[Stage] = field(default_factory=list)
 
     def generate(self, folders: SceneFolders, settings: DemoSettings) -> None:
-        """Draws the scenes, unless an earlier call finished that."""
+        """Draw the scenes, unless an earlier call finished that."""
         done = self.out / "scenes_done"
         what = f"write {settings.num_train} + {settings.num_val} scenes to {folders.root}, seed {settings.seed}"
         self.say(f"\n# {what}")
@@ -216,7 +221,7 @@ class _Chain:
         self._note("generate scenes", what, started)
 
     def command(self, title: str, *arguments: str | Path) -> None:
-        """Runs one public command in a process of its own; its output goes to the terminal."""
+        """Run one public command in a process of its own; its output goes to the terminal."""
         words = [str(argument) for argument in arguments]
         shown = shlex.join(["physseg", *words])
         self.say(f"\n$ {shown}")
@@ -227,9 +232,7 @@ class _Chain:
         if code:
             raise DemoError(
                 f"demo: `{shown}` ended with exit code {code}, expected 0",
-                hint="its own message stands above; the same demo command goes on from here",
-                command=shown,
-                got=code,
+                hint="its own message stands above; re-running the demo command resumes here",
             )
         self._note(title, shown, started)
 
@@ -243,34 +246,27 @@ def _finish(
     out: Path, settings: DemoSettings, stages: Sequence[Stage], *, resumed: bool, say: Callable[[str], None]
 ) -> DemoResult:
     """Scores, page and closing words."""
-    evaluation = out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.npz"
-    with np.load(evaluation) as arrays:
-        confusion = arrays["confusion"]
-    unseen_ids = [ALL_CLASSES.index(name) for name in UNSEEN_THINGS]
-    seen_ids = [index for index in range(len(ALL_CLASSES)) if index not in unseen_ids]
-    seen, unseen = score_group(confusion, seen_ids), score_group(confusion, unseen_ids)
-    gone = destinations(confusion, ALL_CLASSES, unseen_ids)
+    evaluation = read_evaluation(out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.json")
+    found = measure(evaluation.confusion, evaluation.classes, UNSEEN_THINGS)
     seconds = sum(stage.seconds for stage in stages)
     results: dict[str, Any] = {
         "settings": {"physseg": __version__, **asdict(settings)},
-        "seen": asdict(seen),
-        "unseen": asdict(unseen),
-        "unseen_pixels_called": asdict(gone),
+        "seen": asdict(found.seen),
+        "unseen": asdict(found.unseen),
+        "unseen_pixels_called": asdict(found.gone),
         "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},
         "total_seconds": round(seconds, 2),
         "resumed": resumed,
     }
     atomic_write(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    report = build_report(
-        out, settings=results["settings"], stages=stages, resumed=resumed, confusion=confusion, shown=SHOWN
-    )
+    report = build_report(out, settings=results["settings"], stages=stages, resumed=resumed, results=found, shown=SHOWN)
     page = out / "demo.html"
     atomic_write(page, render_page(report).encode())
 
     say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
-    for name, score in (("seen classes", seen), ("unseen classes", unseen)):
+    for name, score in (("seen classes", found.seen), ("unseen classes", found.unseen)):
         say(f"  {name:20}{score.miou:6.3f}{score.uniform:25.3f}{score.most_frequent:22.3f}")
-    for sentence in describe(seen, unseen, gone):
+    for sentence in describe(found.seen, found.unseen, found.gone):
         say(f"  {sentence}")
-    say(f"\n{int(seconds // 60)} min {int(seconds % 60):02d} s. All of it on one page: {page.resolve()}")
+    say(f"\n{format_duration(seconds)}. All of it on one page: {page.resolve()}")
     return DemoResult(page=page, results=results)

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ...common.images import data_url, encode_jpeg
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ...pipeline.inspect.drawing.palette import palette
 from ..runs.run_log import read_log
 from .page import DemoReport, Picture, Row, Stage
-from .results import class_iou, destinations, score_group
+from .results import Results
 from .scenes import UNSEEN_THINGS
 
 _LOSSES = {
@@ -32,29 +33,29 @@ def build_report(
     settings: Mapping[str, Any],
     stages: Sequence[Stage],
     resumed: bool,
-    confusion: npt.NDArray[np.int64],
+    results: Results,
     shown: int,
 ) -> DemoReport:
-    """Everything `render_page` needs. ``confusion`` (T, T) is that of the validation split, rows truth."""
+    """Everything that `render_page` needs.
+
+    Args:
+        out: The demo's folder.
+        settings: What decided the results.
+        stages: Steps of the chain in order.
+        resumed: Whether this call resumed an earlier one's work.
+        results: Scores of the validation split.
+        shown: Number of predictions to show.
+    """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
-    classes = val.vocabulary.prompt_names
-    unseen = [index for index, name in enumerate(classes) if name in UNSEEN_THINGS]
-    seen = [index for index in range(len(classes)) if index not in unseen]
     return DemoReport(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
         resumed=resumed,
-        classes=classes,
-        unseen=[classes[index] for index in unseen],
-        iou=class_iou(confusion),
-        pixels=confusion.sum(axis=1),
-        seen_score=score_group(confusion, seen),
-        unseen_score=score_group(confusion, unseen),
-        gone=destinations(confusion, classes, unseen),
+        results=results,
         losses=_losses(out / "run" / "log.jsonl"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
         structures=[
-            Picture(image=_read_picture(path), caption=f"training scene {path.stem}", lossless=True)
+            Picture(url=data_url(path.read_bytes(), "png"), caption=f"training scene {path.stem}")
             for path in sorted((out / "structures").glob("*.png"))
         ],
         predictions=[_prediction(val, index, out / "predictions") for index in range(min(shown, len(val)))],
@@ -83,8 +84,8 @@ def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
 def _scene(manifest: Manifest, index: int) -> Row:
     image, labels = manifest.load(index)
     pictures = (
-        Picture(image=image, caption=f"training scene {manifest.samples[index].sample_id}"),
-        Picture(image=_coloured(manifest, image, labels), caption="its label map; grey regions are unlabelled"),
+        _picture(image, f"training scene {manifest.samples[index].sample_id}"),
+        _picture(_coloured(manifest, image, labels), "its label map; grey regions are unlabelled"),
     )
     return Row(pictures=pictures, legend=_legend(manifest, labels))
 
@@ -93,13 +94,13 @@ def _prediction(manifest: Manifest, index: int, folder: Path) -> Row:
     """The image, its label map and what was predicted, drawn alike."""
     image, labels = manifest.load(index)
     sample = manifest.samples[index].sample_id
-    predicted = _decode(folder / f"{Path(sample).name}_labels.png", cv2.IMREAD_UNCHANGED)
+    predicted = np.asarray(cv2.imread(str(folder / f"{Path(sample).name}_labels.png"), cv2.IMREAD_UNCHANGED))
     labelled = labels != manifest.vocabulary.ignore_index
     right = float(np.mean(predicted[labelled] == labels[labelled])) if labelled.any() else float("nan")
     pictures = (
-        Picture(image=image, caption=f"validation scene {sample}"),
-        Picture(image=_coloured(manifest, image, labels), caption="its label map"),
-        Picture(image=_coloured(manifest, image, predicted), caption=f"prediction: {right:.0%} of the pixels right"),
+        _picture(image, f"validation scene {sample}"),
+        _picture(_coloured(manifest, image, labels), "its label map"),
+        _picture(_coloured(manifest, image, predicted), f"prediction: {right:.0%} of the pixels right"),
     )
     return Row(pictures=pictures, legend=_legend(manifest, np.stack((labels, predicted))))
 
@@ -120,9 +121,5 @@ def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tup
     ]
 
 
-def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(_decode(path, cv2.IMREAD_COLOR)[..., ::-1])
-
-
-def _decode(path: Path, flags: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags), np.uint8)
+def _picture(image: npt.NDArray[np.uint8], caption: str) -> Picture:
+    return Picture(url=data_url(encode_jpeg(image), "jpeg"), caption=caption)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..evaluation.metrics import ConfusionMatrix
+
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
@@ -19,6 +21,7 @@ class GroupScore:
     """Mean IoU over some classes, beside what two ways of not looking at the image would reach on the same pixels."""
 
     miou: float
+    """Mean IoU that the model reaches."""
     uniform: float
     """Expected mean IoU when every pixel gets a class drawn evenly from the whole vocabulary."""
     most_frequent: float
@@ -28,14 +31,6 @@ class GroupScore:
     def chance(self) -> float:
         """The better of the two chance levels."""
         return max(self.uniform, self.most_frequent)
-
-
-def class_iou(confusion: Int64) -> Float64:
-    """IoU of each class from a confusion matrix (T, T), rows truth, columns prediction; nan where a class has no pixel
-    in either."""
-    hits = np.diagonal(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    return np.asarray(np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0))
 
 
 def uniform_iou(pixels: Int64) -> Float64:
@@ -62,13 +57,13 @@ def most_frequent_iou(pixels: Int64) -> Float64:
     return iou
 
 
-def score_group(confusion: Int64, members: Sequence[int]) -> GroupScore:
+def score_group(confusion: ConfusionMatrix, members: Sequence[int]) -> GroupScore:
     """Mean IoU and chance levels of the classes with these indices that have pixels in the labels."""
-    pixels = confusion.sum(axis=1)
+    pixels = confusion.matrix.sum(axis=1)
     present = [index for index in members if pixels[index]]
     if not present:
         return GroupScore(miou=float("nan"), uniform=float("nan"), most_frequent=float("nan"))
-    levels = (class_iou(confusion), uniform_iou(pixels), most_frequent_iou(pixels))
+    levels = (confusion.iou(), uniform_iou(pixels), most_frequent_iou(pixels))
     miou, uniform, most_frequent = (float(np.mean(level[present])) for level in levels)
     return GroupScore(miou=miou, uniform=uniform, most_frequent=most_frequent)
 
@@ -78,23 +73,23 @@ class Destinations:
     """Shares (summing to 1) of what the pixels of some colour-shape classes were called."""
 
     right: float
-    """Their own name."""
+    """Share that was called its own name."""
     other_shape: float
-    """The right colour with another shape."""
+    """Share that was called the right colour with another shape."""
     other_colour: float
-    """The right shape with another colour."""
+    """Share that was called the right shape with another colour."""
     other_thing: float
-    """A thing of another colour and another shape."""
+    """Share that was called a thing of another colour and another shape."""
     stuff: float
-    """A class whose name is not a colour and a shape."""
+    """Share that was called a class whose name is not a colour and a shape."""
 
 
-def destinations(confusion: Int64, classes: Sequence[str], members: Sequence[int]) -> Destinations:
-    """Where the pixels of the classes with these indices went; nan shares if they have none."""
+def destinations(matrix: Int64, classes: Sequence[str], members: Sequence[int]) -> Destinations:
+    """Where the pixels of the classes with these indices went, from a matrix (T, T); nan shares if they have none."""
     names = [name.split(" ") for name in classes]
     sums = dict.fromkeys(("right", "other_shape", "other_colour", "other_thing", "stuff"), 0)
     for truth in members:
-        for guess, count in enumerate(confusion[truth]):
+        for guess, count in enumerate(matrix[truth]):
             sums[_relation(names[truth], names[guess])] += int(count)
     total = sum(sums.values())
     return Destinations(**{key: value / total if total else float("nan") for key, value in sums.items()})
@@ -106,6 +101,41 @@ def _relation(truth: Sequence[str], guess: Sequence[str]) -> str:
     colour, shape = truth[0] == guess[0], truth[1] == guess[1]
     return {(True, True): "right", (True, False): "other_shape", (False, True): "other_colour"}.get(
         (colour, shape), "other_thing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What the demo's page and its last lines say of the validation split."""
+
+    classes: Sequence[str]
+    """Names of the T classes."""
+    unseen_classes: Sequence[str]
+    """Names of the classes that training never shows."""
+    iou: Float64
+    """(T,) IoU of each class, nan where a class has no pixel."""
+    pixels: Int64
+    """(T,) labelled pixels of each class."""
+    seen: GroupScore
+    """Scores of the trained classes."""
+    unseen: GroupScore
+    """Scores of the classes that training never shows."""
+    gone: Destinations
+    """What the pixels of unseen classes were called."""
+
+
+def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: Sequence[str]) -> Results:
+    """All numbers of one confusion matrix."""
+    unseen = [index for index, name in enumerate(classes) if name in unseen_classes]
+    seen = [index for index in range(len(classes)) if index not in unseen]
+    return Results(
+        classes=classes,
+        unseen_classes=[classes[index] for index in unseen],
+        iou=confusion.iou(),
+        pixels=confusion.matrix.sum(axis=1),
+        seen=score_group(confusion, seen),
+        unseen=score_group(confusion, unseen),
+        gone=destinations(confusion.matrix, classes, unseen),
     )
 
 

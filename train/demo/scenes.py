@@ -62,22 +62,18 @@ class SceneSettings:
     """What to draw. The same settings give the same bytes (with the same OpenCV)."""
 
     num_train: int = 160
-    """Scenes of the training split, without the unseen pairs."""
+    """Number of training scenes, which lack the unseen pairs."""
     num_val: int = 40
-    """Scenes of the validation split, with all pairs, each equally often."""
+    """Number of validation scenes, which have all pairs equally often."""
     seed: int = 0
-    """Any change gives other scenes throughout; a scene does not depend on how many others there are."""
-    jpeg_quality: int = 92
-    """As OpenCV counts it, 1..100."""
+    """Seed of everything drawn. A scene does not depend on how many others there are."""
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_val"):
             if getattr(self, name) < 1:
-                raise SceneError(f"scenes: {name} is {getattr(self, name)}, expected at least 1")
+                raise SceneError.mismatch(f"scenes: {name}", "at least 1", getattr(self, name))
         if self.seed < 0:
-            raise SceneError(f"scenes: seed is {self.seed}, expected 0 or more")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise SceneError(f"scenes: jpeg_quality is {self.jpeg_quality}, expected 1..100")
+            raise SceneError.mismatch("scenes: seed", "0 or more", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +94,7 @@ class SceneFolders:
 
 
 def write_scenes(root: Path, settings: SceneSettings) -> SceneFolders:
-    """Writes both splits under ``root``: JPEGs, label PNGs, a class list each. Files of those names are replaced."""
+    """Write both splits under `root`: JPEGs, label PNGs, a class list each. Files of those names are replaced."""
     folders = SceneFolders(root=root)
     for number, (split, count) in enumerate((("train", settings.num_train), ("val", settings.num_val))):
         folders.images(split).mkdir(parents=True, exist_ok=True)
@@ -111,13 +107,13 @@ def write_scenes(root: Path, settings: SceneSettings) -> SceneFolders:
             image, labels = draw_scene([next(things) for _ in range(3 + index % 4)], rng)
             stem = f"{index:012d}"
             bgr = np.ascontiguousarray(image[..., ::-1])
-            _write(folders.images(split) / f"{stem}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality])
+            _write(folders.images(split) / f"{stem}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
             _write(folders.labels(split) / f"{stem}.png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
     return folders
 
 
 def draw_scene(things: Sequence[str], rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-    """Draws one scene with these things, the first at the back.
+    """Draw one scene with these things, the first at the back.
 
     Returns the image, uint8 (H, W, 3) RGB, and the label map, uint8 (H, W), places in `ALL_CLASSES` or 255. Edges of
     the image are anti-aliased; a pixel has a thing's label where the thing covers at least half of it.
@@ -195,7 +191,7 @@ def _smooth_noise(height: int, width: int, sigma_y: float, sigma_x: float, rng: 
 
 
 def _tint(brightness: npt.NDArray[Any], base: tuple[int, int, int], rng: np.random.Generator) -> Float32:
-    """Adds a brightness texture (H, W) to a slightly varied base colour: float32 (H, W, 3)."""
+    """Add a brightness texture (H, W) to a slightly varied base colour: float32 (H, W, 3)."""
     colour = np.array(base) + rng.uniform(-12, 12, 3)
     return np.asarray(colour + brightness[..., None], dtype=np.float32)
 
@@ -252,9 +248,9 @@ def _place(
     label: int,
     rng: np.random.Generator,
 ) -> None:
-    """Paints one thing, of random scale, place, turn, squeeze and light, over image and label map, in place.
+    """Paint one thing, of random scale, place, turn, squeeze and light, over image and label map, in place.
 
-    It is dark between the shapes ``painted`` (H, W) on it, and all of it carries the label.
+    It is dark between the shapes `painted` (H, W) on it, and all of it carries the label.
     """
     height, width = labels.shape
     radius = min(height, width) * np.exp(rng.uniform(np.log(0.14), np.log(0.30)))
@@ -280,7 +276,7 @@ def _place(
 def _coverage(corners: npt.NDArray[np.float64], height: int, width: int) -> Float32:
     """Share of each pixel that lies inside a polygon: float32 (H, W) in 0..1, from 4 x 4 sample points per pixel.
 
-    ``corners`` (K, 2) are x, y in px with pixel edges at whole numbers. Even-odd rule, one scan line per
+    `corners` (K, 2) are x, y in px with pixel edges at whole numbers. Even-odd rule, one scan line per
     row of samples. (OpenCV's fillPoly also fills what its border line touches, which makes every shape a little too
     large.)
     """

@@ -108,7 +108,7 @@ def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
     lines: list[str] = []
     chain.run_demo(copy, DemoSettings(steps=3, seed=2, num_train=8, num_val=2), say=lines.append)
     again = "\n".join(lines)
-    assert "going on with the demo" in again
+    assert "resuming the demo" in again
     assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
     for wanted in ("seen classes .*", "The pixels of unseen .*"):
         assert re.findall(wanted, again) == re.findall(wanted, first.stdout) != []
@@ -124,19 +124,19 @@ def test_other_settings_start_over_and_keep_foreign_files(tmp_path: Path):
     assert (tmp_path / "d" / "run").is_dir()
     begin(tmp_path / "d", DemoSettings(seed=2), say=said.append)
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [MARKER, "notes.txt"]
-    assert "going on" in said[0] and "starting over" in said[1]
+    assert "resuming" in said[0] and "starting over" in said[1]
     assert json.loads((tmp_path / "d" / MARKER).read_text(encoding="utf-8"))["seed"] == 2
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "weights").write_text("precious", encoding="utf-8")
-    with pytest.raises(DemoError, match="found other files") as caught:
+    with pytest.raises(DemoError, match="other files") as caught:
         begin(tmp_path, DemoSettings(), say=lambda _: None)
     assert "--out" in str(caught.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["run", "weights"]
     (tmp_path / "file").touch()
-    with pytest.raises(DemoError, match="found a file"):
+    with pytest.raises(DemoError, match="a file"):
         begin(tmp_path / "file", DemoSettings(), say=lambda _: None)
 
 

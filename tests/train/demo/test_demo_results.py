@@ -7,20 +7,27 @@ import pytest
 from physseg.train.demo.results import (
     Destinations,
     GroupScore,
-    class_iou,
     describe,
     destinations,
     most_frequent_iou,
     score_group,
     uniform_iou,
 )
+from physseg.train.evaluation.metrics import ConfusionMatrix
+
+
+def confusion_of(counts: np.ndarray) -> ConfusionMatrix:
+    confusion = ConfusionMatrix(len(counts), ignore_index=255)
+    confusion.matrix += counts
+    return confusion
+
 
 CLASSES = ("sand", "red circle", "blue star", "red star", "blue circle")
 
 
 def test_iou_by_hand():
     confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    np.testing.assert_allclose(class_iou(confusion), [6 / 9, 3 / 6, np.nan])
+    np.testing.assert_allclose(confusion_of(confusion).iou(), [6 / 9, 3 / 6, np.nan])
 
 
 def test_chance_levels_equal_guessing_on_many_pixels():
@@ -28,14 +35,14 @@ def test_chance_levels_equal_guessing_on_many_pixels():
     truth = np.repeat(np.arange(4), pixels)
     guesses = np.random.default_rng(0).integers(0, 4, len(truth))
     confusion = np.bincount(truth * 4 + guesses, minlength=16).reshape(4, 4)
-    np.testing.assert_allclose(class_iou(confusion), uniform_iou(pixels), atol=2e-3)
+    np.testing.assert_allclose(confusion_of(confusion).iou(), uniform_iou(pixels), atol=2e-3)
     always_first = np.zeros((4, 4), np.int64)
     always_first[:, 0] = pixels
-    np.testing.assert_array_equal(class_iou(always_first), most_frequent_iou(pixels))
+    np.testing.assert_array_equal(confusion_of(always_first).iou(), most_frequent_iou(pixels))
 
 
 def test_a_group_averages_its_own_classes_and_leaves_out_absent_ones():
-    confusion = np.array([[8, 2, 0], [0, 0, 0], [4, 0, 6]])
+    confusion = confusion_of(np.array([[8, 2, 0], [0, 0, 0], [4, 0, 6]]))
     score = score_group(confusion, [1, 2])
     assert score.miou == pytest.approx(6 / 10)
     assert score.most_frequent == 0
