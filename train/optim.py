@@ -1,4 +1,4 @@
-"""Parameter groups, learning rate and gradient clipping of the baseline (METHOD.md section 5, "Optimiser")."""
+"""Parameter groups, learning rate and gradient clipping of the baseline (docs/method.md, Baseline)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set

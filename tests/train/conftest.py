@@ -64,7 +64,7 @@ def store(train_manifest: Manifest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config_values(store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``config_values(steps=3, data={"flip": 0}, ...)``: settings of the tinier model on the store, as in TOML."""
+    """`config_values(steps=3, data={"flip": 0}, ...)`: settings of the tinier model on the store, as in TOML."""
 
     def make(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -89,7 +89,7 @@ def config_values(store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def make_config(
     config_values: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., TrainConfig]:
-    """As ``config_values``, built."""
+    """As `config_values`, built."""
     monkeypatch.setitem(CLIP_PRESETS, "tinier", TINIER)
     torch.set_num_threads(1)
     return lambda **changes: build(TrainConfig, config_values(**changes), base=tmp_path)
@@ -97,7 +97,7 @@ def make_config(
 
 @pytest.fixture
 def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
-    """As ``config_values``, in a TOML file for processes of their own, which do not know the tinier preset."""
+    """As `config_values`, in a TOML file for processes of their own, which do not know the tinier preset."""
 
     def write(**changes: Any) -> Path:
         values = config_values(**changes)

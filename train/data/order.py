@@ -1,12 +1,12 @@
 """Which sample stands where, and with which random draws: functions of (seed, position) and of nothing else.
 
-A run walks through *positions* 0, 1, 2, ... Step ``s`` takes the positions [s B, (s + 1) B), B being the global batch
-size. Position ``p`` belongs to epoch ``p // n`` of ``n`` samples; every epoch is a permutation of its own. How many
+A run walks through *positions* 0, 1, 2, ... Step `s` takes the positions [s B, (s + 1) B), B being the global batch
+size. Position `p` belongs to epoch `p // n` of `n` samples; every epoch is a permutation of its own. How many
 workers or ranks share the work changes who handles a position, never what happens to it: this is what makes a resumed
 run exact, and 1, 2 or 4 ranks see the same batches.
 
 The random bits are Philox's, used raw: NumPy promises the streams of its bit generators for good, but not what
-``Generator.permutation`` and friends make of them.
+`Generator.permutation` and friends make of them.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def random_bits(seed: int, purpose: Purpose, index: int) -> np.random.Philox:
 
 
 def uniforms(seed: int, purpose: Purpose, index: int, count: int) -> npt.NDArray[np.float64]:
-    """``count`` float64 numbers in [0, 1), multiples of 2^-53, of the stream (seed, purpose, index)."""
+    """`count` float64 numbers in [0, 1), multiples of 2^-53, of the stream (seed, purpose, index)."""
     words: npt.NDArray[np.uint64] = random_bits(seed, purpose, index).random_raw(count)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -59,7 +59,7 @@ class SampleOrder:
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
     def __call__(self, position: int) -> int:
-        """Number in [0, num_samples) of the sample at ``position``."""
+        """Number in [0, num_samples) of the sample at `position`."""
         epoch, rank = divmod(position, self.num_samples)
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
@@ -75,7 +75,7 @@ class SampleOrder:
 class PositionBatches(Sampler[list[int]]):
     """Positions of each step in [start, stop) that one rank handles; starts at any step without walking up to it.
 
-    Rank ``r`` of ``w`` takes the r-th of w equal slices of the step's global batch.
+    Rank `r` of `w` takes the r-th of w equal slices of the step's global batch.
     """
 
     start: int
@@ -83,7 +83,7 @@ class PositionBatches(Sampler[list[int]]):
     stop: int
     """One past the last step."""
     batch_size: int
-    """Samples of one step over all ranks; a multiple of ``num_ranks``."""
+    """Samples of one step over all ranks; a multiple of `num_ranks`."""
     rank: int = 0
     num_ranks: int = 1
 

@@ -1,6 +1,6 @@
 """L^sac, the weighted patch-level alignment loss: image patches against all classes' texts (paper Fig. 4, Eq. 2-3).
 
-METHOD.md section 3 says where Eq. 3 cannot be meant as printed, and which forms are offered instead.
+docs/method.md, Alignment, says where Eq. 3 cannot be meant as printed, and which forms are offered instead.
 """
 
 from typing import Literal, get_args
@@ -64,7 +64,7 @@ def patch_weights(
 
 
 def labelled_patches(cell_classes: Tensor, cell_counts: Tensor, cells_per_patch: int, ignore_index: int) -> Tensor:
-    """Which patches have any labelled pixel, (B, N) bool; arguments as for `patch_weights`."""
+    """Which patches have any labelled pixel, (B, N) bool; arguments and errors as for `patch_weights`."""
     return _by_patch((cell_classes != ignore_index) & (cell_counts > 0), cells_per_patch).any(-1)
 
 
@@ -82,7 +82,7 @@ def patch_alignment_loss(
     * `printed`: Eq. 3 as printed, the sum over an image's patches of the ratio itself, without -log; mean over the
       images of the batch. Minimising it pushes patches *away* from their classes. For study only.
 
-    "Mean over patches" is over those with any labelled pixel, of the whole batch (METHOD.md section 3; the paper sums).
+    "Mean over patches" is over those of the whole batch that have any labelled pixel; the paper sums (docs/method.md).
 
     Args:
         similarity: (B, N, T), already divided by the temperature; any floating type, computed in float32 at least.
@@ -94,7 +94,8 @@ def patch_alignment_loss(
         A scalar. A batch without any labelled pixel gives 0 with gradient 0.
 
     Raises:
-        ShapeError: shapes that do not fit. ConfigError: an unknown form.
+        ShapeError: The shapes do not fit.
+        ConfigError: The form is unknown.
 
     Example:
         >>> similarity = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])

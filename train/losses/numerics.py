@@ -1,4 +1,4 @@
-"""Three small things that every loss needs."""
+"""What every loss needs: enough precision, means over nothing, and a check of names."""
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError, listing the known names, unless `name` is one of them."""
+    """Check a name that stands for a form.
+
+    Raises:
+        ConfigError: `name` is not one of `known`, which the message lists.
+    """
     if name not in known:
         raise ConfigError(f"unknown {what} {name!r}", hint=f"known: {', '.join(known)}")

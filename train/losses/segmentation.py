@@ -1,4 +1,4 @@
-"""L_seg, the baseline's segmentation loss: per-class sigmoid BCE against one-hot labels (METHOD.md section 4)."""
+"""L_seg, the baseline's loss: per-class sigmoid BCE against one-hot labels (docs/method.md, Whole loss)."""
 
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ def segmentation_loss(
         A scalar. With `mask_ignored`, a batch without any labelled pixel gives 0 with gradient 0.
 
     Raises:
-        ShapeError: shapes that do not fit, or an `ignore_index` that is a class. A label beyond T is torch's own index
+        ShapeError: The shapes do not fit, or `ignore_index` is a class. A label beyond T is torch's own index
         error (looking for it here would make the host wait for the device in every step).
 
     Example:

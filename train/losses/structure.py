@@ -1,6 +1,6 @@
 """L^p, the physical-structure loss: what the structure head is asked to predict, and what a miss costs.
 
-Source: paper section 3.2, Eq. 1, with the decisions of METHOD.md section 2: logits instead of probabilities, targets
+Source: paper section 3.2, Eq. 1. Our decisions (docs/method.md, Structures): logits instead of probabilities, targets
 brought to the logits' size by max-pooling (thin edges survive), cells outside the image left out, binary by default.
 """
 
@@ -43,7 +43,8 @@ def structure_targets(
         the image (its maximum over those pixels is then a true statement about them).
 
     Raises:
-        ShapeError: sizes that do not fit. ConfigError: an unknown mode, a sigma that is not positive.
+        ShapeError: The sizes do not fit.
+        ConfigError: The mode is unknown, or sigma is not positive.
 
     Example:
         >>> maps = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
@@ -70,27 +71,6 @@ def structure_targets(
     if mode == "gaussian":
         targets = _splat(targets, sigma_cells)
     return targets, _max_cells(inside.to(torch.uint8), size) > 0
-
-
-def structure_loss(
-    logits: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    beta: float = 4.0,
-    form: StructureForm = "focal",
-    count: Tensor | None = None,
-) -> Tensor:
-    """L^p of a batch: the mean over structures of `structure_losses`, a scalar. Arguments and errors as there.
-
-    Example:
-        >>> logits, ones = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-        >>> round(structure_loss(logits, ones, ones.bool()).item(), 6)  # 0.25 * 0.5² * log 2
-        0.043322
-    """
-    return structure_losses(logits, targets, valid, alpha=alpha, gamma=gamma, beta=beta, form=form, count=count).mean()
 
 
 def structure_losses(
@@ -131,7 +111,8 @@ def structure_losses(
         (S,) float32. A batch without any valid cell gives 0 with gradient 0.
 
     Raises:
-        ShapeError: shapes that do not fit. ConfigError: an unknown form.
+        ShapeError: The shapes do not fit.
+        ConfigError: The form is unknown.
 
     Example:
         >>> logits, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)

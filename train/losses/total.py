@@ -1,6 +1,6 @@
-"""The whole loss, L = L_seg + lambda_sac L^sac + lambda_p L^p (METHOD.md section 4).
+"""The whole loss, L = L_seg + lambda_sac L^sac + lambda_p L^p (docs/method.md, Whole loss).
 
-Each part has its own file: `losses_segmentation`, `losses_alignment` (L^sac), `losses_structure` (L^p). All are pure
+Each part has its own file: `segmentation` (L_seg), `alignment` (L^sac), `structure` (L^p). All are pure
 functions of tensors and compute in float32 at least, whatever precision the network runs in.
 """
 
@@ -17,45 +17,39 @@ from ..errors import ShapeError
 from .alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
 from .numerics import check_choice
 from .segmentation import segmentation_loss
-from .structure import StructureForm, TargetMode, structure_count, structure_loss, structure_losses, structure_targets
+from .structure import StructureForm, TargetMode, structure_count, structure_losses, structure_targets
 
-__all__ = [
-    "LossConfig",
-    "loss_counts",
-    "patch_alignment_loss",
-    "patch_weights",
-    "segmentation_loss",
-    "structure_loss",
-    "structure_losses",
-    "structure_targets",
-    "total_loss",
-]
+__all__ = ["LossConfig", "loss_counts", "segmentation_loss", "total_loss"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Which losses are used, and in which form. The paper's Table 3 is the four settings of the two lambdas, 0 or 1."""
+    """Which losses are used, and in which form. The paper's Table 3 is the four settings of the two lambdas, 0 or 1.
+
+    Raises:
+        ConfigError: A form is unknown, a number is out of its range, or form and targets do not go together.
+    """
 
     lambda_p: float = 1.0
     """Weight of the structure loss L^p; 0 switches it off, targets and all."""
     lambda_sac: float = 1.0
     """Weight of the patch alignment loss L^sac; 0 switches it off."""
     mask_ignored: bool = False
-    """Leave ignored pixels out of L_seg. The baseline does not: there they are negatives of every class."""
+    """Whether L_seg leaves ignored pixels out. In the baseline they are negatives of every class."""
     structure_form: StructureForm = "focal"
-    """focal, gaussian_focal or quality: see losses_structure.structure_losses."""
+    """Form of L^p: focal, gaussian_focal or quality (`structure.structure_losses`)."""
     structure_target: TargetMode = "binary"
-    """binary, soft or gaussian: see losses_structure.structure_targets."""
+    """Targets of L^p: binary, soft or gaussian (`structure.structure_targets`)."""
     alpha: float = 0.25
     """Weight of the positive term of the focal loss."""
     gamma: float = 2.0
     """Focusing exponent of every form of L^p."""
     beta: float = 4.0
-    """Penalty reduction near keypoints, gaussian_focal only."""
+    """Exponent of the smaller penalty near keypoints, in the form gaussian_focal."""
     sigma_cells: float = 1.0
     """Width of the Gaussian targets, in cells of the structure logits (4 px of the crop)."""
     alignment_form: AlignmentForm = "infonce"
-    """infonce, soft_ce or printed: see losses_alignment.patch_alignment_loss."""
+    """Form of L^sac: infonce, soft_ce or printed (`alignment.patch_alignment_loss`)."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -106,7 +100,7 @@ def total_loss(
     structures: Sequence[str] = (),
     counts: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """L = L_seg + lambda_sac L^sac + lambda_p L^p (Eq. 4 and METHOD.md section 4), with every part for the log.
+    """L = L_seg + lambda_sac L^sac + lambda_p L^p (Eq. 4 and docs/method.md, Whole loss), with every part for the log.
 
     Args:
         output: `logits` (B, T, h, w); `structure_logits` (B, S, h, w) and `similarity` (B, N, T) where used.
@@ -122,7 +116,8 @@ def total_loss(
         `structure/NAME`, which carry no gradient) and `alignment`.
 
     Raises:
-        ConfigError: a loss is switched on whose head the model lacks. ShapeError: arrays that do not fit.
+        ConfigError: A loss is switched on whose head the model lacks.
+        ShapeError: The arrays do not fit.
     """
     counts = counts or {}
     segmentation = segmentation_loss(

@@ -210,7 +210,7 @@ class CostAggregator(nn.Module):
 def cost_volume(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Cosine of every patch with every class text in every prompt.
 
-    Image (B, D, h, w) and text (B or 1, T, P, D) to (B, T, P, h, w). METHOD.md, section 5; CAT-Seg, Eq. 1.
+    Image (B, D, h, w) and text (B or 1, T, P, D) to (B, T, P, h, w). docs/method.md, Baseline; CAT-Seg, Eq. 1.
     """
     image = F.normalize(image_features, dim=1)
     text = F.normalize(text_features, dim=-1)

@@ -47,9 +47,9 @@ class Refine(nn.Module):
 
 
 class StructureHead(nn.Module):
-    """Predict structure logits at 4 x the patch grid from four levels of the image encoder (METHOD.md section 2).
+    """Predict structure logits at 4 x the patch grid from four levels of the image encoder.
 
-    Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
+    See docs/method.md, Structures. Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
     grids 24 -> 24, 24 -> 48 and 48 -> 96 (for a 384 crop). A last 1x1 convolution gives one logit per structure; the
     sigmoid is the loss's affair.
 

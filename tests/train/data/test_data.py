@@ -25,7 +25,7 @@ from physseg.train.config import TrainConfig
 from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
 from physseg.train.data.order import PositionBatches
 from physseg.train.errors import TrainDataError
-from physseg.train.losses.total import patch_weights
+from physseg.train.losses.alignment import patch_weights
 
 STRUCTURES = ("canny", "sift")
 ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts")

@@ -13,7 +13,6 @@ from physseg.train.losses import structure as losses_structure
 from physseg.train.losses.structure import (
     StructureForm,
     structure_count,
-    structure_loss,
     structure_losses,
     structure_targets,
 )
@@ -71,7 +70,7 @@ def test_agrees_with_the_formulas(form: StructureForm, dtype: torch.dtype) -> No
     got = structure_losses(logits.to(dtype), targets, valid, form=form)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert got.tolist() == pytest.approx(expected, rel=TOLERANCE[dtype])
-    mean = structure_loss(logits.to(dtype), targets, valid, form=form)
+    mean = structure_losses(logits.to(dtype), targets, valid, form=form).mean()
     assert mean.item() == pytest.approx(sum(expected) / 3, rel=TOLERANCE[dtype])
 
 
@@ -87,10 +86,10 @@ def test_gamma_zero_is_weighted_bce() -> None:
     weight = torch.where(targets == 1, 0.25, 0.75)
     hard = (targets == 1).double()
     cells = bce(logits, hard, weight=weight, reduction="none")[valid.expand_as(logits)]
-    got = structure_loss(logits, hard, valid, gamma=0.0)
+    got = structure_losses(logits, hard, valid, gamma=0.0).mean()
     assert got.item() == pytest.approx(cells.mean().item(), rel=1e-12)
     plain = bce(logits, targets, reduction="none")[valid.expand_as(logits)]
-    got = structure_loss(logits, targets, valid, gamma=0.0, form="quality")
+    got = structure_losses(logits, targets, valid, gamma=0.0, form="quality").mean()
     assert got.item() == pytest.approx(plain.mean().item(), rel=1e-12)
 
 
@@ -101,7 +100,10 @@ def test_gamma_zero_is_weighted_bce() -> None:
 def test_where_the_minimum_is_for_a_soft_target(form: StructureForm, target: float, minimiser: float) -> None:
     s = torch.arange(0.001, 1, 0.001, dtype=torch.float64)
     ones = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    losses = [structure_loss(x.view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target), ones, form=form) for x in s.logit()]
+    losses = [
+        structure_losses(x.view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target), ones, form=form).mean()
+        for x in s.logit()
+    ]
     assert s[torch.stack(losses).argmin()].item() == pytest.approx(minimiser, abs=0.006)
 
 
@@ -109,18 +111,18 @@ def test_where_the_minimum_is_for_a_soft_target(form: StructureForm, target: flo
 def test_cells_outside_the_image_do_not_count(form: StructureForm) -> None:
     logits, targets, valid = toy()
     logits.requires_grad_()
-    loss = structure_loss(logits, targets, valid, form=form)
+    loss = structure_losses(logits, targets, valid, form=form).mean()
     loss.backward()
     outside = ~valid.expand_as(logits)
     assert logits.grad is not None and logits.grad[outside].abs().max() == 0 and logits.grad[~outside].abs().min() > 0
     changed = torch.where(outside, 50.0, logits.detach())
-    assert structure_loss(changed, torch.where(outside, 1.0, targets), valid, form=form).item() == loss.item()
+    assert structure_losses(changed, torch.where(outside, 1.0, targets), valid, form=form).mean().item() == loss.item()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_valid_cell_gives_zero_and_no_gradient(form: StructureForm) -> None:
     logits, targets, valid = toy()
-    loss = structure_loss(logits.requires_grad_(), targets, torch.zeros_like(valid), form=form)
+    loss = structure_losses(logits.requires_grad_(), targets, torch.zeros_like(valid), form=form).mean()
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None and logits.grad.abs().max() == 0
 
@@ -129,7 +131,7 @@ def test_no_valid_cell_gives_zero_and_no_gradient(form: StructureForm) -> None:
 def test_large_logits_stay_finite(form: StructureForm) -> None:
     logits = torch.tensor([1e4, -1e4, 1e4, -1e4]).view(1, 1, 2, 2).requires_grad_()
     targets = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 2, 2)
-    loss = structure_loss(logits, targets, torch.ones(1, 1, 2, 2, dtype=torch.bool), form=form)
+    loss = structure_losses(logits, targets, torch.ones(1, 1, 2, 2, dtype=torch.bool), form=form).mean()
     loss.backward()
     assert math.isfinite(loss.item()) and logits.grad is not None and logits.grad.isfinite().all()
 
@@ -183,6 +185,6 @@ def test_what_does_not_fit_is_named() -> None:
         structure_targets(maps, inside, (3, 2), "hard")  # type: ignore[arg-type]
     logits, targets, valid = toy()
     with pytest.raises(ConfigError, match="unknown structure loss 'dice'"):
-        structure_loss(logits, targets, valid, form="dice")  # type: ignore[arg-type]
+        structure_losses(logits, targets, valid, form="dice").mean()  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="one channel"):
-        structure_loss(logits, targets, valid.expand_as(logits))
+        structure_losses(logits, targets, valid.expand_as(logits)).mean()

@@ -60,7 +60,7 @@ def ours(model: torch.nn.Module, arch: ClipArchitecture) -> Clip:
 
 
 def open_clip_dense(visual: torch.nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Dense features (METHOD.md, section 5) built from open_clip's own modules; also every block's output."""
+    """Dense features (docs/method.md, Baseline) built from open_clip's own modules; also every block's output."""
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
     x = visual.ln_pre(x)

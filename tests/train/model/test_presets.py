@@ -77,7 +77,7 @@ def open_clip_model(arch: ClipArchitecture, grid: int) -> open_clip.CLIP:
 
 
 def dense_by_open_clip(visual: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Dense features (METHOD: value path in the last block) from open_clip's own modules, and every block's output."""
+    """Dense features (value path in the last block) from open_clip's own modules, and every block's output."""
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     positions = resize_positions(visual.positional_embedding, (24, 24))
     x = visual.ln_pre(torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + positions)

@@ -2,7 +2,8 @@
 
 Parameters carry the names of OpenAI's CLIP, except that every attention keeps query, key and value weights apart
 (`q_proj_weight`, `k_proj_weight`, `v_proj_weight`, and one `in_proj_bias`), because fine-tuning trains queries and
-values only (METHOD.md, section 5). `clip_weights.py` converts published state dicts. Nothing here loads or downloads.
+values only (docs/method.md, Baseline). `weights/clip_weights.py` converts published state dicts. Nothing here loads or
+downloads.
 """
 
 from collections.abc import Collection
@@ -152,7 +153,7 @@ class VisionTransformer(nn.Module):
         """Dense features of normalised images (B, 3, H, W), H and W multiples of the patch size.
 
         All blocks but the last run as usual; the last one is `ResidualBlock.dense`; ln_post and the projection then
-        act on every token (METHOD.md, section 5, after Zhou et al., MaskCLIP).
+        act on every token (docs/method.md, Baseline, after Zhou et al., MaskCLIP).
         """
         patches = self.conv1(images)
         grid = patches.shape[-2:]
