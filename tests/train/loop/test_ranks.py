@@ -1,16 +1,16 @@
 """Several processes, micro-batches, kills: the run that comes out is the one that one undisturbed process makes."""
 
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -23,19 +23,35 @@ from physseg.train.loop.ranks import Ranks
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
+from torch.distributed import TCPStore
+
+from ...forked import Forked, calling
 
 Make = Callable[..., TrainConfig]
 Write = Callable[..., Path]
 
-COMMAND = [sys.executable, "-m", "physseg.cli", "train"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+def training(config: Path, *options: str, **environment: str) -> Forked:
+    """`physseg train` as a process of its own."""
+    output = config.with_name(f"{uuid.uuid4().hex}.txt")
+    return Forked(calling("train", config, *options), output, **environment)
 
 
-def torchrun(ranks: int, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`physseg train` under torchrun, with Gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "physseg.cli", "train", str(config), *options]
-    return subprocess.run(command, check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def in_ranks(number: int, config: Path, *options: str) -> list[Forked]:
+    """`physseg train` in so many processes, told by their environment what torchrun would tell them; all have ended."""
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting.port}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                training(config, *options, **{key: str(value) for key, value in (common | own).items()})
+            )
+            for own in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(number))
+        ]
+        for process in started:
+            process.wait(300)
+    return started
 
 
 def losses(run: Path) -> list[list[float]]:
@@ -63,9 +79,10 @@ def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_co
         train(make_config(run=str(tmp_path / f"micro{number}"), accumulate=number, **shared), progress=False)
     for ranks, number in ((2, 2), (4, 1)):
         config = write_config(run=str(tmp_path / f"ranks{ranks}"), accumulate=number, **shared)
-        done = torchrun(ranks, config)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("finished at step 4") == 1  # said once, not once per rank
+        done = in_ranks(ranks, config)
+        said = [process.text() for process in done]
+        assert [process.returncode for process in done] == [0] * ranks, said
+        assert "".join(said).count("finished at step 4") == 1  # said once, not once per rank
     expected = losses(tmp_path / "whole")
     assert len(expected) == 4
     for name in ("micro2", "micro4", "ranks2", "ranks4"):
@@ -78,19 +95,21 @@ def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_co
 def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path) -> None:
     """Four steps of two ranks at once, and two and two with other data workers, with averages: the same bits."""
     shared = {"steps": 4, "batch_size": 4, "ema_decay": 0.9}
-    whole = torchrun(2, write_config(run=str(tmp_path / "whole"), **shared))
-    assert whole.returncode == 0, whole.stderr
     config = write_config(run=str(tmp_path / "parts"), **shared)
-    assert torchrun(2, config, "--stop-at", "2").returncode == 0
-    assert torchrun(2, config, "--set", "data.num_workers=1").returncode == 0
+    for done in (
+        in_ranks(2, write_config(run=str(tmp_path / "whole"), **shared)),
+        in_ranks(2, config, "--stop-at", "2"),
+        in_ranks(2, config, "--set", "data.num_workers=1"),
+    ):
+        assert [process.returncode for process in done] == [0, 0], [process.text() for process in done]
     assert checkpoint.steps(tmp_path / "parts/checkpoints") == [2, 4]
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 def test_sigterm_to_torchrun_leaves_a_checkpoint(write_config: Write, tmp_path: Path) -> None:
     config = write_config(run=str(tmp_path / "run"), steps=100_000, batch_size=4)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with subprocess.Popen([*command, "-m", "physseg.cli", "train", str(config)], env=ENVIRONMENT) as process:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with subprocess.Popen([*torchrun, "-m", "physseg.cli", "train", str(config)]) as process:
         wait_for_steps(tmp_path / "run", 2, process)
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -100,19 +119,18 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(write_config: Write, tmp_path: 
     assert (end["step"], end["stopped_by"], end["finished"]) == (step, "SIGTERM", False)
 
 
-def test_sigkill_at_any_moment_loses_nothing(write_config: Write, tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_loses_nothing(make_config: Make, write_config: Write, tmp_path: Path) -> None:
     """Killed three times at random moments, in steps, in checkpoints or between, and started again each time."""
-    shared = {"steps": 40, "checkpoint_every": 3, "data": {"num_workers": 1}, "ema_decay": 0.9}
-    whole = write_config(run=str(tmp_path / "whole"), **shared)
-    subprocess.run([*COMMAND, str(whole)], check=True, env=ENVIRONMENT)
-    config = write_config(run=str(tmp_path / "killed"), **shared)
+    shared = {"steps": 24, "checkpoint_every": 3, "ema_decay": 0.9}
+    train(make_config(run=str(tmp_path / "whole"), **shared), progress=False)
+    config = write_config(run=str(tmp_path / "killed"), data={"num_workers": 1}, **shared)
     moments = random.Random(7)
-    for reached in (1, 9, 18):
-        with subprocess.Popen([*COMMAND, str(config)], env=ENVIRONMENT) as process:
+    for reached in (1, 7, 13):
+        with training(config) as process:
             wait_for_steps(tmp_path / "killed", reached, process)
             time.sleep(moments.random() * 0.3)
             process.kill()
-    subprocess.run([*COMMAND, str(config)], check=True, env=ENVIRONMENT)
+    assert training(config, "--set", "data.num_workers=0").wait(300) == 0
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir() if path.name.startswith(".")] == []
@@ -123,10 +141,11 @@ def test_a_failing_rank_ends_all_with_a_checkpoint(write_config: Write, tmp_path
     config = write_config(run=str(tmp_path / "run"), steps=50, batch_size=2)
     images = sorted((tmp_path / "data/images").glob("*.jpg"))
     images[0].unlink()
-    done = torchrun(2, config)
-    assert done.returncode != 0
-    assert images[0].name in done.stderr
-    assert "failed" in done.stderr
+    done = in_ranks(2, config)
+    said = "".join(process.text() for process in done)
+    assert 0 not in [process.returncode for process in done], said
+    assert images[0].name in said
+    assert "failed" in said
     log = read_log(RunFolder(tmp_path / "run").log_file, "step")
     if log:  # the first batch may have held it already
         assert checkpoint.steps(tmp_path / "run/checkpoints") == [log[-1]["step"]]
@@ -141,9 +160,9 @@ def test_an_evaluation_that_fails_on_one_rank_loses_no_step(
     replace(train_manifest, root=str(other)).write(tmp_path / "val.parquet")
     (other / train_manifest.samples[3].image_path).unlink()
     evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 3}
-    done = torchrun(2, write_config(steps=6, batch_size=2, eval=evaluation))
-    assert done.returncode != 0
-    assert "because rank 1 failed" in done.stderr
+    done = in_ranks(2, write_config(steps=6, batch_size=2, eval=evaluation))
+    assert 0 not in [process.returncode for process in done]
+    assert "because rank 1 failed" in "".join(process.text() for process in done)
     assert checkpoint.steps(tmp_path / "run/checkpoints") == [3]
 
 
@@ -159,7 +178,7 @@ def test_one_rank_agrees_with_itself() -> None:
     assert (alone.any(True), alone.any(False), alone.gather("x"), alone.is_main) == (True, False, ["x"], True)
 
 
-def wait_for_steps(run: Path, number: int, process: "subprocess.Popen[Any]") -> None:
+def wait_for_steps(run: Path, number: int, process: "subprocess.Popen[bytes] | Forked") -> None:
     """Until the run's log has so many steps."""
     log, deadline = RunFolder(run).log_file, time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
