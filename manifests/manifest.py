@@ -12,9 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split
@@ -23,30 +20,35 @@ from .errors import ContentError, DecodeError, ManifestError
 from .labels.forms import MAX_RAW_ID, decode_raw
 from .labels.ids import check_id_map, check_protocol
 from .labels.short_side import cap_image, cap_labels
-from .sample_table import COLUMNS, CONTENT_COLUMNS, REBUILD_HINT, Sample, SampleTable, checked_rows
+from .sample_table import REBUILD_HINT, Sample, SampleTable, checked_rows, read_parquet
 from .vocabulary import Vocabulary
 
 __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
 FORMAT_VERSIONS = (1, 2)
 """2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
-METADATA_KEY = b"physseg.manifest"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What there is: samples below a root, their classes, and what the raw ids in the label pictures mean."""
 
-    root: str  # absolute folder, or a URL that fsspec understands
-    dataset: str  # name for people, e.g. "coco-stuff"
+    root: str
+    """Folder that holds all files: an absolute path, or a URL that fsspec understands."""
+    dataset: str
+    """Name of the data set for people, such as "coco-stuff"."""
     vocabulary: Vocabulary
-    raw_to_class: Mapping[
-        int, int
-    ]  # raw label id -> class id; ids in neither this nor raw_ignore are an error of the file
-    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
-    samples: Sequence[Sample]  # given as any sequence, kept as a SampleTable
-    label_form: str = "ids"  # how label files hold raw ids, one of label_forms.FORMS
-    max_short_side_px: int | None = None  # larger images and labels are made smaller on loading; rows say the new size
+    """The classes, in the order of their ids."""
+    raw_to_class: Mapping[int, int]
+    """Class id of each raw label id. An id in neither this nor `raw_ignore` is an error of the file."""
+    raw_ignore: tuple[int, ...]
+    """Raw ids that mean "no class"."""
+    samples: Sequence[Sample]
+    """The rows; given as any sequence, kept as a `SampleTable`."""
+    label_form: str = "ids"
+    """How label files hold raw ids, one of `labels.forms.FORMS`."""
+    max_short_side_px: int | None = None
+    """Cap on the short side: larger images and labels are made smaller on loading. Rows say the new size."""
     fold_from: int | None = None
     """In evaluation this class id and all above it are one class, "background", with this id: see `fold`."""
 
@@ -57,11 +59,9 @@ class Manifest:
         object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
         check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
         check_protocol(self.label_form, self.max_short_side_px, self.fold_from, self.vocabulary)
-        repeated = pc.value_counts(table.column("sample_id").combine_chunks())
-        for entry in repeated.filter(pc.greater(repeated.field("counts"), 1)).slice(0, 1).to_pylist():
+        if repeated := table.repeated:
             raise ManifestError(
-                f"sample id {entry['values']!r} stands in {entry['counts']} rows; expected every id once",
-                hint=REBUILD_HINT,
+                f"sample id {repeated[0]!r} stands in {repeated[1]} rows; expected every id once", hint=REBUILD_HINT
             )
 
     def __len__(self) -> int:
@@ -69,36 +69,31 @@ class Manifest:
 
     @property
     def table(self) -> SampleTable:
-        """The rows as columns, for whole-table questions."""
+        """The rows as columns, for questions about many of them."""
         return SampleTable.of(self.samples)
 
     @property
     def quarantined(self) -> tuple[Sample, ...]:
         """The samples that carry a problem, in order."""
-        rows = self.table.table
-        return tuple(Sample(**row) for row in rows.filter(pc.not_equal(rows.column("problem"), "")).to_pylist())
+        return tuple(self.table.quarantined)
 
     @property
     def usable(self) -> list[int]:
         """Indices of the samples that carry no problem, ascending."""
-        problems = self.table.column("problem").to_pylist()
-        return [index for index, problem in enumerate(problems) if not problem]
+        return [index for index, problem in enumerate(self.table.values("problem")) if not problem]
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over vocabulary, id map, protocol and all rows; not over the root: a moved data set keeps it."""
-        rows = self.table.digest(0, len(self), COLUMNS)
         fold = "" if self.fold_from is None else f"fold_from={self.fold_from}:"  # of no store's concern
-        return hashlib.sha256(f"{fold}{self._meaning}:{rows}".encode()).hexdigest()
+        return hashlib.sha256(f"{fold}{self._meaning}:{self.table.digest}".encode()).hexdigest()
 
     def row_digests(self, start: int, stop: int) -> tuple[str, ...]:
         """For each of rows [start, stop), 64 bits (hex) of all that its stored arrays depend on.
 
         That is the content of its files, the classes and the id map.
         """
-        columns = [self.table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
-        rows = (json.dumps([self._meaning, *row]) for row in zip(*columns, strict=True))
-        return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
+        return self.table.row_digests(start, stop, self._meaning)
 
     @cached_property
     def _meaning(self) -> str:
@@ -122,54 +117,46 @@ class Manifest:
             "max_short_side_px": self.max_short_side_px,
             "fold_from": self.fold_from,
         }
-        plain = list(protocol.values()) == ["ids", None, None]
+        is_default = list(protocol.values()) == ["ids", None, None]
         header = {
-            "format_version": 1 if plain else 2,
+            "format_version": 1 if is_default else 2,
             "root": self.root,
             "dataset": self.dataset,
             "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
             "raw_to_class": list(self.raw_to_class.items()),
             "raw_ignore": list(self.raw_ignore),
-        } | ({} if plain else protocol)
-        table = self.table.table.replace_schema_metadata(
-            {METADATA_KEY: json.dumps(header, ensure_ascii=False).encode()}
-        )
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
+        } | ({} if is_default else protocol)
+        return self.table.to_parquet(json.dumps(header, ensure_ascii=False).encode())
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
-        """Read a manifest from a path or URL; `root` replaces the stored one (the data set was moved).
+        """Read a manifest.
 
-        Raises ManifestError.
+        Args:
+            path: Its path or URL.
+            root: Where the data set lies now, if not where it lay when the manifest was made.
+
+        Raises:
+            ManifestError: There is no such file, or it is no manifest.
         """
         folder, name = split(str(path))
         try:
             data = folder.get(name)
         except FileNotFoundError as error:
-            raise ManifestError(
-                f"{path}: no such manifest", hint="make one with `physseg manifest`", path=str(path)
-            ) from error
+            raise ManifestError(f"{path}: no such manifest", hint="make one with `physseg manifest`") from error
         except IsADirectoryError as error:
-            raise ManifestError(
-                f"{path}: expected a manifest (Parquet), got a folder", hint=REBUILD_HINT, path=str(path)
-            ) from error
+            raise ManifestError.mismatch(path, "a manifest (Parquet)", "a folder", hint=REBUILD_HINT) from error
         return cls.parse(data, str(path), root=root)
 
     @classmethod
     def parse(cls, data: bytes, path: str, *, root: str | None = None) -> "Manifest":
         """A manifest from the bytes of its file; `path` is for messages. Raises ManifestError."""
-        try:
-            # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
-        except pa.ArrowException as error:
-            raise ManifestError(
-                f"{path}: expected a manifest (Parquet), got {error}", hint=REBUILD_HINT, path=path
-            ) from error
-        header = _read_header(path, table)
-        rows = checked_rows(path, table)
+        metadata, table = read_parquet(data, path)
+        header: dict[str, Any] = json.loads(metadata)
+        if (version := header.get("format_version")) not in FORMAT_VERSIONS:
+            expected = f"manifest format {' or '.join(map(str, FORMAT_VERSIONS))}"
+            raise ManifestError.mismatch(path, expected, version, hint=REBUILD_HINT)
+        rows = checked_rows(table, path)
         try:
             vocabulary = header["vocabulary"]
             return cls(
@@ -184,13 +171,9 @@ class Manifest:
                 fold_from=header.get("fold_from"),
             )
         except ManifestError as error:
-            raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+            raise error.prefixed(path) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(
-                f"{path}: its metadata is incomplete: {error!r}",
-                hint=REBUILD_HINT,
-                path=str(path),
-            ) from error
+            raise ManifestError(f"{path}: its metadata is incomplete: {error!r}", hint=REBUILD_HINT) from error
 
     # --- content ----------------------------------------------------------------------------------------------------
 
@@ -220,13 +203,13 @@ class Manifest:
         try:
             raw = decode_raw(files[1], self.label_form)
         except DecodeError as error:
-            raise self._undecodable(sample, path, error) from error
+            raise _of_sample(sample, path, error) from error
         raw = cap_labels(raw, self.max_short_side_px)
         if raw.shape != image.shape[:2]:
-            raise content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
+            raise _content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
         labels, unknown = self.map_ids(raw)
         if unknown:
-            raise content_error(sample, path, f"only ids of the table ({len(self.raw_to_class)} classes)", unknown)
+            raise _content_error(sample, path, f"only ids of the table ({len(self.raw_to_class)} classes)", unknown)
         return image, labels
 
     def load_image(
@@ -252,7 +235,7 @@ class Manifest:
     def _image_bytes(self, index: int, path: str, cache: ContentCache | None) -> bytes:
         if cache is None or not is_url(self.root):
             return read_below(self.root, path)
-        sha256 = self.table.column("image_sha256")[index].as_py()
+        sha256 = self.table.value("image_sha256", index)
         return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
@@ -300,28 +283,18 @@ class Manifest:
         try:
             image = decode_image(data, sample.orientation)
         except DecodeError as error:
-            raise self._undecodable(sample, path, error) from error
+            raise _of_sample(sample, path, error) from error
         image = cap_image(image, self.max_short_side_px)
         if image.shape[:2] != (sample.height, sample.width):
-            expected = _size((sample.height, sample.width))
-            raise content_error(sample, path, f"{expected} as in the manifest", _size(image.shape))
+            expected = f"{_size((sample.height, sample.width))} as in the manifest"
+            raise _content_error(sample, path, expected, _size(image.shape))
         return image
 
     def _bytes(self, sample: Sample, path: str) -> bytes:
         try:
             return read_below(self.root, path)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
-
-    def _undecodable(self, sample: Sample, path: str, error: DecodeError) -> ContentError:
-        return ContentError(
-            f"sample {sample.sample_id}: {path}: {error.args[0]}",
-            hint=error.hint,
-            sample_id=sample.sample_id,
-            path=path,
-            expected=error.fields.get("expected"),
-            got=error.fields.get("got"),
-        )
+            raise _content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
 
 
 def describe_unknown(pixels: Mapping[int, int]) -> str:
@@ -331,51 +304,25 @@ def describe_unknown(pixels: Mapping[int, int]) -> str:
     return named + (f" and {len(ordered) - 5} more ids" if len(ordered) > 5 else "")
 
 
-def content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:
-    return ContentError(
-        f"sample {sample.sample_id}: {path}: expected {expected}, got {got}",
-        hint=hint,
-        sample_id=sample.sample_id,
-        path=path,
-        expected=expected,
-        got=got,
-    )
+def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:
+    return ContentError.mismatch(f"sample {sample.sample_id}: {path}", expected, got, hint=hint)
+
+
+def _of_sample(sample: Sample, path: str, error: DecodeError) -> ContentError:
+    return ContentError(f"sample {sample.sample_id}: {path}: {error.args[0]}", hint=error.hint)
 
 
 def _check_usable(sample: Sample) -> None:
     if sample.problem:
-        raise ContentError(
-            f"sample {sample.sample_id} is quarantined: {sample.problem}",
-            sample_id=sample.sample_id,
-            path=sample.image_path,
-        )
+        raise ContentError(f"sample {sample.sample_id} is quarantined: {sample.problem}")
 
 
 def _check_hash(sample: Sample, path: str, data: bytes, sha256: str) -> None:
     got = hashlib.sha256(data).hexdigest()
     if got != sha256:
         hint = "the file changed after the manifest was made: restore it, or make the manifest again"
-        raise content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
+        raise _content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
 
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]} pixels (h x w)"
-
-
-def _read_header(path: Path | str, table: pa.Table) -> dict[str, Any]:
-    data = (table.schema.metadata or {}).get(METADATA_KEY)
-    if data is None:
-        raise ManifestError(
-            f"{path}: a Parquet file, but not a manifest of physseg (no {METADATA_KEY.decode()!r} metadata)",
-            hint=REBUILD_HINT,
-            path=str(path),
-        )
-    header: dict[str, Any] = json.loads(data)
-    if header.get("format_version") not in FORMAT_VERSIONS:
-        expected = " or ".join(map(str, FORMAT_VERSIONS))
-        raise ManifestError(
-            f"{path}: expected manifest format {expected}, got {header.get('format_version')}",
-            hint=REBUILD_HINT,
-            path=str(path),
-        )
-    return header

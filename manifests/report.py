@@ -22,11 +22,11 @@ def summary_lines(
     classes = manifest.evaluated_classes
     pixels = checked.class_pixels[: len(classes)]  # no label holds a folded class
     absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
-    splits = sorted(set(manifest.table.column("split").to_pylist()) - {""})
+    splits = sorted(set(manifest.table.values("split")) - {""})
     yield f"data set     {manifest.dataset}" + (f", split {', '.join(splits)}" if splits else "")
     yield f"root         {manifest.root}"
     yield f"samples      {len(manifest)}: {len(manifest) - len(quarantined)} usable, {len(quarantined)} quarantined"
-    notes = Counter(note for notes in manifest.table.column("note").to_pylist() for note in notes.split("; ") if note)
+    notes = Counter(note for notes in manifest.table.values("note") for note in notes.split("; ") if note)
     for note, count in sorted(notes.items()):
         yield f"note         {count} x {note}"
     yield (

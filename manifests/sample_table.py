@@ -7,21 +7,22 @@ processes as a few buffers; a `Sample` is made when somebody asks for one.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
-from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from .errors import ManifestError
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no file of a data set has in its name, and that do things to a terminal."""
+METADATA_KEY = b"physseg.manifest"
 REBUILD_HINT = "write it again with `physseg manifest`"
 
 
@@ -29,35 +30,42 @@ REBUILD_HINT = "write it again with `physseg manifest`"
 class Sample:
     """One image and its label picture."""
 
-    sample_id: str  # unique in the manifest; the file stem
-    image_path: str  # POSIX path relative to the manifest's root
-    label_path: str  # likewise
-    height: int  # pixels, after orientation and the manifest's cap were applied; 0 only where nothing could be read
-    width: int  # pixels, likewise
-    image_sha256: str  # of the file's bytes when the manifest was made, hex
-    label_sha256: str  # likewise
-    split: str  # "train", "val", ...; "" where the data set has none
-    orientation: int = 1  # EXIF orientation to apply on decoding the image, 1 = none
-    problem: str = ""  # non-empty: quarantined, and why (named file, expected, got)
-    note: str = ""  # oddities that are handled, e.g. "greyscale, read as three equal channels"
+    sample_id: str
+    """Name of the sample, unique in the manifest: the stem of its files."""
+    image_path: str
+    """POSIX path of the image, relative to the manifest's root."""
+    label_path: str
+    """POSIX path of the label file, relative to the manifest's root."""
+    height: int
+    """Height in pixels, after the orientation and the manifest's cap; 0 only where the image could not be read."""
+    width: int
+    """Width in pixels, after the orientation and the manifest's cap; 0 only where the image could not be read."""
+    image_sha256: str
+    """sha256 (hex) of the image file when the manifest was made."""
+    label_sha256: str
+    """sha256 (hex) of the label file when the manifest was made."""
+    split: str
+    """Split it belongs to, such as "train"; "" where the data set has none."""
+    orientation: int = 1
+    """EXIF orientation to apply when the image is decoded; 1 leaves it as it is stored."""
+    problem: str = ""
+    """Why the sample is quarantined, with file, expected and got; "" for a usable one."""
+    note: str = ""
+    """Oddities that are handled, such as "greyscale image, read as three equal channels"."""
 
     def __post_init__(self) -> None:
         if not self.sample_id or CONTROL.search(self.sample_id):
             raise ManifestError(f"expected an id in printable characters, got {self.sample_id!r}", hint=REBUILD_HINT)
         for path in (self.image_path, self.label_path):
             if not path or path.startswith("/") or ".." in path.split("/") or CONTROL.search(path):
-                raise ManifestError(
-                    f"sample {self.sample_id!r}: expected a path inside the manifest's root, got {path!r}",
-                    hint=REBUILD_HINT,
-                    sample_id=self.sample_id,
-                    path=path,
+                raise ManifestError.mismatch(
+                    f"sample {self.sample_id!r}", "a path inside the manifest's root", repr(path), hint=REBUILD_HINT
                 )
+        where = f"sample {self.sample_id}"
         if self.orientation not in range(1, 9):
-            raise ManifestError(f"sample {self.sample_id}: expected orientation 1..8, got {self.orientation}")
-        if (self.height < 1 or self.width < 1) and not self.problem:
-            raise ManifestError(
-                f"sample {self.sample_id}: expected a size, got {self.height} x {self.width} pixels (h x w)"
-            )
+            raise ManifestError.mismatch(where, "orientation 1..8", self.orientation)
+        if min(self.height, self.width) < 1 and not self.problem:
+            raise ManifestError.mismatch(where, "a size", f"{self.height} x {self.width} pixels (h x w)")
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))
@@ -88,6 +96,42 @@ class SampleTable(Sequence[Sample]):
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table.column(name)
+
+    def value(self, name: str, index: int) -> Any:
+        """One cell, faster than the whole row."""
+        return self.table.column(name)[index].as_py()
+
+    def values(self, name: str) -> list[Any]:
+        """All cells of a column, in order."""
+        return list(self.table.column(name).to_pylist())
+
+    def find(self, sample_id: str) -> int | None:
+        """Index of the row with that id."""
+        index = pc.index(self.table.column("sample_id"), sample_id).as_py()
+        return None if index < 0 else int(index)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.int64]:
+        """Height times width of each row's image."""
+        height, width = (np.asarray(self.table.column(name), np.int64) for name in ("height", "width"))
+        return height * width
+
+    def take(self, indices: Iterable[int]) -> "SampleTable":
+        """The rows of these indices, in the given order."""
+        return SampleTable(self.table.take(pa.array(indices, pa.int64())))
+
+    @property
+    def repeated(self) -> tuple[str, int] | None:
+        """A sample id that several rows have, and their number; None where every id stands once."""
+        counts = pc.value_counts(self.table.column("sample_id").combine_chunks())
+        for entry in counts.filter(pc.greater(counts.field("counts"), 1)).slice(0, 1).to_pylist():
+            return entry["values"], entry["counts"]
+        return None
+
+    @property
+    def quarantined(self) -> "SampleTable":
+        """The rows that carry a problem."""
+        return SampleTable(self.table.filter(pc.not_equal(self.table.column("problem"), "")))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -127,34 +171,69 @@ class SampleTable(Sequence[Sample]):
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
-        return hash(self.digest(0, len(self), COLUMNS))
+        return hash(self.digest)
 
     def __repr__(self) -> str:
         return f"SampleTable of {len(self)} samples"
 
-    def digest(self, start: int, stop: int, columns: Sequence[str]) -> str:
-        """sha256 (hex) of the named columns of rows [start, stop), however they lie in memory or on disk."""
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of all rows, however they lie in memory or on disk."""
         digest = hashlib.sha256()
-        for name in columns:
-            values = self.table.column(name).slice(start, stop - start).to_pylist()
-            digest.update(json.dumps([name, values]).encode())
+        for name in COLUMNS:
+            digest.update(json.dumps([name, self.values(name)]).encode())
         return digest.hexdigest()
 
+    def row_digests(self, start: int, stop: int, meaning: str) -> tuple[str, ...]:
+        """64 bits (hex) for each of rows [start, stop), of `meaning` and what the content of its files depends on."""
+        columns = [self.table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
+        rows = (json.dumps([meaning, *row]) for row in zip(*columns, strict=True))
+        return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
 
-def checked_rows(path: Path | str, table: pa.Table) -> SampleTable:
-    """A file's columns as rows, after the checks of Sample for all of them at once.
+    def to_parquet(self, metadata: bytes) -> bytes:
+        """The bytes of a manifest's file; equal rows and metadata give equal bytes (from one version of pyarrow)."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.table.replace_schema_metadata({METADATA_KEY: metadata}), sink, compression="zstd")
+        return bytes(sink.getvalue().to_pybytes())
 
-    Samples are made lazily, and must not fail in the middle of a run. Raises ManifestError, which names `path`.
+
+def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
+    """The metadata and the columns of a manifest's file, for `checked_rows`.
+
+    Raises:
+        ManifestError: The bytes are no Parquet file, or not one of ours. It names `path`.
+    """
+    try:
+        # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+    except pa.ArrowException as error:
+        raise ManifestError.mismatch(path, "a manifest (Parquet)", error, hint=REBUILD_HINT) from error
+    metadata = (table.schema.metadata or {}).get(METADATA_KEY)
+    if metadata is None:
+        raise ManifestError(
+            f"{path}: a Parquet file, but not a manifest of physseg (no {METADATA_KEY.decode()!r} metadata)",
+            hint=REBUILD_HINT,
+        )
+    return metadata, table
+
+
+def checked_rows(table: pa.Table, path: str) -> SampleTable:
+    """A file's columns as rows, after the checks of `Sample` for all of them at once.
+
+    Samples are made lazily, and must not fail in the middle of a run.
+
+    Raises:
+        ManifestError: A column or a row is wrong. It names `path`.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise ManifestError(f"{path}: columns {missing} are missing", hint=REBUILD_HINT, path=str(path))
+        raise ManifestError(f"{path}: columns {missing} are missing", hint=REBUILD_HINT)
     if any(table.column(name).null_count for name in COLUMNS):
-        raise ManifestError(f"{path}: expected a value in every cell, got none", hint=REBUILD_HINT, path=str(path))
+        raise ManifestError.mismatch(path, "a value in every cell", "none", hint=REBUILD_HINT)
     try:
         table = table.select(COLUMNS).replace_schema_metadata(None).cast(SCHEMA)
     except pa.ArrowException as error:
-        raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT, path=str(path)) from error
+        raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT) from error
     column = table.column
     outside = r"^$|^/|(^|/)\.\.(/|$)|[\x00-\x1f\x7f]"
     suspicious = [
@@ -170,5 +249,5 @@ def checked_rows(path: Path | str, table: pa.Table) -> SampleTable:
         try:
             Sample(**row)
         except ManifestError as error:
-            raise ManifestError(f"{path}: {error.args[0]}", hint=error.hint, **error.fields) from error
+            raise error.prefixed(path) from error
     return SampleTable(table)

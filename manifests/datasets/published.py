@@ -94,7 +94,7 @@ def coco_stuff(*, keep: bool = True, write_labels: Path | None = None, **options
     uncounted = Release(title=f"COCO-Stuff, not counted (--split {' or '.join(COCO_RELEASES)})", counts=(), source="")
     release = COCO_RELEASES.get(options.get("split") or "", uncounted)
     selected = options.get("listed") is not None
-    line = "" if selected else miscounted(release, checked.manifest.table.column("sample_id").to_pylist())
+    line = "" if selected else miscounted(release, checked.manifest.table.values("sample_id"))
     return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
 
 

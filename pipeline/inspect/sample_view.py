@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location, open_storage
@@ -80,15 +79,15 @@ class SampleViews:
 
     def find(self, text: str) -> int:
         """Index of the sample with that id, or else with that index; raises InspectError with close matches."""
-        ids = self.reader.manifest.table.column("sample_id")
-        position = pc.index(ids, text).as_py()
-        if position >= 0:
-            return int(position)
+        rows = self.reader.manifest.table
+        position = rows.find(text)
+        if position is not None:
+            return position
         if re.fullmatch(r"0|[1-9][0-9]{0,11}", text) and int(text) < len(self.reader):
             return int(text)
         raise InspectError(
             f"{self.reader.store}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",
-            hint=_did_you_mean(text, ids.to_pylist()),
+            hint=_did_you_mean(text, rows.values("sample_id")),
             got=text,
         )
 

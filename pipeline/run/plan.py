@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow.compute as pc
-
 from ...common.storage.interface import Storage
 from ...common.storage.location import absolute
 from ...common.text import Part
@@ -117,8 +115,7 @@ def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[S
     The process itself, the largest image in flight, the sample's planes, and one shard's compressed chunks twice (once
     as chunks, once joined into files).
     """
-    columns = manifest.table
-    largest = max(pc.max(pc.multiply(columns.column("height"), columns.column("width"))).as_py() or 0, 1)
+    largest = int(manifest.table.pixels.max(initial=1))
     image_bytes = largest * (3 + 3 + 2 + 2)  # decoded, turned or resized copy, labels, resized labels
     canvas_bytes = sum(schema.frame.canvas**2 * 4 for _ in schema.specs)  # planes, float intermediates
     shard_bytes = 2 * schema.samples_per_shard * TYPICAL_BYTES_PER_SAMPLE

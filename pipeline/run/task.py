@@ -96,7 +96,7 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
             shard.keep(kept, index - start)
             continue
         fetch, planes = next(files_of), Planes()
-        reason = str(manifest.table.column("problem")[index]) or refused.get(index, "")
+        reason = manifest.table.value("problem", index) or refused.get(index, "")
         if not reason:
             if on_sample is not None:
                 on_sample(index)

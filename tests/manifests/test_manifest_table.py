@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.manifests.errors import ContentError, ManifestError
-from physseg.manifests.manifest import METADATA_KEY, Manifest, Sample, SampleTable, Vocabulary
+from physseg.manifests.manifest import Manifest, Sample, SampleTable, Vocabulary
+from physseg.manifests.sample_table import METADATA_KEY
 
 PETS = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
 
@@ -406,14 +407,13 @@ def test_ids_are_mapped_as_by_a_dict(raw, wide, table):
 def refused(loadable, match, **load):
     with pytest.raises(ContentError, match=match) as caught:
         loadable.load(0, **load)
-    assert caught.value.fields["sample_id"] == "a"
+    assert str(caught.value).startswith("sample a: ")
     return caught.value
 
 
 def test_missing_file(loadable, toys):
     (toys.folder / "labels/a.png").unlink()
-    error = refused(loadable, r"sample a: labels/a\.png: expected a readable file below .*, got FileNotFoundError")
-    assert error.fields["path"] == "labels/a.png"
+    refused(loadable, r"labels/a\.png: expected a readable file below .*, got FileNotFoundError")
 
 
 @pytest.mark.parametrize("path", ["images/a.jpg", "labels/a.png"])
@@ -448,8 +448,7 @@ def test_unknown_id(loadable, toys):
     ids = np.full((24, 32), 7, np.uint8)
     ids[0, :3], ids[0, 3] = 44, 45
     toys.label("labels/a.png", ids)
-    error = refused(loadable, r"got id 44 \(3 pixels\), id 45 \(1 pixel\)", verify=False)
-    assert error.fields["got"] == "id 44 (3 pixels), id 45 (1 pixel)"
+    refused(loadable, r"got id 44 \(3 pixels\), id 45 \(1 pixel\)$", verify=False)
 
 
 def test_quarantined_samples_cannot_be_loaded(loadable):
@@ -465,4 +464,4 @@ def test_content_errors_survive_the_way_between_processes(loadable, toys):
         loadable.load(0)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
-    assert copy.fields == caught.value.fields
+    assert copy.hint == caught.value.hint

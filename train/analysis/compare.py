@@ -79,7 +79,7 @@ def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_ind
 
 def find_samples(manifest: Manifest, sample_ids: Sequence[str]) -> list[int]:
     """Indices of samples by id. Raises AnalysisError for one that is not there or quarantined."""
-    known = {text: index for index, text in enumerate(manifest.table.column("sample_id").to_pylist())}
+    known = {text: index for index, text in enumerate(manifest.table.values("sample_id"))}
     good = set(usable(manifest))
     found = []
     for text in sample_ids:

@@ -125,7 +125,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         manifest, frame = self.reader.manifest, self.reader.schema.frame
         image = frame.resize_image(manifest.load_image(index, cache=self.cache))
         size = self.reader.frame_size(index)
-        sample_id = str(manifest.table.column("sample_id")[index].as_py())
+        sample_id = manifest.table.value("sample_id", index)
         if image.shape[:2] != size:
             raise TrainDataError(
                 f"sample {sample_id}: the image's frame is {image.shape[0]}x{image.shape[1]} px, the store's "

@@ -62,7 +62,7 @@ def evaluate_model(
     unlabelled = []
     loaded = zip(chosen, _loaded(manifest, chosen), strict=True)
     for index, (image, labels) in tqdm(loaded, total=len(chosen), unit="img", disable=not progress):
-        sample_id = str(manifest.table.column("sample_id")[index].as_py())
+        sample_id = manifest.table.value("sample_id", index)
         if (labels == vocabulary.ignore_index).all():
             unlabelled.append(sample_id)
             continue
