@@ -42,23 +42,23 @@ RESUMABLE_KEYS = frozenset(
         "eval.keep_best",
     }
 )
-"""Settings that a run may be resumed with other values of: none of them touches a weight but by rounding."""
+"""Keys of settings that may differ when a run is resumed: none of them touches a weight but by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation during training."""
+    """Evaluation during training. Raises ConfigError for values out of their range."""
 
     manifest: PathText | None = None
-    """Manifest to evaluate on, a file or a URL; none, no evaluation."""
+    """Manifest to evaluate on, a file or a URL. Without one there is no evaluation."""
     every: int = 5000
-    """Steps between evaluations; there is always one after the last step."""
+    """Number of steps between evaluations. There is always one after the last step."""
     max_images: int | None = 100
-    """Evaluate on the first so many images only."""
+    """Number of images to evaluate on, from the first one on; None takes all."""
     windows: bool = False
-    """Windows and whole image, as published; without, the whole image only: about five times faster."""
+    """Whether windows are predicted besides the whole image, as published. The whole image alone takes a fifth."""
     keep_best: bool = True
-    """Keep the checkpoint of the highest mIoU besides the last ones."""
+    """Whether the checkpoint of the highest mIoU is kept besides the last ones."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.max_images is not None and self.max_images < 1):
@@ -67,7 +67,11 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run. What is not said in the file has the value given here."""
+    """One training run. What is not said in the file has the value given here.
+
+    Raises:
+        ConfigError: A value is out of its range, or values do not fit together.
+    """
 
     data: DataConfig
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
@@ -76,34 +80,34 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     clip_weights: NameOrPath | None = None
     """Pretrained CLIP to begin with: a tag of `physseg weights list`, or a file (OpenAI's .pt, open_clip's .bin or
-    .safetensors); none, random weights."""
+    .safetensors). Without one the weights are random."""
     run: Path | None = None
     """Run folder; `--out` says the same on the command line."""
     seed: int = 0
-    """Of initial weights, sample order and augmentation."""
+    """Seed of initial weights, sample order and augmentation."""
     steps: int = 80_000
-    """Optimizer steps; the schedule ends there, so a run cannot be resumed with another value."""
+    """Number of optimizer steps. The schedule ends there, so a run cannot be resumed with another value."""
     batch_size: int = 4
-    """Samples per step, over all ranks and micro-batches."""
+    """Number of samples per step, over all ranks and micro-batches."""
     accumulate: int = 1
-    """Micro-batches that each rank takes its share of a step in: the same step in less memory."""
+    """Number of micro-batches that each rank takes its share of a step in: the same step in less memory."""
     device: str = "auto"
-    """"auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
+    """Device to train on: "auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast of the model's forward pass; weights, losses and optimizer stay float32."""
+    """Precision of the model's forward pass: bf16 is autocast; weights, losses and optimizer stay float32."""
     recompute: bool = False
-    """Keep fewer activations and compute them again for the gradients: the same step in two fifths of the memory, a
-    third slower (ViT-B/16 and 171 classes on a CPU: 4.1 GB instead of 10.3)."""
+    """Whether activations are computed again for the gradients instead of kept: the same step in two fifths of the
+    memory, a third slower (ViT-B/16 and 171 classes on a CPU: 4.1 GB instead of 10.3)."""
     compile: bool = False
-    """torch.compile the training step: minutes at the start, faster steps on a GPU."""
+    """Whether torch.compile compiles the training step: minutes at the start, faster steps on a GPU."""
     ema_decay: float = 0.0
-    """Evaluate and save an exponential moving average of the weights, with this decay, such as 0.9998; 0 is none."""
+    """Decay of a moving average of the weights, such as 0.9998, which is then evaluated and saved; 0: none."""
     log_every: int = 10
-    """Steps between log lines; a line holds means over the steps since the one before."""
+    """Number of steps between log lines. A line holds means over the steps since the one before."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; there is always one after the last step."""
+    """Number of steps between checkpoints. There is always one after the last step."""
     keep_last: int = 3
-    """Checkpoints kept."""
+    """Number of checkpoints kept, from the last one back."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -140,11 +144,15 @@ class TrainConfig:
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | None = None) -> TrainConfig:
-    """Read a TOML file and apply `key.sub=value` overrides; paths in the file are relative to it. `run` wins over both.
+    """Read a TOML file; paths in it are relative to it.
 
-    Instead of a file, the name of one of `recipes`; its paths are relative to the current folder.
+    Args:
+        path: The file, or the name of one of `recipes`, whose paths are relative to the current folder.
+        overrides: Texts `key.sub=value` that win over the file.
+        run: Run folder that wins over both.
 
-    Raises ConfigError, which names the file, the key and the repair.
+    Raises:
+        ConfigError: It names the file, the key and the repair.
     """
     file, base = Path(path), Path(path).resolve().parent
     try:
@@ -165,7 +173,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | 
     try:
         return build(TrainConfig, values, base=base)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error.args[0]}", hint=error.hint, **error.fields) from error
+        raise error.prefixed(file) from error
 
 
 def example_config() -> str:

@@ -30,10 +30,10 @@ _NORMS: tuple[type[nn.Module], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW as the baseline runs it."""
+    """AdamW as the baseline runs it. Raises ConfigError for values out of their range."""
 
     learning_rate: float = 2e-4
-    """Rate of everything that is not CLIP's, at step 0."""
+    """Learning rate of everything that is not CLIP's, at step 0."""
     clip_scale: float = 0.01
     """CLIP's parameters learn at learning_rate x clip_scale."""
     weight_decay: float = 1e-4
@@ -49,7 +49,7 @@ class OptimConfig:
     epsilon: float = 1e-8
     """Added to AdamW's denominator."""
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly; the baseline has none."""
+    """Number of steps over which the learning rate rises linearly; the baseline has none."""
     max_gradient_norm: float = 0.01
     """L2 norm to which the gradient of all parameters together is clipped; 0 switches clipping off."""
 
@@ -89,32 +89,28 @@ def build_optimizer(model: SegmenterModule, config: OptimConfig) -> AdamW:
     Args:
         model: `clip_parameter_names()` gives names as in `model.named_parameters()`. Build the optimiser before
             wrapping the model (DDP and torch.compile prefix all names).
-        config: rates and decays.
+        config: Rates and decays.
 
     Returns:
         The optimiser. Each group carries `name` and `base_lr`, its rate at step 0, besides AdamW's own keys; a
         parameter appears once, however many modules share it, in the order of `named_modules`.
 
     Raises:
-        ConfigError: nothing is trainable, or a CLIP name that the model does not have.
+        ConfigError: Nothing is trainable, or the model has no parameter of a CLIP name.
     """
     clip_names = model.clip_parameter_names()
+    rates = {"head": config.learning_rate, "clip": config.learning_rate * config.clip_scale}
     decays = {
         "plain": config.weight_decay,
         "norm": config.weight_decay_norm,
         "embedding": config.weight_decay_embedding,
     }
-    groups: dict[str, dict[str, Any]] = {}
-    for part, scale in (("head", 1.0), ("clip", config.clip_scale)):
-        for kind, decay in decays.items():
-            rate = config.learning_rate * scale
-            groups[f"{part}/{kind}"] = {
-                "params": [],
-                "name": f"{part}/{kind}",
-                "lr": rate,
-                "base_lr": rate,
-                "weight_decay": decay,
-            }
+    groups: dict[str, dict[str, Any]] = {
+        name: {"params": [], "name": name, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for part, rate in rates.items()
+        for kind, decay in decays.items()
+        for name in [f"{part}/{kind}"]
+    }
     seen: set[Tensor] = set()
     names: set[str] = set()
     for module_name, module in model.named_modules():
@@ -179,16 +175,16 @@ def require_finite(parts: Mapping[str, Tensor], *, step: int, sample_ids: Sequen
     """Read scalars off the device, all at once, and stop if any of them is NaN or infinite.
 
     Args:
-        parts: losses by name, and the gradient norm: scalars on one device.
-        step: for the message.
-        sample_ids: of the batch, for the message.
+        parts: Losses by name, and the gradient norm: scalars on one device.
+        step: Number of steps taken so far, for the message.
+        sample_ids: Ids of the batch's samples, for the message.
 
     Returns:
         The same as floats, for the log.
 
     Raises:
-        NonFiniteLossError: carries `step`, `parts` and `sample_ids`. Called before the optimiser's step, the weights
-        are still those of the last good one.
+        NonFiniteLossError: One is not finite. It has the fields `step`, `parts` and `sample_ids`. Called before the
+            optimiser's step, the weights are still those of the last good one.
     """
     values = torch.stack([value.detach().double() for value in parts.values()]).tolist()
     read = dict(zip(parts, values, strict=True))

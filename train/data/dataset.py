@@ -33,24 +33,24 @@ from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where training samples come from and how they are cut."""
+    """Where training samples come from and how they are cut. Raises ConfigError for values out of their range."""
 
     store: PathText
     """The store that `physseg preprocess` wrote: a folder or a URL."""
     images: PathText | None = None
     """Root folder or URL of the images, where they have moved since the manifest was made."""
     cache: Path | None = None
-    """Local folder that keeps what is read of a store or images by URL; none reads from far away again every epoch."""
+    """Local folder that keeps what is read of a store or images by URL; without it, every epoch reads them again."""
     crop: int = 384
-    """Side of the square training crop, px on the store's frame; a multiple of 8."""
+    """Side of the square training crop in pixels of the store's frame; a multiple of 8."""
     flip: float = 0.5
     """Probability of mirroring a sample."""
     jitter: bool = True
-    """Colour jitter as SSD's (augment.py)."""
+    """Whether images get the colour jitter of SSD (augment.py)."""
     num_workers: int = 2
-    """Loader processes; 0 loads in the training process. Batches do not depend on it."""
+    """Number of loader processes; 0 loads in the training process. Batches do not depend on it."""
     prefetch: int = 4
-    """Batches that each worker keeps ready."""
+    """Number of batches that each loader process keeps ready."""
 
     def __post_init__(self) -> None:
         if self.crop < CELL_PX or self.crop % CELL_PX:
@@ -84,7 +84,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     def __init__(
         self, reader: StoreReader, config: DataConfig, *, structures: Sequence[str], cells: bool, seed: int
     ) -> None:
-        """`cells`: whether the patch counts are wanted."""
+        """As `open_samples`, of an open store."""
         check_status(reader, config.store)
         self.reader = reader
         self.cache = _cache(config)
@@ -131,9 +131,6 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
                 f"sample {sample_id}: the image's frame is {image.shape[0]}x{image.shape[1]} px, the store's "
                 f"{size[0]}x{size[1]} (height x width)",
                 hint="The image was replaced after `physseg preprocess`: make the manifest again and re-run it.",
-                sample_id=sample_id,
-                expected=size,
-                got=image.shape[:2],
             )
         draws = uniforms(self.seed, Purpose.CROP, position, 3)
         window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
@@ -156,7 +153,18 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
 
 def open_samples(config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> TrainSamples:
-    """The training samples of a store, or one clear error for whatever does not fit."""
+    """The training samples of a store.
+
+    Args:
+        config: Where they are and how they are cut.
+        structures: Names of the structure maps that a batch holds.
+        cells: Whether it holds the class counts of cells.
+        seed: Seed of order and augmentation.
+
+    Raises:
+        TrainDataError: The store has not what the configuration wants, or no usable sample.
+        StoreIncompleteError: Not all samples have been computed.
+    """
     check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
     reader = StoreReader(
         config.store, arrays_to_read(structures, cells=cells), root=config.images, cache=_cache(config)
@@ -183,8 +191,6 @@ def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[s
             f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
             hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(layers)}`, "
             "or change model.structures.",
-            expected=missing,
-            got=schema.array_names,
         )
     if config.crop > frame.short_edge:
         limit = f"canvas is {frame.canvas} px" if config.crop > frame.canvas else f"short edge is {frame.short_edge} px"
@@ -192,8 +198,6 @@ def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[s
             f"{store}: data.crop is {config.crop} px, but the store's {limit}: every crop would be padded",
             hint=f"Set data.crop to {frame.short_edge // CELL_PX * CELL_PX}, or preprocess into a new store with a "
             f"short edge of {config.crop} px.",
-            expected=config.crop,
-            got=frame.short_edge,
         )
 
 
@@ -204,8 +208,6 @@ def check_status(reader: StoreReader, store: str) -> None:
         raise StoreIncompleteError(
             f"{store}: {counts[MISSING]} of {len(reader)} samples have not been computed",
             hint=f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped.",
-            expected=len(reader),
-            got=len(reader) - counts[MISSING],
         )
     if not counts[DONE]:
         raise TrainDataError(
@@ -220,7 +222,7 @@ def quarantined_ids(reader: StoreReader) -> list[str]:
 
 
 def data_identity(samples: TrainSamples) -> dict[str, Any]:
-    """What must be equal for a run to go on: the same samples, in the same classes, with the same arrays."""
+    """What must be equal for a run to resume: the same samples, in the same classes, with the same arrays."""
     schema = samples.reader.schema
     layers = {SPECS[name].layer for name in arrays_to_read(samples.structures, cells=samples.cells)}
     return {
@@ -235,7 +237,8 @@ def data_identity(samples: TrainSamples) -> dict[str, Any]:
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
     """The batches of a sampler, in order; the same ones with any number of workers.
 
-    Raises what a worker met, and TrainDataError if one died. Workers end with this process, however it ends.
+    Raises:
+        PhyssegError: What a worker met; TrainDataError if one died.
     """
     return load_batches(
         samples,

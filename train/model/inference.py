@@ -24,12 +24,18 @@ from .segmenter import Segmenter
 class InferenceSettings:
     """How an image is cut and how much is held at once. The defaults are the published protocol."""
 
-    windows: bool = True  # windows and the whole image; False: the whole image alone, a fifth of the work
-    window_px: int = 384  # side of a window, and of the whole image as the network sees it
-    stride_px: int = 256  # from one window to the next
-    canvas_px: int = 640  # the image is resized to this square before it is cut
-    batch_windows: int = 5  # crops that go through the network together, if memory_bytes allows
-    memory_bytes: int = 2 * 2**30  # bound on what prediction holds besides weights, image and result
+    windows: bool = True
+    """Whether windows are predicted besides the whole image. Without them it is a fifth of the work."""
+    window_px: int = 384
+    """Side of a window, and of the whole image as the network sees it, in pixels."""
+    stride_px: int = 256
+    """Pixels from one window to the next."""
+    canvas_px: int = 640
+    """Side of the square that the image is resized to before it is cut, in pixels."""
+    batch_windows: int = 5
+    """Number of crops that go through the network together, if `memory_bytes` allows."""
+    memory_bytes: int = 2 * 2**30
+    """Bound on the bytes that prediction holds besides weights, image and result."""
 
     def __post_init__(self) -> None:
         for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "memory_bytes"):

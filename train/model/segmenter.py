@@ -59,32 +59,56 @@ class SegmenterConfig:
     every field holds its resolved value (but for the two whose None says otherwise), so that a saved configuration is
     complete.
 
-    Raises ConfigError for unknown names and sizes that do not fit together.
+    Raises:
+        ConfigError: A name is unknown, or sizes do not fit together.
     """
 
-    clip: str = "ViT-B-16"  # a name from clip_presets.CLIP_PRESETS
-    finetune: Literal["preset", "qv", "all", "none"] = "preset"  # what trains of CLIP: q and v weights, all, nothing
-    quick_gelu: bool | None = None  # CLIP's activation: None = what the pretrained weights need, else the preset's
-    architecture: ClipArchitecture | None = None  # sizes of a CLIP that is no preset; `clip` is then only its name
-    text_encoder: bool = True  # False: there is none, text features come from elsewhere
-    templates: tuple[str, ...] = ()  # prompts, each with one {} for the class name: P = their number
-    prompts: NameOrPath = ""  # the same by name, "single" or "imagenet" (80), or by file; "" after construction
-    synonyms: Synonyms = "first"  # of comma-separated synonyms: the first, or the mean over all
-    num_layers: int = 0  # aggregator layers, each spatial then over classes
-    num_heads: int = 0  # attention heads of both kinds of aggregation
-    window: int = 12  # side of a window of spatial aggregation, in patches
-    pooling: int = 2  # average pooling before aggregation over classes, in training; in evaluation it is 1
-    pad_len: int = 256  # classes are padded to this many; of more, this many are preselected per image; 0: neither
-    hidden_dim: int = 0  # channels of the cost volume's embedding
-    guidance_dim: int = 0  # channels of projected image and text guidance
-    decoder_dims: tuple[int, ...] = ()  # channels of the decoder's two stages, below 16 or multiples of 16
-    decoder_guidance_dims: tuple[int, ...] = ()  # channels of the upsampled CLIP levels at 48x48 and 96x96
-    decoder_guidance_proj_dims: tuple[int, ...] = ()  # the same after their projection
-    structures: tuple[str, ...] = ()  # maps the structure head predicts, in this order; () = no such head
-    structure_dim: int = 0  # channels of the structure head
-    alignment: bool = False  # whether there is a patch alignment head
-    alignment_dim: int = 0  # its space; 0 = CLIP's embedding size
-    alignment_normalize: bool = True  # both projections to unit length, as in CLIP
+    clip: str = "ViT-B-16"
+    """Name of CLIP's preset (clip_presets.CLIP_PRESETS)."""
+    finetune: Literal["preset", "qv", "all", "none"] = "preset"
+    """What trains of CLIP: the query and value weights, all, or nothing."""
+    quick_gelu: bool | None = None
+    """CLIP's activation. None takes what the pretrained weights need, else the preset's."""
+    architecture: ClipArchitecture | None = None
+    """Sizes of a CLIP that is no preset; `clip` is then only its name."""
+    text_encoder: bool = True
+    """Whether there is a text encoder. Without one, text features come from elsewhere."""
+    templates: tuple[str, ...] = ()
+    """Prompts, each with one {} for the class name. Their number is P."""
+    prompts: NameOrPath = ""
+    """The templates by name, "single" or "imagenet" (80), or by file; empty after construction."""
+    synonyms: Synonyms = "first"
+    """What stands for a class of comma-separated synonyms: the first, or the mean over all."""
+    num_layers: int = 0
+    """Number of aggregator layers, each first over space, then over classes."""
+    num_heads: int = 0
+    """Number of attention heads of both kinds of aggregation."""
+    window: int = 12
+    """Side of a window of spatial aggregation, in patches."""
+    pooling: int = 2
+    """Average pooling before aggregation over classes in training; evaluation does not pool."""
+    pad_len: int = 256
+    """Fewer classes are padded to this many; of more, this many are preselected per image; 0 does neither."""
+    hidden_dim: int = 0
+    """Channels of the cost volume's embedding."""
+    guidance_dim: int = 0
+    """Channels of projected image and text guidance."""
+    decoder_dims: tuple[int, ...] = ()
+    """Channels of the decoder's two stages, below 16 or multiples of 16."""
+    decoder_guidance_dims: tuple[int, ...] = ()
+    """Channels of the upsampled CLIP levels at 48x48 and 96x96."""
+    decoder_guidance_proj_dims: tuple[int, ...] = ()
+    """Channels of the upsampled CLIP levels after their projection."""
+    structures: tuple[str, ...] = ()
+    """Maps that the structure head predicts, in this order; without any there is no such head."""
+    structure_dim: int = 0
+    """Channels of the structure head."""
+    alignment: bool = False
+    """Whether there is a patch alignment head."""
+    alignment_dim: int = 0
+    """Dimension of the alignment head's space; 0 takes CLIP's embedding size."""
+    alignment_normalize: bool = True
+    """Whether both projections of the alignment head have unit length, as in CLIP."""
 
     def __post_init__(self) -> None:
         self._resolve_templates()
@@ -142,9 +166,12 @@ class SegmenterConfig:
 class SegmenterOutput:
     """What one forward pass yields; the auxiliary parts are None in evaluation or without their head."""
 
-    logits: Tensor  # (B, T, 4 g, 4 g), g = 24 patches: per-class scores, to be upsampled and put through a sigmoid
-    structure_logits: Tensor | None  # (B, S, 4 g, 4 g)
-    similarity: Tensor | None  # (B, g * g, T): patch-class similarities divided by the temperature
+    logits: Tensor
+    """(B, T, 4 g, 4 g) with g = 24 patches: scores of each class, to be upsampled and put through a sigmoid."""
+    structure_logits: Tensor | None
+    """(B, S, 4 g, 4 g) scores of each structure."""
+    similarity: Tensor | None
+    """(B, g * g, T) similarities of patches and classes, divided by the temperature."""
 
 
 class Segmenter(nn.Module):

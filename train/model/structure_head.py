@@ -49,17 +49,17 @@ class Refine(nn.Module):
 class StructureHead(nn.Module):
     """Predict structure logits at 4 x the patch grid from four levels of the image encoder.
 
-    See docs/method.md, Structures. Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
+    Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
     grids 24 -> 24, 24 -> 48 and 48 -> 96 (for a 384 crop). A last 1x1 convolution gives one logit per structure; the
-    sigmoid is the loss's affair.
+    sigmoid is the loss's affair. See docs/method.md, Structures.
 
     Args:
-        level_dims: channels of each level, in the order of `forward`'s argument.
-        structures: number of maps to predict, S.
-        hidden: channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
+        level_dims: Channels of each level, in the order of `forward`'s argument.
+        structures: Number of maps to predict, S.
+        hidden: Channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
 
     Raises:
-        ConfigError: not exactly four levels, no structure, or a `hidden` that GroupNorm cannot split.
+        ConfigError: There are not exactly four levels, no structure, or GroupNorm cannot split `hidden`.
 
     Example:
         >>> head = StructureHead([64, 64, 64, 64], structures=2, hidden=32)
@@ -73,15 +73,13 @@ class StructureHead(nn.Module):
     def __init__(self, level_dims: Sequence[int], structures: int, hidden: int = 256) -> None:
         super().__init__()
         if len(level_dims) != len(self.scales) + 1:
+            hint = "name four blocks of the image encoder, the deepest first"
             raise ConfigError(
-                f"the structure head fuses {len(self.scales) + 1} levels, got {len(level_dims)}",
-                hint="name four blocks of the image encoder, the deepest first",
+                f"the structure head fuses {len(self.scales) + 1} levels, got {len(level_dims)}", hint=hint
             )
         if structures < 1:
-            raise ConfigError(
-                f"the structure head predicts at least one structure, got {structures}",
-                hint="build no head at all for a run without structures",
-            )
+            hint = "build no head at all for a run without structures"
+            raise ConfigError(f"the structure head predicts at least one structure, got {structures}", hint=hint)
         if hidden < 8 or hidden % 8:
             raise ConfigError(f"hidden must be a positive multiple of 8, got {hidden}", hint="for example 32 or 256")
         self.levels = nn.ModuleList(nn.Conv2d(dim, hidden, kernel_size=1) for dim in level_dims)
@@ -93,14 +91,14 @@ class StructureHead(nn.Module):
         """Structure logits of a batch.
 
         Args:
-            levels: four feature maps (B, C_l, g, g'), all on the patch grid (24 x 24 for a 384 crop), coarse to fine:
+            levels: Four feature maps (B, C_l, g, g'), all on the patch grid (24 x 24 for a 384 crop), coarse to fine:
                 `levels[0]` is the output of the **deepest** block, `levels[3]` of the shallowest.
 
         Returns:
             (B, S, 4 g, 4 g') logits, in the levels' dtype.
 
         Raises:
-            ShapeError: another number of levels than the head was built for, or levels on different grids.
+            ShapeError: The head was built for another number of levels, or they lie on different grids.
         """
         if len(levels) != len(self.levels) or len({level.shape[-2:] for level in levels}) != 1:
             raise ShapeError(

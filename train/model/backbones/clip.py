@@ -128,8 +128,10 @@ class Transformer(Bounded):
 class DenseFeatures:
     """What one pass of the image encoder yields."""
 
-    tokens: Tensor  # (B, 1 + N, D): class token, then patches row by row, after ln_post and projection
-    blocks: dict[int, Tensor]  # block index -> (B, N, width): patch tokens as that block puts them out
+    tokens: Tensor
+    """(B, 1 + N, D): the class token, then patches row by row, after ln_post and projection."""
+    blocks: dict[int, Tensor]
+    """Index of a block to its patch tokens (B, N, width)."""
 
 
 class VisionTransformer(nn.Module):

@@ -10,20 +10,34 @@ from ....common.errors import ConfigError
 class ClipArchitecture:
     """Sizes of both encoders. Raises ConfigError where they contradict each other."""
 
-    embed_dim: int  # D, the space that images and texts share
-    image_px: int  # square size that images are resized to for the encoder
-    patch_px: int  # patch size; image_px / patch_px is the side of the patch grid
-    position_grid: int  # side of the positional embedding's grid; published ones are resized to it on loading
-    vision_width: int  # channels of an image token
-    vision_layers: int  # blocks of the image encoder
-    vision_heads: int  # attention heads of the image encoder
-    text_width: int  # channels of a text token
-    text_layers: int  # blocks of the text encoder
-    text_heads: int  # attention heads of the text encoder
-    guidance_blocks: tuple[int, int]  # zero-based image blocks whose outputs guide the decoder
-    quick_gelu: bool  # x sigmoid(1.702 x) instead of GELU; in the presets, what the best known weights need
-    context_length: int = 77  # longest prompt in tokens
-    vocabulary_size: int = 49408  # of CLIP's byte-pair tokeniser
+    embed_dim: int
+    """Dimension D of the space that images and texts share."""
+    image_px: int
+    """Side of the square that images are resized to for the encoder, in pixels."""
+    patch_px: int
+    """Side of a patch in pixels; image_px / patch_px is the side of the patch grid."""
+    position_grid: int
+    """Side of the positional embedding's grid; published ones are resized to it on loading."""
+    vision_width: int
+    """Channels of an image token."""
+    vision_layers: int
+    """Number of blocks of the image encoder."""
+    vision_heads: int
+    """Number of attention heads of the image encoder."""
+    text_width: int
+    """Channels of a text token."""
+    text_layers: int
+    """Number of blocks of the text encoder."""
+    text_heads: int
+    """Number of attention heads of the text encoder."""
+    guidance_blocks: tuple[int, int]
+    """Image blocks whose outputs guide the decoder, counted from zero."""
+    quick_gelu: bool
+    """Whether the activation is x sigmoid(1.702 x) instead of GELU; presets have what the best known weights need."""
+    context_length: int = 77
+    """Longest prompt in tokens."""
+    vocabulary_size: int = 49408
+    """Number of tokens of CLIP's byte-pair tokeniser."""
 
     def __post_init__(self) -> None:
         if self.image_px % self.patch_px:
@@ -121,7 +135,7 @@ PRETRAINED = ("ViT-B-16", "ViT-L-14-336", "ViT-H-14")
 
 
 def clip_architecture(name: str) -> ClipArchitecture:
-    """Sizes by name; ConfigError lists the known names otherwise."""
+    """Sizes by name. Raises ConfigError, which lists the known names."""
     if name not in CLIP_PRESETS:
-        raise ConfigError(f"clip: unknown preset {name!r}", hint=f"known presets: {', '.join(CLIP_PRESETS)}", got=name)
+        raise ConfigError(f"clip: unknown preset {name!r}", hint=f"known presets: {', '.join(CLIP_PRESETS)}")
     return CLIP_PRESETS[name]
