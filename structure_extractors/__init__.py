@@ -1,1 +1,1 @@
-"""Image (and label map) to one structure map each; pure functions on arrays. Imports nothing of ours."""
+"""Image (and label map) to one structure map each; pure functions on arrays."""

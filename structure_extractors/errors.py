@@ -4,18 +4,15 @@ from ..common.errors import PhyssegError
 
 
 class ExtractorError(PhyssegError, ValueError):
-    """An extractor was named, configured or called wrongly. Fields: ``option``, ``expected``, ``got``."""
+    """An extractor was named, configured or called wrongly."""
 
 
 class WeightsError(PhyssegError, ValueError):
-    """A file of network weights is absent, changed, unreadable or unknown. Fields: ``path``, ``expected``, ``got``.
+    """A file of network weights is absent, changed, unreadable or unknown.
 
-    No :class:`ExtractorError`, because it is no fault of a sample: a run must end, not quarantine every photograph.
+    No ExtractorError, because it is no fault of a sample: a run must end, not quarantine every photograph.
     """
 
 
 class DeviceError(PhyssegError, RuntimeError):
-    """A GPU that an extractor is set to use is not there, failed, or the process that serves it is gone.
-
-    No :class:`ExtractorError` either: it is the machine's fault. Fields: ``option``, ``expected``, ``got``.
-    """
+    """A GPU that an extractor is set to use is not there. No ExtractorError either: it is the machine's fault."""

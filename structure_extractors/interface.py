@@ -1,6 +1,6 @@
 """What every structure extractor is: frozen settings that are called with an image and its label map.
 
-The store's identity is made of :func:`settings_identity`, so a setting may never depend on the image, the machine or a
+The store's identity is made of `settings_identity`, so a setting may never depend on the image, the machine or a
 path, and equal settings must give equal bytes.
 """
 
@@ -33,63 +33,57 @@ class Extractor(Protocol):
         """Everything the bytes depend on besides the inputs, as JSON: revision, settings, hash of weights; no path."""
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> Mapping[str, npt.NDArray[Any]]:
-        """Compute the arrays.
+        """Compute the arrays. Each extractor checks the input that it uses, and changes none.
 
-        ``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8 or uint16 class ids with ``ignore_index`` where there is
-        none. Strides are free; neither is changed. Each extractor checks the one that it uses.
+        Args:
+            image: (H, W, 3) uint8 RGB, of any strides.
+            labels: (H, W) uint8 or uint16 class ids, of any strides.
+            ignore_index: The id of pixels without a class.
         """
 
 
 def settings_identity(extractor: Any, *, revision: int, without: tuple[str, ...] = ()) -> dict[str, JSON]:
-    """Return the settings of a dataclass as JSON, with the revision of its algorithm.
+    """The settings of a dataclass as JSON, with the revision of its algorithm.
 
-    Raise ``revision`` in the extractor's file whenever its code changes so that equal settings give other bytes: stores
-    then recompute that structure and nothing else. ``without`` names fields that may not enter (paths, speed).
+    Args:
+        extractor: The extractor.
+        revision: Raised in the extractor's file whenever its code changes so that equal settings give other bytes.
+            Stores then recompute that structure and nothing else.
+        without: Fields that may not enter (paths, speed).
     """
     settings: dict[str, JSON] = {f.name: getattr(extractor, f.name) for f in fields(extractor) if f.name not in without}
     return {"extractor": extractor.name, "revision": revision, **settings}
 
 
 def check_image(image: Any, *, extractor: str) -> Image:
-    """Return ``image`` in C order, or raise :class:`ExtractorError` unless it is (H, W, 3) uint8 with H, W >= 1."""
+    """The image in C order. Raises ExtractorError unless it is (H, W, 3) uint8 with H, W >= 1."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         expected = "an RGB image, uint8 (H, W, 3)"
     elif image.size == 0:
         expected = "an image of at least one pixel"
     else:
         return np.ascontiguousarray(image)
-    got = _describe(image)
-    raise ExtractorError(
-        f"{extractor}: expected {expected}, got {got}", extractor=extractor, expected=expected, got=got
-    )
+    raise ExtractorError.mismatch(extractor, expected, _describe(image))
 
 
 def check_labels(labels: Any, *, ignore_index: int, extractor: str) -> Labels:
-    """Return ``labels`` in C order, or raise unless (H, W) uint8 or uint16 with room for ``ignore_index``."""
+    """The labels in C order. Raises ExtractorError unless (H, W) uint8 or uint16 with room for `ignore_index`."""
+    got = _describe(labels)
     if not isinstance(labels, np.ndarray) or labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 2:
         expected = "a label map, uint8 or uint16 (H, W)"
     elif labels.size == 0:
         expected = "a label map of at least one pixel"
     elif not 0 <= ignore_index <= np.iinfo(labels.dtype).max:
-        expected = f"an ignore_index that {labels.dtype} can hold"
+        expected, got = f"an ignore_index that {labels.dtype} can hold", str(ignore_index)
     else:
         return np.ascontiguousarray(labels)
-    got = str(ignore_index) if expected.startswith("an ignore_index") else _describe(labels)
-    raise ExtractorError(
-        f"{extractor}: expected {expected}, got {got}", extractor=extractor, expected=expected, got=got
-    )
+    raise ExtractorError.mismatch(extractor, expected, got)
 
 
-def check_option(ok: bool, *, extractor: str, option: str, expected: str, got: object) -> None:
-    """Raise :class:`ExtractorError` naming ``extractor.option`` unless ``ok``."""
+def check_option(extractor: Any, option: str, ok: bool, expected: str) -> None:
+    """Raise ExtractorError that names the option of an extractor and its value, unless `ok`."""
     if not ok:
-        raise ExtractorError(
-            f"{extractor}.{option}: expected {expected}, got {got!r}",
-            extractor=extractor,
-            option=option,
-            expected=expected,
-            got=got,
-        )
+        raise ExtractorError.mismatch(f"{extractor.name}.{option}", expected, repr(getattr(extractor, option)))
 
 
 def _describe(value: Any) -> str:

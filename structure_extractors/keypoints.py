@@ -1,11 +1,10 @@
-"""Keypoints as maps: rasterising, suppression of neighbours, the square-root code of the store, and blobs for the eye.
+"""Keypoints as maps: points to a map, suppression of neighbours, and the square-root code of the store.
 
 Conventions (pinned by tests): points are (x, y); pixel centres lie at integers, so a point belongs to pixel
 (floor(y + 1/2), floor(x + 1/2)). A heatmap is (H, W) uint8, 0 = no keypoint, else round(255 sqrt(confidence)) but at
 least 1. The square root spends the codes where detectors need them: SuperPoint's threshold of 0.005 is code 18.
 """
 
-import math
 from typing import Any
 
 import cv2
@@ -26,21 +25,13 @@ def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[
     return code
 
 
-def decode_confidence(heatmap: npt.NDArray[np.uint8]) -> Scores:
-    """Undo :func:`encode_confidence`: (code / 255)^2, float32, off by at most sqrt(c) / 255 + 1.6e-5."""
-    return _DECODED[heatmap]
-
-
-_DECODED: Scores = ((np.arange(256, dtype=np.float64) / 255.0) ** 2).astype(np.float32)
-
-
 def score_map(
     keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
 ) -> Scores:
-    """Put keypoints (N, 2) x, y with confidences (N,) in (0, 1] on a map of ``size`` (H, W), float32.
+    """Put keypoints (N, 2) x, y with confidences (N,) in (0, 1] on a map of `size` (H, W), float32.
 
     Of several keypoints on a pixel the strongest wins. A point outside the map, or a confidence outside (0, 1], is an
-    :class:`ExtractorError`.
+    ExtractorError.
     """
     height, width = size
     if keypoints.shape != (len(scores), 2) or scores.ndim != 1:
@@ -58,19 +49,6 @@ def score_map(
     out: Scores = np.zeros((height, width), np.float32)
     out[y, x] = scores[weakest_first]  # of repeated indices the last value stays
     return out
-
-
-def rasterise(
-    keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
-) -> npt.NDArray[np.uint8]:
-    """Return the heatmap (H, W) uint8 of keypoints (N, 2) with confidences (N,); see :func:`score_map`."""
-    return encode_confidence(score_map(keypoints, scores, size))
-
-
-def keypoints_of(heatmap: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Scores]:
-    """Read a heatmap back: keypoints (N, 2) x, y in row-major order and their confidences (N,), float32."""
-    y, x = np.nonzero(heatmap)
-    return np.stack([x, y], axis=1).astype(np.float32), decode_confidence(heatmap[y, x])
 
 
 def suppress_neighbours(scores: Scores, radius_px: int) -> Scores:
@@ -125,22 +103,14 @@ def keep_strongest(scores: Scores, max_keypoints: int | None) -> Scores:
     return out
 
 
-def render_blobs(heatmap: npt.NDArray[np.uint8], *, sigma_px: float = 2.0) -> Scores:
-    """Draw each keypoint as a Gaussian of its confidence, (H, W) float32 in [0, 1]; overlaps take the larger value.
+def select_keypoints(
+    probability: Scores, *, threshold: float, nms_radius: int, border: int, max_keypoints: int | None
+) -> Scores:
+    """Keep the keypoints of a probability map (H, W) float32; all other pixels become 0.
 
-    max_k c_k exp(-|p - p_k|^2 / 2 sigma^2), cut off at 3 sigma. A Gaussian is a product of one in x and one in y, and
-    so is the maximum over points: two passes of shifted maxima.
+    As published: threshold, greedy non-maximum suppression, removal of points near the image's edge (after suppression,
+    so that a point there still suppresses its neighbours), the strongest few.
     """
-    if not (math.isfinite(sigma_px) and sigma_px > 0):
-        raise ExtractorError(f"render_blobs: expected sigma_px > 0, got {sigma_px}", option="sigma_px")
-    return _shifted_maximum(_shifted_maximum(decode_confidence(heatmap), sigma_px).T, sigma_px).T
-
-
-def _shifted_maximum(values: Scores, sigma_px: float) -> Scores:
-    """Maximum over shifts d along the first axis of values * exp(-d^2 / 2 sigma^2)."""
-    out = values.copy()
-    for shift in range(1, min(math.ceil(3 * sigma_px) + 1, len(values))):
-        weight = np.float32(math.exp(-0.5 * (shift / sigma_px) ** 2))
-        np.maximum(out[shift:], values[:-shift] * weight, out=out[shift:])
-        np.maximum(out[:-shift], values[shift:] * weight, out=out[:-shift])
-    return out
+    above = np.where(probability > threshold, probability, np.float32(0))
+    kept = clear_border(suppress_neighbours(above, nms_radius), border)
+    return keep_strongest(kept, max_keypoints)

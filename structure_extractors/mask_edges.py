@@ -1,6 +1,6 @@
 """Edges of the ground-truth label map: EdgeGT of the paper's Table 4."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import cv2
@@ -13,16 +13,24 @@ from .interface import JSON, Image, Labels, check_labels, check_option, settings
 def mask_edges(
     labels: Labels, *, ignore_index: int, radius_px: int = 1, ignore_borders: bool = True
 ) -> npt.NDArray[np.uint8]:
-    """Return (H, W) uint8, 255 where the square of 2 radius_px + 1 pixels around a pixel holds two different labels.
+    """Where the square of 2 radius_px + 1 pixels around a pixel holds two different labels.
 
     Both sides of a border are marked, radius_px wide each, so the map of the mirrored labels is the mirrored map (a
     comparison with the right and lower neighbours would shift by a pixel). Beyond the image there are no labels: its
     outline is no edge. The maximum and the minimum over the square differ just when two labels do, whatever the ids.
 
-    ``ignore_borders=True`` takes ignored pixels for one more label. That serves both habits of annotators: VOC parts
-    all objects by about five ignored pixels, so without it VOC would have next to no edges (with it, a line on either
-    side of the gap, which the 4-px cells of the loss target join); COCO leaves whole regions unlabelled, and where they
-    begin, the neighbour's outline is as real as elsewhere. ``False`` lets ignored pixels neither be nor cause edges.
+    Args:
+        labels: Class ids (H, W) uint8 or uint16.
+        ignore_index: The id of pixels without a class.
+        radius_px: Pixels marked on each side of a border.
+        ignore_borders: Whether ignored pixels count as one more label. That serves both habits of annotators. VOC parts
+            all objects by about five ignored pixels, so without it VOC would have next to no edges (with it, a line on
+            either side of the gap, which the 4-px cells of the loss target join). COCO leaves whole regions unlabelled,
+            and where they begin, the neighbour's outline is as real as elsewhere. Otherwise ignored pixels neither are
+            nor cause edges.
+
+    Returns:
+        (H, W) uint8, 255 on an edge and 0 elsewhere.
     """
     square = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
     if ignore_borders:
@@ -39,7 +47,7 @@ def _differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskEdges:
-    """Array ``mask_edges`` (H, W) uint8, 0 or 255. Uses the label map only."""
+    """Array `mask_edges` (H, W) uint8, 0 or 255. Uses the label map only."""
 
     name: ClassVar[str] = "mask_edges"
     arrays: ClassVar[tuple[str, ...]] = ("mask_edges",)
@@ -48,20 +56,11 @@ class MaskEdges:
     ignore_borders: bool = True  # whether the border between a class and ignored pixels is an edge; see mask_edges()
 
     def __post_init__(self) -> None:
-        check_option(
-            1 <= self.radius_px <= 16,
-            extractor=self.name,
-            option="radius_px",
-            expected="an integer in 1..16",
-            got=self.radius_px,
-        )
+        check_option(self, "radius_px", 1 <= self.radius_px <= 16, "an integer in 1..16")
 
     def identity(self) -> dict[str, JSON]:
         return settings_identity(self, revision=1)
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         checked = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
-        edges = mask_edges(
-            checked, ignore_index=ignore_index, radius_px=self.radius_px, ignore_borders=self.ignore_borders
-        )
-        return {"mask_edges": edges}
+        return {"mask_edges": mask_edges(checked, ignore_index=ignore_index, **asdict(self))}

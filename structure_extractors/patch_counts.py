@@ -19,23 +19,33 @@ CELL_PX = 8  # side of a cell; its 64 pixels fit a uint8 count, and every backbo
 def count_classes(
     labels: Labels, *, ignore_index: int, max_classes: int = 8
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], np.uint32]:
-    """Count the pixels of each class in each cell of ``labels`` (H, W) uint8 or uint16, H and W multiples of 8.
+    """Count the pixels of each class in each cell of a label map.
 
-    Returns ``cell_classes`` (K, H/8, W/8) in the labels' dtype, ``cell_counts`` (K, H/8, W/8) uint8 0..64, and the
-    number of pixels of classes that found no slot. K = max_classes. Slots go to the commonest classes first, ties to
-    the lower id; unused slots hold ``ignore_index`` and 0. Ignored pixels belong to no class and are not counted.
+    Slots go to the commonest classes first, ties to the lower id. Ignored pixels belong to no class and are not counted.
 
     Most cells hold one label; only the others are sorted. Measured on 640x480, one core: 0.4-0.8 ms on COCO-Stuff maps
     where np.bincount over (cell, class present) takes 3.9; 5-px blocks of 847 classes 4.4 against 28. No table over the
     vocabulary is ever made.
+
+    Args:
+        labels: Class ids (H, W) uint8 or uint16, H and W multiples of 8.
+        ignore_index: The id of pixels without a class.
+        max_classes: Number of slots per cell, K.
+
+    Returns:
+        Classes (K, H/8, W/8) in the labels' dtype, `ignore_index` in unused slots; counts (K, H/8, W/8) uint8 0..64,
+        0 in unused slots; and the number of pixels of classes that found no slot.
+
+    Raises:
+        ExtractorError: H or W is no multiple of 8.
     """
     height, width = labels.shape
     if height % CELL_PX or width % CELL_PX:
-        raise ExtractorError(
-            f"patch_counts: expected height and width to be multiples of {CELL_PX}, got {height} x {width}",
+        raise ExtractorError.mismatch(
+            "patch_counts",
+            f"height and width to be multiples of {CELL_PX}",
+            f"{height} x {width}",
             hint="place the label map on a canvas of such a size, filled with ignore_index",
-            expected=CELL_PX,
-            got=(height, width),
         )
     rows, columns = height // CELL_PX, width // CELL_PX
     cells = labels.reshape(rows, CELL_PX, columns, CELL_PX).swapaxes(1, 2).reshape(rows * columns, CELL_PX * CELL_PX)
@@ -65,7 +75,7 @@ def count_classes(
 
 
 def _runs(cells: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[np.intp]]:
-    """Cell index, label and number of pixels of each distinct label of each row of ``cells`` (M, 64)."""
+    """Cell index, label and number of pixels of each distinct label of each row of `cells` (M, 64)."""
     ordered = np.sort(cells, axis=1)
     starts = np.ones(ordered.shape, np.bool_)
     np.not_equal(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
@@ -75,7 +85,7 @@ def _runs(cells: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.ND
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchCounts:
-    """Arrays ``cell_classes``, ``cell_counts`` and ``cell_dropped``; see :func:`count_classes`. Uses labels only."""
+    """Arrays `cell_classes`, `cell_counts` and `cell_dropped`; see `count_classes`. Uses labels only."""
 
     name: ClassVar[str] = "patch_counts"
     arrays: ClassVar[tuple[str, ...]] = ("cell_classes", "cell_counts", "cell_dropped")
@@ -83,13 +93,7 @@ class PatchCounts:
     max_classes: int = 8  # slots per cell (K); on real label maps a cell never held more than 5 classes
 
     def __post_init__(self) -> None:
-        check_option(
-            1 <= self.max_classes <= 64,
-            extractor=self.name,
-            option="max_classes",
-            expected="an integer in 1..64",
-            got=self.max_classes,
-        )
+        check_option(self, "max_classes", 1 <= self.max_classes <= 64, "an integer in 1..64")
 
     def identity(self) -> dict[str, JSON]:
         return settings_identity(self, revision=1)

@@ -26,7 +26,7 @@ class HomographySettings:
 def random_homographies(
     number: int, size: tuple[int, int], settings: HomographySettings, generator: torch.Generator
 ) -> Tensor:
-    """Draw homographies (N, 3, 3) float32 from pictures of ``size`` (h, w) to warped ones of the same size, on the CPU.
+    """Draw homographies (N, 3, 3) float32 from pictures of `size` (h, w) to warped ones of the same size, on the CPU.
 
     A patch in the middle of the picture is bent, scaled, turned and moved, and becomes the warped picture.
     """
@@ -66,7 +66,7 @@ def warp_points(points: Tensor, homographies: Tensor) -> Tensor:
 
 
 def valid_pixels(homographies: Tensor, size: tuple[int, int], *, margin_px: int = 0) -> Tensor:
-    """Which pixels (B, H, W) bool of the warped pictures come from inside the picture, ``margin_px`` from its edges."""
+    """Which pixels (B, H, W) bool of the warped pictures come from inside the picture, `margin_px` from its edges."""
     height, width = size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     grid = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(homographies)

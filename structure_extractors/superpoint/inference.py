@@ -8,15 +8,16 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError, WeightsError
+from ..keypoints import Scores
 
 if TYPE_CHECKING:
     from .weights import Detector
@@ -26,56 +27,26 @@ WORKER_NUMBER = "PHYSSEG_WORKER_NUMBER"
 """In a worker's environment: which of the workers of its machine it is, so that they spread over the GPUs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    """Which network answers, and how."""
-
-    weights: str
-    """Path of the file."""
-    sha256: str
-    """Of the file: one that was replaced during a run ends the run."""
-    precision: str
-    """"float32" or "bfloat16"."""
-    adaptation: int
-    """Mean over so many homographies; 0 = none."""
-
-
-class Answer(NamedTuple):
-    """What a network says of one picture."""
-
-    probability: npt.NDArray[np.float32]
-    """Of a keypoint at each pixel, (H, W)."""
-    threshold: float
-    """Above which the authors of the weights call it one."""
-
-
-def infer(network: Network, grey: npt.NDArray[np.uint8], device: str) -> Answer:
-    """Run the network on one picture (H, W) uint8.
-
-    One at a time on every device: sums may be ordered otherwise in a batch, and what is stored of a picture may not
-    depend on which others were computed with it. The warped copies of ``adaptation`` are batches of fixed composition.
-    """
-    from .adaptation import adapted_probabilities
-    from .network import grey_tensor, keypoint_probabilities
-
-    with nullcontext() if device == CPU else same_sums_every_time():
-        detector = load(network, device)
-        images = grey_tensor(grey[None], detector.network.logits.conv.weight.device)
-        if network.adaptation:
-            probabilities = adapted_probabilities(detector.network, images, network.adaptation)
-        else:
-            probabilities = keypoint_probabilities(detector.network, images)
-        probability: npt.NDArray[np.float32] = probabilities[0].cpu().numpy()
-    return Answer(probability, detector.threshold)
-
-
-def load(network: Network, device: str) -> "Detector":
-    """The detector, ready on ``device``; loaded once per process, whatever the adaptation. Raises WeightsError."""
-    return _load(network.weights, network.sha256, network.precision, device)
-
-
 @lru_cache(maxsize=4)
-def _load(path: str, sha256: str, precision: str, device: str) -> "Detector":
+def load(path: str, sha256: str, precision: str, device: str) -> "Detector":
+    """The detector of a file, loaded once per process. Raises WeightsError, also if the file has another sha256."""
+    return read_detector(path, precision=precision, device=device, sha256=sha256)
+
+
+def read_detector(
+    path: str | Path, *, precision: str = "float32", device: str = CPU, sha256: str | None = None
+) -> "Detector":
+    """Read a file of weights into a detector that is ready to detect: batch normalisation folded, channels last.
+
+    Args:
+        path: The file.
+        precision: "float32" or "bfloat16".
+        device: PyTorch's name of the device.
+        sha256: What the file had when the run began; None takes any.
+
+    Raises:
+        WeightsError: The file cannot be read, holds no detector, or was replaced during the run.
+    """
     import torch
 
     from .network import fold_normalisation
@@ -83,34 +54,51 @@ def _load(path: str, sha256: str, precision: str, device: str) -> "Detector":
 
     data = read_weights(path)
     got = hashlib.sha256(data).hexdigest()
-    if got != sha256:
+    if sha256 not in (None, got):
         raise WeightsError(
             f"{path}: the file changed during the run, expected sha256 {sha256}, got {got}",
             hint="leave weight files alone while a run uses them; start again to use the new file",
-            path=path,
-            expected=sha256,
-            got=got,
         )
-    detector = load_detector(data, where=path)
+    detector = load_detector(data, where=str(path))
     network = fold_normalisation(detector.network)
     network.to(device=device, dtype=getattr(torch, precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return replace(detector, network=network)
 
 
-def read_weights(path: str) -> bytes:
+def infer(detector: "Detector", grey: npt.NDArray[np.uint8], adaptation: int = 0) -> Scores:
+    """Run a detector on one picture, so that equal pictures get equal bytes.
+
+    One at a time on every device: sums may be ordered otherwise in a batch, and what is stored of a picture may not
+    depend on which others were computed with it. The warped copies of `adaptation` are batches of fixed composition.
+
+    Args:
+        detector: The detector, on the device to compute on.
+        grey: Picture (H, W) uint8.
+        adaptation: Number of homographies that the answer is the mean over; 0 takes the picture as it is.
+
+    Returns:
+        Probability of a keypoint at each pixel, (H, W) float32.
+    """
+    from .adaptation import probability_map
+
+    on_cpu = detector.network.device.type == CPU
+    with nullcontext() if on_cpu else same_sums_every_time():
+        return probability_map(detector.network, grey, adaptation)
+
+
+def read_weights(path: str | Path) -> bytes:
     """The bytes of a file of weights. Raises WeightsError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise WeightsError(
             f"{path}: expected a file of SuperPoint weights, got: {error.strerror or error}",
-            hint="give the path of a file of weights: superpoint.weights=PATH",
-            path=path,
+            hint="give the path of a .safetensors or .pth file, in a run as superpoint.weights=PATH",
         ) from error
 
 
 def gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, by PyTorch's names ("cuda:0", ...); follows ``CUDA_VISIBLE_DEVICES``."""
+    """The GPUs that this process may use, by PyTorch's names ("cuda:0", ...); follows `CUDA_VISIBLE_DEVICES`."""
     import torch
 
     return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))

@@ -2,7 +2,7 @@
 
 Eight 3x3 convolutions with 2x2 max-pooling after the first three pairs; a head of a 3x3 and a 1x1 convolution gives 65
 logits per 8x8 cell: one for each pixel and a last one, the dustbin, for "no keypoint here". The variants differ in
-widths, in where batch normalisation stands, and in its epsilon: :class:`Architecture` says which.
+widths, in where batch normalisation stands, and in its epsilon: `Architecture` says which.
 """
 
 from dataclasses import dataclass, replace
@@ -85,6 +85,11 @@ class DetectorNetwork(nn.Module):
         self.head = ConvUnit(architecture.widths[-1], architecture.head_width, 3, order=order, eps=eps)
         self.logits = LogitUnit(architecture.head_width, norm=architecture.norm_logits, eps=eps)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.logits.conv.weight.device
+
     def forward(self, grey: Tensor) -> Tensor:
         x = grey
         for index, block in enumerate(self.blocks):
@@ -123,7 +128,7 @@ def keypoint_probability(logits: Tensor) -> Tensor:
     """Turn logits (B, 65, H/8, W/8) into the probability of a keypoint at each pixel, (B, H, W) float32.
 
     Softmax over the 65 channels of a cell, then the dustbin is dropped: a cell sums to at most 1. Channel 8 dy + dx of
-    cell (cy, cx) is pixel (8 cy + dy, 8 cx + dx), which is the order of ``pixel_shuffle``.
+    cell (cy, cx) is pixel (8 cy + dy, 8 cx + dx), which is the order of `pixel_shuffle`.
     """
     probability = torch.softmax(logits.float(), dim=1)[:, :-1]
     return functional.pixel_shuffle(probability, CELL_PX)[:, 0]
@@ -149,13 +154,3 @@ def keypoint_probabilities(network: DetectorNetwork, images: Tensor) -> Tensor:
 def grey_tensor(grey: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Grey pictures (B, H, W) uint8 as the network takes them: (B, 1, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(grey)).to(device)[:, None].float() / 255
-
-
-def probability_maps(network: DetectorNetwork, grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Run a network in evaluation mode on grey images (B, H, W) uint8 of any size; returns (B, H, W) float32 in [0, 1].
-
-    Device and precision are those of the network's weights.
-    """
-    images = grey_tensor(grey, network.logits.conv.weight.device)
-    maps: npt.NDArray[np.float32] = keypoint_probabilities(network, images).cpu().numpy()
-    return maps

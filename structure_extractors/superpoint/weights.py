@@ -1,7 +1,7 @@
 """SuperPoint weights from a file: the published naming schemes, recognised by their keys, into one network.
 
-A file is a PyTorch pickle (read with ``weights_only=True``, so it cannot run code) or safetensors. Nested dictionaries
-and prefixes such as ``model_state_dict`` or ``module.`` are looked through; descriptor weights, optimiser state and
+A file is a PyTorch pickle (read with `weights_only=True`, so it cannot run code) or safetensors. Nested dictionaries
+and prefixes such as `model_state_dict` or `module.` are looked through; descriptor weights, optimiser state and
 anything else are ignored; widths follow from the shapes. Nothing is ever downloaded.
 """
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from ...common.text import preview
 from ..errors import WeightsError
 from .network import NUM_LOGITS, Architecture, DetectorNetwork, Order
 
@@ -120,16 +121,23 @@ class Detector:
     threshold: float  # the format's default detection threshold
 
 
-def load_detector(data: bytes, *, where: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Detector:
-    """Make the detector whose weight file has the bytes ``data``; ``where`` names it in a :class:`WeightsError`."""
+def load_detector(data: bytes, *, where: str) -> Detector:
+    """Make the detector of a weight file.
+
+    Args:
+        data: The bytes of the file.
+        where: Name of the file in messages.
+
+    Raises:
+        WeightsError: The file does not read, or does not hold exactly one detector.
+    """
     weights, found = recognise(_tensors(data, where), where=where)
-    network = build_network(weights, found, where=where)
-    network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Detector(network=network, format=found.name, threshold=found.threshold)
 
 
 def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], WeightFormat]:
-    """Find the one detector among ``tensors``: its weights under the names of :class:`DetectorNetwork`, and its format.
+    """Find the one detector among `tensors`: its weights under the names of `DetectorNetwork`, and its format.
 
     A format matches where all its keys stand behind one prefix, possibly empty.
     """
@@ -152,14 +160,14 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
         problem = "expected one SuperPoint detector, got " + " and ".join(f"{f.name} at '{p}'" for f, p in matches)
     elif incomplete:
         name, missing = min(incomplete.items(), key=lambda item: len(item[1]))
-        problem = f"looks like {name} weights, but lacks {_some(missing)}"
+        problem = f"looks like {name} weights, but lacks {preview(missing)}"
     else:
-        problem = f"expected the weights of a SuperPoint detector, found {_some(list(tensors))}"
-    raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}", path=where, got=list(tensors)[:20])
+        problem = f"expected the weights of a SuperPoint detector, found {preview(tensors)}"
+    raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}")
 
 
 def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: str) -> DetectorNetwork:
-    """Make the network that ``weights`` (named as ours) fit, in float32 and evaluation mode."""
+    """Make the network that `weights` (named as ours) fit, in float32 and evaluation mode."""
     _check_shapes(weights, where=where)
     outputs = [weights[f"{unit}.conv.weight"].shape[0] for unit in UNITS]
     architecture = Architecture(
@@ -187,11 +195,9 @@ def _check_shapes(weights: Mapping[str, Tensor], *, where: str) -> None:
         for key, wanted in expected.items():
             if tuple(weights[key].shape) != wanted:
                 got = tuple(weights[key].shape)
-                raise WeightsError(
-                    f"{where}: {key} should have the shape {wanted}, got {got}", path=where, expected=wanted, got=got
-                )
+                raise WeightsError(f"{where}: {key} should have the shape {wanted}, got {got}")
             if not torch.isfinite(weights[key]).all():
-                raise WeightsError(f"{where}: {key} holds values that are not finite", path=where)
+                raise WeightsError(f"{where}: {key} holds values that are not finite")
         inputs = outputs
 
 
@@ -211,11 +217,11 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def _unreadable(where: str, got: str) -> WeightsError:
-    return WeightsError(
-        f"{where}: expected a safetensors file or a PyTorch file of nothing but tensors, got {got}",
+    return WeightsError.mismatch(
+        where,
+        "a safetensors file or a PyTorch file of nothing but tensors",
+        got,
         hint="fetch the file again; or, if you trust it, load it elsewhere and torch.save its state dict alone",
-        path=where,
-        got=got,
     )
 
 
@@ -225,8 +231,3 @@ def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _some(keys: list[str]) -> str:
-    shown = ", ".join(keys[:5]) or "no tensors at all"
-    return shown + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

@@ -1,5 +1,6 @@
 """`physseg superpoint ...`: train and judge detectors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,12 @@ app = typer.Typer(
 )
 
 DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weights, checkpoint, log. Resumes.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per step.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of pictures per step.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
+    typer.Option(min=0, help="Number of processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
 ]
 Precision = Annotated[
     str, typer.Option(help="bfloat16 or float32; auto: bfloat16 where the device has instructions for it.")
@@ -25,7 +26,7 @@ Precision = Annotated[
 @app.command("train-synthetic")
 def superpoint_train_synthetic(
     run: DetectorRun,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 8400,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the whole schedule.")] = 8400,
     seed: Seed = 0,
     full_width: Annotated[bool, typer.Option("--full-width", help="The published widths; for GPUs.")] = False,
     batch_size: BatchSize = 32,
@@ -33,26 +34,23 @@ def superpoint_train_synthetic(
     device: TorchDevice = "cpu",
     workers: Workers = None,
 ) -> None:
-    """Teach a new detector on generated shapes with exact keypoints. The same command again goes on."""
-    from . import work as commands
+    """Teach a new detector on generated shapes with exact keypoints. Re-running the command resumes."""
+    from ...structure_extractors.superpoint.network import Architecture
+    from .loop import train
+    from .pictures.sources import Shapes
+    from .settings import TrainSettings
 
-    commands.train_synthetic(
-        run,
-        steps=steps,
-        seed=seed,
-        full_width=full_width,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        workers=workers,
-        say=typer.echo,
-    )
+    settings = TrainSettings(steps=steps, seed=seed, batch_size=batch_size, precision=precision)
+    if full_width:
+        settings = replace(settings, widths=Architecture().widths, head_width=Architecture().head_width)
+    weights = train(Shapes(), settings, run, device=device, workers=workers, say=typer.echo)
+    typer.echo(f"{weights}: trained on shapes")
 
 
 @app.command("textures")
 def superpoint_textures(
     folder: Annotated[Path, typer.Argument(help="Folder for texture_00000.png, ...")],
-    number: Annotated[int, typer.Option(min=1, help="How many.")] = 400,
+    number: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 400,
     seed: Seed = 0,
 ) -> None:
     """Write generated pictures that no photographer owns, 240x320, to label and train on."""
@@ -67,9 +65,9 @@ def superpoint_label(
     images: Annotated[Path, typer.Argument(help="Folder of pictures, searched to any depth.")],
     out: Annotated[Path, typer.Argument(help="Label file to write, e.g. labels.npz. Resumes.")],
     weights: Annotated[Path | None, typer.Option(help="Detector to label with. Default: the package's own.")] = None,
-    adaptation: Annotated[int, typer.Option(min=1, help="Homographies per picture.")] = 100,
+    adaptation: Annotated[int, typer.Option(min=1, help="Number of homographies per picture.")] = 100,
     threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
-    max_points: Annotated[int, typer.Option(min=1, help="The best so many of each picture.")] = 600,
+    max_points: Annotated[int, typer.Option(min=1, help="Number of keypoints to keep of each picture.")] = 600,
     precision: Precision = "auto",
     device: TorchDevice = "cpu",
 ) -> None:
@@ -98,7 +96,7 @@ def superpoint_train(
     images: Annotated[Path, typer.Argument(help="Folder of the labelled pictures.")],
     labels: Annotated[Path, typer.Argument(help="Label file of `physseg superpoint label`.")],
     start: Annotated[Path | None, typer.Option(help="Weights to begin with. Default: the package's own.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the whole schedule.")] = 2000,
     shapes: Annotated[float, typer.Option(min=0, max=1, help="Share of generated shapes among the pictures.")] = 0.3,
     seed: Seed = 1,
     batch_size: BatchSize = 32,
@@ -106,23 +104,17 @@ def superpoint_train(
     device: TorchDevice = "cpu",
     workers: Workers = None,
 ) -> None:
-    """Train a detector further on labelled pictures. The same command again goes on."""
-    from . import work as commands
+    """Train a detector further on labelled pictures. Re-running the command resumes."""
+    from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
+    from .loop import train
+    from .pictures.sources import labelled_source
+    from .settings import further_settings
 
-    commands.train_labelled(
-        run,
-        images,
-        labels,
-        start=start,
-        steps=steps,
-        shapes=shapes,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        workers=workers,
-        say=typer.echo,
-    )
+    settings = further_settings(steps=steps, seed=seed, batch_size=batch_size, precision=precision)
+    source = labelled_source(images, labels, shapes, settings.size)
+    first = start or SHIPPED_WEIGHTS
+    weights = train(source, settings, run, start=first, device=device, workers=workers, say=typer.echo)
+    typer.echo(f"{weights}: trained on {len(source.labelled.labels.names)} labelled pictures")
 
 
 @app.command("reproduce")
@@ -134,7 +126,7 @@ def superpoint_reproduce(
 ) -> None:
     """Make a detector by the package's recipe: shapes, then rounds of labelling textures and training on them.
 
-    By what its parts took: two hours on a core with AMX, four on two cores without. The same command again goes on.
+    By what its parts took: two hours on a core with AMX, four on two cores without. Re-running the command resumes.
     Every machine sums in an order of its own, so the bytes of the weights are not those in the package.
     """
     from .recipe import Recipe, reproduce
@@ -150,7 +142,7 @@ def superpoint_evaluate(
         list[Path] | None, typer.Option(help="Folder of img1, img2, ... with H1to2p, ...; repeatable.")
     ] = None,
     photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
-    per_kind: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind of shape.")] = 50,
+    per_kind: Annotated[int, typer.Option(min=1, help="Number of held-out pictures of each kind of shape.")] = 50,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures of shapes and sequences with what is found and missed.")
@@ -158,15 +150,31 @@ def superpoint_evaluate(
     device: TorchDevice = "cpu",
 ) -> None:
     """Average precision on held-out shapes and repeatability on photographs, beside Harris, Shi-Tomasi, FAST, SIFT."""
-    from . import work as commands
+    import json
 
-    commands.evaluate_weights(
-        weights,
-        sequences=sequence or (),
-        photographs=photographs,
-        per_kind=per_kind,
-        out=out,
-        device=device,
-        say=typer.echo,
-        pictures=pictures,
+    from ...common.atomic import atomic_write
+    from ...structure_extractors.errors import ExtractorError
+    from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
+    from ...structure_extractors.superpoint.weights import read_detector
+    from ..loop.process import choose_device
+    from .judging.evaluation import evaluate, network_detector, table
+    from .judging.pairs import read_sequences
+    from .judging.sheets import write_pictures
+
+    path = weights or SHIPPED_WEIGHTS
+    detector = read_detector(path, device=choose_device(device))
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise ExtractorError.mismatch(pictures, "a folder for pictures, or nothing yet", "a file")
+    sequences = read_sequences(sequence or ())
+    rows = evaluate(
+        detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=typer.echo
     )
+    typer.echo("")
+    table(rows, typer.echo)
+    if out is not None:
+        atomic_write(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
+        typer.echo(f"written to {out}")
+    if pictures is not None:
+        detect = network_detector(detector.network)
+        files = write_pictures(pictures, detect, threshold=detector.threshold, sequences=sequences)
+        typer.echo(f"{pictures}: {len(files)} pictures of what it finds")

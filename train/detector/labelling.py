@@ -1,6 +1,7 @@
 """Labels for pictures that have none: a trained detector's own answers, averaged over many homographies."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable
@@ -8,29 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
+from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.superpoint.adaptation import SPREAD_PX, adapted_probabilities
-from ...structure_extractors.superpoint.network import CELL_PX, fold_normalisation, grey_tensor
-from ...structure_extractors.superpoint.weights import load_detector
-from .detectors import best_points
+from ...structure_extractors.superpoint.adaptation import SPREAD_PX, probability_map
+from ...structure_extractors.superpoint.network import CELL_PX
+from ...structure_extractors.superpoint.inference import read_detector
+from .judging.detectors import best_points
 from .labels import Labelled
-from .loop import check_device, chosen_precision, dtype_of
-from .sources import find_pictures, read_grey
-from .textures import draw_texture
+from .pictures.files import find_pictures, read_grey
+from .pictures.textures import draw_texture
+from .settings import chosen_precision
 
 
 def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> None:
-    """Write generated textures texture_00000.png, ... of ``size`` (h, w); those that are there already stay."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there already stay."""
     for index in range(number):
         path = folder / f"texture_{index:05d}.png"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            Image.fromarray(draw_texture(np.random.default_rng([seed, index]), size)).save(partial, format="png")
-            partial.replace(path)
+            data = io.BytesIO()
+            Image.fromarray(draw_texture(np.random.default_rng([seed, index]), size)).save(data, format="png")
+            atomic_write(path, data.getvalue())
 
 
 def label(
@@ -48,31 +48,44 @@ def label(
     save_every_s: float = 60.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Labelled:
-    """Label every picture below ``folder``, resized to ``size`` (h, w), and write ``out``; goes on where it stopped.
+    """Label every picture of a folder, resuming a label file that was interrupted.
 
-    A label file that other settings, or other weights, made is an :class:`ExtractorError`.
+    Args:
+        folder: Folder of pictures, searched to any depth.
+        out: The label file.
+        weights: Weights of the detector.
+        size: Height and width that the pictures are resized to, multiples of 8.
+        adaptation: Number of homographies per picture.
+        threshold: Keypoints are more probable than this.
+        radius_px: Keypoints are further apart than this, and from the edge.
+        max_points: Number of keypoints that are kept of each picture, the most probable ones.
+        precision: "bfloat16", "float32" or "auto".
+        device: PyTorch's name of the device.
+        save_every_s: Seconds between writes of the label file.
+        say: Takes the lines of the report.
+
+    Raises:
+        ExtractorError: The label file was made with other settings or weights, or a picture cannot be read.
     """
     if size[0] % CELL_PX or size[1] % CELL_PX:
-        raise ExtractorError(f"size: expected multiples of {CELL_PX}, got {size}", option="size")
-    data = weights.read_bytes()
-    settings: dict[str, object] = {"weights": hashlib.sha256(data).hexdigest(), "adaptation": adaptation}
-    settings |= {"threshold": threshold, "radius_px": radius_px, "max_points": max_points, "size": list(size)}
+        raise ExtractorError.mismatch("size", f"multiples of {CELL_PX}", size)
     before = Labelled.read(out) if out.exists() else None
     precision = chosen_precision(precision, device, before.precision if before else None)
-    settings |= {"precision": precision, "spread_px": SPREAD_PX}
+    settings: dict[str, object] = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": radius_px, "max_points": max_points}
+    settings |= {"size": list(size), "precision": precision, "spread_px": SPREAD_PX}
     made_by = json.dumps(settings)
     done = _done(before, out, made_by)
-    network = fold_normalisation(load_detector(data, where=str(weights)).network)
-    network.to(device=check_device(device), dtype=dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = read_detector(weights, precision=precision, device=device).network
     names = find_pictures(folder)
     saved = started = time.monotonic()
     for index, name in enumerate(names):
         if name in done:
             continue
-        images = grey_tensor(read_grey(folder / name, size)[None], network.logits.conv.weight.device)
-        probability = adapted_probabilities(network, images, adaptation)[0].cpu().numpy()
-        probability[probability <= threshold] = 0
-        done[name], _ = best_points(probability, number=max_points, radius_px=radius_px, border_px=radius_px)
+        probability = probability_map(network, read_grey(folder / name, size), adaptation)
+        done[name], _ = best_points(
+            probability, number=max_points, radius_px=radius_px, border_px=radius_px, threshold=threshold
+        )
         if time.monotonic() - saved > save_every_s:
             _pack(done, size, made_by).write(out)
             saved = time.monotonic()
@@ -83,24 +96,22 @@ def label(
 
 
 def _done(labelled: Labelled | None, out: Path, made_by: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Keypoints of the pictures that are labelled already."""
     if labelled is None:
         return {}
     if labelled.made_by != made_by:
         raise ExtractorError(
             f"{out}: labels made with other settings are here: {labelled.made_by}, now {made_by}",
             hint="name another file, or remove this one",
-            expected=labelled.made_by,
-            got=made_by,
         )
     return {name: labelled.keypoints(index) for index, name in enumerate(labelled.names)}
 
 
 def _pack(done: dict[str, npt.NDArray[np.float32]], size: tuple[int, int], made_by: str) -> Labelled:
-    lengths = [len(points) for points in done.values()]
     return Labelled(
         names=tuple(done),
         size=size,
         points=np.concatenate([np.zeros((0, 2), np.float32), *done.values()]),
-        offsets=np.cumsum([0, *lengths]),
+        offsets=np.cumsum([0, *map(len, done.values())]),
         made_by=made_by,
     )

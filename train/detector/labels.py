@@ -18,25 +18,25 @@ class Labelled:
     """Keypoints of N pictures, all resized to one size."""
 
     names: tuple[str, ...]  # paths relative to the folder of pictures
-    size: tuple[int, int]  # h, w that the pictures are resized to
+    size: tuple[int, int]  # height and width that the pictures are resized to
     points: npt.NDArray[np.float32]  # (P, 2) x, y of all pictures, one after the other
     offsets: npt.NDArray[np.int64]  # (N + 1,) where each picture's points begin
-    made_by: str = ""  # settings of the detection as JSON, hash of the weights included
+    made_by: str = ""  # settings of the detection as JSON, with the sha256 of the weights
 
     @property
     def precision(self) -> str | None:
-        """What the detector computed in, if :attr:`made_by` tells."""
+        """What the detector computed in, if `made_by` tells."""
         try:
             return str(json.loads(self.made_by)["precision"])
         except (ValueError, KeyError, TypeError):
             return None
 
     def keypoints(self, index: int) -> npt.NDArray[np.float32]:
-        """Keypoints (K, 2) x, y of picture ``index``."""
+        """Keypoints (K, 2) x, y of picture `index`."""
         return self.points[self.offsets[index] : self.offsets[index + 1]]
 
     def write(self, path: Path) -> None:
-        """Write an .npz archive, whole or not at all."""
+        """Write an .npz archive, atomically."""
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -50,7 +50,7 @@ class Labelled:
 
     @classmethod
     def read(cls, path: Path) -> "Labelled":
-        """Read what :meth:`write` wrote; anything else is an :class:`ExtractorError`."""
+        """Read what `write` wrote; anything else is an ExtractorError."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(

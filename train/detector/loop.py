@@ -1,78 +1,33 @@
 """The training loop of a detector: seeded, logged, and resumable at any step with the same result.
 
-Nothing random is carried from step to step: pictures, homographies and noise follow from the seed and the step, and
-the learning rate from the step. A checkpoint is weights, optimiser and step. So pictures may as well be drawn by other
-processes, ahead of the step that needs them. The same result means the same bytes on a CPU with one number of threads;
-on a GPU, whose sums may come in any order, the same up to rounding.
+Nothing random is carried from step to step. Pictures, homographies and noise follow from the seed and the step, and the
+learning rate from the step. A checkpoint is weights, optimiser and step. So pictures may as well be drawn by other
+processes, ahead of the step that needs them. The same result means the same bytes on a CPU with one number of threads.
+On a GPU, whose sums may come in any order, it means the same up to rounding.
 """
 
-import dataclasses
 import hashlib
-import io
-import json
 import math
-import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from ...common.atomic import atomic_write
+from ...common.settings import plain
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.superpoint.homography import (
-    HomographySettings,
-    random_homographies,
-    valid_pixels,
-    warp,
-    warp_points,
-)
-from ...structure_extractors.superpoint.network import CELL_PX, Architecture, DetectorNetwork
+from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
+from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
-from .photometric import PhotometricSettings, augment
-from .sources import Source, drawn_batches
+from ..loop.process import choose_device
+from ..runs.run_folder import RunFolder
+from .pictures.photometric import augment
+from .pictures.sources import Source, drawn_batches
+from .run_files import WEIGHTS, log, record_settings, recorded_settings, resume, save
+from .settings import TrainSettings, chosen_precision, drawing_processes
 from .targets import cell_classes, detector_loss, valid_cells
-
-WEIGHTS = "weights.safetensors"
-CHECKPOINT = "checkpoint.pt"
-SETTINGS = "settings.json"
-LOG = "log.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
-    """Everything that the weights depend on, besides the source of the pictures."""
-
-    steps: int = 8000
-    batch_size: int = 32
-    size: tuple[int, int] = (96, 128)  # h, w of the training pictures, multiples of 8
-    seed: int = 0
-    widths: tuple[int, ...] = (16, 16, 32, 32, 64, 64, 128, 128)
-    head_width: int = 128
-    learning_rate: float = 3e-3  # the largest; it rises for a twentieth of the steps, then falls along a cosine to 0
-    weight_decay: float = 1e-4
-    warped: float = 0.5  # share of the pictures that a random homography changes
-    homography: HomographySettings = field(default_factory=HomographySettings)
-    photometric: PhotometricSettings = field(default_factory=PhotometricSettings)
-    precision: str = "bfloat16"  # or float32; of the convolutions; weights and optimiser are float32
-
-    def __post_init__(self) -> None:
-        if min(self.size) < CELL_PX or self.size[0] % CELL_PX or self.size[1] % CELL_PX:
-            raise ExtractorError(f"size: expected multiples of {CELL_PX}, got {self.size}", option="size")
-        if min(self.steps, self.batch_size) < 1:
-            raise ExtractorError(f"expected at least one step of one picture, got {self.steps} of {self.batch_size}")
-        dtype_of(self.precision)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, 0-based."""
-        rise = max(1, self.steps // 20)
-        if step < rise:
-            return self.learning_rate * (step + 1) / rise
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
 
 def train(
@@ -82,67 +37,91 @@ def train(
     *,
     start: Path | None = None,
     device: str = "cpu",
-    workers: int = 0,
+    workers: int | None = None,
     save_every_s: float = 120.0,
     log_every: int = 50,
     stop_at: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Train into the folder ``run``, going on from its checkpoint if it has one; returns the file of weights.
+    """Train into a folder, resuming from its checkpoint if it has one.
 
-    ``start``: weights to begin with (architecture included), otherwise random ones. ``workers``: processes that draw
-    pictures; 0 draws them here. The weights do not depend on it. ``stop_at`` ends early, as an interruption would. A
-    folder made with other settings is an :class:`ExtractorError`.
+    Args:
+        source: Training pictures.
+        settings: Settings of the training; precision "auto" keeps that of a training that is resumed.
+        run: The folder.
+        start: Weights to begin with, architecture included; None begins with random ones.
+        device: PyTorch's name of the device.
+        workers: Number of processes that draw pictures, on which the weights do not depend. 0 draws in this process,
+            None chooses by the device.
+        save_every_s: Seconds between checkpoints.
+        log_every: Number of steps between lines of the log.
+        stop_at: Step to end at early, as an interruption would.
+        say: Takes the lines of the report.
+
+    Returns:
+        The file of weights.
+
+    Raises:
+        ExtractorError: The folder was made with other settings, a picture cannot be read, a worker died, or the loss is
+            not finite.
+        RunFolderError: Another process is training in the folder.
     """
-    device = check_device(device)
-    _check_settings(run, settings, source, start)
-    torch.manual_seed(settings.seed)
-    network = _network(settings, start).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
-    step = _resume(run / CHECKPOINT, network, optimiser)
-    if step:
-        say(f"{run}: goes on at step {step} of {settings.steps}")
-    network.train()
-    saved = logged = time.monotonic()
-    losses: list[Tensor] = []
+    place = choose_device(device)
+    recorded = recorded_settings(run).get("precision")
+    settings = replace(settings, precision=chosen_precision(settings.precision, device, recorded))
+    first = _read(start) if start else None
     last = min(settings.steps, stop_at or settings.steps)
-    for drawn in drawn_batches(
-        source,
-        settings.seed,
-        range(step, last),
-        batch_size=settings.batch_size,
-        size=settings.size,
-        workers=workers,
-    ):
-        images, classes, valid = training_batch(drawn, settings, step, device=device)
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate_at(step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            logits = network(images.to(memory_format=torch.channels_last))
-        loss = detector_loss(logits, classes, valid)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        losses.append(loss.detach())
-        step += 1
-        if step % log_every == 0 or step == last:
-            mean, seconds = float(torch.stack(losses).mean()), time.monotonic() - logged
-            if not math.isfinite(mean):
-                raise ExtractorError(f"{run}: the loss is {mean} at step {step}", hint="lower the learning rate")
-            _log(run / LOG, {"step": step, "loss": mean, "seconds": seconds})
-            say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
-            losses, logged = [], time.monotonic()
-        if time.monotonic() - saved > save_every_s or step == last:
-            _save(run, network, optimiser, step)
-            saved = time.monotonic()
+    with RunFolder(run).locked():
+        beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
+        record_settings(run, plain(settings) | beginning)
+        torch.manual_seed(settings.seed)
+        network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+        step = resume(run, network, optimiser)
+        if step:
+            say(f"{run}: resumes at step {step} of {settings.steps}")
+        network.train()
+        saved = logged = time.monotonic()
+        losses: list[Tensor] = []
+        steps = range(step, last)
+        for drawn in drawn_batches(source, settings, steps, workers=drawing_processes(workers, place)):
+            images, classes, valid = training_batch(drawn, settings, step, device=place)
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate_at(step)
+            with torch.autocast(place.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                logits = network(images.to(memory_format=torch.channels_last))
+            loss = detector_loss(logits, classes, valid)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(loss.detach())
+            step += 1
+            if step % log_every == 0 or step == last:
+                mean, seconds = float(torch.stack(losses).mean()), time.monotonic() - logged
+                if not math.isfinite(mean):
+                    raise ExtractorError(f"{run}: the loss is {mean} at step {step}", hint="lower the learning rate")
+                log(run, {"step": step, "loss": mean, "seconds": seconds})
+                say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
+                losses, logged = [], time.monotonic()
+            if time.monotonic() - saved > save_every_s or step == last:
+                save(run, network, optimiser, step)
+                saved = time.monotonic()
     return run / WEIGHTS
 
 
 def training_batch(
-    drawn: tuple[Tensor, Tensor], settings: TrainSettings, step: int, *, device: str = "cpu"
+    drawn: tuple[Tensor, Tensor], settings: TrainSettings, step: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of a step, made on ``device`` of the pictures and keypoints drawn for it (``draw_batch``): pictures
-    (B, 1, H, W) in [0, 1], classes (B, h, w) int64, valid cells (B, h, w) bool.
+    """The batch of a step, of what was drawn for it.
+
+    Args:
+        drawn: Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2) x, y, as `draw_batch` gives them.
+        settings: Settings of the training.
+        step: The step, 0-based.
+        device: Where the batch is made.
+
+    Returns:
+        Pictures (B, 1, H, W) in [0, 1], classes (B, H/8, W/8) int64, and which cells (B, H/8, W/8) bool are valid.
     """
     images, keypoints = drawn
     place = torch.Generator().manual_seed(_mix(settings.seed, step, 1))
@@ -158,49 +137,6 @@ def training_batch(
     return images, cell_classes(keypoints, settings.size, light), valid_cells(valid)
 
 
-def check_device(device: str) -> str:
-    """Return ``device``, or raise :class:`ExtractorError` if torch has no such device here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        raise ExtractorError(
-            f"device: {device!r} is not to be had here: {str(error).splitlines()[0]}",
-            hint="cpu works everywhere",
-            option="device",
-            got=device,
-        ) from error
-    return device
-
-
-def chosen_precision(precision: str, device: str, recorded: str | None) -> str:
-    """What "auto" means: what was ``recorded`` of a run that goes on; else bfloat16 where the device has instructions
-    for it (a CPU without them takes 2.5 times as long as in float32), and float32 elsewhere.
-
-    Every other name comes back as it is; one that is not offered is an :class:`ExtractorError`.
-    """
-    if precision != "auto":
-        dtype_of(precision)
-        return precision
-    return recorded or ("bfloat16" if _computes_in_bfloat16(torch.device(check_device(device))) else "float32")
-
-
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type that a setting names; one that is not offered is an :class:`ExtractorError`."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if precision not in known:
-        raise ExtractorError(f"precision: expected {', '.join(known)} or auto, got {precision!r}", option="precision")
-    return known[precision]
-
-
 def _mix(*numbers: int) -> int:
     """A seed from several numbers, so that neighbouring steps have nothing in common."""
     mixed = 0
@@ -209,91 +145,16 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _network(settings: TrainSettings, start: Path | None) -> DetectorNetwork:
-    if start is not None:
-        if not start.is_file():
-            raise ExtractorError(f"{start}: expected a file of weights to start from, found none", option="start")
-        return load_detector(start.read_bytes(), where=str(start)).network.requires_grad_(True)
+def _read(start: Path) -> bytes:
+    if not start.is_file():
+        raise ExtractorError.mismatch(start, "a file of weights to start from", "none")
+    return start.read_bytes()
+
+
+def _network(settings: TrainSettings, first: bytes | None, where: str) -> DetectorNetwork:
+    if first is not None:
+        return load_detector(first, where=where).network.requires_grad_(True)
     architecture = Architecture(
         widths=settings.widths, head_width=settings.head_width, order="conv-bn-relu", norm_logits=True
     )
     return DetectorNetwork(architecture)
-
-
-def recorded_precision(run: Path) -> str | None:
-    """The precision of the training in a folder, if there is one."""
-    settings = _recorded_settings(run)
-    return str(settings["precision"]) if settings and "precision" in settings else None
-
-
-def _recorded_settings(run: Path) -> dict[str, Any] | None:
-    path = run / SETTINGS
-    if not path.exists():
-        return None
-    try:
-        settings = json.loads(path.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError(f"a {type(settings).__name__}")
-        return settings
-    except ValueError as error:
-        raise ExtractorError(
-            f"{path}: expected the settings of a training, got a file that does not read ({error})",
-            hint="name another folder, or remove this one",
-        ) from error
-
-
-def _check_settings(run: Path, settings: TrainSettings, source: Source, start: Path | None) -> None:
-    beginning = hashlib.sha256(start.read_bytes()).hexdigest() if start and start.is_file() else None
-    everything = dataclasses.asdict(settings) | {"source": source.describe(), "start": beginning}
-    wanted = json.loads(json.dumps(everything))
-    found = _recorded_settings(run)
-    if found is None:
-        atomic_write(run / SETTINGS, (json.dumps(wanted, indent=2) + "\n").encode())
-        return
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
-    if changed:
-        key = changed[0]
-        raise ExtractorError(
-            f"{run}: a training with other settings is here: {key} {found.get(key)}, now {wanted[key]}",
-            hint="name another folder, or repeat the command that made this one",
-            expected=found.get(key),
-            got=wanted[key],
-        )
-
-
-def _resume(path: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer) -> int:
-    if not path.exists():
-        return 0
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        return int(state["step"])
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ExtractorError(
-            f"{path}: expected a checkpoint of this training, got a file that does not load ({error})",
-            hint="remove it to begin anew, or name another folder",
-        ) from error
-
-
-def _save(run: Path, network: DetectorNetwork, optimiser: torch.optim.Optimizer, step: int) -> None:
-    buffer = io.BytesIO()
-    torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, buffer)
-    # In this order: stopped in between, a finished training would be one whose weights are an earlier step's.
-    atomic_write(run / WEIGHTS, weights_file(network))
-    atomic_write(run / CHECKPOINT, buffer.getvalue())
-
-
-def weights_file(network: DetectorNetwork) -> bytes:
-    """A safetensors file of a network, in our own naming scheme, half precision, without the norms' counters."""
-    state = {
-        key: value.detach().to("cpu", torch.float16).contiguous()
-        for key, value in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    return save_safetensors(state)
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")

@@ -1,7 +1,7 @@
 """How a detector like the package's own is made, from nothing to its weights: `physseg superpoint reproduce`.
 
 Shapes teach it what a corner is. Then it labels generated textures by homographic adaptation and is trained on its own
-labels, round after round, with shapes among them; what the last two rounds end with is averaged, weight by weight (a
+labels, round after round, with shapes among them. What the last two rounds end with is averaged, weight by weight (a
 "model soup" of Wortsman et al. 2022, which is a little better than either). Every part is one of the other commands and
 resumes as that does. How the weights in the package came about is on their card, with what differed from today's code.
 """
@@ -16,36 +16,33 @@ from safetensors.torch import save as save_safetensors
 
 from ...common.atomic import atomic_write
 from .labelling import label, write_textures
-from .loop import WEIGHTS
-from .work import train_labelled, train_synthetic
+from .loop import train
+from .pictures.sources import Shapes, labelled_source
+from .run_files import WEIGHTS
+from .settings import TrainSettings, further_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
     """One round of labelling and training."""
 
-    textures: int
-    """How many pictures."""
-    textures_seed: int
-    steps: int
-    shapes: float
-    """Share of shapes among the training pictures."""
-    seed: int
+    textures: int  # number of pictures
+    textures_seed: int  # seed of the pictures
+    steps: int  # number of training steps
+    shapes: float  # share of shapes among the training pictures
+    seed: int  # seed of the training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """Everything the weights depend on besides the machine's arithmetic."""
 
-    shape_steps: int = 8400
-    batch_size: int = 32
-    texture_size: tuple[int, int] = (240, 320)
-    """Height and width."""
-    adaptation: int = 32
-    """Homographies per labelled picture."""
-    threshold: float = 0.005
-    """Low, and the best few points taken: which corners of a soft picture are its best."""
-    max_points: int = 300
+    shape_steps: int = 8400  # number of training steps on shapes
+    batch_size: int = 32  # number of pictures per step
+    texture_size: tuple[int, int] = (240, 320)  # height and width of the textures
+    adaptation: int = 32  # number of homographies per labelled picture
+    threshold: float = 0.005  # low, and few points are taken: which corners of a soft picture are its best
+    max_points: int = 300  # number of keypoints that are kept of each picture
     rounds: tuple[Round, ...] = (
         Round(textures=250, textures_seed=0, steps=1000, shapes=0.3, seed=1),
         Round(textures=250, textures_seed=0, steps=1500, shapes=0.5, seed=2),
@@ -56,19 +53,22 @@ class Recipe:
 def reproduce(
     folder: Path, recipe: Recipe, *, precision: str, device: str, workers: int | None, say: Callable[[str], None]
 ) -> Path:
-    """Make a detector by ``recipe`` in ``folder``, going on where it stopped; returns the file of weights."""
+    """Make a detector by a recipe, resuming what was interrupted.
+
+    Args:
+        folder: Folder for everything that is made on the way.
+        recipe: The recipe.
+        precision: "bfloat16", "float32" or "auto".
+        device: PyTorch's name of the device.
+        workers: Number of processes that draw pictures; None chooses by the device.
+        say: Takes the lines of the report.
+
+    Returns:
+        The file of weights.
+    """
     made = []
-    weights = train_synthetic(
-        folder / "shapes",
-        steps=recipe.shape_steps,
-        seed=0,
-        full_width=False,
-        batch_size=recipe.batch_size,
-        precision=precision,
-        device=device,
-        workers=workers,
-        say=say,
-    )
+    settings = TrainSettings(steps=recipe.shape_steps, seed=0, batch_size=recipe.batch_size, precision=precision)
+    weights = train(Shapes(), settings, folder / "shapes", device=device, workers=workers, say=say)
     for number, part in enumerate(recipe.rounds, start=1):
         say(f"round {number} of {len(recipe.rounds)}")
         textures = folder / f"textures{part.textures_seed}_{part.textures}"
@@ -86,20 +86,12 @@ def reproduce(
             device=device,
             say=say,
         )
-        weights = train_labelled(
-            folder / f"round{number}",
-            textures,
-            labels,
-            start=weights,
-            steps=part.steps,
-            shapes=part.shapes,
-            seed=part.seed,
-            batch_size=recipe.batch_size,
-            precision=precision,
-            device=device,
-            workers=workers,
-            say=say,
+        settings = further_settings(
+            steps=part.steps, seed=part.seed, batch_size=recipe.batch_size, precision=precision
         )
+        source = labelled_source(textures, labels, part.shapes, settings.size)
+        run = folder / f"round{number}"
+        weights = train(source, settings, run, start=weights, device=device, workers=workers, say=say)
         made.append(weights)
     atomic_write(folder / WEIGHTS, mean_weights([path.read_bytes() for path in made[-2:]]))
     return folder / WEIGHTS

@@ -1,7 +1,7 @@
 """Every detector that is compared, as one function: grey picture to a map of scores, then the same selection of points.
 
 The classical ones are OpenCV's, with the usual settings, but so low a threshold that they find as many points as asked
-for; which of them are best is decided by their own score.
+for. Which of them are best is decided by their own score.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...structure_extractors.keypoints import Scores, clear_border, keep_strongest, suppress_neighbours
-from ...structure_extractors.sift import detect_sift
+from ....structure_extractors.keypoints import Scores, select_keypoints
+from ....structure_extractors.sift import detect_sift
 
 Grey = npt.NDArray[np.uint8]
 Detect = Callable[[Grey], Scores]  # (H, W) uint8 to (H, W) float32, larger is better, not positive is no point
@@ -45,11 +45,12 @@ CLASSICAL: dict[str, Detect] = {"Harris": harris, "Shi-Tomasi": shi_tomasi, "FAS
 
 
 def best_points(
-    scores: Scores, *, number: int | None, radius_px: int, border_px: int
+    scores: Scores, *, number: int | None, radius_px: int, border_px: int, threshold: float = 0
 ) -> tuple[npt.NDArray[np.float32], Scores]:
     """The strongest points (N, 2) x, y of a map after suppression of neighbours, and their scores (N,), best first."""
-    positive = np.where(scores > 0, scores, np.float32(0))
-    kept = keep_strongest(clear_border(suppress_neighbours(positive, radius_px), border_px), number)
+    kept = select_keypoints(
+        scores, threshold=threshold, nms_radius=radius_px, border=border_px, max_keypoints=number
+    )
     y, x = np.nonzero(kept)
     order = np.argsort(-kept[y, x], kind="stable")
     return np.stack([x, y], axis=1).astype(np.float32)[order], kept[y, x][order]

@@ -1,7 +1,7 @@
 """The figures of a detector beside those of the classical ones, on the same pictures, by the same rules.
 
 Average precision on held-out synthetic shapes, clean and noisy; repeatability on photographs: sequences with known
-homographies (folders of ``img1..6`` with ``H1toNp``), and pictures warped by ourselves.
+homographies (folders of `img1..6` with `H1toNp`), and pictures warped by ourselves.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...structure_extractors.keypoints import Scores, score_map
-from ...structure_extractors.superpoint.adaptation import adapted_probabilities
-from ...structure_extractors.superpoint.network import DetectorNetwork, grey_tensor, probability_maps
+from ....structure_extractors.keypoints import Scores, score_map
+from ....structure_extractors.superpoint.adaptation import probability_map
+from ....structure_extractors.superpoint.network import DetectorNetwork
+from ..pictures.files import find_pictures, read_grey
+from ..pictures.photometric import add_noise
+from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import average_precision, matches, repeatability
+from .metrics import Found, average_precision, found_again, matches, repeatability
 from .pairs import PHOTO_SIZE, Pair, self_warped_pairs
-from .photometric import add_noise
-from .shapes import KINDS, draw_shape
-from .sources import find_pictures, read_grey
 
 RADIUS_PX = 4  # suppression of neighbours, as in extraction
 # On shapes, also a suppression that nearly spares the truth: keypoints may be 3 px apart, and extraction's removes
@@ -46,9 +46,19 @@ def evaluate(
 ) -> Rows:
     """All figures of a network, as it is and adapted, and of the classical detectors.
 
-    ``sequences``: pairs of pictures by the sequence's name; ``photographs``: a folder of pictures to warp, of which the
-    first ``max_photographs`` are taken. Without them only synthetic shapes are measured, on which adapted networks
-    are left out: the question there is what a single look finds.
+    Adapted networks are left out on shapes: the question there is what a single look finds.
+
+    Args:
+        network: A network in evaluation mode.
+        sequences: Pairs of pictures by the sequence's name.
+        photographs: Folder of pictures to warp, and to change in light and noise.
+        adaptations: Numbers of homographies to measure the network with.
+        per_kind: Number of held-out pictures of each kind of shape.
+        max_photographs: Number of pictures that are taken of `photographs`, the first ones by name.
+        say: Takes the lines of the report.
+
+    Returns:
+        By detector, its figure for each measure.
     """
     ours = {"ours" if not n else f"ours, adaptation {n}": network_detector(network, n) for n in adaptations}
     everyone = ours | CLASSICAL
@@ -74,38 +84,24 @@ def evaluate(
 
 
 def network_detector(network: DetectorNetwork, adaptation: int = 0) -> Detect:
-    """A network as a detector; with ``adaptation`` the mean over so many homographies."""
-
-    def detect(grey: Grey) -> Scores:
-        if not adaptation:
-            single: Scores = probability_maps(network, grey[None])[0]
-            return single
-        images = grey_tensor(grey[None], network.logits.conv.weight.device)
-        mean: Scores = adapted_probabilities(network, images, adaptation)[0].cpu().numpy()
-        return mean
-
-    return detect
+    """A network as a detector; with `adaptation` the mean over that many homographies."""
+    return lambda grey: probability_map(network, grey, adaptation)
 
 
-def shape_pictures(
-    per_kind: int, *, noisy: bool, size: tuple[int, int] = SHAPE_SIZE
-) -> Iterator[tuple[Grey, npt.NDArray[np.float32]]]:
+def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.NDArray[np.float32]]]:
     """Held-out pictures of every kind with their keypoints; noisy: changed as in training, by other random numbers."""
     for number, kind in enumerate(KINDS):
         for index in range(per_kind):
-            image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), size, kind)
+            image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), SHAPE_SIZE, kind)
             yield (add_noise(image, seed=number * 10**6 + index) if noisy else image), keypoints
 
 
 def shape_precision(
-    detectors: Mapping[str, Detect],
-    *,
-    per_kind: int,
-    noisy: bool,
+    detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool
 ) -> dict[int, dict[str, float]]:
     """Average precision of each detector on held-out shapes, by the radius of the suppression of neighbours.
 
-    The row :data:`TRUTH` is what a detector gets by the same rule that answers with the keypoints' own pixels. It is no
+    The row `TRUTH` is what a detector gets by the same rule that answers with the keypoints' own pixels. It is no
     upper bound: points moved apart within the tolerance escape the suppression.
     """
     pictures = list(shape_pictures(per_kind, noisy=noisy))
@@ -118,9 +114,7 @@ def shape_precision(
 
 
 def _precision(
-    maps: Sequence[Scores],
-    pictures: Sequence[tuple[Grey, npt.NDArray[np.float32]]],
-    radius_px: int,
+    maps: Sequence[Scores], pictures: Sequence[tuple[Grey, npt.NDArray[np.float32]]], radius_px: int
 ) -> float:
     hits, scores = [], []
     for found, (_, truth) in zip(maps, pictures, strict=True):
@@ -135,31 +129,28 @@ def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
     return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
 
 
+def repeated_points(
+    pair: Pair, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], number: int = NUM_POINTS
+) -> tuple[Found, Found]:
+    """The best points of both pictures of a pair, of all points (N, 2), and which of them are found again."""
+    sizes = (pair.one.shape, pair.other.shape)
+    return found_again(one, other, pair.homography, sizes, number=number, tolerance_px=TOLERANCE_PX)
+
+
 def mean_repeatability(
-    detectors: Mapping[str, Detect],
-    pairs: Sequence[Pair],
-    *,
-    number: int = NUM_POINTS,
-    tolerance_px: float = TOLERANCE_PX,
+    detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS
 ) -> dict[str, float]:
-    """Mean repeatability of each detector over pairs."""
+    """Mean repeatability of each detector's best `number` points over pairs."""
     result = {}
     for name, detect in detectors.items():
-        values = []
         found: dict[int, npt.NDArray[np.float32]] = {}  # by identity: a first picture is in several pairs
+        values = []
         for pair in pairs:
             for grey in (pair.one, pair.other):
                 if id(grey) not in found:
                     found[id(grey)] = all_points(detect, grey)
             one, other = found[id(pair.one)], found[id(pair.other)]
-            value = repeatability(
-                one,
-                other,
-                pair.homography,
-                (pair.one.shape, pair.other.shape),
-                number=number,
-                tolerance_px=tolerance_px,
-            )
+            value = repeatability(repeated_points(pair, one, other, number))
             if value is not None:
                 values.append(value)
         result[name] = float(np.mean(values)) if values else float("nan")

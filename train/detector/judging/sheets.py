@@ -3,55 +3,66 @@
 `physseg superpoint evaluate --pictures FOLDER`: figures say how good a detector is, these say where it fails.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...common.atomic import atomic_write
+from ....common.atomic import atomic_write
+from ....common.images import encode_png
+from ..pictures.shapes import KINDS
 from .detectors import Detect, Grey, best_points
-from .evaluation import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, all_points, shape_pictures
-from .metrics import Points, found_again, matches
+from .evaluation import RADIUS_PX, TOLERANCE_PX, all_points, repeated_points, shape_pictures
+from .metrics import Points, matches
 from .pairs import Pair
-from .shapes import KINDS
 
-Colour = tuple[int, int, int]  # blue, green, red, as OpenCV writes them
+Colour = tuple[int, int, int]  # RGB
 Image = npt.NDArray[np.uint8]
 
-TRUE: Colour = (80, 200, 0)
-FOUND: Colour = (255, 140, 0)
-WRONG: Colour = (60, 60, 255)
+TRUE: Colour = (0, 200, 80)
+FOUND: Colour = (0, 140, 255)
+WRONG: Colour = (255, 60, 60)
 ZOOM = 3
 GAP_PX = 4
 
 
 def write_pictures(
-    folder: Path, detect: Detect, *, threshold: float, pairs: Iterable[tuple[str, Pair]], columns: int = 6
+    folder: Path, detect: Detect, *, threshold: float, sequences: Mapping[str, Sequence[Pair]], columns: int = 6
 ) -> list[Path]:
-    """Write a sheet of held-out shapes, clean and noisy, and a picture of each named pair; returns the files.
+    """Write a sheet of held-out shapes, clean and noisy, and a picture of each pair of each sequence.
 
-    Shapes: a ring for each true keypoint, a dot for what is found there, a cross for what is found elsewhere, points
-    above ``threshold`` and suppressed as in extraction. Pairs: the best points that both pictures show, a ring where
-    the other picture has one within tolerance, a cross where it has none.
+    Shapes have a ring for each true keypoint, a dot for what is found there, and a cross for what is found elsewhere.
+    Pairs show the best points that are in both pictures: a ring where the other picture has one within tolerance, a
+    cross where it has none.
+
+    Args:
+        folder: Folder for the files.
+        detect: The detector.
+        threshold: Points on shapes score more than this; they are suppressed as in extraction.
+        sequences: Pairs of pictures by the name of their sequence.
+        columns: Number of pictures of each kind of shape.
+
+    Returns:
+        The files.
     """
     sheets = {
         f"shapes_{'noisy' if noisy else 'clean'}": shape_sheet(detect, threshold, noisy=noisy, columns=columns)
         for noisy in (False, True)
     }
-    sheets |= {name: pair_sheet(detect, pair) for name, pair in pairs}
-    return [_write(folder / f"{name}.png", sheet) for name, sheet in sheets.items()]
+    for name, pairs in sequences.items():
+        sheets |= {f"{name}_{number}": pair_sheet(detect, pair) for number, pair in enumerate(pairs, start=2)}
+    for name, sheet in sheets.items():
+        atomic_write(folder / f"{name}.png", encode_png(sheet))
+    return [folder / f"{name}.png" for name in sheets]
 
 
 def shape_sheet(detect: Detect, threshold: float, *, noisy: bool, columns: int) -> Image:
-    """One row per kind of shape, ``columns`` pictures each, (H, W, 3) uint8."""
+    """One row per kind of shape, `columns` pictures each, (H, W, 3) uint8."""
     drawn = []
     for grey, truth in shape_pictures(columns, noisy=noisy):
-        scores = detect(grey)
-        points, _ = best_points(
-            np.where(scores > threshold, scores, np.float32(0)), number=None, radius_px=RADIUS_PX, border_px=0
-        )
+        points, _ = best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=0, threshold=threshold)
         hit = matches(points, truth, TOLERANCE_PX)
         canvas = _enlarged(grey)
         _rings(canvas, truth, TRUE)
@@ -65,8 +76,7 @@ def shape_sheet(detect: Detect, threshold: float, *, noisy: bool, columns: int) 
 def pair_sheet(detect: Detect, pair: Pair) -> Image:
     """Both pictures of a pair beside each other, (H, W, 3) uint8."""
     one, other = (all_points(detect, grey) for grey in (pair.one, pair.other))
-    sizes = (pair.one.shape, pair.other.shape)
-    halves = found_again(one, other, pair.homography, sizes, number=NUM_POINTS, tolerance_px=TOLERANCE_PX)
+    halves = repeated_points(pair, one, other)
     drawn = []
     for grey, (points, again) in zip((pair.one, pair.other), halves, strict=True):
         canvas = _enlarged(grey)
@@ -78,7 +88,7 @@ def pair_sheet(detect: Detect, pair: Pair) -> Image:
 
 def _enlarged(grey: Grey) -> Image:
     large = cv2.resize(grey, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), np.uint8)
+    return np.asarray(cv2.cvtColor(large, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def _rings(canvas: Image, points: Points, colour: Colour) -> None:
@@ -105,10 +115,3 @@ def _beside(pictures: Sequence[Image]) -> Image:
     gap = np.full((len(pictures[0]), GAP_PX, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)][1:]
     return np.concatenate(parts, axis=1)
-
-
-def _write(path: Path, image: Image) -> Path:
-    coded, data = cv2.imencode(".png", image)
-    assert coded, "OpenCV writes PNG"
-    atomic_write(path, data.tobytes())
-    return path

@@ -18,9 +18,9 @@ NONE: Points = np.zeros((0, 2))
 def draw_shape(
     rng: np.random.Generator, size: tuple[int, int], kind: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Draw one picture of ``size`` (h, w): image (H, W) uint8 and keypoints (N, 2) float32 x, y, in no special order.
+    """Draw one picture of `size` (h, w): image (H, W) uint8 and keypoints (N, 2) float32 x, y, in no special order.
 
-    ``kind`` is a key of :data:`KINDS`; None draws one by its share.
+    `kind` is a key of `KINDS`; None draws one by its share.
     """
     if kind is None:
         kind = str(rng.choice(list(KINDS), p=_SHARES / _SHARES.sum()))
@@ -183,7 +183,7 @@ _SHARES = np.array(
 
 
 def random_polygon(rng: np.random.Generator, centre: Points, radius: float) -> Points:
-    """Three to six corners (N, 2) around ``centre``, none flatter than 150 or sharper than 20 degrees."""
+    """Three to six corners (N, 2) around `centre`, none flatter than 150 or sharper than 20 degrees."""
     for _ in range(20):
         number = int(rng.integers(3, 7))
         angles = rng.uniform(0, 2 * np.pi) + (np.arange(number) + rng.uniform(-0.35, 0.35, number)) * 2 * np.pi / number
@@ -245,7 +245,7 @@ _DY, _DX = (axis.ravel() - 2 for axis in np.indices((5, 5)))
 
 
 def _apart(points: Points, distance: float) -> Points:
-    """Drop each point that lies closer than ``distance`` to an earlier one that is kept."""
+    """Drop each point that lies closer than `distance` to an earlier one that is kept."""
     near = ((points[:, None] - points[None]) ** 2).sum(axis=-1) < distance**2
     kept = np.zeros(len(points), bool)
     for index in range(len(points)):

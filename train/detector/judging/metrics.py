@@ -39,23 +39,7 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
     return float(best[hit].sum() / num_truth)
 
 
-def repeatability(
-    one: Points,
-    other: Points,
-    homography: Floats,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    *,
-    number: int,
-    tolerance_px: float,
-) -> float | None:
-    """Share of the points that are found again within ``tolerance_px``, as in HPatches' use by DeTone et al.
-
-    Arguments as in :func:`found_again`. None where nothing is left to compare.
-    """
-    again = np.concatenate(
-        [found for _, found in found_again(one, other, homography, sizes, number=number, tolerance_px=tolerance_px)]
-    )
-    return float(again.mean()) if len(again) else None
+Found = tuple[Points, npt.NDArray[np.bool_]]  # points (N, 2), and which of them the other picture has (N,)
 
 
 def found_again(
@@ -66,18 +50,30 @@ def found_again(
     *,
     number: int,
     tolerance_px: float,
-) -> tuple[tuple[Points, npt.NDArray[np.bool_]], tuple[Points, npt.NDArray[np.bool_]]]:
-    """The points of each picture that count, and which of them lie within ``tolerance_px`` of one of the other's.
+) -> tuple[Found, Found]:
+    """The points of two pictures that count, and which of them the other picture has as well.
 
-    ``one`` and ``other`` (N, 2), best first; ``homography`` (3, 3) maps pixels of the first picture to the second's;
-    ``sizes`` (h, w) of both. Only points that both pictures show count, of those the best ``number`` of each picture.
-    Distances are taken in the second picture.
+    Only points that both pictures show count. Distances are taken in the second picture.
+
+    Args:
+        one: Points (N, 2) x, y of the first picture, best first.
+        other: Points of the second picture.
+        homography: (3, 3), from pixels of the first picture to the second's.
+        sizes: Height and width of both.
+        number: Number of points that count of each picture, the best ones.
+        tolerance_px: Largest distance between a point and the one that it is found as.
     """
     there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography).astype(np.float64))
     one, there = (points[_inside(there, sizes[1])][:number] for points in (one, there))
     other = other[_inside(back, sizes[0])][:number]
     near = np.linalg.norm(there[:, None] - other[None], axis=-1) <= tolerance_px
     return (one, near.any(axis=1)), (other, near.any(axis=0))
+
+
+def repeatability(found: tuple[Found, Found]) -> float | None:
+    """Share of the points that are found again, as in HPatches' use by DeTone et al.; None without points."""
+    again = np.concatenate([which for _, which in found])
+    return float(again.mean()) if len(again) else None
 
 
 def _mapped(points: Points, homography: Floats) -> Points:

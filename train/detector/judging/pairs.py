@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import torch
 
-from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.superpoint.homography import HomographySettings, random_homographies
+from ....structure_extractors.errors import ExtractorError
+from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
+from ..pictures.files import SUFFIXES, read_grey
+from ..pictures.photometric import add_noise
 from .detectors import Grey
 from .metrics import Floats
-from .photometric import add_noise
-from .sources import PICTURES
 
 PHOTO_SIZE = (240, 320)  # h, w
 SEED = 2**31  # of the warps; away from those of training
@@ -29,11 +29,19 @@ class Pair:
     homography: Floats
 
 
+def read_sequences(folders: Sequence[Path]) -> dict[str, list[Pair]]:
+    """The pairs of several sequences by the names of their folders. Raises ExtractorError if two have one name."""
+    pairs = {folder.name: sequence_pairs(folder) for folder in folders}
+    if len(pairs) < len(folders):
+        raise ExtractorError(f"expected sequences of different names, got {', '.join(map(str, folders))}")
+    return pairs
+
+
 def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pair]:
     """The pairs of the first picture with each other one of a sequence: img1.EXT .. img6.EXT and H1to2p .. H1to6p."""
     if not folder.is_dir():
         raise ExtractorError(f"{folder}: expected a folder of img1, img2, ... and H1to2p, ..., found none")
-    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES}
+    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     first = pictures.get("img1")
     files = sorted(folder.glob("H1to*p"))
     if first is None or not files:
@@ -71,10 +79,8 @@ def self_warped_pairs(
 
 
 def _resized(path: Path, size: tuple[int, int]) -> tuple[Grey, Floats]:
-    """A picture at ``size`` (h, w), and the map of its pixel coordinates to the resized ones (centres at integers)."""
-    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if grey is None:
-        raise ExtractorError(f"{path}: expected a picture, got a file that cannot be decoded")
+    """A picture at `size` (h, w), and the map of its pixel coordinates to the resized ones (centres at integers)."""
+    grey = read_grey(path)
     sy, sx = size[0] / grey.shape[0], size[1] / grey.shape[1]
     scale = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
     return np.asarray(cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA), np.uint8), scale

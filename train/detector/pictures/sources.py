@@ -3,29 +3,29 @@
 A source is a pure function of the step, so a run that resumes sees what an uninterrupted one would have seen.
 """
 
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ...common.errors import PhyssegError
-from ...common.processes import end_with_parent
-from ...structure_extractors.errors import ExtractorError
-from .labels import Labelled
+from ....common.errors import PhyssegError
+from ....common.loader import load_batches
+from ....structure_extractors.errors import ExtractorError
+from ...loop.process import ignore_stop_signals
+from ..labels import Labelled
+from ..settings import TrainSettings
+from .files import read_grey
 from .shapes import draw_shape
 
 Size = tuple[int, int]  # height, width
-PICTURES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
 
 
 class Source(Protocol):
@@ -80,29 +80,17 @@ class Mixed:
         return (Shapes() if rng.random() < self.shapes else self.labelled).draw(rng, size)
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, sorted; none is an :class:`ExtractorError`."""
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    if not found:
-        raise ExtractorError(f"{folder}: expected pictures ({', '.join(PICTURES)}), found none")
-    return found
+def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> Mixed:
+    """Labelled pictures of a folder, with a share of shapes. Raises ExtractorError if they are smaller than `size`."""
+    labelled = Labelled.read(labels)
+    if labelled.size[0] < size[0] or labelled.size[1] < size[1]:
+        raise ExtractorError(f"{labels}: labels of pictures of {labelled.size}, smaller than {size} to train on")
+    return Mixed(LabelledImages(folder, labelled), shapes)
 
 
 @lru_cache(maxsize=1024)  # 80 MB of 240x320, in each process that draws
 def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
     return read_grey(path, size)
-
-
-def read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
-    """Read a picture as grey (H, W) uint8, resized to ``size`` (h, w) by area."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
-    if image is None:
-        raise ExtractorError(f"{path}: expected a picture, got a file that cannot be decoded")
-    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: Size) -> tuple[Tensor, Tensor]:
@@ -117,49 +105,28 @@ def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: S
 
 
 def drawn_batches(
-    source: Source, seed: int, steps: range, *, batch_size: int, size: Size, workers: int = 0
+    source: Source, settings: TrainSettings, steps: range, *, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What :func:`draw_batch` gives for each of the steps, in their order, drawn ahead by ``workers`` processes.
+    """What `draw_batch` gives for each of the steps, in their order, drawn ahead by `workers` processes.
 
-    Raises what a worker met, and :class:`ExtractorError` if one dies. Workers end with this process, however it ends.
+    Raises:
+        PhyssegError: What the source met.
+        ExtractorError: A worker died.
     """
-    if not steps:
-        return
-    processes: dict[str, Any] = {}
-    if workers:
-        # Copies of a process that has computed can hang; copies of one that has only imported this cannot.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        processes = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
-    loader = DataLoader(
-        _Steps(source, seed, steps, batch_size, size),
-        batch_size=None,
+    return load_batches(
+        _Steps(source, settings.seed, steps, settings.batch_size, settings.size),
         num_workers=min(workers, len(steps)),
-        collate_fn=_as_is,
-        # Of its own: the loader draws a seed from it, which would otherwise move the process's generator.
-        generator=torch.Generator().manual_seed(0),
-        **processes,
-    )
-    try:
-        for drawn in loader:
-            if isinstance(drawn, PhyssegError):
-                raise drawn
-            yield drawn
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # PyTorch's own error, or the broken connection over which a batch was coming; what a worker raised itself
-        # says "in DataLoader worker process", and what comes without workers is of this process.
-        died = "DataLoader worker (pid" if isinstance(error, RuntimeError) else ""
-        if not workers or died not in str(error) or "in DataLoader worker process" in str(error):
-            raise
-        raise ExtractorError(
-            f"a process that drew training pictures died: {type(error).__name__} {error}",
+        start_worker=_start_worker,
+        death=ExtractorError(
+            "a process that drew training pictures died",
             hint="usually memory: take fewer --workers, or 0 to draw in the training process",
-        ) from error
+        ),
+    )
 
 
 @dataclass(frozen=True)
 class _Steps(Dataset[tuple[Tensor, Tensor] | PhyssegError]):
-    """The batches of some steps of a training; an error is returned, for raised it would lose its class on the way."""
+    """The batches of some steps of a training."""
 
     source: Source
     seed: int
@@ -177,11 +144,6 @@ class _Steps(Dataset[tuple[Tensor, Tensor] | PhyssegError]):
             return error
 
 
-def _as_is(drawn: Any) -> Any:
-    return drawn
-
-
-def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's, which ends its workers
-    end_with_parent()
+def _start_worker() -> None:
+    ignore_stop_signals()
     cv2.setNumThreads(1)

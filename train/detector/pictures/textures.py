@@ -18,7 +18,7 @@ Grey = npt.NDArray[np.uint8]
 
 
 def draw_texture(rng: np.random.Generator, size: tuple[int, int], kind: str | None = None) -> Grey:
-    """Draw one picture (H, W) uint8 of ``size`` (h, w); ``kind`` is a key of :data:`TEXTURES`, None draws one."""
+    """Draw one picture (H, W) uint8 of `size` (h, w); `kind` is a key of `TEXTURES`, None draws one."""
     canvas = Canvas(rng, size)
     TEXTURES[kind or str(rng.choice(list(TEXTURES), p=_SHARES))](canvas)
     canvas.image = _photographed(canvas)

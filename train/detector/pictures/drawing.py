@@ -1,6 +1,6 @@
 """A canvas for drawing at twice the wanted size, so that edges are smooth and corners lie between pixels.
 
-Points on the canvas are (x, y) in its own pixels, float; :meth:`Canvas.finish` halves both.
+Points on the canvas are (x, y) in its own pixels, float; `Canvas.finish` halves both.
 """
 
 from typing import Any
@@ -37,13 +37,13 @@ class Canvas:
         return as_grey(self.level + amplitude * self.smooth_noise(cells))
 
     def smooth_noise(self, cells: int) -> npt.NDArray[np.float32]:
-        """Noise in [-1, 1] of about ``cells`` hills along each side, as large as the canvas."""
+        """Noise in [-1, 1] of about `cells` hills along each side, as large as the canvas."""
         coarse = self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
         noise = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(noise, np.float32)
 
     def grey(self, *others: int, contrast: int = 40) -> int:
-        """A grey that differs from the background's level and from ``others``: the best of a few tries."""
+        """A grey that differs from the background's level and from `others`: the best of a few tries."""
         tries = self.rng.integers(0, 256, 12)
         distance = np.abs(tries[:, None] - np.array([self.level, *others])).min(axis=1)
         enough = tries[distance >= contrast]
@@ -56,7 +56,7 @@ class Canvas:
         return greys
 
     def point(self, margin: float = 0.05) -> Points:
-        """A random point (2,), at least ``margin`` of the shorter side inside."""
+        """A random point (2,), at least `margin` of the shorter side inside."""
         edge = margin * self.extent
         return self.rng.uniform([edge, edge], [self.width - edge, self.height - edge])
 
@@ -83,7 +83,7 @@ class Canvas:
         self.image[box] = (self.image[box] * (1 - alpha) + painted * alpha).astype(np.uint8)
 
     def stamp(self, numbers: npt.NDArray[np.uint8], polygon: Points, number: int) -> None:
-        """Write ``number`` on the pixels of a map (H, W) that a polygon covers."""
+        """Write `number` on the pixels of a map (H, W) that a polygon covers."""
         cv2.fillPoly(numbers, [_fixed(polygon)], number, cv2.LINE_8, _SHIFT)
 
     def visible(self, points: Points) -> Points:

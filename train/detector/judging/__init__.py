@@ -1,0 +1,1 @@
+"""How good a detector is: figures beside the classical detectors, and pictures of where it fails."""

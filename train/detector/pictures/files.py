@@ -1,0 +1,37 @@
+"""Pictures on disk: which there are, and one as grey pixels of a given size."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ....structure_extractors.errors import ExtractorError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of all pictures below a folder, relative to it, sorted. Raises ExtractorError if there are none."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ExtractorError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
+    return found
+
+
+def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Read a picture as grey (H, W) uint8, resized by area to `size` (h, w) if one is given.
+
+    Raises:
+        ExtractorError: There is no such file, or it cannot be decoded.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
+    if image is None:
+        raise ExtractorError.mismatch(path, "a picture", "a file that cannot be decoded")
+    if size is not None:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(image, np.uint8)
