@@ -23,7 +23,7 @@ from physseg.structure_extractors.superpoint.network import (
     keypoint_probabilities,
 )
 from physseg.structure_extractors.superpoint.weights import load_detector
-from physseg.train.detector.loop import chosen_precision
+from physseg.train.detector.settings import chosen_precision
 from torch import nn
 
 from common import Goal, Section, Timing, machine, time_calls
@@ -31,7 +31,7 @@ from common import Goal, Section, Timing, machine, time_calls
 SIZE = (384, 512)  # height, width
 PEAK_SHAPES = ((64, 64, 96, 128), (128, 128, 48, 64), (256, 256, 24, 32), (256, 256, 48, 64))  # in, out, height, width
 # bfloat16 only where the CPU computes in it: without, it is emulated, and takes minutes.
-PRECISIONS = tuple(dict.fromkeys(("float32", chosen_precision("auto", "cpu", None))))
+PRECISIONS = tuple(dict.fromkeys(("float32", chosen_precision("auto", "cpu"))))
 LABELS = np.zeros((1, 1), np.uint8)
 
 
@@ -144,7 +144,7 @@ def convolution(
 
 
 def multiply_adds(architecture: Architecture, size: tuple[int, int]) -> float:
-    """Multiply-adds of a detector for one picture of ``size`` (h, w)."""
+    """Multiply-adds of a detector for one picture of `size` (h, w)."""
     widths = (1, *architecture.widths)
     total, pixels = 0.0, float(size[0] * size[1])
     for index, (inputs, outputs) in enumerate(pairwise(widths)):

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
-from physseg.train.detector.detectors import CLASSICAL
-from physseg.train.detector.evaluation import RADIUS_PX, SHAPE_RADIUS_PX, Rows
-from physseg.train.detector.shapes import KINDS
-from physseg.train.detector.work import evaluate_weights
+from physseg.structure_extractors.superpoint.inference import read_detector
+from physseg.train.detector.judging.detectors import CLASSICAL
+from physseg.train.detector.judging.evaluation import RADIUS_PX, SHAPE_RADIUS_PX, Rows, evaluate
+from physseg.train.detector.judging.pairs import read_sequences
+from physseg.train.detector.pictures.shapes import KINDS
 
 from common import Goal, Section, machine
 
@@ -38,9 +39,9 @@ def main() -> None:
 def measure(
     sequences: Sequence[Path], photographs: Path | None, *, weights: Path = SHIPPED_WEIGHTS, per_kind: int = 50
 ) -> Section:
-    rows = evaluate_weights(
-        weights, sequences=sequences, photographs=photographs, per_kind=per_kind, out=None, device="cpu", say=print
-    )
+    pairs = read_sequences(sequences)
+    network = read_detector(weights).network
+    rows = evaluate(network, sequences=pairs, photographs=photographs, per_kind=per_kind, say=print)
     measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
     table = [
         {"detector": name} | {measure: f"{row[measure]:.3f}" if measure in row else "-" for measure in measures}

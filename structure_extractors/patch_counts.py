@@ -21,7 +21,8 @@ def count_classes(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], np.uint32]:
     """Count the pixels of each class in each cell of a label map.
 
-    Slots go to the commonest classes first, ties to the lower id. Ignored pixels belong to no class and are not counted.
+    Slots go to the commonest classes first, ties to the lower id. Ignored pixels belong to no class: they are not
+    counted.
 
     Most cells hold one label; only the others are sorted. Measured on 640x480, one core: 0.4-0.8 ms on COCO-Stuff maps
     where np.bincount over (cell, class present) takes 3.9; 5-px blocks of 847 classes 4.4 against 28. No table over the

@@ -54,7 +54,9 @@ def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None
 def options(name: str) -> dict[str, str]:
     """The options of a known extractor as `{option: "type, default"}`, for help texts and errors."""
     hints = typing.get_type_hints(EXTRACTORS[name])
-    return {f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(EXTRACTORS[name]) if f.init}
+    return {
+        f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(EXTRACTORS[name]) if f.init
+    }
 
 
 def _make(extractor: type[Any], given: Mapping[str, Any]) -> Extractor:

@@ -71,7 +71,9 @@ class Sift:
     contrast_threshold: float = 0.04  # points with less contrast x octave_layers are dropped; lower finds more
     edge_threshold: float = 10.0  # points with a larger ratio of principal curvatures are dropped; lower finds fewer
     sigma: float = 1.6  # blur of the first scale in pixels
-    full_response: float = 0.1  # response that means confidence 1; photographs have a median of .027, a 99th pct of .087
+    full_response: float = (
+        0.1  # response that means confidence 1; photographs have a median of .027, a 99th pct of .087
+    )
     nms_radius: int = 2  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     max_keypoints: int | None = None  # keep this many of the strongest; None = all
 

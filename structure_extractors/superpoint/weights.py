@@ -132,7 +132,7 @@ def load_detector(data: bytes, *, where: str) -> Detector:
         WeightsError: The file does not read, or does not hold exactly one detector.
     """
     weights, found = recognise(_tensors(data, where), where=where)
-    network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)
     return Detector(network=network, format=found.name, threshold=found.threshold)
 
 
@@ -162,7 +162,7 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
         name, missing = min(incomplete.items(), key=lambda item: len(item[1]))
         problem = f"looks like {name} weights, but lacks {preview(missing)}"
     else:
-        problem = f"expected the weights of a SuperPoint detector, found {preview(tensors)}"
+        problem = f"expected the weights of a SuperPoint detector, found {preview(tensors or ['no tensors at all'])}"
     raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}")
 
 

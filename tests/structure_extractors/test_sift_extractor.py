@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.keypoints import decode_confidence, keypoints_of
 from physseg.structure_extractors.sift import Sift, detect_sift
 
 LABELS = np.zeros((1, 1), np.uint8)
@@ -29,11 +28,16 @@ def extract(image: np.ndarray, **settings: object) -> np.ndarray:
     return Sift(**settings)(image, LABELS, ignore_index=255)["sift"]
 
 
+def points_of(heatmap: np.ndarray) -> np.ndarray:
+    """Keypoints (N, 2) x, y of a heatmap."""
+    return np.argwhere(heatmap)[:, ::-1]
+
+
 def test_a_blob_is_found_at_its_centre():
     heatmap = extract(blobs((70, 41)))
     assert heatmap.dtype == np.uint8
     assert heatmap.shape == (96, 128)
-    points, _ = keypoints_of(heatmap)
+    points = points_of(heatmap)
     assert points.tolist() == [[70, 41]]
 
 
@@ -60,7 +64,7 @@ def test_confidence_is_the_response_over_a_fixed_reference():
     _, response = detect_sift(image)
     heatmap = extract(image, full_response=0.2)
     expected = np.sort(np.minimum(response / 0.2, 1))
-    got = np.sort(decode_confidence(heatmap[heatmap > 0]))
+    got = np.sort((heatmap[heatmap > 0] / 255.0) ** 2)
     np.testing.assert_allclose(got, expected, atol=1 / 255)
     assert 0 < expected[0] < 1
     # A reference below the response clips to 1; a strong neighbour in the image does not change a point's value.
@@ -71,7 +75,7 @@ def test_confidence_is_the_response_over_a_fixed_reference():
 
 def test_radius_and_number_limit_the_points():
     image = texture(1)
-    points, _ = keypoints_of(extract(image, nms_radius=6))
+    points = points_of(extract(image, nms_radius=6))
     gaps = np.abs(points[:, None] - points[None]).max(axis=2) + 99 * np.eye(len(points))
     assert len(points) > 20
     assert gaps.min() > 6

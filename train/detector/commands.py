@@ -155,20 +155,18 @@ def superpoint_evaluate(
     from ...common.atomic import atomic_write
     from ...structure_extractors.errors import ExtractorError
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
-    from ...structure_extractors.superpoint.weights import read_detector
-    from ..loop.process import choose_device
+    from ...structure_extractors.superpoint.inference import read_detector
+    from ..model.device import choose_device
     from .judging.evaluation import evaluate, network_detector, table
     from .judging.pairs import read_sequences
     from .judging.sheets import write_pictures
 
     path = weights or SHIPPED_WEIGHTS
-    detector = read_detector(path, device=choose_device(device))
+    detector = read_detector(path, device=str(choose_device(device)))
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise ExtractorError.mismatch(pictures, "a folder for pictures, or nothing yet", "a file")
     sequences = read_sequences(sequence or ())
-    rows = evaluate(
-        detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=typer.echo
-    )
+    rows = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=typer.echo)
     typer.echo("")
     table(rows, typer.echo)
     if out is not None:

@@ -14,8 +14,9 @@ from PIL import Image
 from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.adaptation import SPREAD_PX, probability_map
+from ...structure_extractors.superpoint.inference import read_detector, read_weights
 from ...structure_extractors.superpoint.network import CELL_PX
-from ...structure_extractors.superpoint.inference import read_detector
+from ..model.device import choose_device
 from .judging.detectors import best_points
 from .labels import Labelled
 from .pictures.files import find_pictures, read_grey
@@ -71,12 +72,12 @@ def label(
         raise ExtractorError.mismatch("size", f"multiples of {CELL_PX}", size)
     before = Labelled.read(out) if out.exists() else None
     precision = chosen_precision(precision, device, before.precision if before else None)
-    settings: dict[str, object] = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    settings: dict[str, object] = {"weights": hashlib.sha256(read_weights(weights)).hexdigest()}
     settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": radius_px, "max_points": max_points}
     settings |= {"size": list(size), "precision": precision, "spread_px": SPREAD_PX}
     made_by = json.dumps(settings)
     done = _done(before, out, made_by)
-    network = read_detector(weights, precision=precision, device=device).network
+    network = read_detector(weights, precision=precision, device=str(choose_device(device))).network
     names = find_pictures(folder)
     saved = started = time.monotonic()
     for index, name in enumerate(names):

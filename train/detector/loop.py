@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...common.settings import plain
+from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
+from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
-from ..loop.process import choose_device
+from ..model.device import choose_device
 from ..runs.run_folder import RunFolder
 from .pictures.photometric import augment
 from .pictures.sources import Source, drawn_batches
@@ -69,11 +70,11 @@ def train(
     place = choose_device(device)
     recorded = recorded_settings(run).get("precision")
     settings = replace(settings, precision=chosen_precision(settings.precision, device, recorded))
-    first = _read(start) if start else None
+    first = read_weights(start) if start else None
     last = min(settings.steps, stop_at or settings.steps)
     with RunFolder(run).locked():
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
-        record_settings(run, plain(settings) | beginning)
+        record_settings(run, to_dict(settings) | beginning)
         torch.manual_seed(settings.seed)
         network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
@@ -143,12 +144,6 @@ def _mix(*numbers: int) -> int:
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
     return mixed
-
-
-def _read(start: Path) -> bytes:
-    if not start.is_file():
-        raise ExtractorError.mismatch(start, "a file of weights to start from", "none")
-    return start.read_bytes()
 
 
 def _network(settings: TrainSettings, first: bytes | None, where: str) -> DetectorNetwork:

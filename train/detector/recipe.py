@@ -86,9 +86,7 @@ def reproduce(
             device=device,
             say=say,
         )
-        settings = further_settings(
-            steps=part.steps, seed=part.seed, batch_size=recipe.batch_size, precision=precision
-        )
+        settings = further_settings(steps=part.steps, seed=part.seed, batch_size=recipe.batch_size, precision=precision)
         source = labelled_source(textures, labels, part.shapes, settings.size)
         run = folder / f"round{number}"
         weights = train(source, settings, run, start=weights, device=device, workers=workers, say=say)

@@ -1,9 +1,9 @@
 """The files of a detector's training: its settings, checkpoint, weights and log.
 
-    RUN/settings.json         everything the weights depend on: settings, source of the pictures, first weights
-    RUN/checkpoint.pt         weights, optimiser and step that training resumes from
-    RUN/weights.safetensors   weights of the same step, to detect with
-    RUN/log.jsonl             mean loss of every few steps
+RUN/settings.json         everything the weights depend on: settings, source of the pictures, first weights
+RUN/checkpoint.pt         weights, optimiser and step that training resumes from
+RUN/weights.safetensors   weights of the same step, to detect with
+RUN/log.jsonl             mean loss of every few steps
 """
 
 import io

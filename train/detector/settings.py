@@ -10,7 +10,7 @@ from ...common.processes import available_cpus
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import HomographySettings
 from ...structure_extractors.superpoint.network import CELL_PX
-from ..loop.process import choose_device
+from ..model.device import choose_device
 from .pictures.photometric import PhotometricSettings
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

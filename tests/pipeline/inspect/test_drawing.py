@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.pipeline.inspect.drawing import label_maps, layers, layout, lettering, palette
 from physseg.pipeline.inspect.drawing.errors import DrawError
-from physseg.structure_extractors.keypoints import rasterise
+from physseg.structure_extractors.keypoints import encode_confidence, score_map
 
 NAMES = ("ground", "box", "disc")
 GREY = np.full((40, 60, 3), 100, np.uint8)
@@ -193,7 +193,7 @@ def test_an_edge_pixel_has_the_edge_colour_and_all_others_the_dimmed_image() -> 
 
 
 def test_convention_keypoints_are_drawn_at_x_y_and_larger_the_more_confident() -> None:
-    heatmap = rasterise(np.array([[20.0, 10.0], [60.0, 40.0]]), np.array([1.0, 0.1]), (80, 100))
+    heatmap = encode_confidence(score_map(np.array([[20.0, 10.0], [60.0, 40.0]]), np.array([1.0, 0.1]), (80, 100)))
     alpha = layers.structure_alpha(heatmap, layers.KEYPOINTS)
     assert alpha[10, 20] == 1
     assert 0.3 < alpha[40, 60] < 1
@@ -203,7 +203,7 @@ def test_convention_keypoints_are_drawn_at_x_y_and_larger_the_more_confident() -
 
 
 def test_of_overlapping_keypoints_the_strong_one_is_on_top() -> None:
-    heatmap = rasterise(np.array([[20.0, 20.0], [21.0, 20.0]]), np.array([1.0, 0.05]), (40, 40))
+    heatmap = encode_confidence(score_map(np.array([[20.0, 20.0], [21.0, 20.0]]), np.array([1.0, 0.05]), (40, 40)))
     assert layers.structure_alpha(heatmap, layers.KEYPOINTS)[20, 20:22].tolist() == [1, 1]
 
 

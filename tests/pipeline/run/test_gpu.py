@@ -20,16 +20,16 @@ from physseg.pipeline.run.executors import clusters
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import open_schema
 from physseg.structure_extractors.errors import DeviceError
-from physseg.structure_extractors.keypoints import decode_confidence
 from physseg.structure_extractors.superpoint import inference
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
 from physseg.structure_extractors.superpoint.inference import (
     WORKER_NUMBER,
-    Network,
     gpu_of_this_process,
     infer,
+    load,
     same_sums_every_time,
 )
+from physseg.structure_extractors.superpoint.weights import Detector
 
 pytestmark = pytest.mark.cluster
 HAS_CUDA = torch.cuda.is_available()
@@ -39,8 +39,8 @@ SHA256 = hashlib.sha256(SHIPPED_WEIGHTS.read_bytes()).hexdigest()
 LABELS = np.zeros((1, 1), np.uint8)
 
 
-def network(adaptation: int = 0, precision: str = "float32", *, path: Path = SHIPPED_WEIGHTS) -> Network:
-    return Network(weights=str(path), sha256=SHA256, precision=precision, adaptation=adaptation)
+def detector(device: str, precision: str = "float32") -> Detector:
+    return load(str(SHIPPED_WEIGHTS), SHA256, precision, device)
 
 
 def picture(seed: int, height: int = 41, width: int = 52) -> np.ndarray:
@@ -225,11 +225,14 @@ class TestCuda:
     @pytest.mark.parametrize("adaptation", [0, 16])
     def test_equal_pictures_get_equal_bytes(self, adaptation: int, precision: str) -> None:
         """Between runs, in another order, and from every GPU."""
-        asked = network(adaptation, precision)
         pictures = [picture(0, 384, 512), picture(1, 384, 576), picture(2, 41, 52)]
-        first = [infer(asked, grey, "cuda:0").probability for grey in pictures]
-        again = [infer(asked, grey, "cuda:0").probability for grey in reversed(pictures)][::-1]
-        everywhere = [[infer(asked, grey, gpu).probability for grey in pictures] for gpu in inference.gpus()]
+
+        def answers(gpu: str, pictures: list[np.ndarray]) -> list[np.ndarray]:
+            return [infer(detector(gpu, precision), grey, adaptation) for grey in pictures]
+
+        first = answers("cuda:0", pictures)
+        again = answers("cuda:0", pictures[::-1])[::-1]
+        everywhere = [answers(gpu, pictures) for gpu in inference.gpus()]
         for each in (again, *everywhere):
             for got, expected in zip(each, first, strict=True):
                 np.testing.assert_array_equal(got, expected)
@@ -238,13 +241,13 @@ class TestCuda:
     def test_float32_agrees_with_the_cpu(self, adaptation: int) -> None:
         """Sums in another order move a probability by some 1e-6; TF32, with its 10 bits, would by some 1e-3."""
         for grey in (picture(0, 384, 512), picture(1, 41, 52)):
-            gpu, cpu = (infer(network(adaptation), grey, device).probability for device in ("cuda:0", "cpu"))
+            gpu, cpu = (infer(detector(device), grey, adaptation) for device in ("cuda:0", "cpu"))
             np.testing.assert_allclose(gpu, cpu, atol=1e-4, rtol=0)
 
     def test_bfloat16_is_near(self) -> None:
         gpu, cpu = (
-            infer(network(precision=p), picture(0, 384, 512), d).probability
-            for p, d in (("bfloat16", "cuda:0"), ("float32", "cpu"))
+            infer(detector(device, precision), picture(0, 384, 512))
+            for device, precision in (("cuda:0", "bfloat16"), ("cpu", "float32"))
         )
         assert 0 < np.abs(gpu - cpu).max() < 0.1
         assert np.abs(gpu - cpu).mean() < 2e-3
@@ -252,8 +255,7 @@ class TestCuda:
     def test_keypoints_are_nearly_all_the_same(self) -> None:
         photo = image(0, 384, 512)
         gpu, cpu = (
-            decode_confidence(SuperPoint(device=device)(photo, LABELS, ignore_index=255)["superpoint"])
-            for device in ("cuda", "cpu")
+            SuperPoint(device=device)(photo, LABELS, ignore_index=255)["superpoint"] for device in ("cuda", "cpu")
         )
         assert np.count_nonzero(cpu) > 50
         assert np.mean((gpu > 0) != (cpu > 0)) < 0.02 * np.mean(cpu > 0)

@@ -10,13 +10,19 @@ from physseg.structure_extractors.superpoint.network import (
     Architecture,
     DetectorNetwork,
     fold_normalisation,
+    grey_tensor,
+    keypoint_probabilities,
     keypoint_probability,
-    probability_maps,
 )
 from torch.nn import functional
 
 WIDTHS = (4, 5, 6, 7, 8, 9, 10, 11)
 HEAD = 12
+
+
+def probability_maps(network: DetectorNetwork, grey: np.ndarray) -> np.ndarray:
+    """Probabilities (B, H, W) of pictures (B, H, W) uint8."""
+    return keypoint_probabilities(network, grey_tensor(grey, network.device)).numpy()
 
 
 def random_network(seed: int = 0, **architecture: object) -> DetectorNetwork:

@@ -13,11 +13,15 @@ from physseg.manifests.manifest import Manifest
 from physseg.pipeline.store.layout import open_schema
 from physseg.pipeline.store.reader import StoreReader
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
-from physseg.structure_extractors.superpoint.network import fold_normalisation
-from physseg.structure_extractors.superpoint.weights import load_detector
-from physseg.train.detector.detectors import CLASSICAL
-from physseg.train.detector.evaluation import SHAPE_RADIUS_PX, mean_repeatability, network_detector, shape_precision
-from physseg.train.detector.pairs import sequence_pairs
+from physseg.structure_extractors.superpoint.inference import read_detector
+from physseg.train.detector.judging.detectors import CLASSICAL
+from physseg.train.detector.judging.evaluation import (
+    SHAPE_RADIUS_PX,
+    mean_repeatability,
+    network_detector,
+    shape_precision,
+)
+from physseg.train.detector.judging.pairs import sequence_pairs
 from safetensors.torch import load
 
 VGG = Path(__file__).parents[3].parent / "shared" / "data" / "vgg_affine"
@@ -25,8 +29,7 @@ VGG = Path(__file__).parents[3].parent / "shared" / "data" / "vgg_affine"
 
 @pytest.fixture(scope="module")
 def detect():
-    detector = load_detector(SHIPPED_WEIGHTS.read_bytes(), where="shipped")
-    return network_detector(fold_normalisation(detector.network))
+    return network_detector(read_detector(SHIPPED_WEIGHTS).network)
 
 
 def test_the_file_is_small_and_half_precision_and_has_its_card():

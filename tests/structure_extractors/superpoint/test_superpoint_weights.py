@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 import torch
 from physseg.structure_extractors.errors import WeightsError
-from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork, probability_maps
+from physseg.structure_extractors.superpoint.network import (
+    Architecture,
+    DetectorNetwork,
+    grey_tensor,
+    keypoint_probabilities,
+)
 from physseg.structure_extractors.superpoint.weights import FORMATS, load_detector
 from safetensors.torch import save as save_safetensors
 
 WIDTHS = (4, 4, 6, 6, 8, 8, 10, 10)
 HEAD = 12
+
+
+def probability_maps(network: DetectorNetwork, grey: np.ndarray) -> np.ndarray:
+    """Probabilities (B, H, W) of pictures (B, H, W) uint8."""
+    return keypoint_probabilities(network, grey_tensor(grey, network.device)).numpy()
 
 
 def plain_network(seed: int = 0, widths: tuple[int, ...] = WIDTHS, head_width: int = HEAD) -> dict[str, torch.Tensor]:

@@ -13,25 +13,19 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import main
-from physseg.structure_extractors.errors import ExtractorError
+from physseg.common.errors import ConfigError
+from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from physseg.structure_extractors.superpoint.weights import load_detector
-from physseg.train.detector import labelling, loop
-from physseg.train.detector import work as commands
+from physseg.train.detector import labelling, loop, recipe, run_files, settings
+from physseg.train.detector.judging import evaluation
 from physseg.train.detector.labels import Labelled
-from physseg.train.detector.loop import (
-    CHECKPOINT,
-    LOG,
-    SETTINGS,
-    WEIGHTS,
-    TrainSettings,
-    chosen_precision,
-    train,
-    training_batch,
-    weights_file,
-)
+from physseg.train.detector.loop import train, training_batch
+from physseg.train.detector.pictures.files import find_pictures
+from physseg.train.detector.pictures.sources import LabelledImages, Mixed, Shapes, draw_batch
 from physseg.train.detector.recipe import Recipe, Round, reproduce
-from physseg.train.detector.sources import LabelledImages, Mixed, Shapes, draw_batch, find_pictures
+from physseg.train.detector.run_files import CHECKPOINT, LOG, SETTINGS, WEIGHTS, weights_file
+from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 
@@ -55,9 +49,13 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(end.value.code or 0)
 
 
+def make_settings_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (settings, recipe):
+        monkeypatch.setattr(module, "TrainSettings", lambda **given: replace(TINY, **given))
+
+
 def batch_of(settings: TrainSettings, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    drawn = draw_batch(Shapes(), settings.seed, step, batch_size=settings.batch_size, size=settings.size)
-    return training_batch(drawn, settings, step)
+    return training_batch(draw_batch(Shapes(), settings, step), settings, step)
 
 
 def test_a_batch_follows_from_seed_and_step():
@@ -74,7 +72,7 @@ def test_a_batch_follows_from_seed_and_step():
 def test_pictures_that_are_not_warped_keep_their_keypoints():
     plain = replace(TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0), size=(96, 128))
     images, classes, valid = batch_of(plain, 0)
-    drawn, keypoints = draw_batch(Shapes(), plain.seed, 0, batch_size=4, size=(96, 128))
+    drawn, keypoints = draw_batch(Shapes(), plain, 0)
     assert torch.equal(images, drawn)
     assert valid.all()
     for picture, points in zip(classes, keypoints, strict=True):
@@ -97,7 +95,7 @@ def test_an_interruption_changes_nothing(tmp_path):
     assert load_safetensors((tmp_path / "parts" / WEIGHTS).read_bytes())
     train(Shapes(), TINY, tmp_path / "parts", stop_at=5)
     train(Shapes(), TINY, tmp_path / "parts", say=said.append)
-    assert "goes on at step 5 of 6" in said[0]
+    assert "resumes at step 5 of 6" in said[0]
     assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
     before = (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns
     train(Shapes(), TINY, tmp_path / "whole")  # finished: nothing to do
@@ -117,7 +115,7 @@ def test_the_precision_is_one_that_the_cpu_computes_in(monkeypatch, capability, 
     assert chosen_precision("auto", "cpu", None) == precision
     assert chosen_precision("auto", "cpu", "bfloat16") == "bfloat16"  # what goes on goes on as it was
     assert chosen_precision("float32", "cpu", "bfloat16") == "float32"
-    with pytest.raises(ExtractorError, match="device: 'abacus' is not to be had here"):
+    with pytest.raises(ConfigError, match="device: cannot use 'abacus'"):
         chosen_precision("auto", "abacus", None)
     with pytest.raises(ExtractorError, match=r"expected float32, bfloat16 or auto, got 'float16'"):
         chosen_precision("float16", "cpu", None)
@@ -125,7 +123,7 @@ def test_the_precision_is_one_that_the_cpu_computes_in(monkeypatch, capability, 
 
 def test_the_same_command_goes_on_in_the_precision_that_it_began_with(tmp_path, monkeypatch):
     """Also on a machine where auto would choose another."""
-    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    make_settings_tiny(monkeypatch)
     again = ("train-synthetic", tmp_path / "run", "--steps", 1, "--batch-size", 2)
     assert run_command(monkeypatch, *again, "--precision", "bfloat16") == 0
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
@@ -136,7 +134,7 @@ def test_the_same_command_goes_on_in_the_precision_that_it_began_with(tmp_path, 
 @pytest.mark.parametrize("interrupted", [WEIGHTS, CHECKPOINT])
 def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch, interrupted):
     train(Shapes(), TINY, tmp_path / "whole")
-    atomic_write = loop.atomic_write
+    atomic_write = run_files.atomic_write
 
     def fails_at_the_end(path: Path, data: bytes) -> None:
         if path.name == interrupted:
@@ -144,7 +142,7 @@ def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch,
         atomic_write(path, data)
 
     train(Shapes(), TINY, tmp_path / "cut", stop_at=3)
-    monkeypatch.setattr(loop, "atomic_write", fails_at_the_end)
+    monkeypatch.setattr(run_files, "atomic_write", fails_at_the_end)
     with pytest.raises(OSError, match="power cut"):
         train(Shapes(), TINY, tmp_path / "cut")
     monkeypatch.undo()
@@ -153,12 +151,13 @@ def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch,
 
 
 def test_anything_but_a_cpu_gets_other_processes_that_draw(monkeypatch):
-    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda _: set(range(6)))
-    assert commands.drawing_processes(None, "cpu") == commands.drawing_processes(None, "cpu:0") == 0
-    assert commands.drawing_processes(None, "meta") == 5
-    assert commands.drawing_processes(2, "meta") == 2
-    monkeypatch.setattr(commands.os, "sched_getaffinity", lambda _: set(range(64)))
-    assert commands.drawing_processes(None, "meta") == 8
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    monkeypatch.setattr(settings, "available_cpus", lambda: 6)
+    assert drawing_processes(None, cpu) == drawing_processes(None, torch.device("cpu:0")) == 0
+    assert drawing_processes(None, other) == 5
+    assert drawing_processes(2, other) == 2
+    monkeypatch.setattr(settings, "available_cpus", lambda: 64)
+    assert drawing_processes(None, other) == 8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -195,8 +194,9 @@ def test_a_process_that_dies_while_it_draws_is_an_error(tmp_path):
 TRAINS_FOR_EVER = """
 import sys
 from pathlib import Path
-from physseg.train.detector.loop import TrainSettings, train
-from physseg.train.detector.sources import Shapes
+from physseg.train.detector.loop import train
+from physseg.train.detector.pictures.sources import Shapes
+from physseg.train.detector.settings import TrainSettings
 tiny = TrainSettings(steps=10**6, batch_size=1, size=(32, 40), widths=(4,) * 8, head_width=8, precision="float32")
 train(Shapes(), tiny, Path(sys.argv[1]), workers=2, log_every=1, say=lambda line: print(line, flush=True))
 """
@@ -320,13 +320,13 @@ def test_wrong_files_are_named(tmp_path):
         Labelled.read(tmp_path / "labels.npz")
     with pytest.raises(ExtractorError, match="expected pictures"):
         find_pictures(tmp_path)
-    with pytest.raises(ExtractorError, match="expected a file of weights to start from"):
+    with pytest.raises(WeightsError, match="none: expected a file of SuperPoint weights"):
         train(Shapes(), TINY, tmp_path / "run", start=tmp_path / "none")
 
 
 def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
     """shapes, textures, labels, training on them, figures: each command with next to no work."""
-    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    make_settings_tiny(monkeypatch)
     run, textures, labels = tmp_path / "shapes", tmp_path / "textures", tmp_path / "labels.npz"
     few = ("--steps", 2, "--batch-size", 2, "--precision", "float32")
     assert run_command(monkeypatch, "train-synthetic", run, *few) == 0
@@ -349,7 +349,7 @@ def test_the_commands_in_their_order(tmp_path, monkeypatch, capsys):
 
 def test_the_recipe_runs_through_and_goes_on(tmp_path, monkeypatch):
     """All its parts with next to no work; the second time everything is there and nothing is done again."""
-    monkeypatch.setattr(commands, "TrainSettings", lambda **given: replace(TINY, **given))
+    make_settings_tiny(monkeypatch)
     few = Recipe(
         shape_steps=2,
         batch_size=2,
@@ -385,7 +385,7 @@ def test_places_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights
         Image.fromarray(np.eye(48, dtype=np.uint8) * 255).save(folder / "img1.png")
         Image.fromarray(np.eye(48, dtype=np.uint8) * 255).save(folder / "img2.png")
         np.savetxt(folder / "H1to2p", np.eye(3))
-    monkeypatch.setattr(commands, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("measured"))
     words = ("evaluate", tiny_weights, "--sequence", sequences[0], "--sequence")
     assert run_command(monkeypatch, *words, sequences[1]) == 1
     assert "expected sequences of different names" in capsys.readouterr().err
@@ -415,18 +415,8 @@ def test_labels_of_others_tell_no_precision():
 
 def test_full_width_is_the_published_one(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "train", lambda source, settings, run, **_: seen.append(settings) or run)
-    commands.train_synthetic(
-        tmp_path,
-        steps=1,
-        seed=0,
-        full_width=True,
-        batch_size=1,
-        precision="bfloat16",
-        device="cpu",
-        workers=None,
-        say=print,
-    )
+    monkeypatch.setattr(loop, "train", lambda source, settings, run, **_: seen.append(settings) or run)
+    assert run_command(monkeypatch, "train-synthetic", tmp_path, "--full-width") == 0
     assert (seen[0].widths, seen[0].head_width) == ((64, 64, 64, 64, 128, 128, 128, 128), 256)
 
 
@@ -436,7 +426,7 @@ def test_a_weights_file_leaves_counters_out():
 
 
 def test_a_device_that_is_not_there_and_a_damaged_checkpoint_are_named(tmp_path):
-    with pytest.raises(ExtractorError, match="device: 'abacus' is not to be had here"):
+    with pytest.raises(ConfigError, match="device: cannot use 'abacus'"):
         train(Shapes(), TINY, tmp_path / "run", device="abacus")
     train(Shapes(), TINY, tmp_path / "run", stop_at=1)
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"damage")

@@ -48,9 +48,7 @@ def best_points(
     scores: Scores, *, number: int | None, radius_px: int, border_px: int, threshold: float = 0
 ) -> tuple[npt.NDArray[np.float32], Scores]:
     """The strongest points (N, 2) x, y of a map after suppression of neighbours, and their scores (N,), best first."""
-    kept = select_keypoints(
-        scores, threshold=threshold, nms_radius=radius_px, border=border_px, max_keypoints=number
-    )
+    kept = select_keypoints(scores, threshold=threshold, nms_radius=radius_px, border=border_px, max_keypoints=number)
     y, x = np.nonzero(kept)
     order = np.argsort(-kept[y, x], kind="stable")
     return np.stack([x, y], axis=1).astype(np.float32)[order], kept[y, x][order]

@@ -96,9 +96,7 @@ def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.ND
             yield (add_noise(image, seed=number * 10**6 + index) if noisy else image), keypoints
 
 
-def shape_precision(
-    detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool
-) -> dict[int, dict[str, float]]:
+def shape_precision(detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool) -> dict[int, dict[str, float]]:
     """Average precision of each detector on held-out shapes, by the radius of the suppression of neighbours.
 
     The row `TRUTH` is what a detector gets by the same rule that answers with the keypoints' own pixels. It is no

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from ....common.errors import PhyssegError
 from ....common.loader import load_batches
 from ....structure_extractors.errors import ExtractorError
-from ...loop.process import ignore_stop_signals
 from ..labels import Labelled
 from ..settings import TrainSettings
 from .files import read_grey
@@ -93,11 +92,12 @@ def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
     return read_grey(path, size)
 
 
-def draw_batch(source: Source, seed: int, step: int, *, batch_size: int, size: Size) -> tuple[Tensor, Tensor]:
+def draw_batch(source: Source, settings: TrainSettings, step: int) -> tuple[Tensor, Tensor]:
     """Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2), short lists filled up with infinity."""
-    drawn = [source.draw(np.random.default_rng([seed, step, index]), size) for index in range(batch_size)]
+    rngs = [np.random.default_rng([settings.seed, step, index]) for index in range(settings.batch_size)]
+    drawn = [source.draw(rng, settings.size) for rng in rngs]
     longest = max(1, *(len(points) for _, points in drawn))
-    keypoints = np.full((batch_size, longest, 2), np.inf, np.float32)
+    keypoints = np.full((len(drawn), longest, 2), np.inf, np.float32)
     for row, (_, points) in zip(keypoints, drawn, strict=True):
         row[: len(points)] = points
     images = torch.from_numpy(np.stack([image for image, _ in drawn]))
@@ -114,7 +114,7 @@ def drawn_batches(
         ExtractorError: A worker died.
     """
     return load_batches(
-        _Steps(source, settings.seed, steps, settings.batch_size, settings.size),
+        _Steps(source, settings, steps),
         num_workers=min(workers, len(steps)),
         start_worker=_start_worker,
         death=ExtractorError(
@@ -129,21 +129,18 @@ class _Steps(Dataset[tuple[Tensor, Tensor] | PhyssegError]):
     """The batches of some steps of a training."""
 
     source: Source
-    seed: int
+    settings: TrainSettings
     steps: range
-    batch_size: int
-    size: Size
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | PhyssegError:
         try:
-            return draw_batch(self.source, self.seed, self.steps[index], batch_size=self.batch_size, size=self.size)
+            return draw_batch(self.source, self.settings, self.steps[index])
         except PhyssegError as error:
             return error
 
 
 def _start_worker() -> None:
-    ignore_stop_signals()
     cv2.setNumThreads(1)

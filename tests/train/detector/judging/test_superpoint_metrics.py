@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.train.detector.detectors import CLASSICAL, best_points
-from physseg.train.detector.evaluation import (
+from physseg.train.detector.judging.detectors import CLASSICAL, best_points
+from physseg.train.detector.judging.evaluation import (
     RADIUS_PX,
     SHAPE_RADIUS_PX,
     TRUTH,
@@ -13,15 +13,19 @@ from physseg.train.detector.evaluation import (
     shape_precision,
     table,
 )
-from physseg.train.detector.metrics import average_precision, matches, repeatability
-from physseg.train.detector.pairs import self_warped_pairs, sequence_pairs
-from physseg.train.detector.textures import draw_texture
+from physseg.train.detector.judging.metrics import average_precision, found_again, matches, repeatability
+from physseg.train.detector.judging.pairs import self_warped_pairs, sequence_pairs
+from physseg.train.detector.pictures.textures import draw_texture
 
 SIZES = ((100, 100), (100, 100))
 
 
 def points(*pairs: tuple[float, float]) -> np.ndarray:
     return np.array(pairs, np.float32).reshape(-1, 2)
+
+
+def repeated(one: np.ndarray, other: np.ndarray, homography: np.ndarray, *, number: int = 300) -> float | None:
+    return repeatability(found_again(one, other, homography, SIZES, number=number, tolerance_px=3.0))
 
 
 def test_each_keypoint_is_found_once():
@@ -49,18 +53,17 @@ def test_repeatability_by_hand():
     shift = np.array([[1.0, 0, 5], [0, 1, 0], [0, 0, 1]])
     one = points((10, 10), (30, 30), (98, 50))  # the last leaves the second picture
     other = points((16, 10), (60, 60), (2, 50))  # the last is not in the first picture
-    options = {"number": 300, "tolerance_px": 3.0}
-    assert repeatability(one, other, shift, SIZES, **options) == pytest.approx((1 + 1) / (2 + 2))
-    assert repeatability(one[:2], one[:2] + np.float32([5, 0]), shift, SIZES, **options) == 1.0
-    assert repeatability(one, points(), shift, SIZES, **options) == 0.0
-    assert repeatability(points(), points(), shift, SIZES, **options) is None
+    assert repeated(one, other, shift) == pytest.approx((1 + 1) / (2 + 2))
+    assert repeated(one[:2], one[:2] + np.float32([5, 0]), shift) == 1.0
+    assert repeated(one, points(), shift) == 0.0
+    assert repeated(points(), points(), shift) is None
 
 
 def test_only_the_best_points_of_what_both_show_count():
     one = points((10, 10), (30, 30), (50, 50))
     other = points((30, 30), (10, 10), (70, 70))
-    assert repeatability(one, other, np.eye(3), SIZES, number=1, tolerance_px=3.0) == 0.0
-    assert repeatability(one, other, np.eye(3), SIZES, number=2, tolerance_px=3.0) == 1.0
+    assert repeated(one, other, np.eye(3), number=1) == 0.0
+    assert repeated(one, other, np.eye(3), number=2) == 1.0
 
 
 @pytest.mark.parametrize("name", CLASSICAL)

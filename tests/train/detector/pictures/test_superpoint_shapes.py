@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from physseg.train.detector.shapes import KINDS, _crossings, draw_shape, random_polygon
-from physseg.train.detector.textures import TEXTURES, draw_texture
+from physseg.train.detector.pictures.shapes import KINDS, _crossings, draw_shape, random_polygon
+from physseg.train.detector.pictures.textures import TEXTURES, draw_texture
 
 SIZE = (96, 128)
 

@@ -1,0 +1,76 @@
+"""Photometric changes one at a time."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from physseg.train.detector.pictures.photometric import (
+    PhotometricSettings,
+    _gaussian_kernels,
+    _motion_kernels,
+    add_noise,
+    augment,
+)
+
+NOTHING = PhotometricSettings(
+    probability=1.0, brightness=0, contrast=(1, 1), noise=0, speckle=0, shade=0, blur_px=0.3, motion_blur_px=1
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_no_change_leaves_pictures_as_they_are():
+    images = torch.rand(3, 1, 24, 32, generator=generator())
+    torch.testing.assert_close(augment(images, NOTHING, generator()), images, atol=1e-2, rtol=0)  # blur of .3 px
+    off = PhotometricSettings(probability=0.0)
+    assert torch.equal(augment(images, off, generator()), images)
+
+
+@pytest.mark.parametrize(
+    ("change", "low", "high"),
+    [
+        ({"noise": 0.1}, 0.001, 0.11),
+        ({"brightness": 0.2}, 0.001, 0.21),
+        ({"speckle": 0.1}, 0.01, 0.3),
+        ({"shade": 0.6}, 0.001, 0.31),
+    ],
+)
+def test_each_change_alone_is_as_strong_as_said(change, low, high):
+    images = torch.full((16, 1, 48, 64), 0.5)
+    out = augment(images, replace(NOTHING, **change), generator(1))
+    differences = (out - images).square().mean(dim=(1, 2, 3)).sqrt()
+    assert differences.min() < differences.max()  # each picture in its own way
+    assert low < differences.mean() < high
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_contrast_keeps_the_mean():
+    images = 0.4 + 0.2 * torch.rand(8, 1, 24, 32, generator=generator())
+    out = augment(images, replace(NOTHING, contrast=(0.5, 1.5), blur_px=0.3), generator(1))
+    torch.testing.assert_close(out.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)), atol=1e-3, rtol=0)
+    spread = out.std(dim=(1, 2, 3)) / images.std(dim=(1, 2, 3))
+    assert 0.4 < spread.min() < 0.9
+    assert 1.1 < spread.max() < 1.6
+
+
+def test_blurs_spread_a_point_and_keep_its_light():
+    gaussian = _gaussian_kernels(torch.tensor([0.5, 1.5]), 7)
+    motion = _motion_kernels(torch.tensor([0.0, math.pi / 2]), torch.tensor([7.0, 7.0]), 7)
+    for kernels in (gaussian, motion):
+        torch.testing.assert_close(kernels.sum(dim=(1, 2)), torch.ones(2))
+    assert gaussian[0, 3, 3] > gaussian[1, 3, 3]
+    assert motion[0, 3].sum() > 0.99  # along the row
+    torch.testing.assert_close(motion[0], motion[1].T, atol=1e-6, rtol=0)
+
+
+def test_random_numbers_follow_from_the_generator():
+    images = torch.rand(4, 1, 24, 32, generator=generator())
+    one, two = (augment(images, PhotometricSettings(), generator(5)) for _ in range(2))
+    assert torch.equal(one, two)
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
+    np.testing.assert_array_equal(add_noise(picture, seed=1), add_noise(picture, seed=1))
+    assert not np.array_equal(add_noise(picture, seed=1), add_noise(picture, seed=2))
