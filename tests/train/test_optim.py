@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from physseg.common.errors import ConfigError
+from physseg.train import optim
 from physseg.train.errors import NonFiniteLossError
-from physseg.train.loop import optim
 from physseg.train.optim import (
     OptimConfig,
     build_optimizer,
