@@ -6,16 +6,13 @@ detector is trained on further, and at extraction it lifts repeatability where t
 
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torch.nn import functional
 
-from ..keypoints import Scores
 from .homography import HomographySettings, random_homographies, valid_pixels, warp
-from .network import DetectorNetwork, grey_tensor, keypoint_probabilities
+from .network import DetectorNetwork, keypoint_probabilities
 
 # Pixels nearer to the edge of the picture do not count in a warped one: the edge itself looks like a line.
 MARGIN_PX = 3
@@ -24,23 +21,6 @@ MARGIN_PX = 3
 # it under viewpoint, .647 and .672 under light and noise; wider than 1 px it falls, and fewer points pass a threshold.
 SPREAD_PX = 0.75
 _CHUNK = 8  # warped pictures per forward pass; more is no faster on a CPU and costs memory
-
-
-def probability_map(network: DetectorNetwork, grey: npt.NDArray[np.uint8], adaptation: int = 0) -> Scores:
-    """Run a network in evaluation mode on one picture; device and precision are those of its weights.
-
-    Args:
-        network: The network.
-        grey: Picture (H, W) uint8 of any size.
-        adaptation: Number of homographies that the answer is the mean over; 0 takes the picture as it is.
-
-    Returns:
-        Probability of a keypoint at each pixel, (H, W) float32.
-    """
-    images = grey_tensor(grey[None], network.device)
-    maps = adapted_probabilities(network, images, adaptation) if adaptation else keypoint_probabilities(network, images)
-    probability: Scores = maps[0].cpu().numpy()
-    return probability
 
 
 @torch.inference_mode()

@@ -77,7 +77,7 @@ class SuperPoint:
         """Compute the arrays of an image (H, W, 3) uint8 RGB. Raises DeviceError if there is no GPU and should be."""
         grey = cv2.cvtColor(check_image(image, extractor=self.name), cv2.COLOR_RGB2GRAY)
         detector = self._detector(CPU if self.device == CPU else gpu_of_this_process())
-        probability = infer(detector, np.asarray(grey, np.uint8), self.adaptation)
+        probability = infer(detector.network, np.asarray(grey, np.uint8), self.adaptation)
         kept = select_keypoints(
             probability,
             threshold=detector.threshold if self.threshold is None else self.threshold,

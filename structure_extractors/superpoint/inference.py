@@ -20,6 +20,7 @@ from ..errors import DeviceError, WeightsError
 from ..keypoints import Scores
 
 if TYPE_CHECKING:
+    from .network import DetectorNetwork
     from .weights import Detector
 
 CPU = "cpu"
@@ -65,25 +66,31 @@ def read_detector(
     return replace(detector, network=network)
 
 
-def infer(detector: "Detector", grey: npt.NDArray[np.uint8], adaptation: int = 0) -> Scores:
-    """Run a detector on one picture, so that equal pictures get equal bytes.
+def infer(network: "DetectorNetwork", grey: npt.NDArray[np.uint8], adaptation: int = 0) -> Scores:
+    """Run a network on one picture, so that equal pictures get equal bytes.
 
     One at a time on every device: sums may be ordered otherwise in a batch, and what is stored of a picture may not
     depend on which others were computed with it. The warped copies of `adaptation` are batches of fixed composition.
 
     Args:
-        detector: The detector, on the device to compute on.
-        grey: Picture (H, W) uint8.
+        network: A network in evaluation mode; its weights have the device and the precision to compute in.
+        grey: Picture (H, W) uint8 of any size.
         adaptation: Number of homographies that the answer is the mean over; 0 takes the picture as it is.
 
     Returns:
         Probability of a keypoint at each pixel, (H, W) float32.
     """
-    from .adaptation import probability_map
+    from .adaptation import adapted_probabilities
+    from .network import grey_tensor, keypoint_probabilities
 
-    on_cpu = detector.network.device.type == CPU
-    with nullcontext() if on_cpu else same_sums_every_time():
-        return probability_map(detector.network, grey, adaptation)
+    with nullcontext() if network.device.type == CPU else same_sums_every_time():
+        images = grey_tensor(grey[None], network.device)
+        if adaptation:
+            maps = adapted_probabilities(network, images, adaptation)
+        else:
+            maps = keypoint_probabilities(network, images)
+        probability: Scores = maps[0].cpu().numpy()
+    return probability
 
 
 def read_weights(path: str | Path) -> bytes:

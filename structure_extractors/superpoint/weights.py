@@ -8,7 +8,7 @@ anything else are ignored; widths follow from the shapes. Nothing is ever downlo
 import io
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,6 @@ from ..errors import WeightsError
 from .network import NUM_LOGITS, Architecture, DetectorNetwork, Order
 
 UNITS = (*(f"blocks.{index}" for index in range(8)), "head", "logits")  # parts of DetectorNetwork, input to output
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,54 +50,42 @@ class WeightFormat:
         return convs | norms
 
 
+_AB = tuple(f"{pair}{letter}" for pair in range(1, 5) for letter in "ab")
+
+
+def _rpautrat(part: str) -> tuple[str, ...]:
+    units = (*(f"backbone.{pair}.{unit}" for pair in range(4) for unit in range(2)), "detector.0", "detector.1")
+    return tuple(f"{unit}.{part}" for unit in units)
+
+
+def _eric_yyjau(part: str, first: int) -> tuple[str, ...]:
+    blocks = ("inc.conv.conv", *(f"down{number}.mpconv.1.conv" for number in range(1, 4)))
+    encoder = (f"{block}.{index}" for block in blocks for index in (first, first + 3))
+    return (*encoder, f"{part}Pa", f"{part}Pb")
+
+
 FORMATS = (
-    WeightFormat(
-        name="Magic Leap",
-        convs=_words("conv1a conv1b conv2a conv2b conv3a conv3b conv4a conv4b convPa convPb"),
-    ),
+    WeightFormat(name="Magic Leap", convs=(*(f"conv{name}" for name in _AB), "convPa", "convPb")),
     WeightFormat(
         name="rpautrat",
-        convs=_words(
-            """backbone.0.0.conv backbone.0.1.conv backbone.1.0.conv backbone.1.1.conv
-            backbone.2.0.conv backbone.2.1.conv backbone.3.0.conv backbone.3.1.conv detector.0.conv detector.1.conv"""
-        ),
-        norms=_words(
-            """backbone.0.0.bn backbone.0.1.bn backbone.1.0.bn backbone.1.1.bn
-            backbone.2.0.bn backbone.2.1.bn backbone.3.0.bn backbone.3.1.bn detector.0.bn detector.1.bn"""
-        ),
+        convs=_rpautrat("conv"),
+        norms=_rpautrat("bn"),
         order="conv-relu-bn",
         norm_eps=1e-3,
         threshold=0.005,
     ),
     WeightFormat(
         name="Hugging Face",
-        convs=_words(
-            """encoder.conv_blocks.0.conv_a encoder.conv_blocks.0.conv_b
-            encoder.conv_blocks.1.conv_a encoder.conv_blocks.1.conv_b
-            encoder.conv_blocks.2.conv_a encoder.conv_blocks.2.conv_b
-            encoder.conv_blocks.3.conv_a encoder.conv_blocks.3.conv_b
-            keypoint_decoder.conv_score_a keypoint_decoder.conv_score_b"""
+        convs=(
+            *(f"encoder.conv_blocks.{block}.conv_{letter}" for block in range(4) for letter in "ab"),
+            *("keypoint_decoder.conv_score_a", "keypoint_decoder.conv_score_b"),
         ),
     ),
     WeightFormat(
         name="Hugging Face (early)",
-        convs=_words(
-            """encoder.conv1a encoder.conv1b encoder.conv2a encoder.conv2b encoder.conv3a encoder.conv3b
-            encoder.conv4a encoder.conv4b keypoint_decoder.convSa keypoint_decoder.convSb"""
-        ),
+        convs=(*(f"encoder.conv{name}" for name in _AB), "keypoint_decoder.convSa", "keypoint_decoder.convSb"),
     ),
-    WeightFormat(
-        name="eric-yyjau",
-        convs=_words(
-            """inc.conv.conv.0 inc.conv.conv.3 down1.mpconv.1.conv.0 down1.mpconv.1.conv.3
-            down2.mpconv.1.conv.0 down2.mpconv.1.conv.3 down3.mpconv.1.conv.0 down3.mpconv.1.conv.3 convPa convPb"""
-        ),
-        norms=_words(
-            """inc.conv.conv.1 inc.conv.conv.4 down1.mpconv.1.conv.1 down1.mpconv.1.conv.4
-            down2.mpconv.1.conv.1 down2.mpconv.1.conv.4 down3.mpconv.1.conv.1 down3.mpconv.1.conv.4 bnPa bnPb"""
-        ),
-        order="conv-bn-relu",
-    ),
+    WeightFormat(name="eric-yyjau", convs=_eric_yyjau("conv", 0), norms=_eric_yyjau("bn", 1), order="conv-bn-relu"),
     # A network's own state dict, as a training of our own saves it.
     WeightFormat(
         name="physseg",
@@ -145,8 +129,7 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
     incomplete: dict[str, list[str]] = {}
     for candidate in FORMATS:
         keys = candidate.keys()
-        first = f"{candidate.convs[0]}.weight"
-        for prefix in (key[: -len(first)] for key in tensors if key == first or key.endswith("." + first)):
+        for prefix in _prefixes(tensors, f"{candidate.convs[0]}.weight"):
             missing = [prefix + key for key in keys if prefix + key not in tensors]
             if missing:
                 incomplete[candidate.name] = missing
@@ -164,6 +147,11 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
     else:
         problem = f"expected the weights of a SuperPoint detector, found {preview(tensors or ['no tensors at all'])}"
     raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}")
+
+
+def _prefixes(keys: Iterable[str], name: str) -> list[str]:
+    """What stands before a name that ends some of the keys; nothing, or something that ends with a dot."""
+    return [key.removesuffix(name) for key in keys if key == name or key.endswith(f".{name}")]
 
 
 def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: str) -> DetectorNetwork:

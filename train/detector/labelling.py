@@ -13,8 +13,8 @@ from PIL import Image
 
 from ...common.atomic import atomic_write
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.superpoint.adaptation import SPREAD_PX, probability_map
-from ...structure_extractors.superpoint.inference import read_detector, read_weights
+from ...structure_extractors.superpoint.adaptation import SPREAD_PX
+from ...structure_extractors.superpoint.inference import infer, read_detector, read_weights
 from ...structure_extractors.superpoint.network import CELL_PX
 from ..model.device import choose_device
 from .judging.detectors import best_points
@@ -83,7 +83,7 @@ def label(
     for index, name in enumerate(names):
         if name in done:
             continue
-        probability = probability_map(network, read_grey(folder / name, size), adaptation)
+        probability = infer(network, read_grey(folder / name, size), adaptation)
         done[name], _ = best_points(
             probability, number=max_points, radius_px=radius_px, border_px=radius_px, threshold=threshold
         )

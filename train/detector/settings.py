@@ -13,7 +13,7 @@ from ...structure_extractors.superpoint.network import CELL_PX
 from ..model.device import choose_device
 from .pictures.photometric import PhotometricSettings
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +38,6 @@ class TrainSettings:
             raise ExtractorError.mismatch("size", f"multiples of {CELL_PX}", self.size)
         if min(self.steps, self.batch_size) < 1:
             raise ExtractorError(f"expected at least one step of one picture, got {self.steps} of {self.batch_size}")
-        if self.precision not in (*PRECISIONS, "auto"):
-            raise _unknown_precision(self.precision)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, 0-based."""
@@ -70,7 +68,7 @@ def chosen_precision(precision: str, device: str, recorded: str | None = None) -
     if precision == "auto":
         return recorded or ("bfloat16" if _computes_in_bfloat16(choose_device(device)) else "float32")
     if precision not in PRECISIONS:
-        raise _unknown_precision(precision)
+        raise ExtractorError.mismatch("precision", f"{', '.join(PRECISIONS)} or auto", repr(precision))
     return precision
 
 
@@ -91,7 +89,3 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
-
-
-def _unknown_precision(precision: str) -> ExtractorError:
-    return ExtractorError.mismatch("precision", f"{', '.join(PRECISIONS)} or auto", repr(precision))

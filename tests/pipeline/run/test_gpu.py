@@ -228,7 +228,7 @@ class TestCuda:
         pictures = [picture(0, 384, 512), picture(1, 384, 576), picture(2, 41, 52)]
 
         def answers(gpu: str, pictures: list[np.ndarray]) -> list[np.ndarray]:
-            return [infer(detector(gpu, precision), grey, adaptation) for grey in pictures]
+            return [infer(detector(gpu, precision).network, grey, adaptation) for grey in pictures]
 
         first = answers("cuda:0", pictures)
         again = answers("cuda:0", pictures[::-1])[::-1]
@@ -241,12 +241,12 @@ class TestCuda:
     def test_float32_agrees_with_the_cpu(self, adaptation: int) -> None:
         """Sums in another order move a probability by some 1e-6; TF32, with its 10 bits, would by some 1e-3."""
         for grey in (picture(0, 384, 512), picture(1, 41, 52)):
-            gpu, cpu = (infer(detector(device), grey, adaptation) for device in ("cuda:0", "cpu"))
+            gpu, cpu = (infer(detector(device).network, grey, adaptation) for device in ("cuda:0", "cpu"))
             np.testing.assert_allclose(gpu, cpu, atol=1e-4, rtol=0)
 
     def test_bfloat16_is_near(self) -> None:
         gpu, cpu = (
-            infer(detector(device, precision), picture(0, 384, 512))
+            infer(detector(device, precision).network, picture(0, 384, 512))
             for device, precision in (("cuda:0", "bfloat16"), ("cpu", "float32"))
         )
         assert 0 < np.abs(gpu - cpu).max() < 0.1

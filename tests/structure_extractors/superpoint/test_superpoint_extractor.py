@@ -12,8 +12,9 @@ from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.keypoints import encode_confidence, select_keypoints
 from physseg.structure_extractors.registry import build
 from physseg.structure_extractors.superpoint import extractor as superpoint
-from physseg.structure_extractors.superpoint.adaptation import adapted_probabilities, probability_map
+from physseg.structure_extractors.superpoint.adaptation import adapted_probabilities
 from physseg.structure_extractors.superpoint.extractor import SuperPoint
+from physseg.structure_extractors.superpoint.inference import infer
 from physseg.structure_extractors.superpoint.network import (
     Architecture,
     DetectorNetwork,
@@ -91,7 +92,7 @@ def test_the_whole_extractor_is_network_then_post_processing(weights):
     photo = image(0)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
     network = fold_normalisation(make_network()).to(memory_format=torch.channels_last)
-    probability = probability_map(network, grey)
+    probability = infer(network, grey)
     out = SuperPoint(weights=weights, dense=True, **SETTINGS)(photo, LABELS, ignore_index=255)
 
     assert {name: (array.dtype, array.shape) for name, array in out.items()} == {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....structure_extractors.keypoints import Scores, score_map
-from ....structure_extractors.superpoint.adaptation import probability_map
+from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
 from ..pictures.files import find_pictures, read_grey
 from ..pictures.photometric import add_noise
@@ -85,7 +85,7 @@ def evaluate(
 
 def network_detector(network: DetectorNetwork, adaptation: int = 0) -> Detect:
     """A network as a detector; with `adaptation` the mean over that many homographies."""
-    return lambda grey: probability_map(network, grey, adaptation)
+    return lambda grey: infer(network, grey, adaptation)
 
 
 def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.NDArray[np.float32]]]:
@@ -158,12 +158,18 @@ def mean_repeatability(
 def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None]) -> None:
     """Print rows of figures: one line per detector, one column per measure; the best detector of each has a star."""
     measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
-    widths = [max(len(measure), 7) for measure in measures]
-    name_width = max(map(len, rows))
-    say(" " * name_width + "".join(f"  {measure:>{w}}" for measure, w in zip(measures, widths, strict=True)))
     best = {m: max((row[m] for name, row in rows.items() if m in row and name != TRUTH), default=0.0) for m in measures}
-    for name, row in rows.items():
-        cells = [
-            f"{row[m]:.3f}{'*' if row[m] == best[m] and name != TRUTH else ' '}" if m in row else "- " for m in measures
-        ]
-        say(f"{name:<{name_width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+
+    def cell(name: str, measure: str) -> str:
+        figure = rows[name].get(measure)
+        if figure is None:
+            return "- "
+        return f"{figure:.3f}{'*' if figure == best[measure] and name != TRUTH else ' '}"
+
+    def line(first: str, cells: list[str]) -> str:
+        widths = (max(len(measure), 7) for measure in measures)
+        return f"{first:<{max(map(len, rows))}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+    say(line("", measures))
+    for name in rows:
+        say(line(name, [cell(name, measure) for measure in measures]))
