@@ -160,6 +160,11 @@ def set_learning_rate(optimizer: AdamW, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def learning_rates(optimizer: AdamW) -> dict[str, float]:
+    """Current rate of every parameter group, under the training log's names."""
+    return {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+
 def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
     """Scale all gradients together so that their L2 norm is at most `max_norm`; 0 only measures.
 

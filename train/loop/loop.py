@@ -21,7 +21,7 @@ from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
-from ...common.text import Part
+from ...common.text import Part, preview
 from ...manifests.manifest import Manifest
 from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
@@ -33,11 +33,18 @@ from ..model.backbones.clip_presets import PRETRAINED
 from ..model.bounded import set_recompute
 from ..model.inference import InferenceSettings
 from ..model.segmenter import Segmenter
-from ..optim import build_optimizer, clip_gradients, learning_rate_factor, require_finite, set_learning_rate
+from ..optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate_factor,
+    learning_rates,
+    require_finite,
+    set_learning_rate,
+)
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
-from ..runs.run_log import RunLog, SilentLog, read_log
+from ..runs.run_log import RunLog, SilentLog, evaluated_steps
 from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
 from .meter import AverageMeter
@@ -52,28 +59,36 @@ class TrainResult:
     """How a call of `train` ended."""
 
     run: Path
+    """The run folder."""
     step: int
-    """Steps the weights have taken."""
+    """Number of steps that the weights have taken."""
     first_step: int
-    """Steps they had taken when this call began."""
+    """Number of steps that they had taken when this call began."""
     finished: bool
-    """Whether that is all of the configuration's steps."""
+    """Whether these are all of the configuration's steps."""
     stopped_by: str | None
-    """Name of the signal that ended it early."""
+    """Name of the signal that ended the call early."""
     seconds: float
+    """Duration of the call."""
     rank: int = 0
     """Which of the processes that torchrun started this is."""
 
 
 def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = True) -> TrainResult:
-    """Train, or go on training, until `config.steps` or `stop_at` steps, or a signal (see process.StopSignals).
+    """Train, or resume training, until `config.steps` or `stop_at` steps, or a signal (see process.StopSignals).
 
     Under torchrun, every process calls this and is one rank of the training; the run folder and the store must be
-    the same files for all.
+    the same files for all. Every end that we can see coming leaves a checkpoint of the last good step: reaching the
+    last one, a signal, NonFiniteLossError, a sample that cannot be read any more.
 
-    Raises ConfigError, TrainDataError, StoreIncompleteError, RunFolderError or CheckpointError before anything is
-    computed. Every end that we can see coming leaves a checkpoint of the last good step: reaching the last one, a
-    signal, NonFiniteLossError, a sample that cannot be read any more.
+    Args:
+        config: The run's settings.
+        stop_at: Number of steps to stop at. The schedule is not changed.
+        progress: Whether the main process draws a bar.
+
+    Raises:
+        PhyssegError: ConfigError, TrainDataError, StoreIncompleteError, RunFolderError or CheckpointError before
+            anything is computed; NonFiniteLossError, RankError or what the data met after that.
     """
     if config.run is None:
         raise ConfigError("no run folder given", hint='Say --out RUN, or write `run = "..."` in the configuration.')
@@ -82,7 +97,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
         _check_batch_size(config, ranks)
         with run.locked() if ranks.is_main else nullcontext():
             training = _Training(config, run, ranks)
-            return training.go_on(min(stop_at or config.steps, config.steps), progress=progress)
+            return training.run_until(min(stop_at or config.steps, config.steps), progress=progress)
 
 
 class _Training:
@@ -107,13 +122,13 @@ class _Training:
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
         self.optimizer: AdamW = build_optimizer(self.model, config.optim)
-        self.averages: ModelEma | None = None
+        self.ema: ModelEma | None = None
         self.step = self.saved_step = self._resume_or_begin()
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
 
-    def go_on(self, stop_at: int, *, progress: bool) -> TrainResult:
+    def run_until(self, stop_at: int, *, progress: bool) -> TrainResult:
         """Train until `stop_at` steps have been taken."""
         started, first_step = time.perf_counter(), self.step
         with (
@@ -197,8 +212,8 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.averages is not None:
-            self.averages.update(self.step)
+        if self.ema is not None:
+            self.ema.update(self.step)
         meter.count(values)
 
     def _why_stopped(self, data: "_Data") -> str | None:
@@ -213,7 +228,7 @@ class _Training:
             raise failure
         for rank, text in enumerate(failures):
             if text is not None:
-                raise RankError(f"stopped at step {self.step} because rank {rank} failed: {text}", rank=rank)
+                raise RankError(f"stopped at step {self.step} because rank {rank} failed: {text}")
 
     def _stream(self, stop_at: int) -> Iterator[Batch]:
         sampler = PositionBatches(
@@ -246,8 +261,8 @@ class _Training:
             step=self.step, model=to_dict(self.config.model), classes=self.vocabulary.classes, data=self.identity
         )
         trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()}
-        if self.averages is not None:
-            trainer["weights"] = self.averages.weights()
+        if self.ema is not None:
+            trainer["weights"] = self.ema.trained_weights()
         with self._evaluated_weights():
             checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
         self.saved_step = self.step
@@ -265,19 +280,19 @@ class _Training:
         if not checkpoint.steps(self.run.checkpoints):
             if self.clip_weights is not None:
                 load_clip_weights(self.model.clip, self.clip_weights.path)
-            self.averages = self._new_averages()
+            self.ema = self._new_ema()
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
         state = checkpoint.load_model(path, self.model, to_dict(self.config.model))
         trainer = checkpoint.load_trainer(path)
         self.optimizer.load_state_dict(trainer["optimizer"])
-        self.averages = self._new_averages()
-        if self.averages is not None:
-            self.averages.restore(trainer["weights"])
+        self.ema = self._new_ema()
+        if self.ema is not None:
+            self.ema.restore(trainer["weights"])
         set_random_state(trainer["random"])
         return state.step
 
-    def _new_averages(self) -> ModelEma | None:
+    def _new_ema(self) -> ModelEma | None:
         return ModelEma(self.model, self.config.ema_decay) if self.config.ema_decay else None
 
     # --- evaluation ---
@@ -289,7 +304,7 @@ class _Training:
     def _evaluate_if_missed(self, log: RunLog) -> None:
         """A run that was killed while it evaluated has a checkpoint of that step, and no result in its log."""
         if self._evaluation_is_due():
-            logged = self.ranks.is_main and self.step in logged_evaluations(self.run)
+            logged = self.ranks.is_main and self.step in evaluated_steps(self.run.log_file)
             if not self.ranks.any(logged):
                 self._evaluate(log)
 
@@ -330,8 +345,8 @@ class _Training:
         log.scalars(self.step, result.scalars())  # last: what is logged is done
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
-        """Inside, the model holds what it is evaluated with: the averages, where there are any."""
-        return self.averages.in_place() if self.averages is not None else nullcontext()
+        """Inside, the model holds what it is evaluated with: the moving averages, where there are any."""
+        return self.ema.in_place() if self.ema is not None else nullcontext()
 
     # --- log ---
 
@@ -364,8 +379,7 @@ class _Training:
         if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
             tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
         if left_out:
-            shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-            tqdm.write(f"{len(left_out)} quarantined samples are left out: {shown}")
+            tqdm.write(f"{len(left_out)} quarantined samples are left out: {preview(left_out)}")
 
 
 @dataclass(slots=True)
@@ -402,13 +416,6 @@ class _Data:
                 raise
 
 
-def logged_evaluations(run: RunFolder) -> set[int]:
-    """Steps whose evaluation is in the run's log."""
-    if not run.log_file.exists():
-        return set()
-    return {entry["step"] for entry in read_log(run.log_file, "step") if "eval/pixel_accuracy" in entry}
-
-
 def _check_batch_size(config: TrainConfig, ranks: Ranks) -> None:
     if config.batch_size % (ranks.size * config.accumulate):
         raise ConfigError(
@@ -416,8 +423,3 @@ def _check_batch_size(config: TrainConfig, ranks: Ranks) -> None:
             f"{config.accumulate}",
             hint=f"batch_size is that of all together: a multiple of {ranks.size * config.accumulate}",
         )
-
-
-def learning_rates(optimizer: AdamW) -> dict[str, float]:
-    """Current rate of every parameter group, under the log's names."""
-    return {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}

@@ -9,7 +9,7 @@ class AverageMeter:
     """Adds up what steps report until `take` asks for the means."""
 
     def __init__(self, batch_size: int) -> None:
-        """`batch_size`: images of a step, over all ranks."""
+        """`batch_size`: Number of images of a step, over all ranks."""
         self.batch_size = batch_size
         self._restart()
 

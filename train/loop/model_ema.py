@@ -1,7 +1,7 @@
 """An exponential moving average of the weights (Polyak averaging): often better, always smoother, than the last ones.
 
 Where it is on, the averages are what a run is evaluated with and what its checkpoints' `model.safetensors` holds; the
-weights that training goes on from are in `trainer.pt`.
+weights that training resumes from are in `trainer.pt`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after so many steps."""
+        """Take in the weights after step number `step`."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._averages.values()), list(self._weights.values()), weight)
 
@@ -37,13 +37,13 @@ class ModelEma:
         finally:
             self._swap()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that training goes on from; call it while the module holds them."""
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that training resumes from; call it while the module holds them."""
         return {name: value.detach() for name, value in self._weights.items()}
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """The module holds averages, as after loading a checkpoint: keep those, and give it `weights` to go on from."""
+        """The module holds averages, as after loading a checkpoint: keep those, and give it `weights` to train on."""
         for name, value in self._weights.items():
             self._averages[name].copy_(value)
             value.copy_(weights[name])

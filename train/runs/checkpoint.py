@@ -3,7 +3,7 @@
 A checkpoint is a folder `step_00000100` inside a run's `checkpoints`:
 
     model.safetensors   every parameter and buffer of the model to predict with, readable without physseg
-    trainer.pt          what else training goes on from: optimizer state, random generators and, where the model's
+    trainer.pt          what else training resumes from: optimizer state, random generators and, where the model's
                         weights are averages, the weights themselves; read with weights_only
     state.json          step, model settings, vocabulary, versions, and the size and sha256 of the other two
 

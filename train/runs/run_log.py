@@ -72,6 +72,12 @@ def read_log(jsonl: Path, event: str | None = None) -> list[dict[str, Any]]:
     return [entry for _, entry in _lines(jsonl) if event in (None, entry["event"])]
 
 
+def evaluated_steps(jsonl: Path) -> set[int]:
+    """Steps whose evaluation is in a run's log, which may not exist yet."""
+    entries = read_log(jsonl, "step") if jsonl.exists() else []
+    return {entry["step"] for entry in entries if "eval/pixel_accuracy" in entry}
+
+
 def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
     """Whole lines and what they say; a run that was killed can leave half a line at the end."""
     found = []
