@@ -39,7 +39,7 @@ class Memory:
 def memory_of(process: int | str | None) -> Memory:
     """Resident bytes of a process, now and at most so far; zeros where there is no /proc or no such process.
 
-    ``getrusage`` would not do for the peak: a new process inherits it from the one that started it.
+    `getrusage` would not do for the peak: a new process inherits it from the one that started it.
     """
     found = {}
     with contextlib.suppress(OSError):

@@ -284,7 +284,7 @@ _CONVERTERS: dict[Any, Callable[..., Any]] = {
 
 
 def _resolved(text: str, base: Path) -> str:
-    """A URL as it is; a path made absolute from ``base``, or from the shell's folder if it came by `--set`."""
+    """A URL as it is; a path made absolute from `base`, or from the shell's folder if it came by `--set`."""
     if "://" in text or not text:
         return str(text)
     folder = text.base if isinstance(text, _OverriddenText) else base

@@ -1,8 +1,9 @@
 """Every sample is read once and checked: what cannot be used is named in its row, never dropped."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,23 +45,24 @@ REPAIRS = {
 class CheckSettings:
     """How strict the checks are."""
 
-    exif: str = "error"  # EXIF orientation other than 1: quarantine, turn, leave
-    max_megapixels: float = 100.0  # larger images are refused from their header, before they are decoded
-    workers: int = 0  # threads (the decoders run outside Python's lock); 0 = as many as the process may use
+    exif: str = "error"
+    """What happens to images with an EXIF orientation other than 1: error (quarantine), apply (turn) or ignore."""
+    max_megapixels: float = 100.0
+    """Size of the largest image that is accepted. Larger ones are refused from their header."""
+    workers: int = 0
+    """Number of threads (the decoders run outside Python's lock); 0 for as many as the process may use."""
 
     def __post_init__(self) -> None:
         if self.exif not in ("error", "apply", "ignore"):
-            raise ManifestError(f"exif: expected error, apply or ignore, got {self.exif!r}")
+            raise ManifestError.mismatch("exif", "error, apply or ignore", repr(self.exif))
         if not 0 < self.max_megapixels <= PILLOW_MEGAPIXELS:
-            raise ManifestError(
-                f"max_megapixels: expected more than 0 and at most {PILLOW_MEGAPIXELS} (Pillow's own limit), "
-                f"got {self.max_megapixels}"
-            )
+            expected = f"more than 0 and at most {PILLOW_MEGAPIXELS} (Pillow's own limit)"
+            raise ManifestError.mismatch("max_megapixels", expected, self.max_megapixels)
         if self.workers < 0:
-            raise ManifestError(f"workers: expected 0 or more, got {self.workers}")
+            raise ManifestError.mismatch("workers", "0 or more", self.workers)
 
 
-SecondOpinion = Callable[[Pair, npt.NDArray[Any]], str]
+CrossCheck = Callable[[Pair, npt.NDArray[Any]], str]
 """What another file of the archive says against a pair's raw ids: a note for its row, "" where all agrees."""
 
 
@@ -69,8 +71,11 @@ class Checked:
     """A manifest with what was counted on the way."""
 
     manifest: Manifest
-    class_pixels: npt.NDArray[np.int64]  # (T,) pixels of each class in all usable samples
-    ignored_pixels: int  # pixels without a class in all usable samples
+    """The manifest of all samples."""
+    class_pixels: npt.NDArray[np.int64]
+    """Number of pixels of each class in all usable samples, (T,)."""
+    ignored_pixels: int
+    """Number of pixels without a class in all usable samples."""
 
 
 def check_samples(
@@ -80,18 +85,29 @@ def check_samples(
     dataset: str,
     split: str,
     settings: CheckSettings | None = None,
-    second_opinion: SecondOpinion | None = None,
+    cross_check: CrossCheck | None = None,
 ) -> Checked:
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
 
-    Content problems become the `problem` of a row. Raises ManifestError only when there is no pair, or when every
-    single one has a problem: then something is wrong with the arguments rather than with the files.
+    Content problems become the `problem` of a row.
+
+    Args:
+        pairs: The files of each sample.
+        ids: What the numbers in the label files mean.
+        dataset: Name of the data set.
+        split: Name of the split.
+        settings: How strict the checks are.
+        cross_check: What another file says about a pair's labels.
+
+    Raises:
+        ManifestError: There is no pair, or every single one has a problem. Then something is wrong with the arguments
+            rather than with the files.
     """
     if not pairs:
         raise ManifestError("expected at least one image with its label, got none")
     settings = settings or CheckSettings()
     root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
-    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings, second_opinion=second_opinion)
+    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings, cross_check=cross_check)
     ordered = sorted(pairs, key=lambda pair: pair.sample_id)
     chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
     samples: list[Sample] = []
@@ -111,7 +127,6 @@ def check_samples(
             f"none of {len(samples)} samples can be used; the first:\n  "
             + "\n  ".join(f"{sample.sample_id}: {sample.problem}" for sample in broken[:5]),
             hint=REPAIRS[broken[0].problem.split(":")[0]],
-            problems=[sample.problem for sample in broken],
         )
     manifest = Manifest(
         root=str(root),
@@ -134,52 +149,44 @@ def check_pair(
     ids: LabelIds,
     split: str,
     settings: CheckSettings,
-    second_opinion: SecondOpinion | None = None,
+    cross_check: CrossCheck | None = None,
 ) -> tuple[Sample, npt.NDArray[np.int64]]:
     """The row of one pair, and its pixels as by `count_classes`; all zero if it is quarantined."""
     image_bytes, label_bytes = _read(pair.image), _read(pair.label)
     image_name, label_name = (path.relative_to(root).as_posix() for path in (pair.image, pair.label))
-    problems: list[str] = []
     notes = [pair.note] if pair.note else []
-
-    facts = None
-    try:
+    problems: list[str] = []
+    facts = raw = None
+    with _quarantine(problems, "unreadable image", image_name):
         facts = check_image(image_bytes, max_megapixels=settings.max_megapixels)
-    except DecodeError as error:
-        problems.append(f"{error.fields.get('reason', 'unreadable image')}: {image_name}: {error.args[0]}")
-    raw = None
-    try:
+    with _quarantine(problems, "unreadable label", label_name):
         check_label_file(label_bytes)
         raw = decode_raw(label_bytes, ids.label_form)
-    except DecodeError as error:
-        problems.append(f"{error.fields.get('reason', 'unreadable label')}: {label_name}: {error.args[0]}")
-
-    orientation, height, width = 1, 0, 0
+    orientation, size = 1, (0, 0)
     if facts is not None:
-        if facts.orientation != 1 and settings.exif == "apply":
-            orientation = facts.orientation
-        height, width = facts.size_after(orientation)
+        orientation = facts.orientation if settings.exif == "apply" else 1
+        size = facts.size_after(orientation)
         label_size = None if raw is None else (raw.shape[0], raw.shape[1])
         more_problems, more_notes = judge_image(facts, image_name, label_size, settings.exif)
-        problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, (height, width))
+        problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, size)
         notes += more_notes
-    if facts is not None and raw is not None and raw.shape != (height, width) and not problems:
-        problems.append(
-            f"size mismatch: {label_name}: expected {height} x {width} pixels (h x w) as {image_name}, "
-            f"got {raw.shape[0]} x {raw.shape[1]}"
-        )
-    height, width = capped_size(height, width, ids.max_short_side_px)
-    counted, unknown = np.zeros(ids.vocabulary.num_classes + 1, np.int64), ""
+        if label_size is not None and label_size != size and not problems:
+            problems.append(
+                f"size mismatch: {label_name}: expected {size[0]} x {size[1]} pixels (h x w) as {image_name}, "
+                f"got {label_size[0]} x {label_size[1]}"
+            )
+    counted = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
     if raw is not None:
-        if second_opinion is not None and (said := second_opinion(pair, raw)):
+        if cross_check is not None and (said := cross_check(pair, raw)):
             notes.append(said)
         counted, unknown = count_classes(raw, ids)
-    if unknown:
-        problems.append(
-            f"unknown ids: {label_name}: expected ids of the {ids.vocabulary.num_classes} classes, got {unknown}"
-        )
-    elif raw is not None and not counted[:-1].any():
-        notes.append("no labelled pixel")
+        if unknown:
+            problems.append(
+                f"unknown ids: {label_name}: expected ids of the {ids.vocabulary.num_classes} classes, got {unknown}"
+            )
+        elif not counted[:-1].any():
+            notes.append("no labelled pixel")
+    height, width = capped_size(*size, ids.max_short_side_px)
     sample = Sample(
         sample_id=pair.sample_id,
         image_path=image_name,
@@ -194,6 +201,15 @@ def check_pair(
         note="; ".join(notes),
     )
     return sample, counted if not problems else np.zeros_like(counted)
+
+
+@contextmanager
+def _quarantine(problems: list[str], reason: str, name: str) -> Iterator[None]:
+    """A file that cannot be decoded becomes one of the problems, by the error's own reason if it has one."""
+    try:
+        yield
+    except DecodeError as error:
+        problems.append(f"{error.fields.get('reason', reason)}: {name}: {error.args[0]}")
 
 
 def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str]:
@@ -243,11 +259,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be read: {error.strerror}",
-            hint="check the file's permissions and the disk",
-            path=str(path),
-        ) from error
+        hint = "check the file's permissions and the disk"
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
 
 
 def _check_fast_decoder(data: bytes, name: str, orientation: int, size: tuple[int, int]) -> list[str]:

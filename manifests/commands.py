@@ -1,5 +1,6 @@
 """`physseg manifest ...`: from a data set's folder to its checked manifest."""
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,54 +77,11 @@ def manifest_coco_stuff(
         name=name,
         settings=settings,
     )
-    if check:
-        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=False)
-    elif out is not None:
-        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    _finish(found.checked, out, found if check else None, verbose=verbose, allow_quarantine=allow_quarantine)
 
 
-BENCHMARK_EXITS = "Exit code 1: something is missing, nothing is written; 3: some samples were quarantined."
-
-
-def _benchmark_command(name: str, description: str) -> None:
-    """Add `physseg manifest NAME` for a benchmark with one published layout."""
-
-    def command(
-        root_folder: BenchmarkRoot,
-        out: CheckedOut = None,
-        split: BenchmarkSplit = None,
-        list_file: ListFile = None,
-        exif: Exif = "ignore",
-        max_megapixels: MaxMegapixels = 100.0,
-        workers: Threads = 0,
-        allow_quarantine: AllowQuarantine = False,
-        verbose: Verbose = False,
-        check: Check = False,
-    ) -> None:
-        from .datasets import published
-
-        found = published.benchmark(
-            name,
-            root=root_folder,
-            split=split,
-            listed=list_file,
-            check=check,
-            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
-        )
-        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
-
-    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
-    app.command(name)(command)
-
-
-_benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016.")
-_benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
-_benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
-_benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
-
-
-def _context_command(name: str, description: str) -> None:
-    """Likewise for Pascal Context, whose labels come in several forms."""
+def _benchmark_command(name: str, description: str, *, label_forms: bool = False) -> None:
+    """Add `physseg manifest NAME` for a benchmark with a published layout."""
 
     def command(
         root_folder: BenchmarkRoot,
@@ -160,14 +118,35 @@ def _context_command(name: str, description: str) -> None:
             keep=out is not None,
             settings=_check_settings(exif, max_megapixels, workers, out, check=check),
         )
-        _finish_benchmark(found, out, check=check, verbose=verbose, allow_quarantine=allow_quarantine)
+        archive = found if check else None
+        _finish(
+            found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, next_command="evaluate RUN"
+        )
 
-    command.__doc__ = f"{description}\n\n{BENCHMARK_EXITS}"
+    if not label_forms:  # Typer makes the options from the signature
+        signature = inspect.signature(command)
+        options = [o for o in signature.parameters.values() if o.name not in ("form", "labels", "write_labels")]
+        command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    command.__doc__ = (
+        f"{description}\n\nExit code 1: something is missing, nothing is written; 3: some samples were quarantined."
+    )
     app.command(name)(command)
 
 
-_context_command("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
-_context_command("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
+_benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016.")
+_benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
+_benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
+_benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
+_benchmark_command(
+    "pascal-context-59",
+    "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.",
+    label_forms=True,
+)
+_benchmark_command(
+    "pascal-context-459",
+    "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.",
+    label_forms=True,
+)
 
 
 @app.command("folder")
@@ -197,9 +176,9 @@ def manifest_folder(
 
     Exit code 3: the manifest is written, but some samples were quarantined.
     """
-    from . import build
+    from .datasets.folder import folder
 
-    checked = build.folder(
+    checked = folder(
         classes=classes,
         root=root_folder,
         split=split,
@@ -211,7 +190,7 @@ def manifest_folder(
         name=name,
         settings=_check_settings(exif, max_megapixels, workers, out),
     )
-    _finish_manifest(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
+    _finish(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
 
 
 def _check_settings(
@@ -223,50 +202,38 @@ def _check_settings(
     if out is None and not check:
         raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
     if out is not None and Path(out).is_dir():
-        raise ManifestError(
-            f"{out}: expected a file to write, got a folder", hint=f"e.g. --out {Path(out) / 'train.parquet'}"
-        )
+        hint = f"e.g. --out {Path(out) / 'train.parquet'}"
+        raise ManifestError.mismatch(out, "a file to write", "a folder", hint=hint)
     return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
 
 
-def _finish_manifest(
-    checked: "Checked", out: str, *, verbose: bool, allow_quarantine: bool, evaluated: bool = False
+def _finish(
+    checked: "Checked",
+    out: str | None,
+    archive: "Found | None" = None,
+    *,
+    verbose: bool,
+    allow_quarantine: bool,
+    next_command: str = "",
 ) -> None:
-    from .report import summary_lines
+    """Write the manifest and say what is in it; of an archive that is checked, what it lacks.
 
-    checked.manifest.write(out)
-    next_step = f"physseg evaluate RUN {out}" if evaluated else ""
-    for line in summary_lines(checked, out, verbose=verbose, next_step=next_step):
+    A manifest is written of a complete archive only.
+    """
+    from .report import archive_lines, summary_lines
+
+    incomplete = archive is not None and bool(archive.faults)
+    if out is not None and not incomplete:
+        checked.manifest.write(out)
+        next_step = f"physseg {next_command} {out}" if next_command else ""
+        summary = summary_lines(checked, out, verbose=verbose, next_step=next_step)
+        lines = [*(archive_lines(archive) if archive else ()), *summary]
+    else:
+        lines = [*summary_lines(checked, None, verbose=verbose), *(archive_lines(archive) if archive else ())]
+    for line in lines:
         typer.echo(line)
-    _exit_if_quarantined(checked, allow_quarantine)
-
-
-def _exit_if_quarantined(checked: "Checked", allow_quarantine: bool) -> None:
+    if incomplete:
+        raise typer.Exit(1)
     if checked.manifest.quarantined and not allow_quarantine:
         typer.echo(f"exit code {QUARANTINE_EXIT} for quarantined samples; --allow-quarantine accepts them", err=True)
         raise typer.Exit(QUARANTINE_EXIT)
-
-
-def _finish_benchmark(found: "Found", out: str | None, *, check: bool, verbose: bool, allow_quarantine: bool) -> None:
-    if check:
-        _finish_check(found, out, verbose=verbose, allow_quarantine=allow_quarantine)
-    elif out is not None:
-        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=True)
-
-
-def _finish_check(
-    found: "Found", out: str | None, *, verbose: bool, allow_quarantine: bool, evaluated: bool = True
-) -> None:
-    """Say what the archive lacks; a manifest is written of a complete one only."""
-    from .report import archive_lines, summary_lines
-
-    if out is not None and not found.faults:
-        for line in archive_lines(found):
-            typer.echo(line)
-        _finish_manifest(found.checked, out, verbose=verbose, allow_quarantine=allow_quarantine, evaluated=evaluated)
-        return
-    for line in (*summary_lines(found.checked, None, verbose=verbose), *archive_lines(found)):
-        typer.echo(line)
-    if found.faults:
-        raise typer.Exit(1)
-    _exit_if_quarantined(found.checked, allow_quarantine)

@@ -62,9 +62,7 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
     that once, and hashes guard it afterwards. Raises DecodeError when OpenCV cannot read it at all.
     """
     if not data:
-        raise DecodeError(
-            "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
-        )
+        raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -84,7 +82,7 @@ def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8
     if orientation == 1:
         return image
     if orientation not in range(2, 9):
-        raise DecodeError(f"EXIF orientation: expected 1..8, got {orientation}", expected="1..8", got=orientation)
+        raise DecodeError(f"EXIF orientation: expected 1..8, got {orientation}")
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -105,16 +103,12 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
             raise DecodeError(
                 f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}",
                 hint=LABEL_HINT,
-                expected=LABEL_FORMATS,
-                got=picture.format,
                 reason="label format",
             )
         if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
             raise DecodeError(
                 f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)",
                 hint=LABEL_HINT,
-                expected="one channel",
-                got=picture.mode,
                 reason="label format",
             )
         with _damage_named():
@@ -143,8 +137,6 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
             raise DecodeError(
                 f"expected JPEG or PNG, got {picture.format}",
                 hint="convert the file to JPEG or PNG",
-                expected=IMAGE_FORMATS,
-                got=picture.format,
                 reason="image format",
             )
         megapixels = picture.width * picture.height / 1e6
@@ -153,8 +145,6 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
                 f"expected at most {max_megapixels:g} megapixels, got {megapixels:.3g} "
                 f"({picture.height} x {picture.width} pixels)",
                 hint="check the file, or allow more with --max-megapixels",
-                expected=max_megapixels,
-                got=megapixels,
                 reason="image too large",
             )
         with _damage_named():
@@ -215,9 +205,7 @@ def _check_plain(picture: Image.Image) -> None:
 
 def _opened(data: bytes) -> Image.Image:
     if not data:
-        raise DecodeError(
-            "expected a picture, got 0 bytes", hint="restore the file", expected="a picture", got="0 bytes"
-        )
+        raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
     with _damage_named():
         try:
             return Image.open(io.BytesIO(data))
@@ -242,8 +230,6 @@ def _undecodable(reason: str) -> DecodeError:
     return DecodeError(
         f"cannot be decoded: {reason}",
         hint="the file is damaged or incomplete; copy or download it again",
-        expected="a whole picture",
-        got=reason,
     )
 
 

@@ -8,8 +8,8 @@ class ManifestError(PhyssegError, ValueError):
 
 
 class DecodeError(ManifestError):
-    """Bytes that are not the picture they should be. Carries ``expected`` and ``got``; the caller adds the path."""
+    """Bytes that are not the picture they should be. Carries `expected` and `got`; the caller adds the path."""
 
 
 class ContentError(ManifestError):
-    """One sample's files cannot be used: a quarantine entry. Carries ``sample_id``, ``path``, ``expected``, ``got``."""
+    """One sample's files cannot be used: a quarantine entry. Carries `sample_id`, `path`, `expected`, `got`."""

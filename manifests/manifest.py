@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split
+from ..common.text import preview
 from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
 from .labels.forms import MAX_RAW_ID, decode_raw
@@ -300,8 +301,8 @@ class Manifest:
 def describe_unknown(pixels: Mapping[int, int]) -> str:
     """Unknown raw ids with their pixel counts in words, most frequent first: "id 44 (120 pixels), id 7 (1 pixel)"."""
     ordered = sorted(pixels.items(), key=lambda entry: (-entry[1], entry[0]))
-    named = ", ".join(f"id {raw} ({count} pixel{'s' if count > 1 else ''})" for raw, count in ordered[:5])
-    return named + (f" and {len(ordered) - 5} more ids" if len(ordered) > 5 else "")
+    named = [f"id {raw} ({count} pixel{'s' if count > 1 else ''})" for raw, count in ordered]
+    return preview(named, 5) + (" ids" if len(named) > 5 else "") if named else ""
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common.text import preview
 from .checking import REPAIRS, Checked
 from .datasets.published import Found
 from .manifest import Manifest
-from .pairing import some
 
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
 
@@ -34,7 +34,7 @@ def summary_lines(
         f"{checked.ignored_pixels / max(total, 1):.1%} of the pixels are unlabelled"
     )
     if absent:
-        yield f"absent       {some(absent, 12)}"
+        yield f"absent       {preview(sorted(absent), 12)}"
     yield from _prompt_lines(manifest)
     if verbose:
         yield from _class_table(checked, total)
@@ -62,7 +62,7 @@ def _prompt_lines(manifest: Manifest) -> Iterator[str]:
     if manifest.fold_from is not None:
         words = manifest.vocabulary.prompt_names[manifest.fold_from :]
         total = manifest.vocabulary.num_classes
-        yield f"background   {len(words)} of {total} prompts count as one class: {some(words)}"
+        yield f"background   {len(words)} of {total} prompts count as one class: {preview(sorted(words))}"
     shared = manifest.vocabulary.shared_prompts
     if shared:
         named = "; ".join(f"{name} {'/'.join(map(str, ids))}" for name, ids in shared.items())

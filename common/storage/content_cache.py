@@ -14,7 +14,7 @@ from ..errors import StorageError
 
 
 class ContentCache:
-    """Files below ``folder``, which is made when the first one is kept."""
+    """Files below `folder`, which is made when the first one is kept."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -23,7 +23,7 @@ class ContentCache:
         return f"ContentCache({str(self.folder)!r})"
 
     def file(self, sha256: str, fetch: Callable[[], bytes], where: str) -> Path:
-        """The local file with that content; ``fetch`` brings it the first time, from ``where``.
+        """The local file with that content; `fetch` brings it the first time, from `where`.
 
         Raises StorageError if what was brought is something else, or cannot be kept.
         """

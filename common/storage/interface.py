@@ -65,7 +65,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, under: str = "") -> dict[str, int]:
-        """Path -> bytes of every file below the folder ``under``, at any depth."""
+        """Path -> bytes of every file below the folder `under`, at any depth."""
 
     @abstractmethod
     def leftovers(self) -> Sequence[str]:
@@ -89,7 +89,7 @@ class RandomAccess(ABC):
 
     @abstractmethod
     def read_at(self, length: int, offset: int) -> bytes:
-        """That many bytes from ``offset`` on; fewer only where the file ends."""
+        """That many bytes from `offset` on; fewer only where the file ends."""
 
     def close(self) -> None:  # noqa: B027 (nothing to close where nothing is held)
         """Let go of what is held."""

@@ -48,7 +48,7 @@ def is_url(location: str) -> bool:
 
 
 def local_path(location: str) -> Path:
-    """The path that a local location means, a ``file://`` URL included."""
+    """The path that a local location means, a `file://` URL included."""
     if not is_url(location):
         if _BROKEN_URL.match(location):
             raise StorageError(f"{location}: expected a URL with two slashes as in s3://bucket/x, or a path")
@@ -65,7 +65,7 @@ def local_path(location: str) -> Path:
 
 
 def absolute(location: str) -> str:
-    """A location that means the same from any folder: URLs as they are, paths and ``file://`` URLs as full paths."""
+    """A location that means the same from any folder: URLs as they are, paths and `file://` URLs as full paths."""
     if is_url(location) and not location.lower().startswith("file:"):
         return location
     return str(local_path(location).resolve())
@@ -83,7 +83,7 @@ def split(location: str) -> tuple[Storage, str]:
 
 
 def read_below(root: str, path: str) -> bytes:
-    """All bytes of the file at the POSIX ``path`` below ``root``: a path, or a URL of ours or of fsspec."""
+    """All bytes of the file at the POSIX `path` below `root`: a path, or a URL of ours or of fsspec."""
     if not is_url(root):
         with open(f"{root}/{path}", "rb", buffering=0) as local:  # noqa: PTH123 (half the time of Path.read_bytes)
             return local.readall()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
-from ..pairing import IMAGE_SUFFIXES, Pair, files_by_stem
+from ..pairing import IMAGE_SUFFIXES, Pair, files_by_stem, read_list
 from ..vocabulary import VOCABULARIES, published_vocabulary
 from .archive import Archive, Release, existing_folder, known_split
 
@@ -73,8 +73,8 @@ def ade20k_847_ids() -> LabelIds:
     )
 
 
-def find_ade20k_150(root: Path, split: str) -> Archive:
-    """A split of the scene parsing challenge (ADEChallengeData2016) below `root`."""
+def find_ade20k_150(root: Path, split: str, *, listed_in: Path | None = None) -> Archive:
+    """A split of the scene parsing challenge (ADEChallengeData2016) below `root`; `listed_in` selects samples."""
     release = known_split(split, CHALLENGE, "ade20k-150")
     places = [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS]
     if not any((root / place).is_dir() for place in places):
@@ -92,11 +92,16 @@ def find_ade20k_150(root: Path, split: str) -> Archive:
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         image_folder=images,
         label_folder=labels,
+        listed=read_list(listed_in) if listed_in else None,
+        listed_in=listed_in,
     )
 
 
-def find_ade20k_847(root: Path, split: str) -> Archive:
-    """A split of the full release below `root`; photographs and labels lie together in folders by scene."""
+def find_ade20k_847(root: Path, split: str, *, listed_in: Path | None = None) -> Archive:
+    """A split of the full release below `root`; `listed_in` selects samples.
+
+    Photographs and labels lie together in folders by scene.
+    """
     release = known_split(split, FULL, "ade20k-847")
     places = [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS]
     if not any((root / place).is_dir() for place in places):
@@ -116,11 +121,13 @@ def find_ade20k_847(root: Path, split: str) -> Archive:
         labels=labels,
         image_folder=scenes,
         label_folder=scenes,
-        second_opinion=json_opinion,
+        listed=read_list(listed_in) if listed_in else None,
+        listed_in=listed_in,
+        cross_check=check_against_json,
     )
 
 
-def json_opinion(pair: Pair, raw: npt.NDArray[Any]) -> str:
+def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
     """Compare a scene's ids with the objects in the JSON file beside it: ids, and the names of the 847 classes.
 
     The PNG may lack an object (another one covers it), never have one more.
@@ -155,12 +162,11 @@ def _scene_files(scenes: Path) -> tuple[dict[str, Path], dict[str, Path]]:
                 continue
             path = Path(folder, file)
             if name in found:
-                raise ManifestError(
-                    f"{scenes}: expected one file per scene, got {found[name]} and {path}", hint="remove one of them"
-                )
+                both = f"{found[name]} and {path}"
+                raise ManifestError.mismatch(scenes, "one file per scene", both, hint="remove one of them")
             found[name] = path
     if not images and not labels:
-        raise ManifestError(f"{scenes}: expected scenes (.jpg with _seg.png), got none", hint=FULL_SOURCE)
+        raise ManifestError.mismatch(scenes, "scenes (.jpg with _seg.png)", "none", hint=FULL_SOURCE)
     return images, labels
 
 
@@ -169,4 +175,4 @@ def _tidy(entry: str) -> str:
 
 
 def _wrong_release(folder: Path, release: Release, got: str) -> ManifestError:
-    return ManifestError(f"{folder}: expected {release.title}, got {got}", hint=release.source, path=str(folder))
+    return ManifestError.mismatch(folder, release.title, got, hint=release.source)

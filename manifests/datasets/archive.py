@@ -7,22 +7,25 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checking import SecondOpinion
+from ...common.text import preview
+from ..checking import CrossCheck
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
-from ..pairing import Pair, some
+from ..pairing import Pair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
     """One split as it was published."""
 
-    title: str  # for people, e.g. "ADE20K-150, validation"
-    counts: tuple[int, ...]  # its number of samples; several where the literature disagrees, none where nobody says
-    source: str  # where one gets it, and what to unpack
-    numbering: str = (
-        ""  # the names of its samples by number from 1, e.g. "ADE_val_{:08d}"; "" where they are not numbers
-    )
+    title: str
+    """Name for people, such as "ADE20K-150, validation"."""
+    counts: tuple[int, ...]
+    """Number of samples; several where the literature disagrees, none where nobody says."""
+    source: str
+    """Where one gets the release, and what to unpack."""
+    numbering: str = ""
+    """Template of the samples' names by number from 1, such as "ADE_val_{:08d}"; "" where they are not numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,17 +33,29 @@ class Archive:
     """One split as it lies in a folder; files by stem, as many as there are."""
 
     dataset: str
+    """Name of the data set in the manifest."""
     split: str
+    """Name of the split in the manifest."""
     release: Release
+    """The split as it was published."""
     ids: LabelIds
+    """What the numbers in the label files mean."""
     images: Mapping[str, Path]
+    """Photographs by stem."""
     labels: Mapping[str, Path]
+    """Label files by stem."""
     image_folder: Path
+    """Folder of the photographs, for messages."""
     label_folder: Path
-    listed: Sequence[str] | None = None  # the names of the split, where a file lists them; None: all that are there
-    listed_in: Path | None = None  # that file
-    notes: Mapping[str, str] | None = None  # what is already known about a sample, by stem
-    second_opinion: SecondOpinion | None = None
+    """Folder of the label files, for messages."""
+    listed: Sequence[str] | None = None
+    """Names of the split's samples, where a file lists them; None for all that are there."""
+    listed_in: Path | None = None
+    """The file that lists the names."""
+    notes: Mapping[str, str] | None = None
+    """What is already known about a sample, by stem."""
+    cross_check: CrossCheck | None = None
+    """What another file of the archive says about a sample's labels."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -65,7 +80,7 @@ class Archive:
             ("label file", self.labels, self.label_folder),
         ):
             if absent := self.names - files.keys():
-                yield f"{len(absent)} of {of} have no {what} in {folder} ({some(absent)})"
+                yield f"{len(absent)} of {of} have no {what} in {folder} ({preview(sorted(absent))})"
 
     def miscounted(self) -> str:
         """A line if the split has another number of samples than was published: half an archive, another release."""
@@ -76,13 +91,13 @@ class Archive:
 
 
 def miscounted(release: Release, names: Collection[str]) -> str:
-    """A line if there are more or fewer samples than were published, "" if not; names those missing if it can."""
+    """A line if there are more or fewer samples than were published, else ""; it names those missing if it can."""
     if not release.counts or len(names) in release.counts:
         return ""
     line = f"{release.title}: expected {' or '.join(map(str, release.counts))} samples, got {len(names)}"
     numbered = map(release.numbering.format, range(1, release.counts[0] + 1)) if release.numbering else ()
     absent = set(numbered).difference(names)
-    return line + (f"; missing: {some(absent)}" if absent else "")
+    return line + (f"; missing: {preview(sorted(absent))}" if absent else "")
 
 
 def existing_folder(root: Path, candidates: Iterable[str], what: str, release: Release) -> Path:
@@ -90,25 +105,19 @@ def existing_folder(root: Path, candidates: Iterable[str], what: str, release: R
     root = root.expanduser().resolve()
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
-        raise ManifestError(
-            f"{root}: expected the folder of {release.title}, got {got}", hint=release.source, path=str(root)
-        )
+        raise ManifestError.mismatch(root, f"the folder of {release.title}", got, hint=release.source)
     tried = [root / candidate for candidate in candidates]
-    for folder in tried:
-        if folder.is_dir():
-            return folder
+    if found := next(filter(Path.is_dir, tried), None):
+        return found
     raise ManifestError(
-        f"{what} of {release.title}: expected {' or '.join(map(str, tried))}, none exists",
-        hint=release.source,
-        path=str(root),
+        f"{what} of {release.title}: expected {' or '.join(map(str, tried))}, none exists", hint=release.source
     )
 
 
 def existing_list(candidates: Sequence[Path], release: Release) -> Path:
     """The first of the list files that exists. Raises ManifestError, which says where to get the archive."""
-    for path in candidates:
-        if path.is_file():
-            return path
+    if found := next(filter(Path.is_file, candidates), None):
+        return found
     raise ManifestError(
         f"list of {release.title}: expected {' or '.join(map(str, candidates))}, none exists",
         hint=f"{release.source}; or name yours with --list FILE",
@@ -116,6 +125,7 @@ def existing_list(candidates: Sequence[Path], release: Release) -> Path:
 
 
 def known_split(split: str, releases: Mapping[str, Release], dataset: str) -> Release:
+    """The release of a split. Raises ManifestError, which names the splits that there are."""
     if split not in releases:
-        raise ManifestError(f"{dataset}: expected --split {' or '.join(releases)}, got {split!r}")
+        raise ManifestError.mismatch(dataset, f"--split {' or '.join(releases)}", repr(split))
     return releases[split]

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ...common.text import preview
 from ..errors import ManifestError
-from ..pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list, some
+from ..pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list
 from .coco_segments import segment_mask
 from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .painting import check_new_folder, paint_folder
@@ -31,10 +32,14 @@ MAX_EDGE = 65535  # pixels; as many as a JPEG can have
 class Segment:
     """One annotation, still in JSON form."""
 
-    file: str  # name of the JSON file, for messages
+    file: str
+    """Name of the JSON file, for messages."""
     annotation_id: object
-    category_id: int  # 1..182
-    segmentation: Any  # list of polygons, or {"size": [h, w], "counts": list or str}
+    """Id of the annotation, for messages."""
+    category_id: int
+    """COCO's category, 1..182."""
+    segmentation: Any
+    """A list of polygons, or {"size": [h, w], "counts": list or str}."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,10 +47,15 @@ class AnnotatedImage:
     """One image as the JSON files describe it; segments in painting order."""
 
     file_name: str
-    height: int  # pixels
-    width: int  # pixels
-    files: list[str]  # the JSON files that list it
+    """Name of the photograph."""
+    height: int
+    """Height in pixels."""
+    width: int
+    """Width in pixels."""
+    files: list[str]
+    """Names of the JSON files that list the image."""
     segments: list[Segment] = field(default_factory=list)
+    """Its annotations, in painting order."""
 
 
 def paint_labels(
@@ -59,9 +69,19 @@ def paint_labels(
 ) -> list[Pair]:
     """Write one label PNG per annotated image into the new folder `out`, and pair them with the photographs.
 
-    The folder appears when all pictures are written, or not at all. An image that the files list but never annotate
-    gets a picture of 255 and a note. Raises ManifestError for files that are not COCO-Stuff annotations, segments that
-    do not fit their image, images without an entry and entries without an image (`listed` selects stems).
+    An image that the files list but never annotate gets a picture of 255 and a note.
+
+    Args:
+        stuff: Stuff annotations, painted first.
+        instances: Instance annotations, painted over the stuff.
+        images: Folder of the photographs.
+        out: New folder for the label pictures. It appears atomically.
+        listed: File of stems to select.
+        workers: Number of threads; 0 for all CPUs.
+
+    Raises:
+        ManifestError: A file has no COCO-Stuff annotations, a segment does not fit its image, an image has no entry,
+            or an entry no image.
     """
     check_new_folder(out)
     paths = [path for path in (stuff, instances) if path is not None]
@@ -96,7 +116,7 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
             _add_file(images, data, path)
         except (KeyError, TypeError) as error:
             raise ManifestError(
-                f"{path}: an entry that is not as in COCO's files: {type(error).__name__}: {error}", path=str(path)
+                f"{path}: an entry that is not as in COCO's files: {type(error).__name__}: {error}"
             ) from error
     return images
 
@@ -111,7 +131,6 @@ def paint(image: AnnotatedImage) -> npt.NDArray[np.uint8]:
             raise ManifestError(
                 f"{segment.file}, annotation {segment.annotation_id} of {image.file_name}: {error}",
                 hint="the annotation file is damaged or belongs to other images; download it again",
-                annotation_id=segment.annotation_id,
             ) from error
         canvas[mask] = segment.category_id - 1
     return canvas
@@ -121,19 +140,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the path", path=str(path)
-        ) from error
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
     except ValueError as error:
-        raise ManifestError(
-            f"{path}: expected JSON, got {error}", hint="download the file again", path=str(path)
-        ) from error
+        raise ManifestError.mismatch(path, "JSON", error, hint="download the file again") from error
     for key in ("images", "annotations", "categories"):
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ManifestError(
-                f"{path}: expected COCO annotations, with a list of {key}; there is none", path=str(path)
-            )
+            raise ManifestError(f"{path}: expected COCO annotations, with a list of {key}; there is none")
     return dict(data)
 
 
@@ -160,7 +173,6 @@ def _check_second_file(images: Mapping[int, AnnotatedImage], data: Mapping[str, 
                 f"{path}: annotation {annotation.get('id')} is stuff (category {annotation['category_id']}); painted "
                 f"after {first}, it would cover the things there",
                 hint="exchange --stuff-json and --instances-json",
-                path=str(path),
             )
 
 
@@ -173,7 +185,6 @@ def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
             raise ManifestError(
                 f"{path}: category {category['id']} is {category['name']!r}, in COCO-Stuff it is {classes[index]!r}",
                 hint="this is not a COCO-Stuff file; paint its labels yourself and use `physseg manifest folder`",
-                path=str(path),
             )
 
 
@@ -182,18 +193,15 @@ def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path
     name, sizes = entry["file_name"], (entry["height"], entry["width"])
     fits = all(type(size) is int and 1 <= size <= MAX_EDGE for size in sizes)
     if not (fits and isinstance(name, str) and Path(name).stem):
-        raise ManifestError(
-            f"{path}: image {entry['id']}: expected a file name, and a height and width of 1..{MAX_EDGE}, got "
-            f"{name!r} and {sizes}",
-            path=str(path),
-        )
+        expected = f"a file name, and a height and width of 1..{MAX_EDGE}"
+        raise ManifestError.mismatch(f"{path}: image {entry['id']}", expected, f"{name!r} and {sizes}")
     if known is None:
         images[entry["id"]] = AnnotatedImage(
             file_name=name, height=entry["height"], width=entry["width"], files=[path.name]
         )
         return
     if path.name in known.files:
-        raise ManifestError(f"{path}: image id {entry['id']} stands there twice", path=str(path))
+        raise ManifestError(f"{path}: image id {entry['id']} stands there twice")
     ours = (known.file_name, known.height, known.width)
     theirs = (name, *sizes)
     if ours != theirs:
@@ -217,21 +225,18 @@ def _add_segment(
         return
     if category not in CATEGORY_TO_CLASS:
         hint = "a COCO panoptic file? Its merged categories (184..200) cannot be split into COCO-Stuff's again"
-        raise ManifestError(
-            f"{name}: expected a category of COCO-Stuff (1..182 without the 11 unused), got {category}",
+        raise ManifestError.mismatch(
+            name,
+            "a category of COCO-Stuff (1..182 without the 11 unused)",
+            category,
             hint=hint if category > OTHER_CATEGORY else "this is not a COCO-Stuff file",
-            path=str(path),
-            annotation_id=annotation.get("id"),
-            got=category,
         )
     if category not in named:
-        raise ManifestError(f"{name}: its category {category} is not among the file's categories", path=str(path))
+        raise ManifestError(f"{name}: its category {category} is not among the file's categories")
     if annotation["image_id"] not in listed:
-        raise ManifestError(
-            f"{name}: its image {annotation['image_id']} is not among the file's images", path=str(path)
-        )
+        raise ManifestError(f"{name}: its image {annotation['image_id']} is not among the file's images")
     if "segmentation" not in annotation:
-        raise ManifestError(f"{name}: has no segmentation", hint="boxes alone are not enough", path=str(path))
+        raise ManifestError(f"{name}: has no segmentation", hint="boxes alone are not enough")
     images[annotation["image_id"]].segments.append(
         Segment(
             file=path.name,
@@ -267,12 +272,12 @@ def _matching_stems(
     no_entry, no_file = wanted - annotated.keys(), wanted - photographs.keys()
     parts = []
     if no_file:
-        parts.append(f"{len(no_file)} images of {names} are not in {images} ({some(no_file)})")
+        parts.append(f"{len(no_file)} images of {names} are not in {images} ({preview(sorted(no_file))})")
     if no_entry:
-        parts.append(f"{len(no_entry)} images in {images} are not listed in {names} ({some(no_entry)})")
+        parts.append(f"{len(no_entry)} images in {images} are not listed in {names} ({preview(sorted(no_entry))})")
     if parts:
         hint = LIST_HINT + "; for all that are in the folder: `ls IMAGES | sed 's/[.][^.]*$//' > FILE`"
-        raise ManifestError("; ".join(parts), hint=hint, images=sorted(no_entry), labels=sorted(no_file))
+        raise ManifestError("; ".join(parts), hint=hint)
     return sorted(wanted)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 
 def segment_mask(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -52,6 +51,8 @@ def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
 
 def _polygon_counts(polygons: Any, height: int, width: int) -> bytes:
     """Compressed run lengths of the union of polygons, each a flat list x, y, x, y, ..."""
+    from pycocotools import mask as coco_mask  # which nothing but these needs
+
     for polygon in polygons or [[]]:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected polygons of at least three points (x, y), got {len(polygon)} coordinates")

@@ -56,16 +56,12 @@ def find_labels(root: Path, split: str) -> Path:
 
 def _find(root: Path, split: str, templates: tuple[str, ...], what: str) -> Path:
     if not root.is_dir():
-        raise ManifestError(
-            f"{root}: expected the data set's folder, got nothing there", hint="check --root", path=str(root)
-        )
+        raise ManifestError.mismatch(root, "the data set's folder", "nothing there", hint="check --root")
     candidates = [root / template.format(split=split) for template in templates]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
+    if found := next(filter(Path.is_dir, candidates), None):
+        return found
     source = f"{RELEASES[split].source}; or " if split in RELEASES else ""
     raise ManifestError(
         f"{what} of {split}: expected one of " + ", ".join(map(str, candidates)) + "; none exists",
         hint=f"{source}name the folders with --images and --labels",
-        path=str(root),
     )

@@ -6,31 +6,47 @@ a `phase`, train or val, for every image. A pixel holds the category id of the 4
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...common.text import preview
 from ..errors import ManifestError
-from ..pairing import some
-from ..vocabulary import published_vocabulary
 from .coco_segments import segment_mask
 from .painting import check_new_folder, paint_folder
-from .pascal_context import NUM_CATEGORIES, RENAMED, category_to_class_59
 
+NUM_CATEGORIES = 459
 KEYS = ("images", "annos_segmentation", "categories")
 SOURCE = "download https://codalabuser.blob.core.windows.net/public/trainval_merged.json again"
 
 
 def paint_context(
-    path: Path, split: str, out: Path, *, listed: Sequence[str] | None = None, workers: int = 0
+    path: Path,
+    split: str,
+    out: Path,
+    *,
+    expected_names: Mapping[int, Collection[str]],
+    listed: Sequence[str] | None = None,
+    workers: int = 0,
 ) -> dict[str, str]:
-    """Paint the split's images into the new folder `out`; the stems of all, with a note where nothing is annotated.
+    """Paint a split's images. Later segments cover earlier ones in the file's order, as in the benchmark.
 
-    Segments are painted in the file's order, later ones over earlier ones, as the benchmark does. `listed` selects
-    stems. Raises ManifestError for another file, an image without a size, and a segment that does not fit its image.
+    Args:
+        path: The merged annotation file.
+        split: Phase of the images, train or val.
+        out: New folder for the label pictures.
+        expected_names: What categories may be called, in lower case without spaces, by category id.
+        listed: Stems of the images to paint; None for all of the split.
+        workers: Number of threads; 0 for all CPUs.
+
+    Returns:
+        The stems of all images, with a note where nothing is annotated.
+
+    Raises:
+        ManifestError: It is another file, an image has no size, or a segment does not fit its image.
     """
     check_new_folder(out)
     data = _read(path)
@@ -44,11 +60,13 @@ def paint_context(
         raise ManifestError(
             f"{path}: an entry that is not as in {path.name}: {type(error).__name__}: {error}", hint=SOURCE
         ) from error
-    _check_names(path, names)
+    _check_names(path, names, expected_names)
     if not images:
         raise ManifestError(f"{path}: expected images of phase {split!r}, got none", hint=SOURCE)
     if absent := set(listed or ()) - images.keys():
-        raise ManifestError(f"{path}: {len(absent)} listed names are not of phase {split!r} ({some(absent)})")
+        raise ManifestError(
+            f"{path}: {len(absent)} listed names are not of phase {split!r} ({preview(sorted(absent))})"
+        )
     stems = sorted(images if listed is None else listed)
 
     def paint(stem: str) -> npt.NDArray[np.uint16]:
@@ -81,16 +99,17 @@ def paint_image(
     return canvas
 
 
-def _check_names(path: Path, names: Mapping[int, str]) -> None:
-    """Another numbering would pass with wrong meanings: most of the 59 must be called as in either list."""
-    classes, others = published_vocabulary("pascal-context-59").classes, []
-    for category, index in category_to_class_59().items():
-        ours = {classes[index], RENAMED.get(classes[index], classes[index])}
-        if names.get(category, "").replace(" ", "").lower() not in ours:
-            others.append(f"{category} is {names.get(category)!r}, not {classes[index]!r}")
-    if len(others) > len(classes) // 2:
+def _check_names(path: Path, names: Mapping[int, str], expected: Mapping[int, Collection[str]]) -> None:
+    """Another numbering would pass with wrong meanings: most of the categories must be called as is expected."""
+    others = [
+        f"{category} is {names.get(category)!r}, not {next(iter(ours))!r}"
+        for category, ours in expected.items()
+        if names.get(category, "").replace(" ", "").lower() not in ours
+    ]
+    if len(others) > len(expected) // 2:
         raise ManifestError(
-            f"{path}: not Pascal Context's categories: {len(others)} of 59 have other names ({some(others, 3)})",
+            f"{path}: not Pascal Context's categories: {len(others)} of {len(expected)} have other names "
+            f"({preview(sorted(others), 3)})",
             hint=SOURCE,
         )
 
@@ -99,9 +118,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=SOURCE, path=str(path)) from error
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=SOURCE) from error
     except ValueError as error:
-        raise ManifestError(f"{path}: expected JSON, got {error}", hint=SOURCE, path=str(path)) from error
+        raise ManifestError.mismatch(path, "JSON", error, hint=SOURCE) from error
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in KEYS):
-        raise ManifestError(f"{path}: expected lists of {', '.join(KEYS)}; one is missing", hint=SOURCE, path=str(path))
+        raise ManifestError(f"{path}: expected lists of {', '.join(KEYS)}; one is missing", hint=SOURCE)
     return data

@@ -3,9 +3,65 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checking import Checked, CheckSettings, check_samples
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
+from ..pairing import pair_files
 from ..vocabulary import Vocabulary, read_classes
+
+
+def folder(
+    *,
+    classes: Path,
+    root: Path | None = None,
+    split: str | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    ignore: Sequence[int] = (),
+    first_id: int = 0,
+    listed: Path | None = None,
+    name: str | None = None,
+    settings: CheckSettings | None = None,
+) -> Checked:
+    """The manifest of a data set of one's own.
+
+    Args:
+        classes: File with one class per line.
+        root: Folder with `images` and `labels`, or `images/SPLIT` and `labels/SPLIT`.
+        split: Name of the split.
+        images: Folder of the images; wins over `root`.
+        labels: Folder of the label pictures; wins over `root`.
+        ignore: Ids that mean "no class", see `folder_ids`.
+        first_id: Id of the class in line 1.
+        listed: File of sample names, which selects samples.
+        name: Name of the data set; None for the folder's.
+        settings: How strict the checks of the samples are.
+    """
+    ids = folder_ids(classes, ignore=ignore, first_id=first_id)
+    check_root(root, images, labels)
+    if images is None or labels is None:
+        if root is None:
+            raise no_folders("--root DIR")
+        found_images, found_labels = find_folders(root, split)
+        images, labels = images or found_images, labels or found_labels
+    pairs = pair_files(images, labels, listed=listed)
+    dataset = name or (root or images.parent).resolve().name or "folder"
+    return check_samples(pairs, ids, dataset=dataset, split=split or "", settings=settings)
+
+
+def check_root(root: Path | None, images: Path | None, labels: Path | None) -> None:
+    """Raise ManifestError for a `root` that explicit folders leave without a use."""
+    if root is not None and images is not None and labels is not None:
+        raise ManifestError(
+            "--root is not used beside explicit folders for both images and labels", hint="leave it out"
+        )
+
+
+def no_folders(root: str) -> ManifestError:
+    """The error of a command that names no folders; `root` is the option that would."""
+    return ManifestError(
+        "expected the folders of images and labels, got neither", hint=f"{root}, or --images and --labels"
+    )
 
 
 def folder_ids(classes: Path, *, ignore: Sequence[int] = (), first_id: int = 0, name: str | None = None) -> LabelIds:
@@ -25,26 +81,22 @@ def folder_ids(classes: Path, *, ignore: Sequence[int] = (), first_id: int = 0, 
                 f"and --ignore {raw} ignores it",
                 hint="ignore another id, or take the class out of the file: a background class in line 1 goes with "
                 "`--first-id 1 --ignore 0`",
-                path=str(classes),
             )
     raw_to_class = {first_id + index: index for index in range(vocabulary.num_classes)}
     return LabelIds(vocabulary=vocabulary, raw_to_class=raw_to_class, raw_ignore=raw_ignore)
 
 
 def find_folders(root: Path, split: str | None) -> tuple[Path, Path]:
-    """The folders `images/SPLIT` and `labels/SPLIT` below `root`; plain `images` and `labels` without a split."""
+    """The folders `images/SPLIT` and `labels/SPLIT` below `root`; `images` and `labels` without a split."""
     if not root.is_dir():
-        raise ManifestError(
-            f"{root}: expected the data set's folder, got nothing there", hint="check --root", path=str(root)
-        )
+        raise ManifestError.mismatch(root, "the data set's folder", "nothing there", hint="check --root")
     images, labels = (root / kind / split if split else root / kind for kind in ("images", "labels"))
     for folder in (images, labels):
         if not folder.is_dir():
             hint = "name the folders with --images and --labels"
             if folder.parent != root and folder.parent.is_dir():
                 splits = sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir())
-                hint = (
-                    f"splits there: {', '.join(splits)}" if splits else "leave --split out: there are no split folders"
-                )
-            raise ManifestError(f"{folder}: expected a folder, got none there", hint=hint, path=str(folder))
+                no_splits = "leave --split out: there are no split folders"
+                hint = f"splits there: {', '.join(splits)}" if splits else no_splits
+            raise ManifestError.mismatch(folder, "a folder", "none there", hint=hint)
     return images, labels

@@ -13,8 +13,8 @@ from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from ..vocabulary import Vocabulary, published_vocabulary
 from .archive import Archive, Release, existing_folder, existing_list, known_split
+from .context_json import NUM_CATEGORIES, paint_context
 
-NUM_CATEGORIES = 459
 RENAMED = {"diningtable": "table"}  # name among the 59 -> name among the 459
 
 DEVKITS = ("VOCdevkit/VOC2010", "VOC2010", ".")
@@ -83,21 +83,28 @@ def find_context(
     listed_in: Path | None = None,
     workers: int = 0,
 ) -> Archive:
-    """A split below `root`; `form` says what the label files are, else the merged JSON (for 59) or the `.mat` files.
+    """A split of Pascal Context below `root`.
 
-    `write_labels` is the new folder for pictures painted from the JSON; `labels` the folder of label files where it is
-    not part of the published layout. `listed_in` replaces the archive's own list.
+    Args:
+        root: Folder into which the archives were unpacked.
+        split: train or val.
+        num_classes: 59 or 459.
+        form: What the label files are, one of `FORMS`; None: the merged JSON if it is there (for 59), else `.mat`.
+        labels: Folder of the label files, where it is not part of the published layout.
+        write_labels: New folder for label pictures painted from the JSON.
+        listed_in: File of sample names that replaces the archive's own list.
+        workers: Number of threads that paint; 0 for all CPUs.
     """
     dataset = f"pascal-context-{num_classes}"
     release = known_split(split, RELEASES, dataset)
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
-    form = _form(kit, num_classes, form, labels)
+    allowed = FORMS if num_classes == 59 else {"mat": FORMS["mat"]}
+    _check_form(form, allowed, labels)
+    form = form or _form_in(kit, allowed)
     image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}
     if form == "json":
-        from .context_json import paint_context  # pycocotools is needed here only
-
         if write_labels is None:
             raise ManifestError(
                 f"{kit / MERGED_JSON}: its labels have to be painted, --write-labels is missing",
@@ -105,7 +112,9 @@ def find_context(
             )
         names = read_list(listed_in) if listed_in else None
         labels, listed_in = write_labels.expanduser().resolve(), listed_in or kit / MERGED_JSON
-        notes = paint_context(kit / MERGED_JSON, split, labels, listed=names, workers=workers)
+        notes = paint_context(
+            kit / MERGED_JSON, split, labels, expected_names=_category_names_59(), listed=names, workers=workers
+        )
         listed = names or tuple(notes)
     else:
         labels = existing_folder(labels or kit, ["."] if labels else [MAT_FOLDER], "label files", release)
@@ -127,22 +136,24 @@ def find_context(
     )
 
 
-def _form(kit: Path, num_classes: int, form: str | None, labels: Path | None) -> str:
-    """The form of the label files. Never guessed from pictures: several forms hold ids of one range."""
-    allowed = list(FORMS) if num_classes == 59 else ["mat"]
+def _check_form(form: str | None, allowed: Mapping[str, str], labels: Path | None) -> None:
+    """Refuse options that contradict each other. Forms are never guessed: several hold ids of one range."""
     if form is not None and form not in allowed:
-        raise ManifestError(f"--form: expected {' or '.join(allowed)}, got {form!r}")
-    if labels is not None and form is None and num_classes == 59:
+        raise ManifestError.mismatch("--form", " or ".join(allowed), repr(form))
+    if labels is not None and form is None and len(allowed) > 1:
         raise ManifestError(
             f"{labels}: what its numbers mean is not known, --form is missing",
-            hint="; ".join(f"{name}: {what}" for name, what in FORMS.items() if name != "json"),
+            hint="; ".join(f"{name}: {what}" for name, what in allowed.items() if name != "json"),
         )
     if form == "json" and labels is not None:
         raise ManifestError("--form json makes its label pictures, --labels names others", hint="leave one of them out")
     if form in ("painted", "ids", "colours") and labels is None:
         raise ManifestError(f"--form {form}: the folder of the pictures is missing", hint="name it with --labels DIR")
-    if form is not None or num_classes == 459:
-        return form or "mat"
+
+
+def _form_in(kit: Path, allowed: Mapping[str, str]) -> str:
+    if len(allowed) == 1:
+        return next(iter(allowed))
     if (kit / MERGED_JSON).is_file():
         return "json"
     if (kit / MAT_FOLDER).is_dir():
@@ -150,6 +161,12 @@ def _form(kit: Path, num_classes: int, form: str | None, labels: Path | None) ->
     raise ManifestError(
         f"labels of Pascal Context: expected {kit / MERGED_JSON} or {kit / MAT_FOLDER}, none exists", hint=SOURCE
     )
+
+
+def _category_names_59() -> dict[int, tuple[str, str]]:
+    """What a category of the 59 is called in either list."""
+    names = _names_59()
+    return {raw: (names[i], RENAMED.get(names[i], names[i])) for raw, i in category_to_class_59().items()}
 
 
 def _names_59() -> tuple[str, ...]:

@@ -53,8 +53,12 @@ def voc_20b_ids() -> LabelIds:
     )
 
 
-def find_voc(root: Path, split: str, *, dataset: str, ids: LabelIds, listed_in: Path | None = None) -> Archive:
-    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead."""
+def find_voc(root: Path, split: str, *, background: bool, listed_in: Path | None = None) -> Archive:
+    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead.
+
+    With `background` it is VOC-20b, else VOC-20.
+    """
+    dataset = "pascal-voc-20b" if background else "pascal-voc-20"
     release = known_split(split, RELEASES, dataset)
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
@@ -66,7 +70,7 @@ def find_voc(root: Path, split: str, *, dataset: str, ids: LabelIds, listed_in: 
         dataset=dataset,
         split=split,
         release=release,
-        ids=ids,
+        ids=voc_20b_ids() if background else voc_20_ids(),
         images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         image_folder=images,
@@ -90,7 +94,6 @@ def list_names(path: Path) -> tuple[str, ...]:
                 f"{path}: expected one name, or the two files of one sample, once per line; got {line!r}"
                 + (f" after {names[name]!r}" if name in names else ""),
                 hint="take the list out of the archive again",
-                path=str(path),
             )
         names[name] = line
     return tuple(names)

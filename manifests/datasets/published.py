@@ -3,36 +3,48 @@
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from .. import build
+from ...common.text import preview
 from ..checking import Checked, CheckSettings, check_samples
 from ..errors import ManifestError
-from ..labels.ids import LabelIds
-from ..pairing import IMAGE_SUFFIXES, read_list, some
+from ..pairing import IMAGE_SUFFIXES, pair_files
 from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
 from .archive import Archive, Release, miscounted
+from .coco_json import paint_labels
+from .coco_stuff import DATASET as COCO_STUFF
 from .coco_stuff import RELEASES as COCO_RELEASES
+from .coco_stuff import coco_stuff_ids, find_images, find_labels
+from .folder import check_root, no_folders
 from .pascal_context import find_context
-from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids
+from .pascal_voc import find_voc
 
-ADE: Mapping[str, Callable[[Path, str], Archive]] = {"ade20k-150": find_ade20k_150, "ade20k-847": find_ade20k_847}
-VOC: Mapping[str, Callable[[], LabelIds]] = {"pascal-voc-20": voc_20_ids, "pascal-voc-20b": voc_20b_ids}
-CONTEXT = {"pascal-context-59": 59, "pascal-context-459": 459}
-TEST_SPLITS = dict.fromkeys(ADE, "validation") | dict.fromkeys((*VOC, *CONTEXT), "val")
+FINDERS: Mapping[str, Callable[..., Archive]] = {
+    "ade20k-150": find_ade20k_150,
+    "ade20k-847": find_ade20k_847,
+    "pascal-voc-20": partial(find_voc, background=False),
+    "pascal-voc-20b": partial(find_voc, background=True),
+    "pascal-context-59": partial(find_context, num_classes=59),
+    "pascal-context-459": partial(find_context, num_classes=459),
+}
+TEST_SPLITS = {name: "validation" if name.startswith("ade20k") else "val" for name in FINDERS}
 """Benchmark -> the split it is evaluated on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A manifest with what the archive lacks, one line each; `source` says where one gets that."""
+    """A manifest, and what the archive lacks."""
 
     checked: Checked
-    title: str  # of the release
+    """The manifest of what is there."""
+    title: str
+    """Name of the release."""
     faults: tuple[str, ...]
+    """What is missing, one line each."""
     source: str
+    """Where one gets what is missing."""
 
 
 def benchmark(
@@ -48,53 +60,93 @@ def benchmark(
     keep: bool = True,
     settings: CheckSettings | None = None,
 ) -> Found:
-    """The manifest of a benchmark's split, by default the one it is evaluated on.
+    """The manifest of a benchmark's split.
 
-    `listed` selects samples; then the published number does not count. `form`, `labels` and `write_labels` are for
-    Pascal Context, see `find_context`. `check` collects what is missing in `faults` and goes on with the rest. Without
-    it ManifestError is raised for a name without files, and a wrong number is a warning. `keep` false: the manifest is
-    looked at, not used, so that pictures painted from annotation files need no folder.
+    Args:
+        name: One of `FINDERS`.
+        root: Folder into which the archives were unpacked.
+        split: Its name; None for the one that is evaluated.
+        form: For Pascal Context, see `find_context`.
+        labels: For Pascal Context, see `find_context`.
+        write_labels: For Pascal Context, see `find_context`.
+        listed: File of sample names. It selects samples; then the published number does not count.
+        check: Collect what is missing in `faults` and go on with the rest. Otherwise a wrong number is a warning.
+        keep: Whether the manifest is used afterwards. Otherwise pictures painted from annotation files need no folder.
+        settings: How strict the checks of the samples are.
+
+    Raises:
+        ManifestError: The archive is not there, or a name has no files and `check` is not set.
     """
     settings = settings or CheckSettings()
-    split = split or TEST_SPLITS[name]
-    if name not in CONTEXT:
-        if form or labels or write_labels:
-            raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
-        if name in VOC:
-            archive = find_voc(root, split, dataset=name, ids=VOC[name](), listed_in=listed)
-        else:
-            archive = ADE[name](root, split)
-            if listed is not None:
-                archive = replace(archive, listed=read_list(listed), listed_in=listed)
-        return _found(archive, check, settings, selected=listed is not None)
+    find = FINDERS[name]
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
-        archive = find_context(
-            root,
-            split,
-            num_classes=CONTEXT[name],
-            form=form,
-            labels=labels,
-            write_labels=write_labels or (None if keep else Path(scratch) / "labels"),
-            listed_in=listed,
-            workers=settings.workers,
-        )
+        if name.startswith("pascal-context"):
+            write_labels = write_labels or (None if keep else Path(scratch) / "labels")
+            find = partial(find, form=form, labels=labels, write_labels=write_labels, workers=settings.workers)
+        elif form or labels or write_labels:
+            raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
+        archive = find(root, split or TEST_SPLITS[name], listed_in=listed)
         return _found(archive, check, settings, selected=listed is not None)
 
 
-def coco_stuff(*, keep: bool = True, write_labels: Path | None = None, **options: Any) -> Found:
-    """`build.coco_stuff` with these options, and whether its split has as many samples as were published.
+def coco_stuff(
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    stuff_json: Path | None = None,
+    instances_json: Path | None = None,
+    write_labels: Path | None = None,
+    listed: Path | None = None,
+    name: str = COCO_STUFF,
+    keep: bool = True,
+    settings: CheckSettings | None = None,
+) -> Found:
+    """A COCO-Stuff manifest from label pictures or from annotation files, which are painted first.
 
-    A split of another name has no published number. `keep` false: as in `benchmark`.
+    Args:
+        root: The data set's folder, with photographs and label pictures in one of the known layouts.
+        split: Name of the split. Only train2017 and val2017 have a published number of samples.
+        images: Folder of the photographs; wins over `root`.
+        labels: Folder of the label pictures; wins over `root`.
+        stuff_json: Stuff annotations.
+        instances_json: Instance annotations, painted over the stuff.
+        write_labels: New folder for the label pictures painted from annotation files.
+        listed: File of sample names. It selects samples; then the published number does not count.
+        name: Name of the data set in the manifest.
+        keep: Whether the manifest is used afterwards. Otherwise painted pictures need no folder.
+        settings: How strict the checks of the samples are.
     """
-    from_json = options.get("stuff_json") or options.get("instances_json")
+    settings = settings or CheckSettings()
+    from_json = stuff_json is not None or instances_json is not None
+    if from_json and labels is not None:
+        raise ManifestError("expected label pictures (--labels) or annotation files, got both")
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
         if from_json and not keep:
             write_labels = write_labels or Path(scratch) / "labels"
-        checked = build.coco_stuff(write_labels=write_labels, **options)
+        if from_json != (write_labels is not None):
+            raise ManifestError(
+                "expected annotation files together with a new folder for the label pictures, got only one of them",
+                hint="--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR",
+            )
+        check_root(root, images, labels or write_labels)
+        images = images or find_images(*_root_and_split(root, split))
+        if write_labels is not None:
+            pairs = paint_labels(
+                stuff=stuff_json,
+                instances=instances_json,
+                images=images,
+                out=write_labels,
+                listed=listed,
+                workers=settings.workers,
+            )
+        else:
+            pairs = pair_files(images, labels or find_labels(*_root_and_split(root, split)), listed=listed)
+        checked = check_samples(pairs, coco_stuff_ids(), dataset=name, split=split or "", settings=settings)
     uncounted = Release(title=f"COCO-Stuff, not counted (--split {' or '.join(COCO_RELEASES)})", counts=(), source="")
-    release = COCO_RELEASES.get(options.get("split") or "", uncounted)
-    selected = options.get("listed") is not None
-    line = "" if selected else miscounted(release, checked.manifest.table.values("sample_id"))
+    release = COCO_RELEASES.get(split or "", uncounted)
+    line = "" if listed is not None else miscounted(release, checked.manifest.table.values("sample_id"))
     return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
 
 
@@ -114,7 +166,7 @@ def _found(archive: Archive, check: bool, settings: CheckSettings, *, selected: 
         dataset=archive.dataset,
         split=archive.split,
         settings=settings,
-        second_opinion=archive.second_opinion,
+        cross_check=archive.cross_check,
     )
     _refuse_other_ids(checked, archive)
     faults = [*([count] if count else []), *missing]
@@ -127,6 +179,14 @@ def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
     if 2 * len(doubtful) > len(checked.manifest):
         raise ManifestError(
             f"{archive.label_folder}: {len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} "
-            f"({some(doubtful)}): expected {archive.release.title}, got another release or converted labels",
+            f"({preview(sorted(doubtful))}): expected {archive.release.title}, got another release or converted labels",
             hint=archive.release.source,
         )
+
+
+def _root_and_split(root: Path | None, split: str | None) -> tuple[Path, str]:
+    if root is None:
+        raise no_folders("--root DIR with --split train2017 or val2017")
+    if split is None:
+        raise ManifestError("--root was given without --split", hint="e.g. --split train2017 or --split val2017")
+    return root, split

@@ -2,7 +2,7 @@
 
 import pytest
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.pairing import common_root, pair_files, read_list, some
+from physseg.manifests.pairing import common_root, pair_files, read_list
 
 
 def test_pairs_are_by_stem_and_sorted(toys):
@@ -131,8 +131,3 @@ def test_list_files(toys):
 
 def test_common_root(tmp_path):
     assert common_root(tmp_path / "a" / "b", tmp_path / "a" / "c") == tmp_path.resolve() / "a"
-
-
-def test_some():
-    assert some(["b", "a"]) == "a, b"
-    assert some(map(str, range(7)), 3) == "0, 1, 2 and 4 more"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from physseg.manifests import build
+from physseg.manifests.datasets import published
 from physseg.manifests.datasets.coco_stuff import (
     ABSENT_CATEGORIES,
     CATEGORY_TO_CLASS,
@@ -57,7 +57,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("images", "labels"), LAYOUTS)
 def test_published_layouts(images, labels, toys):
     toys.pairs(["000000000001", "000000000002"], images, labels)
-    checked = build.coco_stuff(root=toys.folder, split="train2017")
+    checked = published.coco_stuff(root=toys.folder, split="train2017").checked
     manifest = checked.manifest
     assert (manifest.dataset, manifest.samples[0].split, len(manifest)) == ("coco-stuff", "train2017", 2)
     assert manifest.samples[0].image_path == f"{images}/000000000001.jpg"
@@ -86,7 +86,7 @@ def test_ids_are_mapped_and_strangers_quarantined(toys):
     for name, raw in (("absent", 11), ("other", 182)):
         toys.image(f"images/{name}.jpg")
         toys.label(f"labels/{name}.png", np.full((24, 32), raw, np.uint8))
-    checked = build.coco_stuff(images=toys.folder / "images", labels=toys.folder / "labels")
+    checked = published.coco_stuff(images=toys.folder / "images", labels=toys.folder / "labels").checked
     assert [(s.sample_id, s.problem.split(", got ")[1]) for s in checked.manifest.quarantined] == [
         ("absent", "id 11 (768 pixels)"),
         ("other", "id 182 (768 pixels)"),
@@ -97,7 +97,7 @@ def test_ids_are_mapped_and_strangers_quarantined(toys):
 
 def test_explicit_folders_win_over_the_root(toys):
     toys.pairs(["a"], "train2017", "mine/labels")
-    checked = build.coco_stuff(root=toys.folder, split="train2017", labels=toys.folder / "mine/labels")
+    checked = published.coco_stuff(root=toys.folder, split="train2017", labels=toys.folder / "mine/labels").checked
     assert checked.manifest.samples[0].label_path == "mine/labels/a.png"
 
 
@@ -116,4 +116,4 @@ def test_explicit_folders_win_over_the_root(toys):
 def test_contradictory_arguments(arguments, match, tmp_path):
     paths = {key: value if key == "split" else tmp_path / value for key, value in arguments.items()}
     with pytest.raises(ManifestError, match=match):
-        build.coco_stuff(**paths)
+        published.coco_stuff(**paths)

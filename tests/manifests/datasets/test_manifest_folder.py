@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from physseg.manifests import build
-from physseg.manifests.datasets.folder import find_folders, folder_ids
+from physseg.manifests.datasets.folder import find_folders, folder, folder_ids
 from physseg.manifests.errors import ManifestError
 
 
@@ -44,7 +43,7 @@ def test_an_ignored_class_is_a_contradiction(toys):
 def test_layouts(split, images, labels, toys):
     toys.pairs(["a", "b"], images, labels)
     classes = toys.lines("classes.txt", "x", "y")
-    checked = build.folder(root=toys.folder, split=split, classes=classes)
+    checked = folder(root=toys.folder, split=split, classes=classes)
     assert len(checked.manifest) == 2
     assert checked.manifest.samples[0].split == (split or "")
     assert checked.manifest.samples[0].image_path == f"{images}/a.jpg"
@@ -67,7 +66,7 @@ def test_missing_folders_list_the_splits_that_are_there(toys):
 
 def test_folders_in_different_places(toys):
     toys.pairs(["a"], "one/photos", "two/deep/masks")
-    checked = build.folder(
+    checked = folder(
         images=toys.folder / "one/photos",
         labels=toys.folder / "two/deep/masks",
         classes=toys.lines("classes.txt", "x"),
@@ -82,7 +81,7 @@ def test_folders_in_different_places(toys):
 def test_neither_root_nor_folders(toys):
     classes = toys.lines("classes.txt", "x")
     with pytest.raises(ManifestError, match="expected the folders of images and labels"):
-        build.folder(classes=classes, images=toys.folder)
+        folder(classes=classes, images=toys.folder)
 
 
 def test_palette_grey_and_low_bit_labels_agree(toys, low_bit_png):
@@ -95,7 +94,7 @@ def test_palette_grey_and_low_bit_labels_agree(toys, low_bit_png):
     (toys.folder / "labels/bits4.png").write_bytes(low_bit_png(ids, 4, 0))
     (toys.folder / "labels/bits2.png").write_bytes(low_bit_png(ids, 2, 0))
     (toys.folder / "labels/palette4.png").write_bytes(low_bit_png(ids, 4, 3))
-    checked = build.folder(root=toys.folder, classes=toys.lines("classes.txt", "a", "b", "c"))
+    checked = folder(root=toys.folder, classes=toys.lines("classes.txt", "a", "b", "c"))
     assert not checked.manifest.quarantined
     for index in range(5):
         assert (checked.manifest.load(index)[1] == ids).all()
@@ -106,7 +105,7 @@ def test_ids_beyond_255(toys):
     ids[0], ids[1] = 65535, 256
     toys.image("images/a.jpg")
     toys.label("labels/a.png", ids)
-    checked = build.folder(root=toys.folder, classes=toys.lines("classes.txt", *(f"c{i}" for i in range(300))))
+    checked = folder(root=toys.folder, classes=toys.lines("classes.txt", *(f"c{i}" for i in range(300))))
     labels = checked.manifest.load(0)[1]
     assert labels.dtype == np.uint16
     assert labels[:3, 0].tolist() == [65535, 256, 299]
@@ -118,5 +117,5 @@ def test_sixteen_bit_ids_outside_the_classes(toys):
     toys.pairs(["good"])
     toys.image("images/a.jpg")
     toys.label("labels/a.png", np.full((24, 32), 300, np.uint16))  # in 8 bits this would be 44, then maybe a class
-    checked = build.folder(root=toys.folder, classes=toys.lines("classes.txt", *(f"c{i}" for i in range(100))))
+    checked = folder(root=toys.folder, classes=toys.lines("classes.txt", *(f"c{i}" for i in range(100))))
     assert "got id 300 (768 pixels)" in checked.manifest.quarantined[0].problem

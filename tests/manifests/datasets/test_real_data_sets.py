@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from physseg.manifests import build
+from physseg.manifests.datasets import published
 from physseg.manifests.datasets.coco_json import paint, read_annotations
 from physseg.manifests.datasets.coco_stuff import coco_stuff_ids, coco_stuff_vocabulary
+from physseg.manifests.datasets.folder import folder
 from physseg.manifests.errors import ManifestError
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -26,7 +27,7 @@ def test_coco_stuff_table_equals_the_independent_one():
 
 
 def test_coco_stuff_pictures():
-    checked = build.coco_stuff(images=DATA / "coco_stuff/images", labels=DATA / "coco_stuff/stuffthingmaps")
+    checked = published.coco_stuff(images=DATA / "coco_stuff/images", labels=DATA / "coco_stuff/stuffthingmaps").checked
     assert len(checked.manifest) == 13
     assert not checked.manifest.quarantined
     table = {
@@ -55,10 +56,12 @@ def test_coco_stuff_json_segments_cover_their_areas():
 
 
 def test_panoptic_annotations_are_refused(tmp_path):
-    folder = DATA / "coco_panoptic"
+    panoptic = DATA / "coco_panoptic"
     with pytest.raises(ManifestError, match=r"annotation 15: expected a category of COCO-Stuff .* got 184"):
-        build.coco_stuff(
-            stuff_json=folder / "detection_format_rle.json", images=folder / "images", write_labels=tmp_path / "labels"
+        published.coco_stuff(
+            stuff_json=panoptic / "detection_format_rle.json",
+            images=panoptic / "images",
+            write_labels=tmp_path / "labels",
         )
 
 
@@ -66,7 +69,7 @@ def test_voc_palette_pictures(tmp_path):
     names = json.loads((DATA / "vocabularies.json").read_text())["pascal_voc_20"]
     (tmp_path / "voc.txt").write_text("\n".join(["background", *names]))
     voc = DATA / "voc"
-    checked = build.folder(
+    checked = folder(
         images=voc / "JPEGImages", labels=voc / "SegmentationClassAug", classes=tmp_path / "voc.txt", name="voc"
     )
     assert len(checked.manifest) == 240
@@ -80,7 +83,7 @@ def test_msrc_with_a_split_list(tmp_path):
     msrc = DATA / "msrc"
     (tmp_path / "msrc.txt").write_text("\n".join(json.loads((msrc / "classes.json").read_text())["classes"]))
     (tmp_path / "val.txt").write_text("\n".join(json.loads((msrc / "splits.json").read_text())["val"]))
-    checked = build.folder(
+    checked = folder(
         images=msrc / "images",
         labels=msrc / "labels",
         classes=tmp_path / "msrc.txt",
