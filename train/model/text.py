@@ -20,7 +20,7 @@ Synonyms = Literal["first", "mean"]
 
 
 def prompt_name(name: str) -> str:
-    """The name used in prompts under the rule "first": the first of comma-separated synonyms, stripped.
+    """The first of comma-separated synonyms, stripped: the name in prompts under the rule "first".
 
     >>> prompt_name("sofa, couch")
     'sofa'
@@ -38,10 +38,13 @@ def synonyms_of(name: str) -> tuple[str, ...]:
 
 
 def read_templates(prompts: str) -> tuple[str, ...]:
-    """Templates by the name of a set ("single", "imagenet": the 80 of OpenAI's CLIP), or from a file, one per line.
+    """Templates by the name of a set, or from a file, one per line. Whoever takes a template checks what it looks like.
 
-    Raises ConfigError for a name that is no set and no file, and for an empty file; what a template must look like is
-    checked by whoever takes it.
+    Args:
+        prompts: "single", "imagenet" (the 80 of OpenAI's CLIP), or the path of a text file.
+
+    Raises:
+        ConfigError: It is no set and no file, or an empty file.
     """
     if prompts == "single":
         return (TEMPLATE,)
@@ -63,14 +66,22 @@ def read_templates(prompts: str) -> tuple[str, ...]:
 def tokenize(
     names: Sequence[str], templates: Sequence[str], *, synonyms: Synonyms = "first", context_length: int = 77
 ) -> Tensor:
-    """Token ids of every name in every template, int64, cut to the longest prompt.
+    """Token ids of every name in every template.
 
-    (T, P, L) under the rule "first". Under "mean" (T, S, P, L), S the largest number of synonyms; a class with fewer
-    has rows of zeros at the end, which are no prompts.
+    Args:
+        names: T class names, each with its synonyms separated by commas.
+        templates: P templates, each with one {} for the name.
+        synonyms: Which of a class's synonyms are asked for.
+        context_length: Longest prompt in tokens.
 
-    Positions after a prompt's end-of-text token hold 0; under the causal mask they cannot matter, so L is the length of
-    the longest prompt instead of the whole context. Raises ConfigError for no names, an empty name, or a prompt longer
-    than the context (CLIP's own tokeniser would cut it without a word).
+    Returns:
+        int64 (T, P, L) under the rule "first". Under "mean" (T, S, P, L), S the largest number of synonyms; a class
+        with fewer has rows of zeros at the end, which are no prompts. Positions after a prompt's end-of-text token hold
+        0; under the causal mask they cannot matter, so L is the length of the longest prompt, not the whole context.
+
+    Raises:
+        ConfigError: There are no names, one is empty, or a prompt is longer than the context (CLIP's own tokeniser
+            would cut it without a word).
     """
     if not names:
         raise ConfigError("class names: expected at least one, got none")
@@ -86,10 +97,17 @@ def tokenize(
 
 
 def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
-    """Text features (M, D) of the prompts that `present` (T, S, P) bool marks, in its order, to (T, P, D).
+    """Text features of each class, averaged over its synonyms.
 
     The direction is that of the mean of unit vectors, as prompts are usually averaged (Radford et al. 2021, section
     3.1.4); the length is the mean length, so that a class of one name keeps its feature.
+
+    Args:
+        features: (M, D) features of the prompts that `present` marks, in its order.
+        present: (T, S, P) bool, which rows of `tokenize` are prompts.
+
+    Returns:
+        (T, P, D) float32.
     """
     features = features.float()
     lengths = features.norm(dim=-1, keepdim=True)
@@ -126,13 +144,15 @@ def _tokenizer() -> Any:
 
 
 def _open_clip_file(name: str) -> ModuleType:
-    """One file of open_clip by itself: importing the package brings in torchvision and timm, three seconds more."""
+    """One file of open_clip by itself: importing the package brings in torchvision and timm, three seconds more.
+
+    pyproject.toml bounds the versions, and a test looks whether the files are there.
+    """
     package = find_spec("open_clip")
     if package is None or package.origin is None:
         raise ConfigError("open_clip is not installed", hint="pip install open_clip_torch")
     spec = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"open_clip has no {name}.py", hint="pip install -U open_clip_torch")
+    assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

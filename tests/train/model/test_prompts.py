@@ -1,16 +1,28 @@
 """Prompt templates by name or file, and the two rules for synonyms."""
 
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.requirements import Requirement
 from physseg.common.errors import ConfigError
 from physseg.common.settings import build, is_name, to_dict
 from physseg.train.model import segmenter as segmenter_module
 from physseg.train.model.segmenter import Segmenter, SegmenterConfig
-from physseg.train.model.text import TEMPLATE, mean_over_synonyms, read_templates, synonyms_of, tokenize
+from physseg.train.model.text import (
+    TEMPLATE,
+    _open_clip_file,
+    mean_over_synonyms,
+    read_templates,
+    synonyms_of,
+    tokenize,
+)
+
+ROOT = Path(__file__).parents[3]
 
 TEMPLATES = ("a photo of a {}", "the {} there")
 
@@ -18,6 +30,18 @@ TEMPLATES = ("a photo of a {}", "the {} there")
 def tiny(**settings: object) -> Segmenter:
     torch.manual_seed(0)
     return Segmenter(SegmenterConfig(clip="tiny", templates=TEMPLATES, **settings)).eval()
+
+
+def test_open_clip_is_where_we_load_it_from() -> None:
+    """Files of it are loaded by name, within the bounds of pyproject.toml: a version that moves them fails here."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (required,) = (Requirement(line) for line in dependencies if line.startswith("open_clip_torch"))
+    assert version("open_clip_torch") in required.specifier
+    assert "<" in {bound.operator for bound in required.specifier}
+    package = Path(open_clip.__file__).parent
+    assert (package / "tokenizer.py").is_file()
+    assert (package / "zero_shot_metadata.py").is_file()
+    assert _open_clip_file("tokenizer").SimpleTokenizer().encode("a photo of a cat") == [320, 1125, 539, 320, 2368]
 
 
 # --- templates ------------------------------------------------------------------------------------------------------
