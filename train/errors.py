@@ -1,4 +1,4 @@
-"""Named errors of training, evaluation and prediction; each carries where, expected and got."""
+"""Named errors of training, evaluation and prediction."""
 
 from ..common.errors import PhyssegError
 

@@ -69,7 +69,7 @@ def color_jitter(images: Tensor, params: Tensor, valid: Tensor | None = None) ->
         other, and one whose parameters are neutral comes back bit for bit.
 
     Raises:
-        ShapeError: shapes that do not fit.
+        ShapeError: The shapes do not fit.
 
     Example:
         >>> grey = torch.full((1, 3, 1, 1), 100, dtype=torch.uint8)

@@ -33,7 +33,14 @@ class CropWindow:
     def draw(
         cls, uniforms: npt.NDArray[np.float64], frame_size: tuple[int, int], *, size: int, flip_probability: float
     ) -> "CropWindow":
-        """The window for three uniform numbers in [0, 1): row, column, flip; `frame_size` is (height, width)."""
+        """The window that three random numbers give.
+
+        Args:
+            uniforms: (3,) in [0, 1): row, column, flip.
+            frame_size: (height, width) of the image's frame.
+            size: Side of the window.
+            flip_probability: Share of windows that are mirrored.
+        """
         top, left = (
             CELL_PX * int(uniform * (max(0, edge - size) // CELL_PX + 1))
             for uniform, edge in zip(uniforms[:2], frame_size, strict=True)

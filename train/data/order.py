@@ -37,7 +37,7 @@ def random_bits(seed: int, purpose: Purpose, index: int) -> np.random.Philox:
 
 
 def uniforms(seed: int, purpose: Purpose, index: int, count: int) -> npt.NDArray[np.float64]:
-    """`count` float64 numbers in [0, 1), multiples of 2^-53, of the stream (seed, purpose, index)."""
+    """(count,) float64 in [0, 1), multiples of 2^-53, of the stream (seed, purpose, index)."""
     words: npt.NDArray[np.uint64] = random_bits(seed, purpose, index).random_raw(count)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -83,9 +83,11 @@ class PositionBatches(Sampler[list[int]]):
     stop: int
     """One past the last step."""
     batch_size: int
-    """Samples of one step over all ranks; a multiple of `num_ranks`."""
+    """Number of samples of one step over all ranks; a multiple of `num_ranks`."""
     rank: int = 0
+    """Which of the ranks this is, from 0."""
     num_ranks: int = 1
+    """Number of ranks that share each step."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.num_ranks:

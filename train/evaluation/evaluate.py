@@ -37,13 +37,24 @@ def evaluate_model(
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Predict every sample of a manifest that is not quarantined (the first `max_images`) and count pixels.
+    """Predict every sample of a manifest that is not quarantined and count pixels.
 
     Samples without a labelled pixel are left out, too. Where the manifest folds classes into a background (VOC-20b),
-    labels and predictions are folded before they are counted. `part` (i, n), i from 1, takes every n-th sample from the
-    i-th on; the confusion matrices of all parts add up.
+    labels and predictions are folded before they are counted.
 
-    Raises EvaluationError if there is none, ContentError for a file that is not what the manifest says.
+    Args:
+        model: Predicts, on its own device.
+        manifest: What to evaluate on.
+        trained_on: Class names of the training vocabulary.
+        max_images: Number of samples, from the first one on; None takes all.
+        part: Which of these samples to take; the confusion matrices of all parts add up.
+        settings: How images are cut.
+        progress: Whether to draw a bar.
+        source: What else the result should say of the model.
+
+    Raises:
+        EvaluationError: There is nothing to evaluate.
+        ContentError: A file is not what the manifest says.
     """
     vocabulary = manifest.vocabulary
     indices = manifest.usable

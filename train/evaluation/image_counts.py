@@ -15,16 +15,16 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageCounts:
-    """Of N images and C classes."""
+    """Pixel counts of N images by C classes."""
 
     image_ids: tuple[str, ...]
-    """Sample ids, in the order of the rows."""
+    """Sample ids in the order of the rows."""
     hits: Counts
-    """(N, C) pixels of a class that were predicted as it."""
+    """(N, C) number of pixels of each class that were predicted as it."""
     true: Counts
-    """(N, C) pixels of a class."""
+    """(N, C) number of pixels of each class."""
     predicted: Counts
-    """(N, C) labelled pixels that were predicted as a class."""
+    """(N, C) number of labelled pixels that were predicted as each class."""
 
     @staticmethod
     def stack(
@@ -43,9 +43,13 @@ class ImageCounts:
         )
 
     def resampled_miou(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """mIoU of samples of the images: weights (B, N), how often each image is in each sample; returns (B,).
+        """mIoU of samples of the images, over the classes that are true or predicted somewhere in the sample.
 
-        As ConfusionMatrix.miou: over the classes that are true or predicted somewhere in the sample. NaN for none.
+        Args:
+            weights: (B, N), how often each image is in each sample.
+
+        Returns:
+            (B,), NaN for a sample without any class.
         """
         hits = weights @ self.hits.astype(np.float64)
         union = weights @ (self.true + self.predicted - self.hits).astype(np.float64)
@@ -68,7 +72,7 @@ class ImageCounts:
 
 
 def bootstrap_weights(num_images: int, samples: int, seed: int) -> npt.NDArray[np.float64]:
-    """How often each image is drawn in each of so many samples of `num_images` with replacement: (samples, N)."""
+    """How often each image is drawn in each sample of `num_images` with replacement: (samples, N)."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples).astype(np.float64)
 

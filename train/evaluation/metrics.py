@@ -26,7 +26,7 @@ class ConfusionMatrix:
     nothing to average. Pixels whose label is ignored count nowhere, whatever was predicted there.
 
     Raises:
-        ConfigError: no class, or an `ignore_index` that is a class.
+        ConfigError: There is no class, or `ignore_index` is a class.
 
     Example:
         >>> confusion = ConfusionMatrix(num_classes=3, ignore_index=255)
@@ -38,11 +38,11 @@ class ConfusionMatrix:
     """
 
     num_classes: int
-    """C; labels and predictions are 0..C-1."""
+    """Number of classes C; labels and predictions are 0..C-1."""
     ignore_index: int
     """Label of pixels that belong to no class."""
     matrix: npt.NDArray[np.int64] = field(init=False)
-    """(C, C) int64 pixels; row = true class, column = predicted class."""
+    """(C, C) int64 number of pixels; row = true class, column = predicted class."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 1 or 0 <= self.ignore_index < self.num_classes:
@@ -55,12 +55,18 @@ class ConfusionMatrix:
     def update(
         self, prediction: Tensor | Integers, labels: Tensor | Integers
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Count the pixels of one or more images; two integer arrays of one shape, torch (any device) or numpy.
+        """Count the pixels of one or more images.
 
-        Returns what was counted just now, per class (C,): hits, true pixels, predicted pixels.
+        Args:
+            prediction: Integers of any shape, torch (any device) or numpy.
+            labels: Integers of the same shape.
+
+        Returns:
+            What was counted just now, each (C,): hits, true pixels, predicted pixels.
 
         Raises:
-            ShapeError: different shapes, not integers, or an id outside 0..C-1 (for labels: other than `ignore_index`).
+            ShapeError: The shapes differ, the arrays hold no integers, or an id outside 0..C-1 (for labels: other than
+                `ignore_index`).
         """
         true, predicted = _as_int64("labels", labels), _as_int64("prediction", prediction)
         if true.shape != predicted.shape:

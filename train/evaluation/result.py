@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ... import __version__
 from ...common.atomic import atomic_write
-from ...common.text import Part
+from ...common.text import Part, preview
 from ..errors import EvaluationError
 from .image_counts import ImageCounts
 from .metrics import ConfusionMatrix
@@ -30,11 +30,13 @@ class Evaluation:
     """A confusion matrix with everything needed to read it."""
 
     confusion: ConfusionMatrix
+    """Pixel counts of all images."""
     classes: tuple[str, ...]
     """Class names as prompted, in the matrix's order."""
     seen: tuple[bool, ...]
-    """Whether the training vocabulary names the class."""
+    """Whether the training vocabulary names each class."""
     num_images: int
+    """Number of images that were counted."""
     quarantined: tuple[str, ...]
     """Ids of samples that the manifest quarantines; they were left out."""
     source: Mapping[str, Any]
@@ -98,9 +100,8 @@ class Evaluation:
                 lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
         for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
             if ids:
-                lines.append(f"{len(ids)} {what} samples left out: {', '.join(ids[:5])}")
-        shared = self.source.get("shared_prompts") or {}
-        if shared:
+                lines.append(f"{len(ids)} {what} samples left out: {preview(ids)}")
+        if shared := self.source.get("shared_prompts"):
             count = sum(len(ids) for ids in shared.values())
             lines.append(
                 f"{count} classes share their prompt with another and cannot be told apart: {', '.join(shared)}"
@@ -143,7 +144,11 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError."""
+    """What `Evaluation.write` wrote as this JSON file and the .npz beside it.
+
+    Raises:
+        EvaluationError: The files are not such a result.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz")) as arrays:
@@ -172,7 +177,11 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def merge(files: Sequence[Path]) -> Evaluation:
-    """One evaluation of all parts. Raises EvaluationError for parts that are missing, double, or of other things."""
+    """One evaluation of all parts.
+
+    Raises:
+        EvaluationError: Parts are missing, double, or of different evaluations.
+    """
     if not files:
         raise EvaluationError("nothing to merge", hint="Name the JSON files of all parts.")
     found = _by_number(files)

@@ -27,8 +27,8 @@ def segmentation_loss(
     Args:
         logits: (B, T, h, w), any floating type; computed in float32 at least.
         labels: (B, H, W) int64, 0..T-1 or `ignore_index`.
-        ignore_index: label of pixels that belong to no class; outside 0..T-1.
-        mask_ignored: leave ignored pixels out of sum and mean instead (a deviation from the baseline).
+        ignore_index: Label of pixels that belong to no class; outside 0..T-1.
+        mask_ignored: Whether ignored pixels are left out of sum and mean instead (a deviation from the baseline).
         count: (), the number of pixels to divide by instead of this batch's own (see `losses.loss_counts`).
 
     Returns:

@@ -40,7 +40,7 @@ class Bounded(nn.Module):
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
-    """Whether the network computes activations again instead of keeping them for the gradient."""
+    """Choose whether the network computes activations again instead of keeping them for the gradient."""
     for module in network.modules():
         if isinstance(module, Bounded):
             module.recompute = recompute

@@ -1,7 +1,7 @@
 """Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole.
 
 The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are
-10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best. Before that, a
+10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best. Before that, an
 eighth of the memory goes to what the network holds for a few classes at a time, half to what it holds for all.
 """
 
@@ -22,7 +22,11 @@ from .segmenter import Segmenter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceSettings:
-    """How an image is cut and how much is held at once. The defaults are the published protocol."""
+    """How an image is cut and how much is held at once. The defaults are the published protocol.
+
+    Raises:
+        ConfigError: A number is not positive, or the windows do not cover the canvas.
+    """
 
     windows: bool = True
     """Whether windows are predicted besides the whole image. Without them it is a fifth of the work."""
@@ -54,7 +58,7 @@ class InferenceSettings:
         return tuple((y, x) for y in steps for x in steps) if self.windows else ()
 
     def crops_at_once(self, bytes_each: int) -> int:
-        """Crops of a batch, where each of them holds so much from beginning to end: in half of the memory."""
+        """Number of crops of a batch that fit into half of the memory, where each holds `bytes_each`."""
         return max(1, min(self.batch_windows, self.memory_bytes // 2 // bytes_each))
 
 
@@ -70,10 +74,19 @@ def class_texts(model: Segmenter, classes: Sequence[str]) -> Tensor:
 def predict_probabilities(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
 ) -> npt.NDArray[np.float32]:
-    """Per-class probabilities (T, H, W) in [0, 1] of an RGB image (H, W, 3) uint8, at its own size.
+    """Probabilities of each class at an image's own size. Classes are independent: a pixel's need not sum to 1.
 
-    Classes are independent: the probabilities of a pixel need not sum to 1. `text_features` (T, P, D) as
-    `Segmenter.encode_text` gives them. Raises ShapeError for another kind of image.
+    Args:
+        model: Predicts, on its own device; its mode is kept.
+        image: (H, W, 3) uint8 RGB.
+        text_features: (T, P, D) as `Segmenter.encode_text` gives them.
+        settings: How the image is cut.
+
+    Returns:
+        (T, H, W) float32 in [0, 1].
+
+    Raises:
+        ShapeError: The image is of another kind.
     """
     probabilities = np.empty((len(text_features), *image.shape[:2]), dtype=np.float32)
     for start, chunk in probability_maps(model, image, text_features, settings):
@@ -84,9 +97,10 @@ def predict_probabilities(
 def predict_label_map(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """The most probable class of every pixel of an RGB image (H, W, 3) uint8: ids (H, W), the lower id on a tie.
+    """The most probable class of every pixel. Arguments and errors as for `predict_probabilities`.
 
-    uint8 for at most 255 classes, else uint16, as label maps are stored.
+    Returns:
+        Ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16, as label maps are stored.
     """
     best = BestClass()
     for start, chunk in probability_maps(model, image, text_features, settings):

@@ -217,9 +217,14 @@ class Segmenter(nn.Module):
             parameter.requires_grad = self._trains(name)
 
     def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: str | None = None) -> None:
-        """Ask in other words from now on. Templates must be as many as before: each is a channel of the cost volume.
+        """Ask in other words from now on.
 
-        Raises ConfigError for another number of them, templates without {}, or an unknown rule for synonyms.
+        Args:
+            templates: As many as before: each is a channel of the cost volume. None keeps them.
+            synonyms: What stands for a class of several synonyms. None keeps it.
+
+        Raises:
+            ConfigError: There is another number of templates, one has no {}, or the rule for synonyms is unknown.
         """
         given = self.config.templates if templates is None else templates
         if len(given) != len(self.config.templates):
@@ -236,9 +241,17 @@ class Segmenter(nn.Module):
         return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
 
     def encode_text(self, tokens: Tensor, shared: int | None = None) -> Tensor:
-        """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised. Tokens may be on the CPU.
+        """Text features of prompts; differentiable, not normalised.
 
-        `shared`: how many tokens all prompts begin with (`clip.shared_prefix`), for a caller who asks again and again.
+        Args:
+            tokens: What `tokenize` gave; may be on the CPU.
+            shared: Number of tokens that all prompts begin with (`clip.shared_prefix`), for a caller who asks again.
+
+        Returns:
+            (T, P, D).
+
+        Raises:
+            ConfigError: The model has no text encoder.
         """
         if self.clip.text is None:
             raise ConfigError(
@@ -260,6 +273,9 @@ class Segmenter(nn.Module):
         Args:
             images: (B, 3, S, S) float, RGB in 0..255; resized bilinearly to the encoder's size where that differs.
             text_features: (T, P, D) as `encode_text` gives them, the same for all images.
+
+        Raises:
+            ShapeError: The shapes do not fit, or the images are not floating.
         """
         self._check(text_features)
         arch = self.arch
@@ -277,9 +293,11 @@ class Segmenter(nn.Module):
         return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
 
     def encode_image(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
-        """Dense CLIP features of crops (B, 3, S, S) as `forward` takes them; patches lie row by row on a square grid.
+        """Dense CLIP features of crops; patches lie row by row on a square grid, tokens are not normalised.
 
-        Tokens are not normalised. `keep_blocks`: image blocks whose outputs are wanted, too.
+        Args:
+            images: (B, 3, S, S) as `forward` takes them.
+            keep_blocks: Image blocks whose outputs are wanted, too.
         """
         _check_images(images)
         encoder_size = (self.arch.image_px, self.arch.image_px)
@@ -291,9 +309,16 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict_structures(self, images: Tensor) -> Tensor:
-        """What the structure head sees in crops (B, 3, S, S): probabilities (B, S, 4 g, 4 g), in `config.structures`.
+        """What the structure head sees in crops, for analyses: `forward` computes it in training only.
 
-        For analyses: `forward` computes them in training only. Raises ConfigError for a model without such a head.
+        Args:
+            images: (B, 3, S, S) as `forward` takes them.
+
+        Returns:
+            (B, S, 4 g, 4 g) probabilities of `config.structures`.
+
+        Raises:
+            ConfigError: The model has no structure head.
         """
         if self.structure_head is None:
             raise ConfigError(
@@ -337,10 +362,8 @@ class Segmenter(nn.Module):
     def _check(self, text_features: Tensor) -> None:
         expected = (len(self.config.templates), self.arch.embed_dim)
         if text_features.ndim != 3 or text_features.shape[1:] != expected or not len(text_features):
-            raise ShapeError(
-                f"text_features: expected (T, {expected[0]}, {expected[1]}), got {tuple(text_features.shape)}",
-                hint="pass what Segmenter.encode_text returned",
-            )
+            wanted, hint = f"(T, {expected[0]}, {expected[1]})", "pass what Segmenter.encode_text returned"
+            raise ShapeError.mismatch("text_features", wanted, tuple(text_features.shape), hint)
 
 
 def blank_segmenter(config: SegmenterConfig) -> Segmenter:
@@ -363,7 +386,7 @@ class _NoInitialWeights(TorchFunctionMode):
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ShapeError(f"images: expected float (B, 3, S, S) in 0..255, got {images.dtype} {tuple(images.shape)}")
+        raise ShapeError.mismatch("images", "float (B, 3, S, S) in 0..255", f"{images.dtype} {tuple(images.shape)}")
 
 
 def _check_templates(templates: tuple[str, ...]) -> None:
