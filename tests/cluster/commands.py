@@ -1,12 +1,13 @@
 """`physseg` as processes of its own, the data set that the tests here share, and what is compared after a run."""
 
-import os
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..forked import Forked, calling
 
 NUM_SAMPLES = 352
 """Six shards, the last one half full."""
@@ -26,22 +27,18 @@ class Shapes:
 
 
 def command(*words: object) -> list[str]:
+    """For those who start processes themselves: Slurm, other hosts."""
     return [sys.executable, "-m", "physseg.cli", *map(str, words)]
 
 
-def physseg(*words: object, code: int = 0, **environment: str) -> str:
+def physseg(*words: object, code: int = 0, before: str = "", **environment: str) -> str:
     """Run a command to its end, which must be this exit code; returns what it printed, errors too."""
-    done = subprocess.run(
-        command(*words),
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == code, f"physseg {' '.join(map(str, words))}: {done.returncode}\n{done.stdout}"
-    return done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        with Forked(calling(*words, before=before), Path(folder, "output.txt"), **environment) as process:
+            process.wait(180)
+        printed = process.text()
+    assert process.returncode == code, f"physseg {' '.join(map(str, words))}: {process.returncode}\n{printed}"
+    return printed
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,8 @@ from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import create_store
 from physseg.structure_extractors.canny import Canny
 
-from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree, wait_until
+from ..forked import Forked, calling
+from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree, wait_until
 
 pytestmark = pytest.mark.cluster
 FRAME = Frame(short_edge=192, max_long_edge=384, canvas=384)  # as SETTINGS
@@ -38,34 +38,24 @@ SIGKILL = "computing it killed its process twice: signal 9 (SIGKILL)"
 EXIT = "computing it killed its process twice: exit code 3"
 HOG = "needed more than 0.9 GB of memory"
 
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Forked]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(words, **environment)``: a process that writes to a file; it and all below it end with the test."""
+    """``start(code, **environment)``: a process that writes to a file; it and all below it end with the test."""
 
-    def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
-        with (tmp_path / f"output{len(started)}.txt").open("w") as output:
-            process = subprocess.Popen(
-                words,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        started.append((process, Path(output.name)))
-        return process
+    def start(code: str, **environment: str) -> Forked:
+        started.append(Forked(code, tmp_path / f"output{len(started)}.txt", **environment))
+        return started[-1]
 
-    started: list[tuple[subprocess.Popen[str], Path]] = []
+    started: list[Forked] = []
     yield start
-    for process, path in started:
+    for process in started:
         for each in [*children(process.pid), *group(process.pid)]:
             each.kill()
-        process.kill()
         process.wait(10)
-        print(f"--- {path.name}\n{path.read_text()}")  # noqa: T201 (shown with a failure)
+        print(f"--- {process.output.name}\n{process.text()}")  # noqa: T201 (shown with a failure)
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -103,12 +93,12 @@ def num_commits(store: Path) -> int:
     return len(list((store / "provenance/commits").glob("*.json")))
 
 
-def wait_for_commits(store: Path, count: int, client: subprocess.Popen[str]) -> None:
+def wait_for_commits(store: Path, count: int, client: Forked) -> None:
     wait_until(lambda: num_commits(store) >= count or client.poll() is not None)
     assert client.poll() is None, "it ended before anything could happen to it"
 
 
-def wait_until_gone(process: subprocess.Popen[str]) -> None:
+def wait_until_gone(process: Forked) -> None:
     """With all that it started."""
     wait_until(lambda: not group(process.pid), seconds=20)
 
@@ -118,8 +108,8 @@ def assert_whole(store: Path, shapes: Shapes) -> None:
     assert_same_tree(tree(store), shapes.files)
 
 
-def preprocess(shapes: Shapes, store: Path, *words: object) -> list[str]:
-    return command("preprocess", shapes.manifest, store, *SETTINGS, *words)
+def preprocess(shapes: Shapes, store: Path, *words: object) -> str:
+    return calling("preprocess", shapes.manifest, store, *SETTINGS, *words)
 
 
 # --- processes that die ---------------------------------------------------------------------------------------------
@@ -184,14 +174,18 @@ class Cluster:
     def __init__(self, start: Start, folder: Path) -> None:
         folder.mkdir()
         file = folder / "scheduler.json"
-        here = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-        dask_words = [sys.executable, "-m", "dask"]
-        self.scheduler = start([*dask_words, "scheduler", *here, "--port", "0", "--scheduler-file", str(file)])
+        here = ("--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0")
+        self.scheduler = start(dask_command("scheduler", *here, "--port", "0", "--scheduler-file", str(file)))
         wait_until(lambda: file.exists() and file.read_text().rstrip().endswith("}"))
         self.address = json.loads(file.read_text())["address"]
-        words = [*dask_words, "worker", self.address, *here, "--nthreads", "1", "--memory-limit", "2GB"]
-        words += ["--local-directory", str(folder), "--death-timeout", "10"]
-        self.workers = [start(words), start(words)]
+        limits = ("--nthreads", "1", "--memory-limit", "2GB", "--death-timeout", "10")
+        worker = dask_command("worker", self.address, *here, *limits, "--local-directory", str(folder))
+        self.workers = [start(worker), start(worker)]
+
+
+def dask_command(*words: str) -> str:
+    """The code of `dask WORDS`."""
+    return f"import sys\nsys.argv = {['dask', *words]}\nfrom dask.__main__ import main\nmain()"
 
 
 def test_a_lost_scheduler_ends_the_run_and_another_one_resumes(start: Start, shapes: Shapes, tmp_path: Path) -> None:
@@ -295,15 +289,12 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
     job = faulty_job(shapes, tmp_path / "s.zarr", {0: "sleep"})
     create_store(job.store, job.schema, job.manifest)
     (tmp_path / "task").write_bytes(pickle.dumps(job.plan.tasks[0]))
-    (tmp_path / "parent.py").write_text(
+    parent = start(
         "import pickle, pathlib\n"
         "from physseg.pipeline.run.lone_shards import compute_alone\n"
-        "if __name__ == '__main__':\n"
-        f"    task = pickle.loads(pathlib.Path('{tmp_path}/task').read_bytes())\n"
-        "    compute_alone(task, memory_limit=10**9, say=print, still_ours=lambda: print('alive', flush=True))\n"
+        f"task = pickle.loads(pathlib.Path('{tmp_path}/task').read_bytes())\n"
+        "compute_alone(task, memory_limit=10**9, say=print, still_ours=lambda: print('alive', flush=True))\n"
     )
-    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    parent = start([sys.executable, str(tmp_path / "parent.py")], PYTHONPATH=path)
     wait_until(lambda: (tmp_path / "output0.txt").read_text().count("alive") > 2)
     assert workers(parent.pid)
     parent.kill()

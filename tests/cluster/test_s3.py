@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.commits import read_commit
 
 from ..conftest import write_shapes
-from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree, wait_until
+from ..forked import Forked, calling
+from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree, wait_until
 from .flaky_proxy import Fault, FlakyProxy, every
 from .s3 import Bucket
 
@@ -46,27 +46,18 @@ def stored(s3: Bucket, shapes: Shapes) -> Bucket:
     return s3
 
 
-def adapted(change: str, *words: object) -> list[str]:
-    """The command, with a constant of the product changed first."""
-    return [sys.executable, "-c", f"{change}\nfrom physseg.cli import main\nmain()", *map(str, words)]
-
-
 @contextlib.contextmanager
-def running(words: list[str]) -> Iterator["subprocess.Popen[str]"]:
+def running(*words: object, before: str = "") -> Iterator[Forked]:
     """A command as a process that does not outlive the test."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Forked(calling(*words, before=before), Path(folder, "output.txt")) as process,
+    ):
+        yield process
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
+def finish(process: Forked) -> tuple[int, str]:
+    return process.wait(120), process.text()
 
 
 def assert_is_whole(bucket: Bucket, shapes: Shapes) -> None:
@@ -92,32 +83,32 @@ def test_manifest_images_and_store_by_url(s3: Bucket, tmp_path: Path) -> None:
 
 
 def test_parts_that_start_at_once(s3: Bucket, shapes: Shapes) -> None:
-    words = command("preprocess", shapes.manifest, s3.url(STORE), *SYNC, "--part")
+    words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC, "--part")
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(running([*words, f"{number}/3"])) for number in (1, 2, 3)]
+        parts = [stack.enter_context(running(*words, f"{number}/3")) for number in (1, 2, 3)]
         for code, output in map(finish, parts):
             assert code == 0, output
     assert_is_whole(s3, shapes)
 
 
 def test_a_killed_client_resumes(s3: Bucket, shapes: Shapes) -> None:
-    words = adapted(SHORT_LEASES, "preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(words) as client:
+    words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
+    with running(*words, before=SHORT_LEASES) as client:
         wait_until(lambda: s3.keys(COMMITS))
         client.kill()
     assert 1 <= len(s3.keys(COMMITS)) < 6
     assert s3.keys(f"{STORE}.locks/") != [], "it had no time to say farewell"
-    with running(words) as client:
+    with running(*words, before=SHORT_LEASES) as client:
         code, output = finish(client)
     assert code == 0, output
     assert_is_whole(s3, shapes)
 
 
 def test_of_two_clients_the_second_is_refused(s3: Bucket, shapes: Shapes) -> None:
-    words = adapted(SHORT_LEASES, "preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(words) as first:
+    words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
+    with running(*words, before=SHORT_LEASES) as first:
         wait_until(lambda: s3.keys(COMMITS))
-        with running(words) as second:
+        with running(*words, before=SHORT_LEASES) as second:
             code, output = finish(second)
         assert code == 1 and "is writing this store" in output
         code, output = finish(first)
@@ -127,8 +118,8 @@ def test_of_two_clients_the_second_is_refused(s3: Bucket, shapes: Shapes) -> Non
 
 def test_two_clients_that_start_at_once_do_not_mix(s3: Bucket, shapes: Shapes) -> None:
     """One may win, or both may be refused; what is there afterwards is a store to go on with."""
-    words = adapted(SHORT_LEASES, "preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(words) as first, running(words) as second:
+    words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
+    with running(*words, before=SHORT_LEASES) as first, running(*words, before=SHORT_LEASES) as second:
         ends = [finish(first), finish(second)]
     assert sorted(code for code, _ in ends) in ([0, 1], [1, 1]), ends
     assert all(code == 0 or "is writing this store" in output for code, output in ends), ends
@@ -168,7 +159,7 @@ def test_one_lost_answer_is_no_error(s3: Bucket, proxy: FlakyProxy, operation: s
 
 
 def test_an_outage_is_waited_for(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) -> None:
-    with running(command("preprocess", shapes.manifest, s3.url(STORE), *SYNC)) as client:
+    with running("preprocess", shapes.manifest, s3.url(STORE), *SYNC) as client:
         wait_until(lambda: s3.keys(COMMITS))
         with proxy.outage(), pytest.raises(subprocess.TimeoutExpired):
             client.wait(timeout=4)
@@ -178,15 +169,15 @@ def test_an_outage_is_waited_for(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) 
 
 
 def test_a_service_that_stays_down_is_named_and_the_run_resumes(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) -> None:
-    change = f"{SHORT_LEASES}\n{FEW_RETRIES}"
-    with running(adapted(change, "preprocess", shapes.manifest, s3.url(STORE), *SYNC)) as client:
+    words, before = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC), f"{SHORT_LEASES}\n{FEW_RETRIES}"
+    with running(*words, before=before) as client:
         wait_until(lambda: s3.keys(COMMITS))
         proxy.choose = every(1, Fault.SLOW_DOWN, methods=("PUT", "GET", "HEAD", "POST", "DELETE"))
         code, output = finish(client)
     assert code == 1 and "Traceback" not in output, output
     assert "error: " in output and s3.url(STORE) in output and "503" in output, output
     proxy.choose = lambda method, count: None
-    with running(adapted(SHORT_LEASES, "preprocess", shapes.manifest, s3.url(STORE), *SYNC)) as client:
+    with running(*words, before=SHORT_LEASES) as client:
         code, output = finish(client)
     assert code == 0, output
     assert_is_whole(s3, shapes)

@@ -5,13 +5,13 @@ Seeds are fixed, so a run that fails can be repeated; moments are the processes'
 
 import random
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..forked import Forked, calling
 from . import radosgw
 from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, wait_until
 from .flaky_proxy import Fault, FlakyProxy, randomly
@@ -69,7 +69,6 @@ def test_clients_killed_again_and_again_on_a_bad_network(
 ) -> None:
     """Each client is killed at some write; one request in eight meets a fault meanwhile."""
     words = ("preprocess", shapes.manifest, bucket.url(STORE), "--scheduler", "sync", *SETTINGS)
-    client = [sys.executable, "-c", f"{SHORT_LEASES}\nfrom physseg.cli import main\nmain()", *map(str, words)]
     chance = random.Random(seed)
     faults = (Fault.CUT_REQUEST, Fault.CUT_RESPONSE, Fault.SLOW_DOWN, Fault.STALL)
     with FlakyProxy(bucket.endpoint, stall_seconds=0.5) as proxy:
@@ -78,13 +77,13 @@ def test_clients_killed_again_and_again_on_a_bad_network(
         kills = 0
         for _ in range(NUM_KILLS):
             last_write = proxy.requests["PUT"] + chance.randrange(1, 25)
-            with subprocess.Popen(client, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            with Forked(calling(*words, before=SHORT_LEASES), Path("client.txt")) as process:
                 wait_until(lambda: proxy.requests["PUT"] >= last_write or process.poll() is not None)  # noqa: B023
                 kills += process.poll() is None
                 process.kill()
         assert kills >= 3, "it was done too early to be tested"
-        completed = subprocess.run(client, capture_output=True, text=True, timeout=300, check=False)
-        assert completed.returncode == 0, completed.stdout + completed.stderr
+        completed = Forked(calling(*words, before=SHORT_LEASES), Path("completed.txt"))
+        assert completed.wait(300) == 0, completed.text()
         assert set(proxy.faults) == set(faults)
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
     assert_is_whole(bucket, shapes)
