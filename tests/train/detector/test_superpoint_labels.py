@@ -1,0 +1,82 @@
+"""Textures, labels of pictures, and training pictures drawn from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from physseg.structure_extractors.errors import ExtractorError
+from physseg.train.detector import labelling
+from physseg.train.detector.labels import Labelled
+from physseg.train.detector.pictures.files import find_pictures
+from physseg.train.detector.pictures.sources import LabelledImages, Mixed
+from PIL import Image
+
+
+def write_pictures(folder: Path, number: int) -> None:
+    labelling.write_textures(folder, number=number, seed=0, size=(64, 80))
+
+
+def test_textures_do_not_depend_on_how_many_there_are(tmp_path):
+    write_pictures(tmp_path, 2)
+    first = (tmp_path / "texture_00001.png").read_bytes()
+    write_pictures(tmp_path, 3)
+    assert find_pictures(tmp_path) == [f"texture_0000{index}.png" for index in range(3)]
+    assert (tmp_path / "texture_00001.png").read_bytes() == first
+    assert np.asarray(Image.open(tmp_path / "texture_00002.png")).shape == (64, 80)
+
+
+def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):
+    pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
+    write_pictures(pictures, 2)
+    options = {"size": (64, 80), "adaptation": 2, "threshold": 0.0, "max_points": 9}
+    labelling.label(pictures, out, tiny_weights, **options)
+    write_pictures(pictures, 3)
+    labelled = labelling.label(pictures, out, tiny_weights, **options)
+    assert labelled.names == tuple(f"texture_0000{index}.png" for index in range(3))
+    read = Labelled.read(out)
+    for index in range(3):
+        np.testing.assert_array_equal(read.keypoints(index), labelled.keypoints(index))
+        assert read.keypoints(index).shape == (9, 2)
+    assert ((read.points >= 4) & (read.points < (76, 60))).all()
+    whole = labelling.label(pictures, tmp_path / "whole.npz", tiny_weights, **options)
+    np.testing.assert_array_equal(whole.points, labelled.points)
+    with pytest.raises(ExtractorError, match="other settings"):
+        labelling.label(pictures, out, tiny_weights, **options | {"adaptation": 3})
+    monkeypatch.setattr(labelling, "SPREAD_PX", 0.0)  # as labels of another version of the code
+    with pytest.raises(ExtractorError, match="other settings"):
+        labelling.label(pictures, out, tiny_weights, **options)
+
+
+def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):
+    picture = np.zeros((64, 80), np.uint8)
+    points = np.array([[20.0, 30.0], [50.0, 12.0], [70.0, 60.0]], np.float32)
+    picture[points[:, 1].astype(int), points[:, 0].astype(int)] = 255
+    Image.fromarray(picture).save(tmp_path / "dots.png")
+    labels = Labelled(names=("dots.png",), size=(64, 80), points=points, offsets=np.array([0, 3]))
+    seen = 0
+    for seed in range(20):
+        part, keypoints = LabelledImages(tmp_path, labels).draw(np.random.default_rng(seed), (32, 40))
+        inside = ((keypoints >= 0) & (keypoints < (40, 32))).all(axis=1)
+        for x, y in keypoints[inside].astype(int):
+            assert part[y, x] == 255
+        assert (part > 0).sum() == inside.sum()
+        seen += inside.sum()
+    assert seen > 5
+
+
+def test_a_mixture_has_both(tmp_path):
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(tmp_path / "black.png")
+    labels = Labelled(
+        names=("black.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
+    )
+    source = Mixed(LabelledImages(tmp_path, labels), 0.3)
+    drawn = [source.draw(np.random.default_rng(seed), (32, 40))[0].any() for seed in range(300)]
+    assert 0.2 < np.mean(drawn) < 0.4
+
+
+def test_labels_of_others_tell_no_precision():
+    def labelled(made_by: str) -> Labelled:
+        return Labelled(names=(), size=(8, 8), points=np.zeros((0, 2)), offsets=np.zeros(1, int), made_by=made_by)
+
+    assert labelled('{"precision": "bfloat16"}').precision == "bfloat16"
+    assert [labelled(text).precision for text in ("", "by hand", "[1]", "{}")] == [None] * 4
