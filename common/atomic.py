@@ -11,6 +11,7 @@ name itself may be gone.
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import uuid
@@ -31,6 +32,11 @@ def atomic_write(path: Path, data: bytes) -> None:
     """
     with _flushed_beside(path, data) as partial:
         partial.replace(path)
+
+
+def atomic_json(path: Path, document: object) -> None:
+    """Write a document as indented JSON, as `atomic_write` does."""
+    atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def atomic_create(path: Path, data: bytes) -> None:

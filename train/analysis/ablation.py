@@ -149,7 +149,9 @@ def run_all(
                 f"{run.folder.path}: stopped at step {result.step}", hint="re-running the command resumes"
             )
         for name, manifest in manifests.items():
-            yield _score(run, name, manifest, windows=windows)
+            score = _score(run, name, manifest, windows=windows)
+            say(f"  {name}: mIoU {100 * score.miou:.2f}")
+            yield score
 
 
 def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:

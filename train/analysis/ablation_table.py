@@ -8,11 +8,13 @@ images would give another score of the same models: the bootstrap over images, t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...common.atomic import atomic_json, atomic_write
 from ..evaluation.image_counts import bootstrap_weights, normal_interval
 from .ablation import Score
 
@@ -102,6 +104,14 @@ def markdown(title: str, found: Sequence[Cell]) -> str:
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"
+
+
+def write_table(out: Path, title: str, found: Sequence[Cell]) -> str:
+    """Write `ablation.md` and `ablation.json` into a folder; returns the text of the former."""
+    text = markdown(title, found)
+    atomic_write(out / "ablation.md", text.encode())
+    atomic_json(out / "ablation.json", document(title, found))
+    return text
 
 
 def document(title: str, found: Sequence[Cell]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """`physseg analyse ...`: what trained models say about the method."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...common.atomic import atomic_json, atomic_write
 from ..commands import Checkpoint, Device, Memory, NoWindows, SynonymRule, inference_settings, parse_step
 
 Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
@@ -13,7 +13,7 @@ Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start
 app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
 
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")]
-MaxImages = Annotated[int | None, typer.Option(min=1, help="The first so many images only.")]
+MaxImages = Annotated[int | None, typer.Option(min=1, help="Look at the first N images only.")]
 
 
 @app.command()
@@ -31,19 +31,16 @@ def ablation(
 ) -> None:
     """Train every row of a table with several seeds, and print their mIoU with paired differences to the first row.
 
-    The same command again goes on where it stopped; runs that were trained elsewhere into the same folders count.
+    Re-running the command resumes. Runs that were trained elsewhere into the same folders count.
     """
-    from ...common.atomic import atomic_write
     from ...manifests.manifest import Manifest
     from . import ablation as runs_of
     from . import ablation_table
 
     if not all(text.strip().isdigit() for text in seeds.split(",")):
         raise typer.BadParameter(f"expected numbers as in 0,1,2, got {seeds!r}", param_hint="--seeds")
-    chosen = runs_of.read_table(table)
-    runs = runs_of.plan(
-        chosen, config, out=out, seeds=[int(text) for text in seeds.split(",")], settings=settings or ()
-    )
+    chosen, numbers = runs_of.read_table(table), [int(text) for text in seeds.split(",")]
+    runs = runs_of.plan(chosen, config, out=out, seeds=numbers, settings=settings or ())
     if dry_run:
         for run in runs:
             typer.echo(runs_of.command(run, config, settings or ()))
@@ -53,15 +50,8 @@ def ablation(
     if len({path.stem for path in manifests}) < len(manifests):
         raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
     tables = {path.stem: Manifest.read(path) for path in manifests}
-    scores = []
-    for score in runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo):
-        typer.echo(f"  {score.data}: mIoU {100 * score.miou:.2f}")
-        scores.append(score)
-    found = ablation_table.cells(scores)
-    text = ablation_table.markdown(chosen.title, found)
-    atomic_write(out / "ablation.md", text.encode())
-    document = json.dumps(ablation_table.document(chosen.title, found), indent=1)
-    atomic_write(out / "ablation.json", (document + "\n").encode())
+    scores = list(runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo))
+    text = ablation_table.write_table(out, chosen.title, ablation_table.cells(scores))
     typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
 
 
@@ -91,7 +81,6 @@ def similarity(
 
     For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
     """
-    from ...common.atomic import atomic_write
     from ..model.device import choose_device
     from . import similarity as analysis
     from .encoders import find_encoder
@@ -219,10 +208,10 @@ def compare(
         settings=inference_settings(memory, no_windows=no_windows),
     )
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
-    page = analysis.write_comparison(out, pictured, scores, facts, table)
+    document = analysis.write_comparison(out, pictured, scores, facts, table)
     typer.echo(analysis.in_words(scores))
-    typer.echo(f"{len(pictured)} pictures in {out}, all on one page: {page}")
-    _write_json(json_file, json.loads((out / "compare.json").read_bytes()))
+    typer.echo(f"{len(pictured)} pictures in {out}, all on one page: {out / 'index.html'}")
+    _write_json(json_file, document)
 
 
 @app.command()
@@ -302,7 +291,5 @@ def structure(
 
 
 def _write_json(path: Path | None, document: object) -> None:
-    from ...common.atomic import atomic_write
-
     if path:
-        atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
+        atomic_json(path, document)

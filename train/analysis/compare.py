@@ -6,7 +6,6 @@ many images got better and worse in all.
 """
 
 import heapq
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
 from ...common.images import encode_png
 from ...manifests.manifest import Manifest
@@ -155,7 +154,7 @@ def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ign
 
 def write_comparison(
     out: Path, pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Mapping[str, Any], manifest: Manifest
-) -> Path:
+) -> dict[str, Any]:
     """Write `NN_ID.png` for every sample, `index.html` that shows them all, and `compare.json`.
 
     Args:
@@ -166,7 +165,7 @@ def write_comparison(
         manifest: The images.
 
     Returns:
-        The page's path.
+        The content of `compare.json`.
     """
     names = list(runs)
     files = []
@@ -193,7 +192,7 @@ def write_comparison(
             for item in scores
         ],
     }
-    atomic_write(out / "compare.json", (json.dumps(document, indent=1) + "\n").encode())
+    atomic_json(out / "compare.json", document)
     html = render(
         Path(__file__).with_name("page") / "compare.html",
         runs=names,
@@ -202,7 +201,7 @@ def write_comparison(
         figures=[(file, _title(item.scored)) for file, item in zip(files, pictured, strict=True)],
     )
     atomic_write(out / "index.html", html.encode())
-    return out / "index.html"
+    return document
 
 
 def summary(scores: Sequence[Scored]) -> dict[str, Any]:

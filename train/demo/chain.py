@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError
 from ...common.text import format_duration
 from ..evaluation.result import read_evaluation
-from .page import Stage, render_page
-from .report import build_report
+from .page import Stage
+from .report import page_of_demo
 from .results import describe, measure
-from .scenes import UNSEEN_THINGS, SceneFolders, SceneSettings, write_scenes
+from .scenes import UNSEEN_THINGS, SceneFolders, write_scenes
 
 DEFAULT_STEPS = 450
 """Steps of about 0.4 s on two CPU cores."""
@@ -31,6 +31,7 @@ DEFAULT_STEPS = 450
 SHOWN = 6
 """Number of predictions on the page: the first of the split, not chosen ones."""
 
+_HEAD = "# Written by `physseg demo`. `physseg train --example` explains every key."
 MARKER = "demo.json"
 """Holds the settings; its presence says that a folder is a demo's own."""
 
@@ -70,9 +71,9 @@ class DemoSettings:
     """Number of generated validation scenes."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_train", "num_val"):
-            if getattr(self, name) < 1:
-                raise DemoError.mismatch(f"demo: {name}", "at least 1", getattr(self, name))
+        for name, least in (("steps", 1), ("num_train", 1), ("num_val", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise DemoError.mismatch(f"demo: {name}", f"at least {least}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,53 +84,6 @@ class DemoResult:
     """The page that shows everything."""
     results: dict[str, Any]
     """The numbers on the page, as in `results.json`."""
-
-
-CONFIG = """\
-# Written by `physseg demo`. `physseg train --example` explains every key.
-seed = {seed}
-steps = {steps}
-batch_size = 8
-device = "cpu"              # the same numbers on machines with a GPU and without
-log_every = 5
-checkpoint_every = 100      # a demo that was interrupted resumes from the last one
-keep_last = 1
-
-[data]
-store = "train.zarr"
-crop = 192                  # the store's frames are 192 px high or wide at least
-jitter = false              # colours are part of the names here
-num_workers = 0             # small pictures: a process more would cost more than it saves
-
-[model]
-clip = "tiny"
-templates = ["{{}}"]          # few words are easier to tell apart for a text encoder without pretraining
-structures = ["canny", "mask_edges", "sift"]
-
-[model.architecture]        # the tiny CLIP on a 12x12 grid instead of 24x24: a quarter of the work
-image_px = 192
-patch_px = 16
-position_grid = 12
-embed_dim = 64
-vision_width = 96
-vision_layers = 6
-vision_heads = 2
-text_width = 64
-text_layers = 3
-text_heads = 2
-guidance_blocks = [1, 3]
-quick_gelu = false
-
-[losses]
-lambda_p = 1.0              # physical structures
-lambda_sac = 1.0            # weighted patch alignment
-
-[optim]                     # from scratch, so faster than the fine-tuning of the published recipe
-learning_rate = 1e-3
-clip_scale = 1.0
-max_gradient_norm = 1.0
-warmup_steps = 20
-"""
 
 
 def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> DemoResult:
@@ -160,7 +114,9 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     samples = [text for index in range(min(3, settings.num_train)) for text in ("--sample", str(index))]
     chain.command("inspect: pictures", "inspect", store, *samples, "--out", out / "structures")
     chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--max-samples", "24")
-    atomic_write(out / "demo.toml", CONFIG.format(seed=settings.seed, steps=settings.steps).encode())
+    recipe = Path(__file__).with_name("demo.toml").read_text(encoding="utf-8")
+    config = f"{_HEAD}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
+    atomic_write(out / "demo.toml", config.encode())
     chain.command("train", "train", out / "demo.toml", "--out", run)
     protocol = ("--no-windows", "--device", "cpu")
     chain.command("evaluate", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
@@ -196,7 +152,7 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> b
         found = f"other files and no {MARKER}"
         raise DemoError.mismatch(out, "an empty folder or an earlier demo's", found, "choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write(marker, (json.dumps(wanted, indent=1) + "\n").encode())
+    atomic_json(marker, wanted)
     return False
 
 
@@ -215,8 +171,7 @@ class _Chain:
         self.say(f"\n# {what}")
         started = time.perf_counter()
         if not done.exists():
-            scenes = SceneSettings(num_train=settings.num_train, num_val=settings.num_val, seed=settings.seed)
-            write_scenes(folders.root, scenes)
+            write_scenes(folders.root, num_train=settings.num_train, num_val=settings.num_val, seed=settings.seed)
             done.touch()
         self._note("generate scenes", what, started)
 
@@ -258,10 +213,10 @@ def _finish(
         "total_seconds": round(seconds, 2),
         "resumed": resumed,
     }
-    atomic_write(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    report = build_report(out, settings=results["settings"], stages=stages, resumed=resumed, results=found, shown=SHOWN)
+    atomic_json(out / "results.json", results)
+    html = page_of_demo(out, settings=results["settings"], stages=stages, resumed=resumed, results=found, shown=SHOWN)
     page = out / "demo.html"
-    atomic_write(page, render_page(report).encode())
+    atomic_write(page, html.encode())
 
     say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
     for name, score in (("seen classes", found.seen), ("unseen classes", found.unseen)):

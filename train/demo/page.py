@@ -49,43 +49,46 @@ class Row:
     """Names and RGB colours, the largest class first."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DemoReport:
-    """All that the page shows. The template adds the words."""
+def render_page(
+    *,
+    settings: Mapping[str, str],
+    stages: Sequence[Stage],
+    resumed: bool,
+    results: Results,
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    scenes: Sequence[Row],
+    structures: Sequence[Picture],
+    predictions: Sequence[Row],
+) -> str:
+    """The whole page as HTML text.
 
-    settings: Mapping[str, str]
-    """What decided the results, and the machine."""
-    stages: Sequence[Stage]
-    """Steps of the chain in order."""
-    resumed: bool
-    """Whether this call resumed an earlier one's work, so that the times are not those of the whole."""
-    results: Results
-    """Scores of the validation split."""
-    losses: Mapping[str, Sequence[tuple[int, float]]]
-    """(step, value) pairs of each loss part."""
-    scenes: Sequence[Row]
-    """Image and label map of training scenes."""
-    structures: Sequence[Picture]
-    """Cached structures of training scenes."""
-    predictions: Sequence[Row]
-    """Image, label map and prediction of validation scenes."""
-
-
-def render_page(report: DemoReport) -> str:
-    """The whole page as HTML text."""
-    results = report.results
+    Args:
+        settings: What decided the results, and the machine.
+        stages: Steps of the chain in order.
+        resumed: Whether this call resumed an earlier one's work, so that the times are not those of the whole.
+        results: Scores of the validation split.
+        losses: (step, value) pairs of each loss part.
+        scenes: Image and label map of training scenes.
+        structures: Cached structures of training scenes.
+        predictions: Image, label map and prediction of validation scenes.
+    """
     things = [name.split(" ") for name in results.classes if " " in name]
     return render(
         Path(__file__).with_name("page") / "demo.html",
-        report=report,
+        settings=settings,
+        stages=stages,
+        resumed=resumed,
         results=results,
+        scenes=scenes,
+        structures=structures,
+        predictions=predictions,
         words=describe(results.seen, results.unseen, results.gone),
-        total=format_duration(sum(stage.seconds for stage in report.stages)),
+        total=format_duration(sum(stage.seconds for stage in stages)),
         classes=_class_rows(results),
         stuff=[name for name in results.classes if " " not in name],
         colours=list(dict.fromkeys(colour for colour, _ in things)),
         shapes=list(dict.fromkeys(shape for _, shape in things)),
-        charts=[_chart(title, points) for title, points in report.losses.items()],
+        charts=[_chart(title, points) for title, points in losses.items()],
         plot=_PLOT,
     )
 

@@ -15,7 +15,7 @@ from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ...pipeline.inspect.drawing.palette import palette
 from ..runs.run_log import read_log
-from .page import DemoReport, Picture, Row, Stage
+from .page import Picture, Row, Stage, render_page
 from .results import Results
 from .scenes import UNSEEN_THINGS
 
@@ -27,7 +27,7 @@ _LOSSES = {
 }
 
 
-def build_report(
+def page_of_demo(
     out: Path,
     *,
     settings: Mapping[str, Any],
@@ -35,8 +35,8 @@ def build_report(
     resumed: bool,
     results: Results,
     shown: int,
-) -> DemoReport:
-    """Everything that `render_page` needs.
+) -> str:
+    """The page of a demo whose steps have run, as HTML text.
 
     Args:
         out: The demo's folder.
@@ -47,7 +47,7 @@ def build_report(
         shown: Number of predictions to show.
     """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
-    return DemoReport(
+    return render_page(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
         resumed=resumed,

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ...common.errors import PhyssegError
+from ...common.images import encode_jpeg
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -53,29 +53,6 @@ _SPLITS = {"train": SEEN_THINGS, "val": SEEN_THINGS + UNSEEN_THINGS}
 _SUPERSAMPLING = 4
 
 
-class SceneError(PhyssegError, ValueError):
-    """Settings from which no data set can be drawn."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SceneSettings:
-    """What to draw. The same settings give the same bytes (with the same OpenCV)."""
-
-    num_train: int = 160
-    """Number of training scenes, which lack the unseen pairs."""
-    num_val: int = 40
-    """Number of validation scenes, which have all pairs equally often."""
-    seed: int = 0
-    """Seed of everything drawn. A scene does not depend on how many others there are."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_train", "num_val"):
-            if getattr(self, name) < 1:
-                raise SceneError.mismatch(f"scenes: {name}", "at least 1", getattr(self, name))
-        if self.seed < 0:
-            raise SceneError.mismatch("scenes: seed", "0 or more", self.seed)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneFolders:
     """Where `write_scenes` put things; `images(split)` and `labels(split)` hold files of the same stems."""
@@ -93,22 +70,22 @@ class SceneFolders:
         return self.root / f"classes_{split}.txt"
 
 
-def write_scenes(root: Path, settings: SceneSettings) -> SceneFolders:
+def write_scenes(root: Path, *, num_train: int = 160, num_val: int = 40, seed: int = 0) -> SceneFolders:
     """Write both splits under `root`: JPEGs, label PNGs, a class list each. Files of those names are replaced."""
     folders = SceneFolders(root=root)
-    for number, (split, count) in enumerate((("train", settings.num_train), ("val", settings.num_val))):
+    for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
         folders.images(split).mkdir(parents=True, exist_ok=True)
         folders.labels(split).mkdir(parents=True, exist_ok=True)
         names = SEEN_CLASSES if split == "train" else ALL_CLASSES
         folders.classes(split).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        things = _deal(_SPLITS[split], np.random.default_rng([settings.seed, number]))
+        things = _deal(_SPLITS[split], np.random.default_rng([seed, number]))
         for index in tqdm(range(count), desc=f"scenes {split}", unit="image", disable=None):
-            rng = np.random.default_rng([settings.seed, number, index])
+            rng = np.random.default_rng([seed, number, index])
             image, labels = draw_scene([next(things) for _ in range(3 + index % 4)], rng)
             stem = f"{index:012d}"
-            bgr = np.ascontiguousarray(image[..., ::-1])
-            _write(folders.images(split) / f"{stem}.jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
-            _write(folders.labels(split) / f"{stem}.png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+            (folders.images(split) / f"{stem}.jpg").write_bytes(encode_jpeg(image, quality=92))
+            _, label_file = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+            (folders.labels(split) / f"{stem}.png").write_bytes(label_file.tobytes())
     return folders
 
 
@@ -301,10 +278,3 @@ def _light(shape: tuple[int, ...], centre: npt.NDArray[np.float64], radius: floa
     slope = ((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)) / radius
     shade = rng.uniform(0.8, 1.05) + 0.16 * np.clip(slope, -1.2, 1.2) + 0.2 * _smooth_noise(height, width, 3, 3, rng)
     return np.asarray(shade, dtype=np.float32)
-
-
-def _write(path: Path, pixels: UInt8, options: list[int]) -> None:
-    written, data = cv2.imencode(path.suffix, pixels, options)
-    if not written:
-        raise SceneError(f"{path}: OpenCV could not encode a {path.suffix} file")
-    path.write_bytes(data.tobytes())

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
+from ...common.images import encode_png
 from ...manifests.decoding import check_image, decode_image
 from ...manifests.vocabulary import Vocabulary, read_classes
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
@@ -19,7 +17,7 @@ from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict
 from ..model.segmenter import Segmenter
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-"""What is taken from a folder, letter case aside; a file named on the command line may be called anything."""
+"""Endings of the files that are taken from a folder, letter case aside. A file that is named may have any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,14 +25,15 @@ class Prediction:
     """What became of one image."""
 
     image: Path
+    """The image's file."""
     labels: Path | None = None
-    """PNG (H, W) of class indices: 8 bits, or 16 for more than 255 classes."""
+    """PNG (H, W) of class indices, of 8 bits, or 16 for more than 255 classes; None after an error."""
     overlay: Path | None = None
-    """The image in its classes' colours, with a legend."""
+    """PNG of the image in its classes' colours, with a legend; None after an error."""
     shares: tuple[tuple[str, float], ...] = ()
     """Classes that occur and their share of the pixels, the largest first."""
     error: str = ""
-    """One line; empty if all went well."""
+    """What went wrong, in one line; empty if nothing did."""
 
 
 def predict_files(
@@ -47,8 +46,18 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Predict files one by one and write `STEM_labels.png` and `STEM_overlay.png` into `out`.
 
-    An image that cannot be read yields a Prediction with `error`; the others are still done. Raises PredictionError
-    before anything is written if two images would write the same files.
+    Args:
+        model: The segmenter.
+        images: JPEG or PNG files.
+        vocabulary: The classes to look for.
+        out: Folder of the results.
+        settings: How to predict.
+
+    Yields:
+        What became of each image. One that cannot be read has an `error`, and the others are still done.
+
+    Raises:
+        PredictionError: Two images would write the same files. Nothing was written.
     """
     _check_names(images)
     text_features = class_texts(model, vocabulary.classes)
@@ -62,7 +71,7 @@ def predict_files(
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the JPEG and PNG files in them, sorted; PredictionError if there are none."""
+    """Files as they are, folders as the JPEG and PNG files in them, sorted. Raises PredictionError for none."""
     found: list[Path] = []
     for argument in arguments:
         if not argument.is_dir():
@@ -70,7 +79,7 @@ def find_images(arguments: Sequence[Path]) -> list[Path]:
             continue
         inside = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
         if not inside:
-            raise PredictionError(f"{argument}: no {', '.join(SUFFIXES)} file in this folder", path=str(argument))
+            raise PredictionError(f"{argument}: no {', '.join(SUFFIXES)} file in this folder")
         found += inside
     return found
 
@@ -78,7 +87,9 @@ def find_images(arguments: Sequence[Path]) -> list[Path]:
 def read_words(words: str | None, file: Path | None) -> Vocabulary:
     """The classes of "cat, dog, sofa", or of a class file (one class per line, synonyms separated by commas).
 
-    Raises PredictionError unless exactly one is given, ManifestError for empty or repeated classes.
+    Raises:
+        PredictionError: Not exactly one of both is given.
+        ManifestError: Classes are empty or repeated.
     """
     if file is not None and words is None:
         return Vocabulary(name=file.stem, classes=read_classes(file))
@@ -102,17 +113,10 @@ def _predict_file(
     names = vocabulary.prompt_names
     drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
     files = {name: out / f"{path.stem}_{name}.png" for name in ("labels", "overlay")}
-    atomic_write(files["labels"], _png(labels))
-    atomic_write(files["overlay"], _png(drawn[..., ::-1]))  # OpenCV writes BGR
+    atomic_write(files["labels"], encode_png(labels))
+    atomic_write(files["overlay"], encode_png(drawn))
     shares = tuple((names[index], share) for index, share in class_shares(labels))
     return Prediction(image=path, labels=files["labels"], overlay=files["overlay"], shares=shares)
-
-
-def _png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    if not done:
-        raise PredictionError(f"a picture of {pixels.shape} {pixels.dtype} could not be written as PNG")
-    return data.tobytes()
 
 
 def _check_names(images: Sequence[Path]) -> None:

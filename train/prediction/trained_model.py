@@ -38,15 +38,34 @@ class TrainedModel:
     def segment(
         self, image: ImageLike, words: Sequence[str] | None = None
     ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-        """The most probable word of every pixel: indices (H, W) into `words`; without words, into the vocabulary.
+        """The most probable word of every pixel.
 
-        uint8 for at most 255 words, else uint16. Every pixel gets one of the words: name what else there may be, too.
-        Raises PredictionError for words that are none, DecodeError or ShapeError for an image that is none.
+        Every pixel gets one of the words: name what else there may be, too.
+
+        Args:
+            image: See `ImageLike`.
+            words: What to look for. Default: the vocabulary.
+
+        Returns:
+            Indices (H, W) into the words: uint8 for at most 255 of them, else uint16.
+
+        Raises:
+            PredictionError: `words` is no list of words.
+            DecodeError: A file is no image.
+            ShapeError: An array is no image.
         """
         return predict_label_map(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
 
     def probabilities(self, image: ImageLike, words: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
-        """The probability of every word at every pixel, (T, H, W) in [0, 1]; each for itself, so the sum may be any."""
+        """The probability of every word at every pixel, each for itself, so that they need not sum to 1.
+
+        Args:
+            image: See `ImageLike`.
+            words: T words. Default: the vocabulary.
+
+        Returns:
+            float32 (T, H, W) in [0, 1].
+        """
         return predict_probabilities(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
 
     def __repr__(self) -> str:
@@ -56,7 +75,7 @@ class TrainedModel:
     def _text_features(self, words: Sequence[str] | None) -> Tensor:
         """Text features of the words; those of the last call are kept."""
         if isinstance(words, str) or (words is not None and not all(isinstance(word, str) for word in words)):
-            raise PredictionError(f"words: expected a list of words, got {words!r}", hint='for example ["cat", "dog"]')
+            raise PredictionError.mismatch("words", "a list of words", repr(words), 'for example ["cat", "dog"]')
         chosen = tuple(self.vocabulary if words is None else words)
         question = (chosen, self.segmenter.config)
         if self._text is None or self._text[0] != question:
@@ -77,7 +96,5 @@ def as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, np.ndarray):
-        raise ShapeError(
-            f"image: expected a uint8 array (H, W, 3), a Pillow image or a path, got {type(image).__name__}"
-        )
+        raise ShapeError.mismatch("image", "a uint8 array (H, W, 3), a Pillow image or a path", type(image).__name__)
     return image

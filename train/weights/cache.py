@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_json
 from ...common.settings import is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
@@ -92,7 +92,7 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
 
 def write_record(record: WeightsRecord, folder: Path) -> None:
     """Make fetched weights known; their file must be in the folder already."""
-    atomic_write(folder / RECORD_FILE, (json.dumps(asdict(record), indent=1) + "\n").encode())
+    atomic_json(folder / RECORD_FILE, asdict(record))
 
 
 def file_sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ... import __version__
-from ...common.atomic import atomic_folder
+from ...common.atomic import atomic_folder, atomic_json
 from ...common.errors import ConfigError
 from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
@@ -74,7 +74,7 @@ def write_export(
             "origin": origin,
             "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
         }
-        (partial / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        atomic_json(partial / CONFIG_FILE, document)
         weights.chmod((partial / CONFIG_FILE).stat().st_mode)
     return out
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ... import __version__
 from ...common.atomic import atomic_folder, remove_partials
 from ...common.file_lock import file_lock
+from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
 from .cache import WeightsRecord, file_sha256, read_record, weights_folder, write_record
@@ -107,11 +108,11 @@ def listing() -> list[dict[str, Any]]:
 
 def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The same as a table for the terminal."""
-    lines = [f"{'clip':13} {'tag':26} {'activation':10}"]
+    rows = [("clip", "tag", "activation", "")]
     for entry in entries:
-        known = f"cached, {entry['bytes'] / 1e6:.0f} MB, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
-        lines.append(f"{entry['clip']:13} {entry['tag']:26} {entry['activation']:10} {known}".rstrip())
-    return lines
+        known = f"cached, {format_bytes(entry['bytes'])}, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
+        rows.append((entry["clip"], entry["tag"], entry["activation"], known))
+    return align(rows, right=())
 
 
 def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord, bool]:

@@ -152,10 +152,10 @@ def test_a_step_that_fails_is_named_with_its_command_and_exit_code(tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("wrong", ["steps", "num_train", "num_val"])
-def test_settings_are_checked(wrong: str):
-    with pytest.raises(DemoError, match=wrong):
-        DemoSettings(**{wrong: 0})
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"num_train": 0}, {"num_val": -1}, {"seed": -1}])
+def test_settings_are_checked(wrong: dict[str, int]):
+    with pytest.raises(DemoError, match=next(iter(wrong))):
+        DemoSettings(**wrong)
 
 
 @pytest.mark.slow
