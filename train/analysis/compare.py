@@ -78,14 +78,14 @@ def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_ind
 
 def find_samples(manifest: Manifest, sample_ids: Sequence[str]) -> list[int]:
     """Indices of samples by id. Raises AnalysisError for one that is not there or quarantined."""
-    known = {text: index for index, text in enumerate(manifest.table.values("sample_id"))}
     good = set(usable(manifest))
     found = []
     for text in sample_ids:
-        index = known.get(text, -1)
-        if index not in good:
-            fault = "no sample of this id" if index < 0 else f"quarantined: {manifest.samples[index].problem}"
-            raise AnalysisError(f"{manifest.dataset}, {text!r}: {fault}", hint=f"for example {next(iter(known))!r}")
+        index = manifest.table.find(text)
+        if index is None or index not in good:
+            fault = "no sample of this id" if index is None else f"quarantined: {manifest.samples[index].problem}"
+            example = manifest.samples[min(good)].sample_id
+            raise AnalysisError(f"{manifest.dataset}, {text!r}: {fault}", hint=f"for example {example!r}")
         found.append(index)
     return found
 

@@ -147,9 +147,9 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
 def test_a_quarantined_sample_cannot_be_chosen() -> None:
     manifest = SimpleNamespace(
         dataset="d",
-        table=SimpleNamespace(column=lambda name: SimpleNamespace(to_pylist=lambda: {"sample_id": ["a", "b"]}[name])),
+        table=SimpleNamespace(find={"a": 0, "b": 1}.get),
         usable=[0],
-        samples=[None, SimpleNamespace(problem="torn")],
+        samples=[SimpleNamespace(sample_id="a"), SimpleNamespace(problem="torn")],
     )
     assert compare.find_samples(manifest, ["a"]) == [0]  # type: ignore[arg-type]
     with pytest.raises(AnalysisError, match="'b': quarantined: torn"):
