@@ -170,20 +170,17 @@ def check_pair(
         more_problems, more_notes = judge_image(facts, image_name, label_size, settings.exif)
         problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, size)
         notes += more_notes
-        if label_size is not None and label_size != size and not problems:
-            problems.append(
-                f"size mismatch: {label_name}: expected {size[0]} x {size[1]} pixels (h x w) as {image_name}, "
-                f"got {label_size[0]} x {label_size[1]}"
-            )
+        if label_size and label_size != size and not problems:
+            expected = f"{size[0]} x {size[1]} pixels (h x w) as {image_name}"
+            problems.append(f"size mismatch: {label_name}: expected {expected}, got {label_size[0]} x {label_size[1]}")
     counted = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
     if raw is not None:
-        if cross_check is not None and (said := cross_check(pair, raw)):
-            notes.append(said)
+        if cross_check is not None:
+            notes += filter(None, [cross_check(pair, raw)])
         counted, unknown = count_classes(raw, ids)
         if unknown:
-            problems.append(
-                f"unknown ids: {label_name}: expected ids of the {ids.vocabulary.num_classes} classes, got {unknown}"
-            )
+            expected = f"ids of the {ids.vocabulary.num_classes} classes"
+            problems.append(f"unknown ids: {label_name}: expected {expected}, got {unknown}")
         elif not counted[:-1].any():
             notes.append("no labelled pixel")
     height, width = capped_size(*size, ids.max_short_side_px)

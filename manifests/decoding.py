@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .errors import DecodeError
+from .errors import DecodeError, LabelFormatError
 
 EXIF_ORIENTATION = 0x0112
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
@@ -41,10 +41,14 @@ LABEL_HINT = (
 class ImageFacts:
     """What the header of a photograph says, before any turning."""
 
-    height: int  # pixels, as stored
-    width: int  # pixels, as stored
-    mode: str  # Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...; "RGB;16": 16 bits per colour
-    orientation: int  # EXIF orientation 1..8; 1 where the file says nothing or nonsense
+    height: int
+    """Height in pixels, as stored."""
+    width: int
+    """Width in pixels, as stored."""
+    mode: str
+    """Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...; "RGB;16" for 16 bits per colour."""
+    orientation: int
+    """EXIF orientation 1..8; 1 where the file says nothing or nonsense."""
 
     def size_after(self, orientation: int) -> tuple[int, int]:
         """(height, width) once `orientation` was applied: 5..8 swap the two."""
@@ -52,6 +56,7 @@ class ImageFacts:
 
 
 def is_png(data: bytes) -> bool:
+    """Whether a file's bytes begin as a PNG's."""
     return data.startswith(PNG_SIGNATURE)
 
 
@@ -61,8 +66,7 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
     Greyscale gives three equal channels. A JPEG cut short is *not* noticed (OpenCV fills with grey): `check_image` does
     that once, and hashes guard it afterwards. Raises DecodeError when OpenCV cannot read it at all.
     """
-    if not data:
-        raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
+    _check_not_empty(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -82,7 +86,7 @@ def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8
     if orientation == 1:
         return image
     if orientation not in range(2, 9):
-        raise DecodeError(f"EXIF orientation: expected 1..8, got {orientation}")
+        raise DecodeError.mismatch("EXIF orientation", "1..8", orientation)
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -100,16 +104,12 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """
     with _opened(data) as picture:
         if picture.format not in LABEL_FORMATS:
-            raise DecodeError(
-                f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}",
-                hint=LABEL_HINT,
-                reason="label format",
+            raise LabelFormatError(
+                f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}", hint=LABEL_HINT
             )
         if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
-            raise DecodeError(
-                f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)",
-                hint=LABEL_HINT,
-                reason="label format",
+            raise LabelFormatError(
+                f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)", hint=LABEL_HINT
             )
         with _damage_named():
             _check_plain(picture)
@@ -120,9 +120,7 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if mode == "P":
         return ids.astype(np.uint8, copy=False)
     if ids.size and (ids.min() < 0 or ids.max() > 65535):
-        raise DecodeError(
-            f"expected ids of 0..65535, got {ids.min()}..{ids.max()}", hint=LABEL_HINT, reason="label format"
-        )
+        raise LabelFormatError(f"expected ids of 0..65535, got {ids.min()}..{ids.max()}", hint=LABEL_HINT)
     return ids.astype(np.uint16, copy=False)
 
 
@@ -196,21 +194,23 @@ def _check_plain(picture: Image.Image) -> None:
     if getattr(picture, "n_frames", 1) > 1:
         got.append(f"{picture.n_frames} pages")  # type: ignore[attr-defined]
     if got:
-        raise DecodeError(
-            f"expected one plain page of 8 or 16 bits per pixel, 0 as black, got {', '.join(got)}",
-            hint=LABEL_HINT,
-            reason="label format",
+        raise LabelFormatError(
+            f"expected one plain page of 8 or 16 bits per pixel, 0 as black, got {', '.join(got)}", hint=LABEL_HINT
         )
 
 
-def _opened(data: bytes) -> Image.Image:
+def _check_not_empty(data: bytes) -> None:
     if not data:
         raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
+
+
+def _opened(data: bytes) -> Image.Image:
+    _check_not_empty(data)
     with _damage_named():
         try:
             return Image.open(io.BytesIO(data))
         except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
-            raise DecodeError(f"absurdly large: {error}", hint="check the file", reason="image too large") from error
+            raise DecodeError(f"too large: {error}", hint="check the file", reason="image too large") from error
         except UnidentifiedImageError as error:
             raise _undecodable("not a picture in any known format") from error
 

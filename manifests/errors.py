@@ -8,8 +8,18 @@ class ManifestError(PhyssegError, ValueError):
 
 
 class DecodeError(ManifestError):
-    """Bytes that are not the picture they should be. Carries `expected` and `got`; the caller adds the path."""
+    """Bytes that are not the picture they should be; the caller adds the path.
+
+    The field `reason` says under which heading the file is quarantined, if not as unreadable.
+    """
+
+
+class LabelFormatError(DecodeError):
+    """A label file that holds ids in another form than expected, or none."""
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str = "label format") -> None:
+        super().__init__(message, hint=hint, reason=reason)
 
 
 class ContentError(ManifestError):
-    """One sample's files cannot be used: a quarantine entry. Carries `sample_id`, `path`, `expected`, `got`."""
+    """One sample's files cannot be used."""

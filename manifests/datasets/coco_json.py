@@ -59,21 +59,14 @@ class AnnotatedImage:
 
 
 def paint_labels(
-    *,
-    stuff: Path | None,
-    instances: Path | None,
-    images: Path,
-    out: Path,
-    listed: Path | None = None,
-    workers: int = 0,
+    annotations: Sequence[Path], images: Path, out: Path, *, listed: Path | None = None, workers: int = 0
 ) -> list[Pair]:
     """Write one label PNG per annotated image into the new folder `out`, and pair them with the photographs.
 
     An image that the files list but never annotate gets a picture of 255 and a note.
 
     Args:
-        stuff: Stuff annotations, painted first.
-        instances: Instance annotations, painted over the stuff.
+        annotations: Annotation files; those of the second are painted over those of the first.
         images: Folder of the photographs.
         out: New folder for the label pictures. It appears atomically.
         listed: File of stems to select.
@@ -84,12 +77,9 @@ def paint_labels(
             or an entry no image.
     """
     check_new_folder(out)
-    paths = [path for path in (stuff, instances) if path is not None]
-    if not paths:
-        raise ManifestError("expected a stuff file, an instances file or both, got none")
     photographs = files_by_stem(images.expanduser().resolve(), IMAGE_SUFFIXES, "images")
-    annotated = _by_stem(read_annotations(paths))
-    stems = _matching_stems(photographs, annotated, read_list(listed) if listed else None, images, paths)
+    annotated = _by_stem(read_annotations(annotations))
+    stems = _matching_stems(photographs, annotated, read_list(listed) if listed else None, images, annotations)
     paint_folder(stems, lambda stem: paint(annotated[stem]), out, workers)
     folder = out.resolve()
     return [
@@ -97,7 +87,7 @@ def paint_labels(
             sample_id=stem,
             image=photographs[stem],
             label=folder / f"{stem}.png",
-            note=_note(annotated[stem], paths),
+            note=_note(annotated[stem], annotations),
         )
         for stem in stems
     ]

@@ -119,13 +119,13 @@ def coco_stuff(
         settings: How strict the checks of the samples are.
     """
     settings = settings or CheckSettings()
-    from_json = stuff_json is not None or instances_json is not None
-    if from_json and labels is not None:
+    annotations = [path for path in (stuff_json, instances_json) if path is not None]
+    if annotations and labels is not None:
         raise ManifestError("expected label pictures (--labels) or annotation files, got both")
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
-        if from_json and not keep:
+        if annotations and not keep:
             write_labels = write_labels or Path(scratch) / "labels"
-        if from_json != (write_labels is not None):
+        if bool(annotations) != (write_labels is not None):
             raise ManifestError(
                 "expected annotation files together with a new folder for the label pictures, got only one of them",
                 hint="--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR",
@@ -133,20 +133,17 @@ def coco_stuff(
         check_root(root, images, labels or write_labels)
         images = images or find_images(*_root_and_split(root, split))
         if write_labels is not None:
-            pairs = paint_labels(
-                stuff=stuff_json,
-                instances=instances_json,
-                images=images,
-                out=write_labels,
-                listed=listed,
-                workers=settings.workers,
-            )
+            pairs = paint_labels(annotations, images, write_labels, listed=listed, workers=settings.workers)
         else:
             pairs = pair_files(images, labels or find_labels(*_root_and_split(root, split)), listed=listed)
         checked = check_samples(pairs, coco_stuff_ids(), dataset=name, split=split or "", settings=settings)
+    return _counted(checked, split, selected=listed is not None)
+
+
+def _counted(checked: Checked, split: str | None, *, selected: bool) -> Found:
     uncounted = Release(title=f"COCO-Stuff, not counted (--split {' or '.join(COCO_RELEASES)})", counts=(), source="")
     release = COCO_RELEASES.get(split or "", uncounted)
-    line = "" if listed is not None else miscounted(release, checked.manifest.table.values("sample_id"))
+    line = "" if selected else miscounted(release, checked.manifest.table.values("sample_id"))
     return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..decoding import PNG_COLOUR_TYPE, PNG_DEPTH, check_png, decode_label, is_png
-from ..errors import DecodeError, ManifestError
+from ..errors import DecodeError, LabelFormatError, ManifestError
 from .mat_file import read_matrix
 
 PNG_RGB = 2  # the colour type
@@ -67,9 +67,8 @@ def _ade_full(data: bytes) -> RawIds:
 def _mat(data: bytes) -> RawIds:
     numbers = read_matrix(data, "LabelMap")
     if not numbers.size or numbers.min() < 0 or numbers.max() > MAX_RAW_ID or (numbers != np.floor(numbers)).any():
-        raise DecodeError(
-            f"LabelMap: expected whole numbers of 0..{MAX_RAW_ID}, got others", reason="label format"
-        )  # also where a number is not a number
+        # Also where a number is not a number.
+        raise LabelFormatError(f"LabelMap: expected whole numbers of 0..{MAX_RAW_ID}, got others")
     return np.ascontiguousarray(numbers, np.uint16)
 
 
@@ -82,11 +81,10 @@ def _voc_colours(data: bytes) -> RawIds:
     positions = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     foreign = known[positions] != keys
     if foreign.any():
-        raise DecodeError(
+        raise LabelFormatError(
             f"expected colours of VOC's palette, got {tuple(colours[foreign][0].tolist())} and others "
             f"in {int(foreign.sum())} pixels",
             hint="smoothed or recompressed label colours cannot be turned into ids; find the original picture",
-            reason="label format",
         )
     return np.asarray(index_of[positions], np.uint8)
 
@@ -104,10 +102,9 @@ def _rgb_png(data: bytes) -> npt.NDArray[np.uint8]:
     if not data:
         raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
     if not is_png(data) or data[PNG_DEPTH : PNG_COLOUR_TYPE + 1] != bytes((8, PNG_RGB)):
-        raise DecodeError(
+        raise LabelFormatError(
             "expected an RGB PNG of 8 bits a channel, got another picture",
             hint="give the archive's own files, unconverted",
-            reason="label format",
         )
     try:
         with Image.open(io.BytesIO(data)) as picture:

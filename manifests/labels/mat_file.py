@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DecodeError
+from ..errors import DecodeError, LabelFormatError
 
 HEADER_BYTES = 128
 MATRIX, COMPRESSED = 14, 15
@@ -44,7 +44,7 @@ def read_cells(data: bytes, name: str, field: str) -> list[npt.NDArray[Any]]:
 
     def read(parts: list[tuple[int, bytes]], order: str) -> list[npt.NDArray[Any]]:
         if _class(parts, order) != CELL:
-            raise DecodeError(f"{name!r}: expected a cell array, got something else", reason="label format")
+            raise LabelFormatError(f"{name!r}: expected a cell array, got something else")
         return [_field(list(_elements(body, order)), order, field) for _, body in parts[3:]]
 
     return _read_variable(data, name, read)
@@ -53,12 +53,9 @@ def read_cells(data: bytes, name: str, field: str) -> list[npt.NDArray[Any]]:
 def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes]], str], Content]) -> Content:
     """What `read` makes of the elements of the variable called `name` and the file's byte order."""
     if len(data) < HEADER_BYTES or not data.startswith(b"MATLAB 5.0") or data[126:128] not in (b"IM", b"MI"):
-        got = "a MATLAB 7.3 (HDF5) file" if data.startswith(b"MATLAB 7.3") else "something else"
-        raise DecodeError(
-            f"expected a MATLAB 5 file, got {got if data else '0 bytes'}",
-            hint="copy or download it again; from MATLAB, `save -v7` writes this format",
-            reason="label format" if data else "unreadable label",
-        )
+        got = "a MATLAB 7.3 (HDF5) file" if data.startswith(b"MATLAB 7.3") else "something else" if data else "0 bytes"
+        hint = "copy or download it again; from MATLAB, `save -v7` writes this format"
+        raise (LabelFormatError if data else DecodeError)(f"expected a MATLAB 5 file, got {got}", hint=hint)
     order = "<" if data[126:128] == b"IM" else ">"
     seen = []
     try:
@@ -75,10 +72,9 @@ def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes
         raise DecodeError(
             f"cannot be decoded: a damaged MATLAB file ({error})", hint="copy or download it again"
         ) from error
-    raise DecodeError(
+    raise LabelFormatError(
         f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}",
         hint="is this file of another data set?",
-        reason="label format",
     )
 
 
@@ -113,10 +109,10 @@ def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
     """Array flags, dimensions, name, real part: the numbers in Fortran's order, columns first."""
     (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
     if flags & 0xFF not in CLASSES or flags & COMPLEX_FLAG:
-        raise DecodeError("expected a matrix of real numbers, got something else", reason="label format")
+        raise LabelFormatError("expected a matrix of real numbers, got something else")
     shape = np.frombuffer(parts[1][1], f"{order}i4")
     if len(shape) != 2 or (shape < 0).any():
-        raise DecodeError(f"expected a matrix of 2 dimensions, got {shape.tolist()}", reason="label format")
+        raise LabelFormatError(f"expected a matrix of 2 dimensions, got {shape.tolist()}")
     kind, body = parts[3]
     numbers = np.frombuffer(body, f"{order}{NUMBERS[kind]}")
     return numbers.reshape(tuple(shape.tolist()), order="F").astype(CLASSES[flags & 0xFF])
@@ -125,12 +121,12 @@ def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
 def _field(parts: list[tuple[int, bytes]], order: str, name: str) -> npt.NDArray[Any]:
     """A numeric field of a structure: flags, dimensions, name, length of the field names, the names, the fields."""
     if _class(parts, order) != STRUCTURE or np.frombuffer(parts[1][1], f"{order}i4").tolist() != [1, 1]:
-        raise DecodeError("a cell: expected one structure, got something else", reason="label format")
+        raise LabelFormatError("a cell: expected one structure, got something else")
     (length,) = struct.unpack_from(f"{order}i", parts[3][1])
     text = bytes(parts[4][1])
     names = [text[start : start + length].split(b"\0")[0].decode("ascii") for start in range(0, len(text), length)]
     if name not in names:
-        raise DecodeError(f"expected a field {name!r}, got {', '.join(map(repr, names))}", reason="label format")
+        raise LabelFormatError(f"expected a field {name!r}, got {', '.join(map(repr, names))}")
     return _matrix(list(_elements(parts[5 + names.index(name)][1], order)), order)
 
 
