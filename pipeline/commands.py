@@ -104,10 +104,9 @@ def preprocess(
     for line in describe_job(job):
         typer.echo(line)
     if dry_run:
-        from .cost.estimate import estimate_job
-        from .cost.report import describe_estimate
+        from .cost.report import describe_cost
 
-        for line in describe_estimate(estimate_job(job, workers=workers, in_one_process=scheduler == "sync")):
+        for line in describe_cost(job, workers=workers, in_one_process=scheduler == "sync"):
             typer.echo(line)
         return
     try:
@@ -158,7 +157,7 @@ def plan(
 
     from ..manifests.manifest import Manifest
     from .cost.estimate import estimate_job
-    from .cost.report import describe_estimate
+    from .cost.report import describe_cost
     from .run import run
     from .run.report import describe_job
 
@@ -169,16 +168,15 @@ def plan(
         settings=_settings(set_option or []),
         frame=_frame(short_edge, max_long_edge, canvas),
     )
-    if not json_:
-        for line in describe_job(job, name=None if store else manifest):
-            typer.echo(line)
-    estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours) if job.todo.tasks else None
     if json_:
         facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
+        estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours)
         typer.echo(json.dumps(facts | {"estimate": estimate.as_dict() if estimate else None}, indent=2))
-    elif job.todo.tasks:
-        for line in describe_estimate(estimate):
-            typer.echo(line)
+        return
+    for line in describe_job(job, name=None if store else manifest):
+        typer.echo(line)
+    for line in describe_cost(job, workers=workers, images=images, target_hours=target_hours):
+        typer.echo(line)
 
 
 @app.command()

@@ -1,23 +1,28 @@
 """What a run will take, in words for the terminal."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ...common.text import format_bytes
-from .estimate import Estimate
+from ..run.run import Job
+from .estimate import Estimate, estimate_job
 
-UNITS = {"hours": 3600.0, "minutes": 60.0}
 NO_ESTIMATE = "  estimate    none of a few images could be computed: the run will quarantine such"
 BUSY_ENOUGH = 0.85
 """CPU seconds over wall seconds; a process with a core to itself and its files in memory has 0.97 and more."""
 SCHEDULER_TASKS_PER_SECOND = 270
-"""That a Dask scheduler manages at the least; docs/clusters.md says where else limits are."""
+"""Tasks that a Dask scheduler manages at the least; docs/clusters.md says where else limits are."""
 
 
-def describe_estimate(estimate: Estimate | None) -> Iterator[str]:
-    """What the run takes: time, bytes, memory, and what training will read; None where no image could be computed."""
-    if estimate is None:
-        yield NO_ESTIMATE
-        return
+def describe_cost(job: Job, **options: Any) -> Iterator[str]:
+    """Measure some images of a job that has work to do, and say what it takes; options are those of `estimate_job`."""
+    if job.todo.tasks:
+        estimate = estimate_job(job, **options)
+        yield from describe_estimate(estimate) if estimate else [NO_ESTIMATE]
+
+
+def describe_estimate(estimate: Estimate) -> Iterator[str]:
+    """What the run takes: time, bytes, memory, and what training will read."""
     at_once = "one process" if estimate.processes == 1 else f"{estimate.processes} processes at once"
     yield f"  estimate    from {estimate.images} images, computed here in {at_once}:"
     parts = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in estimate.parts.items())
@@ -71,8 +76,14 @@ def _doubts(estimate: Estimate) -> Iterator[str]:
 
 
 def between(low: float, high: float, *, core: bool = False) -> str:
-    """A range of seconds in a unit that suits it, of cores if so: "1.8 to 2.1 core-hours"."""
-    name, unit = next(((name, unit) for name, unit in UNITS.items() if high >= 1.5 * unit), ("seconds", 1.0))
+    """A range of seconds in a unit that suits it.
+
+    >>> between(6480, 7560), between(100, 130, core=True)
+    ('1.8 to 2.1 hours', '1.7 to 2.2 core-minutes')
+    """
+    name, unit = "seconds", 1.0
+    if high >= 1.5 * 60:
+        name, unit = ("hours", 3600.0) if high >= 1.5 * 3600 else ("minutes", 60.0)
     digits = 0 if low >= 10 * unit else 1
     texts = [f"{value / unit:.{digits}f}" for value in (low, high)]
     return f"{' to '.join(dict.fromkeys(texts))} {'core-' if core else ''}{name}"

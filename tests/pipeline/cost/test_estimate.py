@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,57 +19,46 @@ from physseg.manifests.manifest import Manifest
 from physseg.pipeline.cost.estimate import (
     CLUSTER_SECONDS,
     LEAST_SPREAD,
+    MOST_SPREAD,
     estimate,
     estimate_job,
+    layers_of,
     makespan,
-    mean_seconds,
+    rows_of_tasks,
     workers_for,
 )
-from physseg.pipeline.cost.measure import SAMPLES_PER_SHARD, Measured, Measurement, evenly, kinds_of_work, measure
 from physseg.pipeline.cost.report import between, describe_estimate
-from physseg.pipeline.cost.trial import Trial, run_trials
+from physseg.pipeline.cost.trial import SAMPLES_PER_SHARD, SmallShard, Trial, compute_at_once, evenly, run_trial
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError
+from physseg.pipeline.store.commits import CommitRecord
 from physseg.pipeline.store.frame import Frame
 
 SMALL = Frame(short_edge=32, max_long_edge=64, canvas=64)
 
 
-@given(
-    tasks=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), workers=st.integers(1, 7)
-)
+@given(seconds=st.lists(st.integers(1, 9), min_size=1, max_size=30), workers=st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_makespan_is_that_of_tasks_placed_one_by_one(tasks: list[tuple[int, int]], workers: int) -> None:
+def test_makespan_is_that_of_tasks_placed_one_by_one(seconds: list[int], workers: int) -> None:
     free = [0.0] * workers
-    for count, seconds in tasks:
-        for _ in range(count):
-            free[free.index(min(free))] += seconds
-    assert makespan(tasks, workers) == max(free)
+    for each in seconds:
+        free[free.index(min(free))] += each
+    assert makespan(seconds, workers) == max(free)
 
 
 def test_makespan_of_a_million_tasks_is_cheap_and_sure() -> None:
-    assert makespan([(1_000_000, 0.5)], 1000) == 500.0
+    assert makespan([0.5] * 1_000_000, 1000) == 500.0
 
 
 @given(count=st.integers(1, 50), limit=st.floats(0.5, 100))
 @settings(max_examples=60, deadline=None)
 def test_the_fewest_workers_that_hold_a_deadline(count: int, limit: float) -> None:
-    found = workers_for([(count, 1.5)], limit)
+    found = workers_for([1.5] * count, limit)
     if found == 0:
         assert limit < 1.5
     else:
-        assert makespan([(count, 1.5)], found) <= limit
-        assert found == 1 or makespan([(count, 1.5)], found - 1) > limit
-
-
-def test_a_sample_of_images_too_small_is_corrected_by_their_size() -> None:
-    pixels = np.linspace(100, 300, 40)
-    seconds = 0.5 + 0.01 * pixels
-    mean, error = mean_seconds(seconds.tolist(), pixels.astype(int).tolist(), 400.0)
-    assert mean == pytest.approx(0.5 + 0.01 * 400, abs=0.01)
-    assert error < 0.001
-    assert mean_seconds([1.0, 3.0], [5, 5], 9.0) == (2.0, pytest.approx(1.0)), "too few for a slope"
-    assert mean_seconds([2.0], [5], 5.0) == (2.0, 2.0), "of one image nobody knows how far others are"
+        assert makespan([1.5] * count, found) <= limit
+        assert found == 1 or makespan([1.5] * count, found - 1) > limit
 
 
 def test_any_small_shard_is_like_the_whole() -> None:
@@ -80,7 +69,8 @@ def test_any_small_shard_is_like_the_whole() -> None:
     assert len(set(chosen.tolist())) == 6 * SAMPLES_PER_SHARD
     for shard in np.split(pixels[chosen], 6):
         assert shard.mean() == pytest.approx(pixels.mean(), rel=0.2)
-    assert sorted(evenly(rows[:11], pixels[:11], 6).tolist()) == list(range(11)), "all there are, once"
+    assert len(set(evenly(rows[:11], pixels[:11], 6).tolist())) == 8, "as many as fill shards"
+    assert sorted(evenly(rows[:5], pixels[:5], 6).tolist()) == list(range(5)), "all there are, once"
     assert evenly(rows[:0], pixels[:0], 6).tolist() == []
 
 
@@ -88,27 +78,35 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def measurement(**changed: Any) -> Measurement:
-    kind = Measured(
-        image_seconds=(0.1,) * 20, pixels=(3072,) * 20, parts=(("load", 0.1),), shard_seconds=0.6, sample_bytes=1000.0
-    )
-    found = Measurement(
-        kinds=(kind,),
+def trial_of(job: run.Job, image_seconds: Sequence[float] = (0.1,) * 4) -> Trial:
+    """Measured on one small shard per given time an image; 100 bytes a sample and array."""
+    shards = [
+        SmallShard(
+            samples=8,
+            failed=0,
+            seconds={"load": 8 * seconds, "canny": 0.0, "compress": 0.0, "write": 0.6},
+            cpu_seconds=8 * seconds + 0.6,
+            process=1,
+            begun=0.0,
+            peak_bytes=1,
+        )
+        for seconds in image_seconds
+    ]
+    return Trial(
+        shards=tuple(shards),
         processes=2,
-        failed=0,
         start_seconds=1.5,
         peak_bytes=300_000_000,
         largest_pixels=3072,
-        busy=1.0,
+        array_bytes={spec.name: 100.0 for spec in job.schema.specs if spec.is_sharded},
+        record=CommitRecord(shard=0, samples=(0, 8), inputs=("0" * 16,) * 8, layers={}),
         image_file_bytes=5000.0,
     )
-    return replace(found, **changed)
 
 
 def test_the_sums(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     job = run.prepare(make_manifest(70), tmp_path / "s.zarr", frame=SMALL)
-    work = kinds_of_work(job.plan.tasks)
-    found = estimate(job.schema, job.manifest, work, measurement(), workers=2, is_new=True, target_hours=8.9 / 3600)
+    found = estimate(job, trial_of(job), workers=2, target_hours=8.9 / 3600)
     assert found.samples == 70 and found.shards == 2
     assert found.core_seconds == pytest.approx(70 * 0.1 + 2 * 0.6)
     assert found.spread == LEAST_SPREAD
@@ -118,8 +116,18 @@ def test_the_sums(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Non
     assert found.target_workers == (2, 0), "at the long end of the spread a single shard is too late"
     assert found.memory_bytes > 300_000_000
     assert "perhaps no number of them" in "\n".join(describe_estimate(found))
-    alone = estimate(job.schema, job.manifest, work, measurement(), workers=1, is_new=True, in_one_process=True)
+    alone = estimate(job, trial_of(job), workers=1, in_one_process=True)
     assert alone.wall_seconds == pytest.approx(alone.core_seconds), "no cluster to start"
+
+
+def test_a_shard_that_took_long_once_is_an_outlier(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    job = run.prepare(make_manifest(10), tmp_path / "s.zarr", frame=SMALL)
+    found = estimate(job, trial_of(job, (0.1, 0.1, 0.1, 0.1, 0.9)), workers=1)
+    assert found.core_seconds == pytest.approx(10 * 0.1 + 0.6)
+    assert found.spread == MOST_SPREAD, "but it is told"
+    assert estimate(job, trial_of(job, (0.1,)), workers=1).spread == MOST_SPREAD, (
+        "of one nobody knows how far others are"
+    )
 
 
 def test_samples_in_quarantine_cost_nothing(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -128,7 +136,7 @@ def test_samples_in_quarantine_cost_nothing(make_manifest: Callable[..., Manifes
         whole, samples=[replace(sample, problem="bad") for sample in whole.samples[:4]] + [*whole.samples[4:]]
     )
     job = run.prepare(table, tmp_path / "s.zarr", frame=SMALL)
-    found = estimate(job.schema, table, kinds_of_work(job.plan.tasks), measurement(), workers=1, is_new=True)
+    found = estimate(job, trial_of(job), workers=1)
     assert found.samples == 6
     assert found.core_seconds == pytest.approx(6 * 0.1 + 0.6)
 
@@ -157,7 +165,7 @@ def test_what_is_measured_is_what_comes(make_manifest: Callable[..., Manifest], 
     found = estimate_job(job, workers=1, images=80)
     assert found is not None
     assert not (tmp_path / "stores").exists() and names(tmp_path) == ["data"], "nothing is left behind"
-    assert found.images == 40 - SAMPLES_PER_SHARD, "the first shard is to get warm"
+    assert found.images == 40
     assert (found.failed, found.processes) == (0, 1)
     assert found.core_seconds > 0 and found.start_seconds > 0
     assert set(found.parts) == {"load", "canny", "mask_edges", "sift", "patch_counts", "compress", "write"}
@@ -174,8 +182,7 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     run.preprocess(table, store, structures=["canny"], frame=SMALL, scheduler="sync", progress=False)
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*")}
     job = run.prepare(table, store, structures=["mask_edges"])
-    (work,) = kinds_of_work(job.plan.tasks)
-    assert (work.layers, work.shards) == (("mask_edges",), (0, 1))
+    assert [layers_of(task) for task in job.plan.tasks] == [("mask_edges",)] * 2
     found = estimate_job(job, workers=1, images=8)
     assert found is not None
     assert set(found.parts) == {"load", "mask_edges", "compress", "write"}
@@ -184,9 +191,11 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     canny = sum(open_storage(store).list("canny/c").values()) / 128
     assert found.sample_bytes > canny, "training reads what the store has already, too"
     (store / "provenance/commits/000001.json").unlink()
-    kinds = kinds_of_work(run.prepare(table, store, structures=["mask_edges"]).plan.tasks)
-    assert [kind.shards for kind in kinds] == [(0,), (1,)]
-    assert set(kinds[1].layers) == {"labels", "canny", "mask_edges", "patch_counts"}
+    tasks = run.prepare(table, store, structures=["mask_edges"]).plan.tasks
+    assert [set(layers_of(task)) for task in tasks] == [
+        {"mask_edges"},
+        {"labels", "canny", "mask_edges", "patch_counts"},
+    ]
 
 
 def test_a_replaced_image_is_planned_alone(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -198,24 +207,24 @@ def test_a_replaced_image_is_planned_alone(make_manifest: Callable[..., Manifest
     changed = replace(table.samples[3], image_sha256=digest, height=table.samples[5].height)
     table = replace(table, samples=[changed if index == 3 else sample for index, sample in enumerate(table.samples)])
     job = run.prepare(table, store)
-    found = estimate(job.schema, table, kinds_of_work(job.plan.tasks), measurement(), workers=1, is_new=False)
+    found = estimate(job, trial_of(job), workers=1)
     assert (found.samples, found.shards) == (1, 1)
     assert found.core_seconds == pytest.approx(0.1 + 0.6)
-    assert found.store_bytes > 64 * 1000, "the shard's files are written whole"
+    assert found.store_bytes > 64 * 6 * 100, "the shard's files are written whole"
 
 
-def test_two_kinds_of_work_are_measured_each(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+def test_each_kind_of_work_has_its_own_cost(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     table, store = make_manifest(70), tmp_path / "s.zarr"
     run.preprocess(table, store, structures=["canny"], frame=SMALL, scheduler="sync", progress=False)
     (store / "provenance/commits/000001.json").unlink()
     job = run.prepare(table, store, structures=["mask_edges"])
-    found = measure(job.schema, table, kinds_of_work(job.plan.tasks), job.store, processes=1, images=16)
-    assert found is not None
-    assert [{name for name, _ in kind.parts} for kind in found.kinds] == [
-        {"load", "mask_edges", "compress"},
-        {"load", "canny", "mask_edges", "patch_counts", "compress"},
-    ]
-    assert all(kind.image_seconds for kind in found.kinds), "though the second has six images only"
+    measured = run_trial(job, np.concatenate(rows_of_tasks(job)), processes=1, images=16)
+    assert measured is not None
+    parts = {"load": 0.8, "canny": 8.0, "mask_edges": 0.08, "patch_counts": 0.4, "compress": 0.0, "write": 0.6}
+    assert measured.shards[0].seconds.keys() == parts.keys(), "what any shard needs"
+    trial = replace(measured, shards=tuple(replace(shard, samples=8, seconds=parts) for shard in measured.shards))
+    found = estimate(job, trial, workers=1)
+    assert found.core_seconds == pytest.approx(64 * (0.1 + 0.01) + 6 * (0.1 + 1 + 0.01 + 0.05) + 2 * 0.6)
 
 
 def test_images_that_fail_are_counted(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -238,7 +247,7 @@ class Deadly:
 
 def test_a_process_that_dies_is_an_error_with_a_hint() -> None:
     with pytest.raises(ExecutorError, match="was killed") as caught:
-        run_trials([[Trial(tasks=(Deadly(),), seconds=1.0)]])  # type: ignore[arg-type]
+        compute_at_once([Deadly()], 1, 1.0)  # type: ignore[list-item]
     assert "--workers" in str(caught.value.hint)
 
 
