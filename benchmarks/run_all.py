@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import cluster_simulation
 import memory_growth
 import plan_accuracy
 import preprocess
@@ -117,10 +116,6 @@ def _plan(bench: Bench) -> Iterator[Section]:
     yield plan_accuracy.measure(data, bench.folder, rounds=1 if bench.quick else 3, workers=available_cpus())
 
 
-def _clusters(bench: Bench) -> Iterator[Section]:
-    yield cluster_simulation.measure(bench.folder, validate=not bench.quick)
-
-
 def _memory(bench: Bench) -> Iterator[Section]:
     yield memory_growth.measure(640 if bench.quick else 20_000, available_cpus())
 
@@ -155,7 +150,6 @@ def _training(bench: Bench) -> Iterator[Section]:
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
     "store": _store,
     "plan": _plan,
-    "clusters": _clusters,
     "memory": _memory,
     "reading": _reading,
     "superpoint": _superpoint,
