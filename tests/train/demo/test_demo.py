@@ -5,34 +5,58 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import typer
 from physseg.cli import app
 from physseg.train.demo import chain
 from physseg.train.demo.chain import _OURS, MARKER, DemoError, DemoSettings, begin
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
+
+from ...forked import Forked, calling
 
 SMALL = ("--steps", "3", "--images", "8", "--seed", "2")
 
 
-def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "physseg.cli", "demo", "--out", out.name, *arguments]
-    return subprocess.run(command, cwd=out.parent, capture_output=True, text=True, check=False)
+class Demos:
+    """`physseg demo` in this process; each of its commands is a process of its own, forked from a ready one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, out: Path, *arguments: str) -> Result:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chain.subprocess, "run", self._run)
+            patch.chdir(out.parent)
+            return CliRunner().invoke(app, ["demo", "--out", out.name, *arguments], catch_exceptions=False)
+
+    def _run(self, words: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert words[:3] == [sys.executable, "-m", "physseg.cli"] and not check
+        process = Forked(calling(*words[3:]), self.folder / f"{uuid.uuid4().hex}.txt")
+        code = process.wait(300)
+        typer.echo(process.text(), nl=False)
+        return subprocess.CompletedProcess(words, code)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demos:
+    return Demos(tmp_path_factory.mktemp("output"))
+
+
+@pytest.fixture(scope="module")
+def made(demo: Demos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     out = tmp_path_factory.mktemp("demo") / "small"
     done = demo(out, *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     return out, done
 
 
 @pytest.mark.slow
 def test_chain_runs_the_public_commands_in_order_and_says_how_long_each_took(
-    made: tuple[Path, subprocess.CompletedProcess[str]],
+    made: tuple[Path, Result],
 ):
     _, done = made
     commands = re.findall(r"^\$ physseg (\S+)(?: folder)?.*\n(?:.*\n)*?  \(\d+\.\d s\)$", done.stdout, re.MULTILINE)
@@ -44,7 +68,7 @@ def test_chain_runs_the_public_commands_in_order_and_says_how_long_each_took(
 
 
 @pytest.mark.slow
-def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, Result]):
     out, done = made
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     evaluation = json.loads((out / "run" / "evaluations" / "val-step_00000003.json").read_text(encoding="utf-8"))
@@ -63,7 +87,7 @@ def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, subprocess.
 
 
 @pytest.mark.slow
-def test_page_holds_everything_and_needs_nothing(made: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_page_holds_everything_and_needs_nothing(made: tuple[Path, Result]):
     out, done = made
     page = (out / "demo.html").read_text(encoding="utf-8")
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -76,7 +100,7 @@ def test_page_holds_everything_and_needs_nothing(made: tuple[Path, subprocess.Co
 
 
 @pytest.mark.slow
-def test_training_split_never_names_or_shows_an_unseen_pair(made: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_training_split_never_names_or_shows_an_unseen_pair(made: tuple[Path, Result]):
     out, _ = made
     words = (out / "run" / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
     evaluation = json.loads((out / "run" / "evaluations" / "val-step_00000003.json").read_text(encoding="utf-8"))
@@ -85,33 +109,20 @@ def test_training_split_never_names_or_shows_an_unseen_pair(made: tuple[Path, su
     assert not unseen & set(words)
 
 
-@pytest.fixture
-def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's commands run in this process, which has imported everything already."""
-
-    def run(words: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[str]:
-        assert words[:3] == [sys.executable, "-m", "physseg.cli"] and not check
-        done = CliRunner().invoke(app, words[3:], catch_exceptions=False)
-        return subprocess.CompletedProcess(words, done.exit_code, done.stdout)
-
-    monkeypatch.setattr(chain.subprocess, "run", run)
-
-
 @pytest.mark.slow
 def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
-    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, without_processes: None
+    demo: Demos, made: tuple[Path, Result], tmp_path: Path
 ):
     out, first = made
     copy = tmp_path / "small"
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "run")
-    lines: list[str] = []
-    chain.run_demo(copy, DemoSettings(steps=3, seed=2, num_train=8, num_val=2), say=lines.append)
-    again = "\n".join(lines)
-    assert "resuming the demo" in again
+    again = demo(copy, *SMALL)
+    assert again.exit_code == 0, again.output
+    assert "resuming the demo" in again.stdout
     assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
     for wanted in ("seen classes .*", "The pixels of unseen .*"):
-        assert re.findall(wanted, again) == re.findall(wanted, first.stdout) != []
+        assert re.findall(wanted, again.stdout) == re.findall(wanted, first.stdout) != []
 
 
 def test_other_settings_start_over_and_keep_foreign_files(tmp_path: Path):
@@ -140,16 +151,17 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path):
         begin(tmp_path / "file", DemoSettings(), say=lambda _: None)
 
 
-def test_a_step_that_fails_is_named_with_its_command_and_exit_code(tmp_path: Path):
+def test_a_step_that_fails_is_named_with_its_command_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder where the manifest must go: `physseg manifest` fails, and so does the demo."""
     out = tmp_path / "small"
     begin(out, DemoSettings(steps=3, seed=2, num_train=4, num_val=1), say=lambda _: None)
     (out / "train.parquet").mkdir()
-    done = demo(out, "--steps", "3", "--images", "4", "--seed", "2")
-    assert done.returncode == 1
-    assert "physseg manifest folder" in done.stderr
-    assert "ended with exit code 1" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)  # as typed, down to the processes
+    done = Forked(calling("demo", "--out", "small", "--steps", 3, "--images", 4, "--seed", 2), tmp_path / "output.txt")
+    assert done.wait(120) == 1
+    assert "physseg manifest folder" in done.text()
+    assert "ended with exit code 1" in done.text()
+    assert "Traceback" not in done.text()
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"num_train": 0}, {"num_val": -1}, {"seed": -1}])
@@ -159,6 +171,6 @@ def test_settings_are_checked(wrong: dict[str, int]):
 
 
 @pytest.mark.slow
-def test_starting_over_removes_all_that_a_demo_writes(made: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_starting_over_removes_all_that_a_demo_writes(made: tuple[Path, Result]):
     out, _ = made
     assert {path.name for path in out.iterdir()} == {MARKER, *_OURS}
