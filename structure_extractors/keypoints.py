@@ -28,10 +28,18 @@ def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[
 def score_map(
     keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
 ) -> Scores:
-    """Put keypoints (N, 2) x, y with confidences (N,) in (0, 1] on a map of `size` (H, W), float32.
+    """Put keypoints on a map; of several on a pixel the strongest wins.
 
-    Of several keypoints on a pixel the strongest wins. A point outside the map, or a confidence outside (0, 1], is an
-    ExtractorError.
+    Args:
+        keypoints: Points (N, 2) x, y in pixels.
+        scores: Their confidences (N,) in (0, 1].
+        size: Height and width of the map.
+
+    Returns:
+        Confidences (H, W) float32, 0 where there is no keypoint.
+
+    Raises:
+        ExtractorError: A point lies outside the map, or a confidence outside (0, 1].
     """
     height, width = size
     if keypoints.shape != (len(scores), 2) or scores.ndim != 1:
@@ -110,6 +118,13 @@ def select_keypoints(
 
     As published: threshold, greedy non-maximum suppression, removal of points near the image's edge (after suppression,
     so that a point there still suppresses its neighbours), the strongest few.
+
+    Args:
+        probability: The map; any scores do.
+        threshold: Keypoints score more than this.
+        nms_radius: See `suppress_neighbours`; 0 suppresses none.
+        border: See `clear_border`.
+        max_keypoints: See `keep_strongest`.
     """
     above = np.where(probability > threshold, probability, np.float32(0))
     kept = clear_border(suppress_neighbours(above, nms_radius), border)

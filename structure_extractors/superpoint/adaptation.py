@@ -32,11 +32,21 @@ def adapted_probabilities(
     seed: int = 0,
     settings: HomographySettings | None = None,
 ) -> Tensor:
-    """Mean probability of a keypoint at each pixel, (B, H, W) float32, of pictures (B, 1, H, W) float in [0, 1].
+    """Mean probability of a keypoint at each pixel.
 
     The picture as it is and `number` - 1 warped ones: each answer is warped back, and divided is by how often a pixel
     was seen. Unless `number` is 1 the mean is smoothed over `SPREAD_PX`. The homographies depend on number, seed and
     size alone, so equal pictures get equal answers. Each picture is computed by itself.
+
+    Args:
+        network: A network in evaluation mode.
+        images: Pictures (B, 1, H, W) float in [0, 1].
+        number: Number of homographies, the identity among them.
+        seed: Seed of the others.
+        settings: How far they go.
+
+    Returns:
+        Probabilities (B, H, W) float32.
     """
     size = (images.shape[-2], images.shape[-1])
     forth, back, seen = _homographies(number, size, seed, settings or HomographySettings())

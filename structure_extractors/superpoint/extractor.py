@@ -34,16 +34,16 @@ class SuperPoint:
 
     name: ClassVar[str] = "superpoint"
 
-    weights: str | None = None  # file of weights; formats in weights.py. None = the package's own
+    weights: str | None = None  # file of weights, of a format in weights.py; None = the package's own
     threshold: float | None = None  # keypoints are more probable than this; None = what the authors of the weights use
     nms_radius: int = 4  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     border: int = 4  # keypoints closer than this to the image's edge are dropped, pixels
     max_keypoints: int | None = None  # keep this many of the strongest; None = all
     adaptation: int = 0  # 16 or 32: mean over so many homographies, as many times slower, more repeatable; 0 = none
     dense: bool = False  # also yield superpoint_dense
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the network; bfloat16 is faster on CPUs that have it
-    device: Literal["cpu", "cuda"] = "cpu"  # of the network; a GPU's sums differ from a CPU's in the last bits
-    weights_sha256: str = field(init=False, default="")  # of the file; part of the identity, unlike its path
+    precision: Literal["float32", "bfloat16"] = "float32"  # the network's; bfloat16 is faster on CPUs that have it
+    device: Literal["cpu", "cuda"] = "cpu"  # the network's; a GPU's sums differ from a CPU's in the last bits
+    weights_sha256: str = field(init=False, default="")  # sha256 of the file; part of the identity, unlike its path
 
     def __post_init__(self) -> None:
         threshold, most = self.threshold, self.max_keypoints

@@ -18,17 +18,26 @@ class HomographySettings:
     patch: float = 0.8  # side of the patch that becomes the whole picture, before the rest changes it
     perspective: float = 0.2  # standard deviation of each corner's shift: half of it along x, half along y
     scale: float = 0.2  # standard deviation of the size's factor
-    max_scale: float = 0.5  # the factor lies within 1 -+ this
-    rotation: float = math.pi / 2  # largest angle, radians
+    max_scale: float = 0.5  # the size's factor lies within 1 -+ this
+    rotation: float = math.pi / 2  # largest angle of rotation, radians
     shift: float = 0.1  # largest shift of the centre
 
 
 def random_homographies(
     number: int, size: tuple[int, int], settings: HomographySettings, generator: torch.Generator
 ) -> Tensor:
-    """Draw homographies (N, 3, 3) float32 from pictures of `size` (h, w) to warped ones of the same size, on the CPU.
+    """Draw homographies from pictures to warped ones of the same size.
 
     A patch in the middle of the picture is bent, scaled, turned and moved, and becomes the warped picture.
+
+    Args:
+        number: Number of homographies, N.
+        size: Height and width of the pictures.
+        settings: How far they go.
+        generator: Source of the random numbers, on the CPU.
+
+    Returns:
+        (N, 3, 3) float32, on the CPU.
     """
 
     def normal(*shape: int) -> Tensor:

@@ -11,7 +11,16 @@ Floats = npt.NDArray[np.float64]
 
 
 def matches(detected: Points, truth: Points, tolerance_px: float) -> npt.NDArray[np.bool_]:
-    """Which of the detected points (N, 2), best first, find a true keypoint: the nearest free one within tolerance."""
+    """Which of the detected points find a true keypoint: the nearest free one within tolerance.
+
+    Args:
+        detected: Points (N, 2) x, y, best first.
+        truth: True keypoints (M, 2).
+        tolerance_px: Largest distance between the two.
+
+    Returns:
+        (N,) bool.
+    """
     hit = np.zeros(len(detected), bool)
     if not len(truth):
         return hit
@@ -28,6 +37,11 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
     """Area under precision over recall of the detections of all pictures together, ranked by score.
 
     Precision at a recall is the best that is reached there or beyond.
+
+    Args:
+        hits: For each picture, which of its detections are right, (N,) bool.
+        scores: For each picture, the scores of its detections, (N,).
+        num_truth: Number of true keypoints of all pictures.
     """
     hit, score = np.concatenate(list(hits)), np.concatenate(list(scores))
     if not len(hit) or not num_truth:

@@ -29,18 +29,14 @@ class Canvas:
         self.height, self.width = size[0] * SCALE, size[1] * SCALE
         self.extent = float(min(self.height, self.width))
         self.level = int(rng.integers(0, 256))
-        self.image = self._background()
+        amplitude, cells = float(rng.choice([0, 8, 16, 25])), int(rng.integers(2, 12))
+        self.image = as_grey(self.level + amplitude * self.smooth_noise(cells))
 
-    def _background(self) -> npt.NDArray[np.uint8]:
-        amplitude = float(self.rng.choice([0, 8, 16, 25]))
-        cells = int(self.rng.integers(2, 12))
-        return as_grey(self.level + amplitude * self.smooth_noise(cells))
-
-    def smooth_noise(self, cells: int) -> npt.NDArray[np.float32]:
-        """Noise in [-1, 1] of about `cells` hills along each side, as large as the canvas."""
+    def smooth_noise(self, cells: int, size: tuple[int, ...] = ()) -> npt.NDArray[np.float32]:
+        """Noise in [-1, 1] of about `cells` hills along each side, of `size` (h, w) or as large as the canvas."""
         coarse = self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-        noise = cv2.resize(coarse, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(noise, np.float32)
+        height, width = size or (self.height, self.width)
+        return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
     def grey(self, *others: int, contrast: int = 40) -> int:
         """A grey that differs from the background's level and from `others`: the best of a few tries."""
@@ -51,8 +47,7 @@ class Canvas:
 
     def greys_at(self, points: Points) -> list[int]:
         """What the picture holds at points (N, 2) now; outside it, at the nearest pixel."""
-        x, y = np.clip(np.rint(points.T).astype(int), 0, [[self.width - 1], [self.height - 1]])
-        greys: list[int] = self.image[y, x].tolist()
+        greys: list[int] = self.image[self._pixels(points)].tolist()
         return greys
 
     def point(self, margin: float = 0.05) -> Points:
@@ -77,8 +72,7 @@ class Canvas:
         if not alpha.size:
             return
         cells = max(2, int(alpha.shape[0] / self.rng.choice([3, 6, 20, 60])))
-        coarse = self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-        texture = cv2.resize(coarse, alpha.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        texture = self.smooth_noise(cells, alpha.shape)
         painted = np.clip(grey + self.rng.uniform(5, 25) * texture, 0, 255)
         self.image[box] = (self.image[box] * (1 - alpha) + painted * alpha).astype(np.uint8)
 
@@ -90,9 +84,13 @@ class Canvas:
         """Those of the points (N, 2) where the picture has a corner at all: neighbours may be of one grey by chance."""
         corner = cv2.cornerMinEigenVal(self.image.astype(np.float32) / 255, 5 * SCALE, ksize=3)
         corner = cv2.dilate(corner, np.ones((5, 5), np.uint8))
-        x, y = np.clip(np.rint(points.T).astype(int), 0, [[self.width - 1], [self.height - 1]])
-        seen: Points = points[corner[y, x] > VISIBLE]
+        seen: Points = points[corner[self._pixels(points)] > VISIBLE]
         return seen
+
+    def _pixels(self, points: Points) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Rows and columns of the pixels nearest to points (N, 2)."""
+        x, y = np.clip(np.rint(points.T).astype(np.intp), 0, [[self.width - 1], [self.height - 1]])
+        return y, x
 
     def line(self, start: Points, end: Points, grey: int, thickness: int) -> None:
         """Draw a segment between two points (2,)."""

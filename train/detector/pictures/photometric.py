@@ -17,21 +17,29 @@ from torch.nn import functional
 class PhotometricSettings:
     """Strengths are upper limits, drawn for each picture; grey values are shares of the full range."""
 
-    probability: float = 0.6  # of each kind of change, each picture
-    brightness: float = 0.2  # added or taken away
-    contrast: tuple[float, float] = (0.3, 1.8)  # factor about the picture's mean
+    probability: float = 0.6  # probability of each kind of change, drawn for each picture
+    brightness: float = 0.2  # grey value that is added or taken away
+    contrast: tuple[float, float] = (0.3, 1.8)  # range of the factor about the picture's mean
     noise: float = 15 / 255  # standard deviation of Gaussian noise
     speckle: float = 0.0035  # share of pixels turned black or white
-    shades: int = 20  # ellipses that darken or lighten what they cover, softly
-    shade: float = 0.6  # by this share
+    shades: int = 20  # number of ellipses that darken or lighten what they cover, softly
+    shade: float = 0.6  # share by which the ellipses darken or lighten
     blur_px: float = 1.5  # standard deviation of Gaussian blur
     motion_blur_px: int = 7  # length of a smear in any direction, odd
 
 
 def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
-    """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is of the images' device.
+    """Change pictures, each in its own way.
 
     In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
+
+    Args:
+        images: Pictures (B, 1, H, W) float in [0, 1].
+        settings: Strengths of the changes.
+        generator: Source of the random numbers, on the images' device.
+
+    Returns:
+        Changed pictures of the same shape and range.
     """
     number, device = len(images), images.device
 

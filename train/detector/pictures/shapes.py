@@ -18,9 +18,15 @@ NONE: Points = np.zeros((0, 2))
 def draw_shape(
     rng: np.random.Generator, size: tuple[int, int], kind: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Draw one picture of `size` (h, w): image (H, W) uint8 and keypoints (N, 2) float32 x, y, in no special order.
+    """Draw one picture with its keypoints.
 
-    `kind` is a key of `KINDS`; None draws one by its share.
+    Args:
+        rng: Source of everything random.
+        size: Height and width.
+        kind: A key of `KINDS`; None draws one by its share.
+
+    Returns:
+        Picture (H, W) uint8 and keypoints (N, 2) float32 x, y, in no special order.
     """
     if kind is None:
         kind = str(rng.choice(list(KINDS), p=_SHARES / _SHARES.sum()))
