@@ -22,6 +22,7 @@ from physseg.common.processes import available_cpus
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.cost.estimate import Estimate, estimate_job
 from physseg.pipeline.run import run
+from physseg.pipeline.run.executors.local import LocalExecutor
 
 from common import Goal, Section, machine, spread
 
@@ -102,7 +103,7 @@ def plan_and_run(manifest: Manifest, store: Path, workers: int) -> tuple[dict[st
     log = store.with_suffix(".jsonl")
     with watched_memory() as peaks:
         start = time.perf_counter()
-        run.execute(job, workers=workers, progress=False, log=log)
+        run.execute(job, LocalExecutor(workers=workers), progress=False, log=log)
         wall = time.perf_counter() - start
     events = [json.loads(line) for line in log.read_text().splitlines()]
     files = [file.stat().st_size for file in store.rglob("*") if file.is_file()]

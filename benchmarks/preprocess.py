@@ -21,8 +21,10 @@ import numpy as np
 from data import PUBLISHED_WIDTHS, Samples, open_samples, superpoint_settings, write_superpoint_weights
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
-from physseg.pipeline.run.executors import clusters
-from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.executors.address import AddressExecutor
+from physseg.pipeline.run.executors.interface import Executor
+from physseg.pipeline.run.executors.local import LocalExecutor
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import create_store
 from physseg.pipeline.store.schema import SAMPLES_PER_SHARD
@@ -107,7 +109,7 @@ def against_bare(manifest: Manifest, store: Path) -> tuple[dict[str, list[float]
     parts: Counter[str] = Counter()
     job = run.prepare(manifest, store, structures=STRUCTURES)
     create_store(job.store, job.schema, manifest)
-    reports = executors.run_tasks(job.plan.tasks, scheduler=executors.SYNC)
+    reports = SyncExecutor().run(job.plan.tasks)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(bare, first(manifest, 4)).result()
         for task in job.plan.tasks:
@@ -132,17 +134,14 @@ def against_bare(manifest: Manifest, store: Path) -> tuple[dict[str, list[float]
 def two_workers(manifest: Manifest, folder: Path, rounds: int = 2) -> dict[str, list[float]]:
     """Seconds for the whole manifest on clusters that are up and warm, in turns, and with the cluster's start."""
     seconds: dict[str, list[float]] = {"one": [], "two": [], "whole": []}
-    with (
-        clusters.connected(clusters.LOCAL, workers=1) as one,
-        clusters.connected(clusters.LOCAL, workers=2) as two,
-    ):
+    with LocalExecutor(workers=1).connected() as one, LocalExecutor(workers=2).connected() as two:
         for client in (one, two):
             client.run(warm_up)
         for number in range(rounds):
             for name, client in (("one", one), ("two", two)):
                 store = folder / f"{name}{number}.zarr"
-                seconds[name].append(preprocess(manifest, store, scheduler=client.scheduler.address))
-    seconds["whole"].append(preprocess(manifest, folder / "whole.zarr", scheduler=clusters.LOCAL, workers=2))
+                seconds[name].append(preprocess(manifest, store, AddressExecutor(address=client.scheduler.address)))
+    seconds["whole"].append(preprocess(manifest, folder / "whole.zarr", LocalExecutor(workers=2)))
     return seconds
 
 
@@ -152,12 +151,10 @@ def warm_up() -> None:
     import physseg.structure_extractors.registry  # noqa: F401
 
 
-def preprocess(manifest: Manifest, store: Path, *, scheduler: str, workers: int = 1) -> float:
+def preprocess(manifest: Manifest, store: Path, executor: Executor) -> float:
     """Seconds of the whole run, from the manifest to the last commit."""
     start = time.perf_counter()
-    run.execute(
-        run.prepare(manifest, store, structures=STRUCTURES), scheduler=scheduler, workers=workers, progress=False
-    )
+    run.execute(run.prepare(manifest, store, structures=STRUCTURES), executor, progress=False)
     return time.perf_counter() - start
 
 

@@ -8,6 +8,7 @@ import typer
 from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine
 
 if TYPE_CHECKING:
+    from ..manifests.manifest import Manifest
     from .store.frame import Frame
 
 app = typer.Typer()
@@ -86,11 +87,14 @@ def preprocess(
     from ..common.text import Part, parse_bytes
     from ..manifests.manifest import Manifest
     from .run import run
+    from .run.executors.choose import SYNC, choose_executor
     from .run.report import describe_job, describe_run
     from .store.layout import beside
 
-    scheduler = _scheduler(scheduler, cluster)
     chosen_part = Part.parse(part) if part else None
+    executor = choose_executor(
+        scheduler, cluster, workers=workers, memory_limit=parse_bytes(memory_limit) if memory_limit else None
+    )
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store,
@@ -99,26 +103,24 @@ def preprocess(
         frame=_frame(short_edge, max_long_edge, canvas),
         retry_quarantined=retry_quarantined,
         part=chosen_part,
-        elsewhere=run.runs_elsewhere(scheduler),
+        elsewhere=executor.elsewhere,
     )
     for line in describe_job(job):
         typer.echo(line)
     if dry_run:
         from .cost.report import describe_cost
 
-        for line in describe_cost(job, workers=workers, in_one_process=scheduler == "sync"):
+        for line in describe_cost(job, workers=workers, in_one_process=executor.name == SYNC):
             typer.echo(line)
         return
     try:
         report = run.execute(
             job,
-            scheduler=scheduler,
-            workers=workers,
-            memory_limit=parse_bytes(memory_limit) if memory_limit else None,
+            executor,
             log=log or beside(job.store, f".part-{chosen_part.number}.log.jsonl" if chosen_part else ".log.jsonl"),
         )
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from what is committed", err=True)
+        typer.echo("interrupted; re-running the command resumes from what is committed", err=True)
         raise
     for line in describe_run(report, store):
         typer.echo(line)
@@ -188,23 +190,18 @@ def verify(
     root: Root = None,
 ) -> None:
     """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
-    from .run import run
     from .run import verify as checking
 
     report = checking.verify(store)
     for line in checking.summary(report):
         typer.echo(line)
     if report.faults and repair:
-        checking.repair(
-            store,
-            report,
-            lambda manifest: run.execute(
-                run.prepare(manifest, store, elsewhere=run.runs_elsewhere(scheduler)),
-                scheduler=scheduler,
-                workers=workers,
-            ),
-            root=root,
-        )
+        from .run import run
+
+        def recompute(manifest: "Manifest") -> None:
+            run.preprocess(manifest, store, scheduler=scheduler, workers=workers)
+
+        checking.repair(store, report, recompute, root=root)
         report = checking.verify(store)
         typer.echo("after repair: " + "\n".join(checking.summary(report)))
     if report.faults:
@@ -280,17 +277,6 @@ def _write_pictures(
         typer.echo(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}")
         for problem in page.image_problems:
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
-
-
-def _scheduler(scheduler: str, cluster: str | None) -> str:
-    """Where tasks run, from the two ways to say it."""
-    if cluster is None:
-        return scheduler
-    if cluster != "slurm":
-        raise typer.BadParameter(f"expected slurm, got {cluster!r}", param_hint="--cluster")
-    if scheduler != "local":
-        raise typer.BadParameter("starts a scheduler of its own: leave --scheduler out", param_hint="--cluster")
-    return cluster
 
 
 def _names(text: str) -> list[str]:

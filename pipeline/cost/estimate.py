@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...common.processes import available_cpus
-from ..run.run import Job
-from ..run.task import LABELS_LAYER, ShardTask
+from ..run.prepare import Job
 from ..store.layout import MANIFEST_FILE, metadata_documents
 from ..store.schema import STATUS
 from ..store.shard_codec import index_size
@@ -133,8 +132,8 @@ def estimate(
     """What a job takes on that many workers; the arguments are those of `estimate_job`."""
     tasks, rows, shards = job.todo.tasks, rows_of_tasks(job), trial.shards
     write_seconds = float(np.median([shard.seconds["write"] for shard in shards]))
-    kinds = {layers: float(np.median(_image_seconds(job, trial, layers))) for layers in {*map(layers_of, tasks)}}
-    seconds = [write_seconds + len(part) * kinds[layers_of(task)] for task, part in zip(tasks, rows, strict=True)]
+    kinds = {layers: float(np.median(_image_seconds(job, trial, layers))) for layers in {task.layers for task in tasks}}
+    seconds = [write_seconds + len(part) * kinds[task.layers] for task, part in zip(tasks, rows, strict=True)]
     spread = _spread(_image_seconds(job, trial, job.schema.layers))
     start = 0.0 if in_one_process else trial.start_seconds + CLUSTER_SECONDS
     target = None
@@ -168,19 +167,14 @@ def estimate(
     )
 
 
-def layers_of(task: ShardTask) -> tuple[str, ...]:
-    """The layers that a task computes."""
-    return (*((LABELS_LAYER,) if task.with_labels else ()), *(extractor.name for extractor in task.extractors))
-
-
 def rows_of_tasks(job: Job) -> list[Rows]:
     """The samples that each task computes, without those that the manifest has in quarantine."""
     usable = np.zeros(len(job.manifest), np.bool_)
     usable[job.manifest.usable] = True
     rows = []
     for task in job.todo.tasks:
-        wanted = np.arange(*job.schema.shard_range(task.shard)) if task.only is None else np.array(task.only, np.intp)
-        rows.append(wanted[usable[wanted]] if layers_of(task) else wanted[:0])
+        wanted = np.arange(*job.schema.shard_range(task.shard))
+        rows.append(wanted[usable[wanted]] if task.layers else wanted[:0])
     return rows
 
 
@@ -244,7 +238,7 @@ def _written(job: Job, trial: Trial) -> tuple[int, int]:
     files, size = len(documents), float(sum(map(len, documents.values())))
     usable = np.array(job.manifest.usable)
     for task in job.todo.tasks:
-        specs = [spec for spec in schema.specs if spec.layer in layers_of(task)]
+        specs = [spec for spec in schema.specs if spec.layer in task.layers]
         start, stop = schema.shard_range(task.shard)
         stored = np.diff(np.searchsorted(usable, (start, stop)))[0]  # what is taken over is written again, too
         sample_bytes = [trial.array_bytes[spec.name] for spec in specs if spec.is_sharded]

@@ -26,8 +26,8 @@ from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
 from ...manifests.manifest import Manifest
 from ..run.errors import ExecutorError
-from ..run.executors.clusters import WORKER_ENVIRONMENT
-from ..run.run import Job
+from ..run.executors.worker import WORKER_ENVIRONMENT
+from ..run.prepare import Job
 from ..run.task import ShardTask, compute_shard
 from ..store.commits import CommitRecord, read_commit, sha256
 from ..store.layout import create_store, settings_digest

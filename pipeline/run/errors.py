@@ -1,6 +1,12 @@
 """Named errors of a run."""
 
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING
+
 from ...common.errors import PhyssegError
+
+if TYPE_CHECKING:
+    from .task import ShardTask
 
 
 class ExecutorError(PhyssegError, ValueError):
@@ -9,3 +15,15 @@ class ExecutorError(PhyssegError, ValueError):
 
 class ShardFailedError(PhyssegError, RuntimeError):
     """A task failed for a reason that is not one bad sample (disk full, permission, a bug); names the shard."""
+
+    default_hint = "mend the cause and run the same command again; shards that are committed stay"
+
+    @classmethod
+    def of(cls, task: "ShardTask", error: BaseException) -> "ShardFailedError":
+        """What to raise for a task that ended with this error, which may be of a worker, or of the way to it."""
+        cause, hint = f"{type(error).__name__}: {error}", None
+        if isinstance(error, CancelledError):
+            cause = f"the scheduler was lost ({' '.join(str(error).split())})"
+        elif isinstance(error, PhyssegError):
+            cause, hint = str(error.args[0]), error.hint
+        return cls(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint)

@@ -17,14 +17,13 @@ from multiprocessing.connection import Connection
 
 from ...common.processes import end_with_parent, environment, memory_of
 from .errors import ShardFailedError
-from .executors.clusters import WORKER_ENVIRONMENT
-from .shard_failure import shard_failed
+from .executors.worker import WORKER_ENVIRONMENT
 from .task import ShardReport, ShardTask, compute_shard
 
 DEATHS = 2
-"""So often a process must die at one sample before that sample is refused."""
-HOPELESS = 4
-"""If the first so many samples of a shard all kill, the fault is not theirs: every other sample would follow."""
+"""Number of deaths at one sample after which that sample is refused."""
+MAX_FATAL_SAMPLES = 4
+"""If the first N samples of a shard all kill, the fault is not theirs: every other sample would follow."""
 POLL_SECONDS = 0.02
 TICK_SECONDS = 1.0
 
@@ -38,10 +37,11 @@ def compute_alone(
 ) -> ShardReport:
     """Compute one shard, refusing exactly the samples that kill, and name them in its quarantine.
 
-    A process over ``memory_limit`` bytes is killed (watched on Linux only). ``still_ours`` is called about once a
+    A process over `memory_limit` bytes is killed (watched on Linux only). `still_ours` is called about once a
     second and may raise to stop. Raises ShardFailedError if the shard fails in any other way than by one sample.
     """
     deaths: Counter[_Death] = Counter()
+    fatal = 0
     while True:
         end = _attempt(task, memory_limit, still_ours)
         if isinstance(end, ShardReport):
@@ -56,8 +56,10 @@ def compute_alone(
         reason = f"computing it killed its process twice: {end.cause}" if not end.by_memory else end.cause
         say(f"shard {task.shard}: sample {end.sample} is put in quarantine: {reason}")
         task = replace(task, refused={**task.refused, end.sample: reason})
-        if len(task.refused) >= HOPELESS and end.begun == 1:  # all before it are refused, or were never tried
-            raise _not_a_samples_fault(task, f"each of its first {HOPELESS} samples killed its process: {end.cause}")
+        fatal += 1
+        if fatal >= MAX_FATAL_SAMPLES and end.begun == 1:  # all before it are refused, or were never tried
+            what = f"each of its first {MAX_FATAL_SAMPLES} samples killed its process: {end.cause}"
+            raise _not_a_samples_fault(task, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class _Death:
     """How a process ended that did not finish its shard."""
 
     sample: int | None
-    """Index in the store of the sample it was at; None before the first."""
+    """Index in the store of the sample that the process was at; None before the first."""
     cause: str
+    """How the process ended, in words."""
     by_memory: bool = False
+    """Whether it was killed for the memory it held."""
     begun: int = field(default=0, compare=False)
-    """How many samples it had begun."""
+    """Number of samples that the process had begun."""
 
 
 def _attempt(
@@ -120,8 +124,9 @@ class _At:
     """The child's word before it computes a sample."""
 
     sample: int
+    """Index of the sample in the store."""
     peak: int
-    """The most bytes it had in memory until then."""
+    """Most bytes that the process had in memory until then."""
 
 
 def _compute(task: ShardTask, parent: Connection) -> None:
@@ -131,7 +136,7 @@ def _compute(task: ShardTask, parent: Connection) -> None:
     try:
         parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, memory_of("self").peak))))
     except Exception as error:
-        failed = shard_failed(task, error)
+        failed = ShardFailedError.of(task, error)
         failed.add_note(traceback.format_exc())
         parent.send(failed)
 
@@ -148,5 +153,4 @@ def _not_a_samples_fault(task: ShardTask, what: str) -> ShardFailedError:
     return ShardFailedError(
         f"shard {task.shard} of {task.store} failed: {what}",
         hint="usually memory, or a library that does not work on this machine; then run the same command again",
-        shard=task.shard,
     )

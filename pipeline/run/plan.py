@@ -1,4 +1,4 @@
-"""What a run has to do, known before it does anything: shards, layers, reasons, bytes and memory."""
+"""What a run has to do, known before it does anything: shards, layers, reasons, and the memory of a worker."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ...structure_extractors.interface import Extractor
 from ..store.commits import CommitRecord, read_commits
-from ..store.errors import StoreError
+from ..store.errors import StoreCorruptError, StoreError
 from ..store.layout import settings_digest
-from ..store.schema import STATUS, StoreSchema
-from .task import LABELS_LAYER, ShardTask
+from ..store.schema import LABELS_LAYER, STATUS, StoreSchema
+from .task import ShardTask
 
 WORKER_BASE_BYTES = 300 * 2**20
 """Resident memory of a worker process with Dask, OpenCV and Zarr imported, before any image; measured."""
@@ -28,11 +28,11 @@ class Plan:
     """The tasks of a run, and what is known of their cost."""
 
     tasks: tuple[ShardTask, ...]
+    """One task for each shard of which something is to be computed."""
     reason_of: Mapping[int, str]
-    """Why each of the tasks' shards is computed."""
-    num_samples: int
-    num_shards: int
-    samples_per_shard: int
+    """Shard of each task -> why it is computed."""
+    schema: StoreSchema
+    """Schema that the store will have."""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -41,12 +41,8 @@ class Plan:
 
     @property
     def samples_to_compute(self) -> int:
-        return sum(self.samples_of(task) for task in self.tasks)
-
-    def samples_of(self, task: ShardTask) -> int:
-        """How many samples a task computes."""
-        start = task.shard * self.samples_per_shard
-        return min(self.samples_per_shard, self.num_samples - start) if task.only is None else len(task.only)
+        """Number of samples in the tasks' shards."""
+        return sum(stop - start for start, stop in (self.schema.shard_range(task.shard) for task in self.tasks))
 
     def share(self, part: Part) -> "Plan":
         """What one of several jobs does of it."""
@@ -61,56 +57,50 @@ def make_plan(
     *,
     retry_quarantined: bool = False,
 ) -> Plan:
-    """Compare each shard's commit record with today's inputs and settings; what differs becomes a task."""
-    settings = settings_digest(schema)
+    """Compare each shard's commit record with today's inputs and settings; what differs becomes a task.
+
+    Args:
+        store: Where the store is or will be.
+        schema: What it is to hold.
+        manifest: Its samples.
+        extractors: Those that can be run; layers that are committed need none.
+        retry_quarantined: Whether shards with samples in quarantine are computed again.
+
+    Raises:
+        StoreError: A layer has to be computed, and its extractor is not among `extractors`.
+    """
+    settings, location, present = settings_digest(schema), absolute(str(store)), store.list()
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
     tasks: list[ShardTask] = []
     reason_of: dict[int, str] = {}
-    present = store.list()
-    location = absolute(str(store))
-    for shard, read in enumerate(read_commits(store, range(schema.num_shards))):
-        start, stop = schema.shard_range(shard)
-        record = read if isinstance(read, CommitRecord) else None
-        reason = "" if record else "not computed yet" if read is None else "commit record damaged"
-        inputs = manifest.row_digests(start, stop)
-        todo = set(schema.layers)
-        only: tuple[int, ...] | None = None
-        if record is not None:
-            changed = _changed_samples(record, start, inputs, retry_quarantined=retry_quarantined)
+    for shard, found in enumerate(read_commits(store, range(schema.num_shards))):
+        reason, todo, refused = _reason_for_all(found, manifest, schema.shard_range(shard), retry_quarantined), None, {}
+        if isinstance(found, CommitRecord) and not reason:
             lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
-            stale = {layer for layer in schema.layers if not record.has(layer, digests[layer])}
-            if changed:
-                only = None if stale | (lost & set(schema.layers)) else changed
-                reason = _samples_reason(record, inputs)
-            else:
-                todo = stale | (lost & set(schema.layers))
-                reason = _layers_reason(record, stale, lost)
-        if not reason:
-            continue
-        _check_computable(store, todo, extractors)
-        reason_of[shard] = reason
-        tasks.append(
-            ShardTask(
-                store=location,
-                settings=settings,
-                root=manifest.root,
-                shard=shard,
-                extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
-                with_labels=LABELS_LAYER in todo,
-                only=only,
+            stale = {layer for layer, digest in digests.items() if not found.has(layer, digest)}
+            reason, todo = _reason_for_some(found, stale, lost), stale | (lost - {STATUS.layer})
+            if found.without(todo):
+                refused = {entry.index: entry.reason for entry in found.quarantine}
+        if reason:
+            todo = set(schema.layers) if todo is None else todo
+            _check_computable(store, todo, extractors)
+            reason_of[shard] = reason
+            tasks.append(
+                ShardTask(
+                    store=location,
+                    settings=settings,
+                    root=manifest.root,
+                    shard=shard,
+                    extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
+                    with_labels=LABELS_LAYER in todo,
+                    refused=refused,
+                )
             )
-        )
-    return Plan(
-        tasks=tuple(tasks),
-        reason_of=reason_of,
-        num_samples=schema.num_samples,
-        num_shards=schema.num_shards,
-        samples_per_shard=schema.samples_per_shard,
-    )
+    return Plan(tasks=tuple(tasks), reason_of=reason_of, schema=schema)
 
 
 def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[ShardTask]) -> int:
-    """Bytes one worker needs at its peak, about; `estimate` measures it.
+    """Bytes one worker needs at its peak, about; the cost estimate measures it.
 
     The process itself, the largest image in flight, the sample's planes, and one shard's compressed chunks twice (once
     as chunks, once joined into files).
@@ -123,6 +113,33 @@ def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[S
     return WORKER_BASE_BYTES + image_bytes + canvas_bytes + shard_bytes + (TORCH_BYTES if with_torch else 0)
 
 
+def _reason_for_all(
+    found: CommitRecord | StoreCorruptError | None,
+    manifest: Manifest,
+    samples: tuple[int, int],
+    retry_quarantined: bool,
+) -> str:
+    """Why every layer of a shard is to be computed; "" if its record is of today's inputs."""
+    if found is None:
+        return "not computed yet"
+    if isinstance(found, StoreCorruptError):
+        return "commit record damaged"
+    if found.inputs != manifest.row_digests(*samples):
+        return "inputs changed since they were computed"
+    return "quarantined samples are tried again" if retry_quarantined and found.quarantine else ""
+
+
+def _reason_for_some(record: CommitRecord, stale: set[str], lost: set[str]) -> str:
+    """Why layers of other settings, and layers that lack files, are to be computed; "" if there are none."""
+    names = {
+        "settings changed": stale.intersection(record.layers),
+        "not computed yet": stale.difference(record.layers),
+        "files missing": lost - stale - {STATUS.layer},
+    }
+    parts = [f"{words}: {', '.join(sorted(layers))}" for words, layers in names.items() if layers]
+    return "; ".join(parts) or ("status to be written again" if lost else "")
+
+
 def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extractor]) -> None:
     missing = todo.difference({LABELS_LAYER}, (extractor.name for extractor in extractors))
     if missing:
@@ -131,31 +148,3 @@ def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extra
             f"{store}: layer {layer} has to be computed again, and its weights were not given",
             hint=f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`",
         )
-
-
-def _changed_samples(
-    record: CommitRecord, start: int, inputs: Sequence[str], *, retry_quarantined: bool
-) -> tuple[int, ...]:
-    """Samples of a shard whose stored arrays, of whatever layer, are not those of today's inputs."""
-    if len(record.inputs) != len(inputs):
-        return tuple(range(start, start + len(inputs)))
-    again = {entry.index for entry in record.quarantine} if retry_quarantined else set()
-    pairs = enumerate(zip(record.inputs, inputs, strict=True), start)
-    return tuple(index for index, (then, now) in pairs if then != now or index in again)
-
-
-def _samples_reason(record: CommitRecord, inputs: Sequence[str]) -> str:
-    same = record.inputs == tuple(inputs)
-    return "quarantined samples are tried again" if same else "inputs changed since they were computed"
-
-
-def _layers_reason(record: CommitRecord, stale: set[str], lost: set[str]) -> str:
-    changed = sorted(stale.intersection(record.layers))
-    missing = sorted(stale.difference(record.layers))
-    lost_files = sorted(lost - stale - {STATUS.layer})
-    parts = [f"settings changed: {', '.join(changed)}"] if changed else []
-    parts += [f"not computed yet: {', '.join(missing)}"] if missing else []
-    parts += [f"files missing: {', '.join(lost_files)}"] if lost_files else []
-    if not parts and lost:
-        parts = ["status to be written again"]
-    return "; ".join(parts)

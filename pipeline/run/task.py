@@ -4,35 +4,35 @@ A task owns its shard's files alone, depends on nothing but the manifest's rows 
 record last; so whatever kills it, a second run of the same task gives the same bytes.
 """
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, cast
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from ...common.processes import keep_freed_memory
 from ...common.storage.interface import Storage
 from ...common.storage.location import is_url, open_storage
-from ...manifests.errors import ContentError
 from ...manifests.manifest import Manifest
-from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.interface import Extractor, Labels
-from ...structure_extractors.patch_counts import CELL_PX
-from ..store.commits import CommitRecord, LayerCommit, QuarantineEntry, forget_layers, read_commit, sha256, write_commit
-from ..store.errors import StoreCorruptError, StoreError
+from ...structure_extractors.interface import Extractor
+from ..store.commits import (
+    CommitRecord,
+    LayerCommit,
+    QuarantineEntry,
+    read_commits,
+    replace_commit,
+    sha256,
+    write_commit,
+)
+from ..store.errors import StoreError
 from ..store.layout import open_schema, read_manifest, settings_digest
 from ..store.locks import writing
-from ..store.schema import DONE, QUARANTINED, SPECS, STATUS, ArraySpec, StoreSchema
-from ..store.shard_files import Planes, ShardBuffer, StoredShard, encode_rows
+from ..store.schema import LABELS_LAYER, SPECS, STATUS, StoreSchema
+from ..store.shard_files import Planes, ShardBuffer, encode_status
+from .sample import Clock, Fetch, compute_sample
 
-LABELS_LAYER = "labels"
 FETCHED_AHEAD = 8
 """Samples whose files are on their way where each takes tens of milliseconds of waiting."""
 
@@ -44,17 +44,26 @@ class ShardTask:
     store: str
     """URL, or absolute path: a worker may have been started in another folder."""
     settings: str
-    """``settings_digest`` of the store that the task was planned for; any other is refused."""
+    """`settings_digest` of the store that the task was planned for; any other is refused."""
     root: str
     """Where the manifest's paths start."""
     shard: int
+    """Number of the shard in the store."""
     extractors: tuple[Extractor, ...]
-    """Computes these layers; the layer ``labels`` is computed if ``with_labels``. Without any: status and record."""
+    """Compute these layers; the layer `labels` is computed if `with_labels`. Without any: status and record."""
     with_labels: bool
-    only: tuple[int, ...] | None = None
-    """Compute these samples of all layers, and take the shard's others over as they are stored; None: compute all."""
+    """Whether the layer `labels` is computed."""
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Samples (index in the store -> reason) to quarantine untried: computing them has killed their process."""
+    """Samples (index in the store -> reason) to quarantine untried.
+
+    The shard's other layers, which stay, have them in quarantine (a sample is whole or not at all), or computing them
+    has killed their process.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are computed."""
+        return (*((LABELS_LAYER,) if self.with_labels else ()), *(extractor.name for extractor in self.extractors))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,95 +71,128 @@ class ShardReport:
     """What became of one task; timings are for the log, never for the store."""
 
     shard: int
+    """Number of the shard in the store."""
     num_samples: int
-    """Samples computed; the others were taken over."""
+    """Number of samples in the shard."""
     quarantine: tuple[QuarantineEntry, ...]
+    """Samples of the shard that are in quarantine now."""
     dropped_pixels: int
+    """Labelled pixels of the shard that found no slot in their cell."""
     bytes_written: int
+    """Bytes of the shard files that were written."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall seconds by part: ``load``, one entry per layer, ``compress``, ``write``."""
+    """Wall seconds by part: `load`, one entry per layer, `compress`, `write`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """What a task starts from: the store as it was planned for, and the shard's rows of the manifest."""
+
+    schema: StoreSchema
+    manifest: Manifest
+    samples: range
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Computed:
+    """A shard in memory."""
+
+    buffer: ShardBuffer
+    quarantine: tuple[QuarantineEntry, ...]
 
 
 def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = None) -> ShardReport:
-    """Run one task; returns after its commit record is on disk. ``on_sample`` hears each index before its computing."""
-    _hold_to_one_thread()
+    """Run one task; returns after its commit record is on disk.
+
+    Args:
+        task: What to compute.
+        on_sample: Hears the index of each sample before it is computed.
+
+    Raises:
+        StoreError: The store's settings are not those that the task was planned for.
+    """
+    cv2.setNumThreads(1)  # one task, one core: threads of a library's own oversubscribe a full machine
     keep_freed_memory()
-    store = open_storage(task.store)
-    schema, manifest = _open(store, task)
-    start, stop = schema.shard_range(task.shard)
-    clock = Clock()
-    layers = ([LABELS_LAYER] if task.with_labels else []) + [extractor.name for extractor in task.extractors]
-    shard = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in layers])
-    inputs = manifest.row_digests(start, stop)
-    record = _readable_commit(store, task.shard)
-    kept = _kept_samples(store, schema, shard.specs, task, record, inputs)
-    # What other layers, which stay, have in quarantine is so for this one, too: a sample is whole or not at all.
-    others = _kept_layers(schema, record, inputs, layers)
-    refused = {entry.index: entry.reason for entry in others.quarantine} if others else {}
-    refused |= task.refused
-    chosen = range(start, stop) if kept is None else task.only or ()
-    quarantine = [] if kept is None else [entry for entry in kept.record.quarantine if entry.index not in chosen]
-    files_of = _fetched(manifest, chosen if layers else ())
-    for index in range(start, stop) if layers else ():
-        if kept is not None and index not in chosen:
-            shard.keep(kept, index - start)
-            continue
-        fetch, planes = next(files_of), Planes()
-        reason = manifest.table.value("problem", index) or refused.get(index, "")
-        if not reason:
-            if on_sample is not None:
-                on_sample(index)
-            reason, planes = _compute_sample(manifest, index, fetch, schema, task, clock)
-        with clock.part("compress"):
-            shard.append(planes)
-        if reason:
-            quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
-    with clock.part("write"), writing(store):
-        files = shard.files(task.shard)
-        _check_settings(store, task)  # once more: computing takes a while
-        forget_layers(store, task.shard, layers)
-        store.put_many(files)
-        record = _commit(store, schema, task.shard, inputs, files, quarantine, dropped=shard.dropped_pixels())
+    store, clock = open_storage(task.store), Clock()
+    state = _read(store, task)
+    computed = _compute(task, state, clock, on_sample)
+    with clock.part("write"):
+        record, written = _commit(store, task, state, computed)
     return ShardReport(
         shard=task.shard,
-        num_samples=len(chosen),
+        num_samples=len(state.samples),
         quarantine=record.quarantine,
         dropped_pixels=record.dropped_pixels,
-        bytes_written=sum(map(len, files.values())),
+        bytes_written=written,
         seconds=clock.seconds,
     )
 
 
-def compute_planes(
-    image: npt.NDArray[np.uint8],
-    labels: Labels,
-    schema: StoreSchema,
-    extractors: Sequence[Extractor],
-    clock: "Clock | None" = None,
-) -> Planes:
-    """All arrays of one sample at frame size, from the image (H, W, 3) uint8 RGB and its label map (H, W).
+def _read(store: Storage, task: ShardTask) -> _State:
+    schema = _check_settings(store, task)
+    manifest = _read_manifest(task.store, task.settings, task.root)
+    samples = range(*schema.shard_range(task.shard))
+    return _State(
+        schema=schema, manifest=manifest, samples=samples, inputs=manifest.row_digests(samples.start, samples.stop)
+    )
 
-    Cell counts are computed on the frame padded with ignored pixels to whole cells.
+
+def _compute(task: ShardTask, state: _State, clock: Clock, on_sample: Callable[[int], None] | None) -> _Computed:
+    schema, manifest = state.schema, state.manifest
+    buffer = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in task.layers])
+    quarantine = []
+    indices = state.samples if task.layers else range(0)
+    for index, fetch in zip(indices, _fetched(manifest, indices), strict=True):
+        reason = manifest.table.value("problem", index) or task.refused.get(index, "")
+        planes: Planes = {}
+        if not reason:
+            if on_sample is not None:
+                on_sample(index)
+            reason, planes = compute_sample(manifest, index, fetch, schema, task.extractors, clock)
+        with clock.part("compress"):
+            buffer.append(planes)
+        if reason:
+            quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
+    return _Computed(buffer=buffer, quarantine=tuple(quarantine))
+
+
+def _commit(store: Storage, task: ShardTask, state: _State, computed: _Computed) -> tuple[CommitRecord, int]:
+    """Write the shard's files, its status, then its record; returns the record, and the bytes of the files.
+
+    What the earlier record knows of other, current layers is kept. It is read here, where nobody changes the store's
+    settings, and no sooner: computing takes a while.
     """
-    clock = clock or Clock()
-    with clock.part("load"):
-        image = schema.frame.resize_image(image)
-        labels = schema.frame.resize_labels(labels)
-    planes: Planes = {"labels": labels, "frame_size": np.array(labels.shape, dtype=np.uint16)}
-    ignore_index = schema.vocabulary.ignore_index
-    for extractor in extractors:
-        with clock.part(extractor.name):
-            if "cell_counts" in extractor.arrays:
-                made = extractor(image, _to_whole_cells(labels, ignore_index), ignore_index=ignore_index)
-            else:
-                made = extractor(image, labels, ignore_index=ignore_index)
-        _check_made(made, extractor, schema, (labels.shape[0], labels.shape[1]))
-        planes |= made
-    return planes
-
-
-Fetch = Callable[[], tuple[bytes, bytes]]
-"""`Manifest.fetch` of one sample: its files, or its ContentError."""
+    schema, shard = state.schema, task.shard
+    files = computed.buffer.files(shard)
+    hashes: dict[str, dict[str, str]] = {}
+    for path, data in files.items():
+        hashes.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
+    with writing(store):
+        _check_settings(store, task)  # once more
+        (found,) = read_commits(store, [shard])
+        current = isinstance(found, CommitRecord) and found.inputs == state.inputs
+        kept = found.without(task.layers) if isinstance(found, CommitRecord) and current else None
+        # Before the files: a run that dies between a layer's new file and the new record must leave no record that
+        # vouches for the old one.
+        replace_commit(store, shard, found, kept)
+        store.put_many(files)
+        entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *computed.quarantine)}
+        dropped = computed.buffer.dropped_pixels()
+        record = CommitRecord(
+            shard=shard,
+            samples=(state.samples.start, state.samples.stop),
+            inputs=state.inputs,
+            layers={
+                **(kept.layers if kept else {}),
+                **{name: LayerCommit(settings=schema.layer_digest(name), files=of) for name, of in hashes.items()},
+            },
+            quarantine=tuple(entries[index] for index in sorted(entries)),
+            dropped_pixels=(kept.dropped_pixels if kept else 0) if dropped is None else dropped,
+        )
+        store.put(schema.shard_file(STATUS, shard), encode_status(record, schema))
+        write_commit(store, record)
+    return record, sum(map(len, files.values()))
 
 
 def _fetched(manifest: Manifest, indices: Iterable[int]) -> Iterator[Fetch]:
@@ -169,155 +211,8 @@ def _fetched(manifest: Manifest, indices: Iterable[int]) -> Iterator[Fetch]:
             yield coming.popleft().result
 
 
-def _readable_commit(store: Storage, shard: int) -> CommitRecord | None:
-    try:
-        return read_commit(store, shard)
-    except StoreCorruptError:
-        return None
-
-
-def _kept_samples(
-    store: Storage,
-    schema: StoreSchema,
-    specs: Sequence[ArraySpec],
-    task: ShardTask,
-    record: CommitRecord | None,
-    inputs: Sequence[str],
-) -> StoredShard | None:
-    """The shard as it is stored, if the task is to take samples over, and they are what their record says.
-
-    That is: of today's inputs, which may have changed since the task was planned, and true to every byte.
-    """
-    if task.only is None or record is None or len(record.inputs) != len(inputs):
-        return None
-    first = record.samples[0]
-    pairs = enumerate(zip(record.inputs, inputs, strict=True), first)
-    if any(then != now and index not in task.only for index, (then, now) in pairs):
-        return None
-    return StoredShard.read(store, schema, specs, record)
-
-
-def _compute_sample(
-    manifest: Manifest, index: int, fetch: Fetch, schema: StoreSchema, task: ShardTask, clock: "Clock"
-) -> tuple[str, Planes]:
-    """The reason for quarantine ("" if none) and the sample's planes (none if quarantined)."""
-    try:
-        with clock.part("load"):
-            image, labels = manifest.decode(index, fetch())
-        return "", compute_planes(image, labels, schema, task.extractors, clock)
-    except (ContentError, ExtractorError, cv2.error) as error:
-        if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from error  # the machine's fault, not the sample's
-        return " ".join(str(error).split()), {}
-
-
-def status_rows(record_range: tuple[int, int], quarantine: Sequence[QuarantineEntry]) -> npt.NDArray[np.uint8]:
-    """Status of each sample of a shard whose layers are all committed."""
-    start, stop = record_range
-    status = np.full(stop - start, DONE, dtype=np.uint8)
-    status[[entry.index - start for entry in quarantine]] = QUARANTINED
-    return status
-
-
-def _check_made(
-    made: Mapping[str, npt.NDArray[Any]], extractor: Extractor, schema: StoreSchema, frame_size: tuple[int, int]
-) -> None:
-    """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill."""
-    if set(made) != set(extractor.arrays):
-        raise StoreError(
-            f"extractor {extractor.name}: expected the arrays {', '.join(extractor.arrays)}, got {', '.join(made)}",
-            hint="this is a bug of the extractor",
-        )
-    cells = tuple(-(-edge // CELL_PX) for edge in frame_size)
-    for name, plane in made.items():
-        dims = SPECS[name].dims
-        sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1]}
-        expected = tuple(sizes[dim] if dim in sizes else schema.dimension_size(dim) for dim in dims)
-        if plane.shape != expected or plane.dtype != schema.dtype(SPECS[name]):
-            raise StoreError(
-                f"extractor {extractor.name}: expected {name} as {schema.dtype(SPECS[name])} {expected}, "
-                f"got {plane.dtype} {plane.shape}",
-                hint="this is a bug of the extractor",
-            )
-
-
-def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
-    height, width = (edge + -edge % CELL_PX for edge in labels.shape)
-    padded = np.full((height, width), ignore_index, dtype=labels.dtype)
-    padded[: labels.shape[0], : labels.shape[1]] = labels
-    return cast(Labels, padded)
-
-
-def _commit(
-    store: Storage,
-    schema: StoreSchema,
-    shard: int,
-    inputs: tuple[str, ...],
-    files: Mapping[str, bytes],
-    quarantine: Sequence[QuarantineEntry],
-    *,
-    dropped: int | None,
-) -> CommitRecord:
-    """Write the shard's status, then its record; what the earlier record knows of other, current layers is kept."""
-    computed: dict[str, dict[str, str]] = {}
-    for path, data in files.items():
-        computed.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
-    kept = _kept_layers(schema, _readable_commit(store, shard), inputs, computed)
-    entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *quarantine)}
-    merged = tuple(entries[index] for index in sorted(entries))
-    sample_range = schema.shard_range(shard)
-    status = encode_rows(list(status_rows(sample_range, merged)), STATUS, schema)
-    store.put(schema.shard_file(STATUS, shard), status)
-    layers = {name: LayerCommit(settings=schema.layer_digest(name), files=paths) for name, paths in computed.items()}
-    record = CommitRecord(
-        shard=shard,
-        samples=sample_range,
-        inputs=inputs,
-        layers={**(kept.layers if kept else {}), **layers},
-        quarantine=merged,
-        dropped_pixels=(kept.dropped_pixels if kept else 0) if dropped is None else dropped,
-    )
-    write_commit(store, record)
-    return record
-
-
-def _kept_layers(
-    schema: StoreSchema, record: CommitRecord | None, inputs: tuple[str, ...], computed: Iterable[str]
-) -> CommitRecord | None:
-    """The earlier record, reduced to the layers that this task leaves alone; None if it is of other inputs."""
-    if record is None or record.inputs != inputs:
-        return None
-    names = schema.layers.keys() - set(computed)
-    layers = {name: commit for name, commit in record.layers.items() if name in names}
-    return replace(record, layers=layers) if layers else None
-
-
-class Clock:
-    """Wall seconds by named part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def _hold_to_one_thread() -> None:
-    """One task, one core: libraries that start threads of their own oversubscribe a full machine."""
-    cv2.setNumThreads(1)
-
-
-def _open(store: Storage, task: ShardTask) -> tuple[StoreSchema, Manifest]:
-    """The store as the task was planned for; raises StoreError if it is another by now, or still another here."""
-    return _check_settings(store, task), _read_manifest(task.store, task.settings, task.root)
-
-
 def _check_settings(store: Storage, task: ShardTask) -> StoreSchema:
+    """The store's schema; raises StoreError if it is not the one that the task was planned for."""
     schema = open_schema(store)
     if settings_digest(schema) != task.settings:
         raise StoreError(

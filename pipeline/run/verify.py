@@ -17,23 +17,22 @@ from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage
 from ...manifests.errors import ManifestError
 from ...manifests.manifest import Manifest
-from ..store.commits import PROVENANCE, CommitRecord, commit_path, forget_layers, read_commit, sha256
+from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256
 from ..store.errors import StoreCorruptError, StoreError
 from ..store.layout import (
     MANIFEST_FILE,
     ROOT,
     SETTINGS_COPY,
-    holds,
+    has_content,
     metadata_documents,
     open_schema,
     open_schema_copy,
     read_manifest,
-    withdraw_shards,
+    unpublish_shards,
 )
 from ..store.locks import locked, no_task_writes
 from ..store.schema import SPECS, STATUS, StoreSchema
-from ..store.shard_files import encode_rows
-from .task import status_rows
+from ..store.shard_files import encode_status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,24 +96,24 @@ def repair(
     *,
     root: str | None = None,
 ) -> None:
-    """Mend what ``report`` names: rewrite metadata, forget faulty layers, then let ``recompute`` compute them.
+    """Mend what `report` names: rewrite metadata, forget faulty layers, then let `recompute` compute them.
 
-    ``recompute`` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
+    `recompute` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
     StoreError where the manifest itself is damaged: it cannot be derived from the store.
     """
     store = open_storage(store)
     with locked(store), no_task_writes(store):
         schema, _ = _schema_or_copy(store)
         for path, data in metadata_documents(schema).items():
-            if not holds(store, path, data):
+            if not has_content(store, path, data):
                 store.put(path, data)
         manifest = read_manifest(store, schema, root)
         store.delete(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
         store.delete(store.leftovers())
-        withdraw_shards(store, schema, report.faulty_shards)
+        unpublish_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
-            forget_layers(store, shard, faulty)
+            invalidate_layers(store, shard, faulty)
     if report.faulty_shards:
         recompute(manifest)
 
@@ -142,7 +141,7 @@ def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
     for path, data in metadata_documents(schema).items():
         if not store.exists(path):
             yield Fault(path=path, problem="metadata file is missing")
-        elif not holds(store, path, data):
+        elif not has_content(store, path, data):
             yield Fault(path=path, problem="metadata differs from the schema's")
 
 
@@ -219,13 +218,12 @@ def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, s
         path = schema.shard_file(spec, record.shard)
         if spec.layer in record.layers:
             files[path] = record.layers[spec.layer].files.get(path, "none in the record")
-    status = encode_rows(list(status_rows(record.samples, record.quarantine)), STATUS, schema)
-    files[schema.shard_file(STATUS, record.shard)] = sha256(status)
+    files[schema.shard_file(STATUS, record.shard)] = sha256(encode_status(record, schema))
     return files
 
 
 def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
-    """Lines for a person: what was checked, then each fault up to ``limit``."""
+    """Lines for a person: what was checked, then each fault up to `limit`."""
     lines = [
         f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked: "
         + (

@@ -23,8 +23,11 @@ class QuarantineEntry:
     """One sample that could not be computed, and why."""
 
     index: int
+    """Index of the sample in the store."""
     sample_id: str
+    """Id of the sample in the manifest."""
     reason: str
+    """What the extractors or the decoder said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +35,9 @@ class LayerCommit:
     """One layer of one shard."""
 
     settings: str
-    """``StoreSchema.layer_digest`` at the time of computing."""
+    """`StoreSchema.layer_digest` at the time of computing."""
     files: Mapping[str, str]
-    """Path inside the store -> sha256 (hex)."""
+    """Path of each file inside the store -> its sha256 (hex)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +45,15 @@ class CommitRecord:
     """What is known of one shard."""
 
     shard: int
+    """Number of the shard in the store."""
     samples: tuple[int, int]
     """First and one past the last sample."""
     inputs: tuple[str, ...]
-    """``Manifest.row_digests`` of those samples."""
+    """`Manifest.row_digests` of those samples."""
     layers: Mapping[str, LayerCommit]
+    """Name of each layer that is committed -> its settings and files."""
     quarantine: tuple[QuarantineEntry, ...] = ()
+    """Samples of the shard that could not be computed, by index."""
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
 
@@ -56,13 +62,19 @@ class CommitRecord:
         commit = self.layers.get(layer)
         return commit is not None and commit.settings == settings
 
+    def without(self, layers: Iterable[str]) -> "CommitRecord | None":
+        """The record of the other layers; None if there are none."""
+        left = {name: commit for name, commit in self.layers.items() if name not in set(layers)}
+        return replace(self, layers=left) if left else None
+
     def to_bytes(self) -> bytes:
+        """The record as JSON, with a checksum of its own."""
         content = asdict(self)
         return to_json({"commit": content, "digest": digest_of_json(content)})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "CommitRecord":
-        """Inverse of ``to_bytes``; raises StoreCorruptError if a single byte of the content differs."""
+        """Inverse of `to_bytes`; raises StoreCorruptError if a single byte of the content differs."""
         try:
             document = json.loads(data)
             content = document["commit"]
@@ -79,9 +91,7 @@ class CommitRecord:
             if record.to_bytes() != data:
                 raise ValueError("the bytes are not those that were written")
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise StoreCorruptError(
-                f"{where}: not a whole commit record: {error}", hint="run `physseg verify STORE --repair`"
-            ) from error
+            raise StoreCorruptError(f"{where}: not a whole commit record: {error}") from error
         return record
 
 
@@ -98,14 +108,11 @@ def read_commit(store: Storage, shard: int) -> CommitRecord | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreCorruptError(
-            f"{store.at(path)}: cannot be read: {error.strerror}", hint="run `physseg verify STORE --repair`"
-        ) from error
+        raise StoreCorruptError(f"{store.at(path)}: cannot be read: {error.strerror}") from error
     record = CommitRecord.from_bytes(data, store.at(path))
     if record.shard != shard:
-        raise StoreCorruptError(
-            f"{store.at(path)}: expected the record of shard {shard}, got that of shard {record.shard}",
-            hint="run `physseg verify STORE --repair`",
+        raise StoreCorruptError.mismatch(
+            store.at(path), f"the record of shard {shard}", f"that of shard {record.shard}"
         )
     return record
 
@@ -123,32 +130,28 @@ def read_commits(store: Storage, shards: Iterable[int]) -> Iterator[CommitRecord
 
 
 def write_commit(store: Storage, record: CommitRecord) -> None:
+    """Write a shard's record: from here on the shard counts as done."""
     store.put(commit_path(record.shard), record.to_bytes())
 
 
-def delete_commit(store: Storage, shard: int) -> None:
-    store.delete([commit_path(shard)])
-
-
-def forget_layers(store: Storage, shard: int, layers: Iterable[str]) -> None:
-    """Take layers out of a shard's record, before their files change: whatever happens then, they count as missing.
-
-    Without this, a run that dies between a layer's new file and the new record leaves a record that vouches for the old
-    one, and a later run with the old settings would believe it.
-    """
-    try:
-        record = read_commit(store, shard)
-    except StoreCorruptError:
-        delete_commit(store, shard)
+def replace_commit(
+    store: Storage, shard: int, found: CommitRecord | StoreCorruptError | None, kept: CommitRecord | None
+) -> None:
+    """Bring a shard's record from what was found to what is true of it; None means no record."""
+    if kept == found:
         return
-    if record is None:
-        return
-    kept = {name: commit for name, commit in record.layers.items() if name not in set(layers)}
-    if not kept:
-        delete_commit(store, shard)
-    elif len(kept) < len(record.layers):
-        write_commit(store, replace(record, layers=kept))
+    if kept is None:
+        store.delete([commit_path(shard)])
+    else:
+        write_commit(store, kept)
+
+
+def invalidate_layers(store: Storage, shard: int, layers: Iterable[str]) -> None:
+    """Take layers out of a shard's record: whatever happens then, they count as missing."""
+    (found,) = read_commits(store, [shard])
+    replace_commit(store, shard, found, found.without(layers) if isinstance(found, CommitRecord) else None)
 
 
 def sha256(data: bytes) -> str:
+    """The hash by which records name files, in hex."""
     return hashlib.sha256(data).hexdigest()

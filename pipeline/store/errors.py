@@ -2,6 +2,8 @@
 
 from ...common.errors import PhyssegError
 
+REPAIR_HINT = "run `physseg verify STORE --repair`"
+
 
 class FrameError(PhyssegError, ValueError):
     """An image or a frame setting does not fit the canonical frame or its canvas."""
@@ -18,6 +20,10 @@ class StoreBusyError(StoreError):
 class StoreIncompleteError(PhyssegError, RuntimeError):
     """Samples or whole shards that were asked for have not been computed."""
 
+    default_hint = "run `physseg preprocess MANIFEST STORE` again; it resumes"
+
 
 class StoreCorruptError(PhyssegError, RuntimeError):
     """Bytes on disk are not those that were written: a checksum, a length or an index does not hold."""
+
+    default_hint = REPAIR_HINT

@@ -1,11 +1,11 @@
 """The canonical frame: the one resize that extractors and trainer share, so that cached maps line up with the pixels.
 
-Every image is brought to a size whose shortest edge is ``short_edge`` px unless its long edge would then exceed
-``max_long_edge``. The frame lies at the top left of a square canvas, so that all samples share one array shape.
+Every image is brought to a size whose shortest edge is `short_edge` px unless its long edge would then exceed
+`max_long_edge`. The frame lies at the top left of a square canvas, so that all samples share one array shape.
 
-Conventions (pinned by ``tests/pipeline/test_frame.py``): sizes are (height, width); pixel centres lie at half-integers,
-so a resize maps the outer borders of the image onto the outer borders of the frame; labels are taken at the nearest
-source pixel centre.
+Conventions (pinned by `tests/pipeline/store/test_frame.py`): sizes are (height, width); pixel centres lie at
+half-integers, so a resize maps the outer borders of the image onto the outer borders of the frame; labels are taken at
+the nearest source pixel centre.
 """
 
 from dataclasses import dataclass

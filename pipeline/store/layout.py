@@ -1,4 +1,4 @@
-"""Create, open and evolve a store's folder; the bytes of its shards are ``shard_task``'s business."""
+"""Create, open and migrate a store's folder; the bytes of its shards are the business of `run/task.py`."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...manifests.manifest import Manifest
 from .commits import PROVENANCE, sha256
-from .errors import StoreError
+from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
 from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
 
@@ -84,7 +84,7 @@ def open_schema_copy(store: Location) -> StoreSchema:
 
 
 def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
-    """The manifest the store was computed from; ``root`` overrides where its paths start."""
+    """The manifest the store was computed from; `root` overrides where its paths start."""
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
     data = store.get(MANIFEST_FILE)
@@ -99,22 +99,22 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
     return manifest
 
 
-def evolve_store(store: Storage, schema: StoreSchema, manifest: Manifest, touched_shards: Iterable[int]) -> None:
-    """Bring the metadata to ``schema`` before the touched shards are recomputed.
+def migrate_store(store: Storage, schema: StoreSchema, manifest: Manifest, touched_shards: Iterable[int]) -> None:
+    """Bring the metadata to `schema` before the touched shards are recomputed.
 
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
-    withdraw_shards(store, schema, touched_shards)
+    unpublish_shards(store, schema, touched_shards)
     documents = {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
     for path, data in (documents | root_documents).items():
-        if not holds(store, path, data):
+        if not has_content(store, path, data):
             store.put(path, data)
     for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
         store.delete_folder(name)
 
 
-def withdraw_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
+def unpublish_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
     """Remove the status of shards: from here on nobody reads them until they are committed again."""
     store.delete(schema.shard_file(STATUS, shard) for shard in shards)
 
@@ -131,7 +131,7 @@ def shard_of(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def holds(store: Storage, path: str, data: bytes) -> bool:
+def has_content(store: Storage, path: str, data: bytes) -> bool:
     """Whether a file is there with exactly these bytes."""
     try:
         return store.get(path) == data
@@ -155,5 +155,5 @@ def _schema_of(store: Storage, document: str) -> StoreSchema:
     try:
         attributes = json.loads(data)["attributes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{where}: not a Zarr group: {error}", hint="run `physseg verify STORE --repair`") from error
+        raise StoreError(f"{where}: not a Zarr group: {error}", hint=REPAIR_HINT) from error
     return StoreSchema.from_attributes(attributes, str(store))

@@ -3,7 +3,7 @@
 On a file system the lock is the kernel's (flock on a file in the store, which NFS passes on to its server): it goes
 with its process, however that ends. Object stores, and file systems without such locks, have leases instead: a file
 beside the store that its writer changes every few seconds. Nobody reads a clock that could jump: a lease is dead when
-whoever waits for it has seen it unchanged for ``LEASE_SECONDS`` of his own time, and its holder gives up before that.
+whoever waits for it has seen it unchanged for `LEASE_SECONDS` of his own time, and its holder gives up before that.
 """
 
 import errno
@@ -46,9 +46,9 @@ StillOurs = Callable[[], None]
 def locked(
     store: Storage, *, shared: bool = False, make: Callable[[], None] | None = None, wait_seconds: float = 0
 ) -> Iterator[StillOurs]:
-    """Hold the store against every other writer, or with ``shared`` together with other sharers, or raise StoreError.
+    """Hold the store against every other writer, or with `shared` together with other sharers, or raise StoreError.
 
-    ``make`` creates the store first, at the moment when no two can do so at once. ``wait_seconds``: how long to wait
+    `make` creates the store first, at the moment when no two can do so at once. `wait_seconds`: how long to wait
     for others to end.
     """
     if isinstance(store, LocalStorage):

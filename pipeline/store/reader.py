@@ -1,10 +1,10 @@
 """The trainer's way into a store: one sample's arrays at the cost of decoding them.
 
 Any Zarr reader opens a store; this one exists because it is on the trainer's hot path, where it takes about a tenth of
-zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what ``shard_codec`` writes and refuses
+zarr-python's time per sample (benchmarks/RESULTS.md). It reads exactly what `shard_codec` writes and refuses
 everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
 
-Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. ``planes`` hands out one at
+Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. `planes` hands out one at
 a time, so that a caller who cuts a crop and lets go has the next one in the same memory, still in cache.
 """
 
@@ -36,8 +36,8 @@ MAX_OPEN_FILES = 128
 class StoreReader:
     """Reads samples of a store by index.
 
-    ``arrays`` names what ``read`` returns; ``root`` overrides where the manifest's paths start. Raises StoreError where
-    there is no store, StoreIncompleteError where it lacks one of the arrays. With a ``cache``, shards of a store that
+    `arrays` names what `read` returns; `root` overrides where the manifest's paths start. Raises StoreError where
+    there is no store, StoreIncompleteError where it lacks one of the arrays. With a `cache`, shards of a store that
     is not of this machine are brought here whole, once; without, every sample is asked for by itself.
     """
 
@@ -99,7 +99,7 @@ class StoreReader:
         return dict(self.planes(index))
 
     def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """The arrays of one sample by name, as ``read``, but one after the other."""
+        """The arrays of one sample by name, as `read`, but one after the other."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.store}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
@@ -109,16 +109,12 @@ class StoreReader:
         for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
             offset, length = table[row]
             if offset == ABSENT:
-                raise StoreCorruptError(
-                    f"{self._shard_file(name, number)}: sample {index} is not in its shard",
-                    hint="run `physseg verify STORE --repair`",
-                    index=index,
-                )
+                raise StoreCorruptError(f"{self._shard_file(name, number)}: sample {index} is not in its shard")
             plane = np.empty(shape, dtype)
             try:
                 decompress_into(file.read_at(length, offset), plane)
             except StoreCorruptError as error:
-                raise _corrupt(self._shard_file(name, number), error, index) from error
+                raise error.prefixed(f"{self._shard_file(name, number)}, sample {index}") from error
             yield name, plane
             del plane  # or it would live until the next one is made
         for name in self._columns:
@@ -142,7 +138,7 @@ class StoreReader:
             except FileNotFoundError:
                 return
             except StoreCorruptError as error:
-                raise _corrupt(self.store.at(path), error) from error
+                raise error.prefixed(self.store.at(path)) from error
 
         for _ in self.store.each(read, range(schema.num_shards)):
             pass
@@ -215,9 +211,7 @@ class StoreReader:
         try:
             found = json.loads(self.store.get(path))
         except (FileNotFoundError, ValueError) as error:
-            raise StoreCorruptError(
-                f"{file}: not the metadata of an array: {error}", hint="run `physseg verify STORE --repair`"
-            ) from error
+            raise StoreCorruptError(f"{file}: not the metadata of an array: {error}") from error
         differing = differing_keys(self.schema.array_metadata(spec), found)
         if differing:
             raise StoreError(
@@ -229,17 +223,9 @@ class StoreReader:
         sample = self.manifest.samples[index].sample_id
         if self.status[index] == QUARANTINED:
             raise StoreIncompleteError(
-                f"{self.store}: sample {index} ({sample}) is quarantined",
-                hint="`physseg inspect STORE` tells why",
-                index=index,
-                sample_id=sample,
+                f"{self.store}: sample {index} ({sample}) is quarantined", hint="`physseg inspect STORE` tells why"
             )
-        raise StoreIncompleteError(
-            f"{self.store}: sample {index} ({sample}) is not computed",
-            hint="run `physseg preprocess MANIFEST STORE` again; it resumes",
-            index=index,
-            sample_id=sample,
-        )
+        raise StoreIncompleteError(f"{self.store}: sample {index} ({sample}) is not computed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +249,3 @@ class _Shard:
 def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Top-level keys in which two metadata documents differ."""
     return sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-
-
-def _corrupt(file: str, error: StoreCorruptError, index: int | None = None) -> StoreCorruptError:
-    where = f"{file}, sample {index}" if index is not None else file
-    return StoreCorruptError(f"{where}: {error.args[0]}", hint="run `physseg verify STORE --repair`", index=index)

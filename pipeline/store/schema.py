@@ -1,7 +1,7 @@
 """The store's schema: one table of arrays, from which creation, validation, the reader and the README's table derive.
 
 A store is one Zarr v3 group. Each array belongs to a *layer*: what one extractor computes from one sample (or the
-built-in layer ``labels``). Layers are added, recomputed and committed independently of each other.
+built-in layer `labels`). Layers are added, recomputed and committed independently of each other.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 
 from ...manifests.vocabulary import Vocabulary
 from ...structure_extractors.patch_counts import CELL_PX
-from .errors import StoreError
+from .errors import REPAIR_HINT, StoreError
 from .frame import Frame
 from .shard_codec import ZSTD_LEVEL
 
@@ -22,8 +22,11 @@ SCHEMA_VERSION: Final = 1
 SAMPLES_PER_SHARD: Final = 64
 MAX_SAMPLES: Final = 10**9
 
+LABELS_LAYER: Final = "labels"
+"""The layer that is no extractor's: the label map, and the frame's size."""
+
 MISSING, DONE, QUARANTINED = 0, 1, 2
-"""Values of the array ``status``. Only a sample whose status is DONE may be read: absent shards read as fill."""
+"""Values of the array `status`. Only a sample whose status is DONE may be read: absent shards read as fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,19 @@ class ArraySpec:
     """One row of the schema table."""
 
     name: str
+    """Name of the array in the Zarr group."""
     layer: str
-    """Which layer yields it."""
+    """Name of the layer that yields the array; empty for `status`."""
     dtype: str
-    """A NumPy name, or ``label``: uint8 up to 255 classes, uint16 beyond."""
+    """NumPy name of the dtype, or `label`: uint8 up to 255 classes, uint16 beyond."""
     dims: tuple[str, ...]
-    """Dimension names after ``sample``; see ``StoreSchema.dimension_size``."""
+    """Dimension names after `sample`; see `StoreSchema.dimension_size`."""
     fill: int | str
-    """Value outside the frame; ``ignore`` is the vocabulary's ignore index."""
+    """Value outside the frame; `ignore` is the vocabulary's ignore index."""
     meaning: str
+    """What the values say, for the README's table and the array's own document."""
     drawn: str = ""
-    """How `inspect` shows it: a kind of ``draw.structure_overlay``; empty if in a way of its own, or not at all."""
+    """How `inspect` shows it: a kind of `draw.structure_overlay`; empty if in a way of its own, or not at all."""
 
     @property
     def is_sharded(self) -> bool:
@@ -90,27 +95,36 @@ class StoreSchema:
     """What a store holds: the settings that give its arrays their names, shapes and meaning."""
 
     num_samples: int
+    """Number of samples, in the order of the manifest."""
     frame: Frame
+    """Size rule of the canonical frame, on which all arrays are computed."""
     vocabulary: Vocabulary
+    """Class names of `labels` and `cell_classes`."""
     dataset: str
+    """Name of the data set."""
     manifest_fingerprint: str
+    """Fingerprint of the manifest, which leaves out the root of its paths."""
     manifest_sha256: str
-    """Of the store's copy of the manifest, all bytes: the fingerprint leaves out the root, and Parquet has slack."""
+    """Hash of all bytes of the store's copy of the manifest."""
     layers: Mapping[str, Mapping[str, Any]]
     """Layer name -> the settings and weight hashes of what computed it."""
     array_names: tuple[str, ...]
+    """Names of the arrays besides `status`, in the order of the schema table."""
     made_with: Mapping[str, str]
-    """Versions of physseg and the libraries whose results are stored. Information, not identity."""
+    """Versions of physseg and of the libraries whose results are stored. Information, not identity."""
     cell_px: int = CELL_PX
+    """Side of the cells in which classes are counted, px."""
     samples_per_shard: int = SAMPLES_PER_SHARD
+    """Number of samples in each shard but the last."""
 
     @property
     def specs(self) -> tuple[ArraySpec, ...]:
-        """Rows of the schema table that this store has, ``status`` last."""
+        """Rows of the schema table that this store has, `status` last."""
         return (*(SPECS[name] for name in self.array_names), STATUS)
 
     @property
     def num_shards(self) -> int:
+        """Number of shards, the last of which may be short."""
         return -(-self.num_samples // self.samples_per_shard)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
@@ -124,6 +138,7 @@ class StoreSchema:
         return digest_of_json(identity)
 
     def dimension_size(self, dim: str) -> int:
+        """Length of a named dimension other than `sample`."""
         if dim == "slot":
             return int(self.layers["patch_counts"]["max_classes"])
         cells = self.frame.canvas // self.cell_px
@@ -134,9 +149,11 @@ class StoreSchema:
         return tuple(self.dimension_size(dim) for dim in spec.dims)
 
     def dtype(self, spec: ArraySpec) -> np.dtype[Any]:
+        """Dtype of an array in this store."""
         return np.dtype(self.vocabulary.label_dtype if spec.dtype == "label" else spec.dtype)
 
     def fill(self, spec: ArraySpec) -> int:
+        """Value of an array outside the frame, and of samples that are absent."""
         return self.vocabulary.ignore_index if spec.fill == "ignore" else int(spec.fill)
 
     def shard_file(self, spec: ArraySpec, shard: int) -> str:
@@ -144,7 +161,7 @@ class StoreSchema:
         return "/".join([spec.name, "c", str(shard), *("0" for _ in spec.dims)])
 
     def array_metadata(self, spec: ArraySpec) -> dict[str, Any]:
-        """The Zarr v3 document (``zarr.json``) of one array."""
+        """The Zarr v3 document (`zarr.json`) of one array."""
         shape = self.sample_shape(spec)
         shard_shape = [self.samples_per_shard, *shape]
         inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *_COMPRESSION]
@@ -172,12 +189,13 @@ class StoreSchema:
         }
 
     def group_metadata(self) -> dict[str, Any]:
-        """The Zarr v3 document of the store's root group; ``from_attributes`` reads its attributes back."""
+        """The Zarr v3 document of the store's root group; `from_attributes` reads its attributes back."""
         content = self.to_attributes()
         attributes = {"physseg": content, "physseg_digest": digest_of_json(content)}
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
     def to_attributes(self) -> dict[str, Any]:
+        """What the store says of itself in its root document, and what `settings_digest` hashes."""
         return {
             "schema_version": SCHEMA_VERSION,
             "dataset": self.dataset,
@@ -196,7 +214,7 @@ class StoreSchema:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "StoreSchema":
-        """Inverse of ``to_attributes``, from the root group's attributes; refuses what it does not know."""
+        """Inverse of `to_attributes`, from the root group's attributes; refuses what it does not know."""
         content = attributes.get("physseg")
         if content is None:
             raise StoreError(f"{where}: a Zarr group, but not a physseg store", hint="was another folder meant?")
@@ -206,10 +224,7 @@ class StoreSchema:
                 hint="install the physseg release that wrote it, or preprocess into a new store",
             )
         if digest_of_json(content) != attributes.get("physseg_digest"):
-            raise StoreError(
-                f"{where}: the store's settings do not match their checksum",
-                hint="run `physseg verify STORE --repair`",
-            )
+            raise StoreError(f"{where}: the store's settings do not match their checksum", hint=REPAIR_HINT)
         try:
             vocabulary = content["vocabulary"]
             schema = cls(

@@ -1,10 +1,10 @@
 """Encode and decode the Zarr v3 shards of a store: zstd chunks with a crc32c each, then an index, then its crc32c.
 
-The format is the Zarr v3 ``sharding_indexed`` codec with the index at the end and inner codecs ``bytes``, ``zstd`` and
-``crc32c``. Any Zarr reader opens these files; this module exists because the trainer's hot path reads them several
+The format is the Zarr v3 `sharding_indexed` codec with the index at the end and inner codecs `bytes`, `zstd` and
+`crc32c`. Any Zarr reader opens these files; this module exists because the trainer's hot path reads them several
 times faster than a general reader (benchmarks/RESULTS.md), and because a writer that compresses sample by sample holds
-a few megabytes where one that assembles whole arrays holds hundreds. ``tests/pipeline/test_shard_codec.py`` proves both
-directions equal to zarr-python.
+a few megabytes where one that assembles whole arrays holds hundreds. `tests/pipeline/store/test_shard_codec.py` proves
+both directions equal to zarr-python.
 
 The checksum is that of the compressed bytes, not zstd's own of the content: as safe, checked before anything is
 decoded, and over 4 KB instead of 590, which was a fifth of the time to read a sample.
@@ -50,7 +50,7 @@ def compress(array: npt.NDArray[np.generic]) -> bytes:
 
 
 def decompress_into(chunk: bytes, out: npt.NDArray[np.generic]) -> None:
-    """Decode one chunk into ``out`` (C-contiguous, exactly the chunk's size); raises StoreCorruptError otherwise."""
+    """Decode one chunk into `out` (C-contiguous, exactly the chunk's size); raises StoreCorruptError otherwise."""
     if google_crc32c.value(chunk) != _CRC32C_RESIDUE:
         raise StoreCorruptError("a chunk does not match its checksum")
     try:
@@ -65,7 +65,7 @@ def decompress_into(chunk: bytes, out: npt.NDArray[np.generic]) -> None:
 
 
 def encode_shard(chunks: Sequence[bytes], chunks_per_shard: int) -> bytes:
-    """The bytes of one shard file; slots beyond ``chunks`` (the last shard of an array) are marked absent."""
+    """The bytes of one shard file; slots beyond `chunks` (the last shard of an array) are marked absent."""
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     lengths = np.fromiter((len(chunk) for chunk in chunks), dtype="<u8", count=len(chunks))
     index[: len(chunks), 0] = np.cumsum(lengths) - lengths
@@ -82,23 +82,16 @@ def index_size(chunks_per_shard: int) -> int:
 def decode_index(raw: bytes, chunks_per_shard: int, file_size: int, where: str) -> npt.NDArray[np.uint64]:
     """The index (chunks_per_shard, 2) of offsets and lengths in bytes, from the last bytes of a shard file.
 
-    Raises StoreCorruptError, naming ``where``, if the checksum or any extent does not hold.
+    Raises StoreCorruptError, naming `where`, if the checksum or any extent does not hold.
     """
     expected = index_size(chunks_per_shard)
     if len(raw) != expected:
-        raise StoreCorruptError(
-            f"{where}: too short for its index, expected at least {expected} bytes, got {file_size}",
-            hint="run `physseg verify STORE --repair`",
-        )
+        raise StoreCorruptError.mismatch(f"{where}: too short for its index", f"at least {expected} bytes", file_size)
     body, stored = raw[:-4], struct.unpack("<I", raw[-4:])[0]
     if google_crc32c.value(body) != stored:
-        raise StoreCorruptError(
-            f"{where}: the index does not match its checksum", hint="run `physseg verify STORE --repair`"
-        )
+        raise StoreCorruptError(f"{where}: the index does not match its checksum")
     index = np.frombuffer(body, dtype="<u8").reshape(chunks_per_shard, 2)
     stored_chunks = index[index[:, 0] != ABSENT]
     if np.any(stored_chunks.sum(axis=1) > file_size - expected):
-        raise StoreCorruptError(
-            f"{where}: the index points beyond the data", hint="run `physseg verify STORE --repair`"
-        )
+        raise StoreCorruptError(f"{where}: the index points beyond the data")
     return index

@@ -1,16 +1,15 @@
-"""The files of one shard: while they grow, compressed sample by sample, and as an earlier run left them."""
+"""The files of one shard while they grow, compressed sample by sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...common.storage.interface import Storage
 from ...structure_extractors.errors import ExtractorError
-from .commits import CommitRecord, sha256
-from .schema import ArraySpec, StoreSchema
-from .shard_codec import compress, decode_index, decompress_into, encode_shard, index_size
+from .commits import CommitRecord
+from .schema import DONE, QUARANTINED, STATUS, ArraySpec, StoreSchema
+from .shard_codec import compress, encode_shard
 
 Planes = dict[str, npt.NDArray[Any]]
 """Arrays of one sample at frame size, by name."""
@@ -28,7 +27,7 @@ class ShardBuffer:
         self._canvases: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
 
     def append(self, planes: Planes) -> None:
-        """Add one sample; arrays that ``planes`` lacks (a quarantined sample) hold fill."""
+        """Add one sample; arrays that `planes` lacks (a quarantined sample) hold fill."""
         for spec in self.specs:
             plane = planes.get(spec.name)
             if not spec.is_sharded:
@@ -38,14 +37,6 @@ class ShardBuffer:
                 self.chunks[spec.name].append(self._empty_chunk(spec))
             else:
                 self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
-
-    def keep(self, stored: "StoredShard", row: int) -> None:
-        """Add one sample as it is stored."""
-        for spec in self.specs:
-            if spec.is_sharded:
-                self.chunks[spec.name].append(stored.chunk(spec, row))
-            else:
-                self.rows[spec.name].append(stored.rows[spec.name][row])
 
     def files(self, shard: int) -> dict[str, bytes]:
         """Path inside the store -> bytes."""
@@ -59,17 +50,18 @@ class ShardBuffer:
         return files
 
     def dropped_pixels(self) -> int | None:
+        """Labelled pixels that found no slot in their cell; None if they were not counted."""
         rows = self.rows.get("cell_dropped")
         return None if rows is None else int(np.sum(rows))
 
     def _on_canvas(self, plane: npt.NDArray[Any], spec: ArraySpec) -> npt.NDArray[Any]:
-        """``plane`` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
+        """`plane` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
 
         Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
         """
         dtype = self.schema.dtype(spec)
         if plane.dtype != dtype:
-            raise ExtractorError(f"{spec.name}: expected {dtype} from its extractor, got {plane.dtype}")
+            raise ExtractorError.mismatch(spec.name, f"{dtype} from its extractor", plane.dtype)
         shape = (1, *self.schema.sample_shape(spec))
         if (shape, dtype) not in self._canvases:
             self._canvases[shape, dtype] = np.empty(shape, dtype)
@@ -85,54 +77,17 @@ class ShardBuffer:
         return self._empty[spec.name]
 
 
-class StoredShard:
-    """The files of one shard as its commit record names them, to take single samples over from."""
-
-    def __init__(
-        self, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord, files: Mapping[str, bytes]
-    ) -> None:
-        self.record = record
-        self._files = files
-        self._indexes: dict[str, npt.NDArray[np.uint64]] = {}
-        self.rows: dict[str, npt.NDArray[Any]] = {}
-        count = schema.samples_per_shard
-        for spec in specs:
-            data = files[spec.name]
-            if spec.is_sharded:
-                tail = data[-index_size(count) :]
-                self._indexes[spec.name] = decode_index(tail, count, len(data), spec.name)
-            else:
-                self.rows[spec.name] = np.empty((count, *schema.sample_shape(spec)), schema.dtype(spec))
-                decompress_into(data, self.rows[spec.name])
-
-    @classmethod
-    def read(
-        cls, store: Storage, schema: StoreSchema, specs: Sequence[ArraySpec], record: CommitRecord
-    ) -> "StoredShard | None":
-        """None where a single byte is not as the record says, or of other settings than the store's."""
-        files = {}
-        for spec in specs:
-            path = schema.shard_file(spec, record.shard)
-            if not record.has(spec.layer, schema.layer_digest(spec.layer)):
-                return None
-            try:
-                data = store.get(path)
-            except OSError:
-                return None
-            if sha256(data) != record.layers[spec.layer].files.get(path):
-                return None
-            files[spec.name] = data
-        return cls(schema, specs, record, files)
-
-    def chunk(self, spec: ArraySpec, row: int) -> bytes:
-        """The compressed chunk of one sample."""
-        offset, length = (int(value) for value in self._indexes[spec.name][row])
-        return self._files[spec.name][offset : offset + length]
-
-
-def encode_rows(rows: Sequence[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
+def encode_rows(rows: Sequence[Any] | npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
     """The one-chunk file of an unsharded array: a row per sample, then fill (Zarr stores edge chunks whole)."""
     shape = (schema.samples_per_shard, *schema.sample_shape(spec))
     chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))
     chunk[: len(rows)] = rows
     return compress(chunk)
+
+
+def encode_status(record: CommitRecord, schema: StoreSchema) -> bytes:
+    """The status file of a shard whose layers are all committed; it follows from the record alone."""
+    start, stop = record.samples
+    status = np.full(stop - start, DONE, dtype=np.uint8)
+    status[[entry.index - start for entry in record.quarantine]] = QUARANTINED
+    return encode_rows(status, STATUS, schema)

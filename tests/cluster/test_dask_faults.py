@@ -21,7 +21,8 @@ import pytest
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.run.executors import clusters
+from physseg.pipeline.run.executors.local import LocalExecutor
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.lone_shards import compute_alone
 from physseg.pipeline.run.task import ShardReport, ShardTask
 from physseg.pipeline.store.frame import Frame
@@ -154,7 +155,7 @@ def test_ctrl_c_as_a_terminal_sends_it_ends_everything(start: Start, shapes: Sha
     os.killpg(client.pid, signal.SIGINT)
     assert client.wait(20) == 130
     wait_until_gone(client)
-    assert "the same command goes on" in (tmp_path / "output0.txt").read_text()
+    assert "re-running the command resumes" in (tmp_path / "output0.txt").read_text()
     physseg("preprocess", shapes.manifest, store, "--scheduler", "sync")
     assert_whole(store, shapes)
 
@@ -253,10 +254,10 @@ def test_exactly_the_samples_that_kill_are_quarantined(importable: None, shapes:
     """Two in one shard, by signal and by exit; one in another, by memory; the memory of all others is let be."""
     reasons = {70: SIGKILL, 101: EXIT, 200: HOG}
     job = faulty_job(shapes, tmp_path / "s.zarr", {70: "kill", 101: "exit", 200: "hog"})
-    report = run.execute(job, scheduler="local", workers=2, memory_limit=MEMORY_LIMIT, progress=False)
+    report = run.execute(job, LocalExecutor(workers=2, memory_limit=MEMORY_LIMIT), progress=False)
     assert {entry.index: entry.reason for entry in report.quarantine} == reasons
     assert report.shards_computed == 6
-    run.execute(refusing_job(shapes, tmp_path / "told.zarr", reasons), scheduler="sync", progress=False)
+    run.execute(refusing_job(shapes, tmp_path / "told.zarr", reasons), SyncExecutor(), progress=False)
     assert_same_tree(tree(tmp_path / "s.zarr"), tree(tmp_path / "told.zarr"))
     assert "no fault" in physseg("verify", tmp_path / "s.zarr")
     physseg("preprocess", shapes.manifest, tmp_path / "s.zarr", "--scheduler", "sync", "--retry-quarantined")
@@ -272,7 +273,7 @@ def test_a_lone_process_killed_by_others_loses_no_sample(importable: None, shape
     store = tmp_path / "s.zarr"
     faults = {index: f"once {tmp_path}/{index}" for index in (3, 40, 63)}
     job = faulty_job(shapes, store, faults)
-    run.execute(refusing_job(shapes, store, {}), scheduler="sync", progress=False)
+    run.execute(refusing_job(shapes, store, {}), SyncExecutor(), progress=False)
     assert not alone(job.plan.tasks[0]).quarantine
     assert all((tmp_path / str(index)).exists() for index in faults)
     assert_same_tree(tree(store), shapes.files)
@@ -325,9 +326,7 @@ def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(slurm: Path, shapes:
     thread.start()
     settings = {f"jobqueue.slurm.{name}": value for name, value in options.items()}
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s", **settings}):
-        report = run.preprocess(
-            shapes.manifest, store, scheduler=clusters.SLURM, workers=2, frame=FRAME, progress=False
-        )
+        report = run.preprocess(shapes.manifest, store, scheduler="slurm", workers=2, frame=FRAME, progress=False)
     thread.join()
     assert report.shards_computed == 6
     assert_whole(store, shapes)

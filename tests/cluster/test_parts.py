@@ -9,6 +9,7 @@ from physseg.common.storage.location import open_storage
 from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.store import locks
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.locks import locked
@@ -32,14 +33,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def jobs(store: str, shapes: Shapes, monkeypatch: pytest.MonkeyPatch) -> list[run.Job]:
     """All parts, planned before there was a store."""
-    monkeypatch.setattr(run, "SETTLING_SECONDS", 5.0)
+    monkeypatch.setattr(run, "INITIALISE_SECONDS", 5.0)
     monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.5)
     manifest = Manifest.read(shapes.manifest)
     return [run.prepare(manifest, store, frame=FRAME, part=part) for part in PARTS]
 
 
 def execute(job: run.Job) -> None:
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
 
 
 def files(store: str) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from physseg.cli import main
 from physseg.manifests.manifest import Manifest
-from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.executors import sync
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import open_schema
 
@@ -92,12 +92,12 @@ def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
 
         return compute
 
-    monkeypatch.setattr(executors, "compute_shard", end(OSError(28, "No space left on device")))
+    monkeypatch.setattr(sync, "compute_shard", end(OSError(28, "No space left on device")))
     code, _, err = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
     assert (code, "No space left" in err) == (1, True)
-    monkeypatch.setattr(executors, "compute_shard", end(KeyboardInterrupt()))
+    monkeypatch.setattr(sync, "compute_shard", end(KeyboardInterrupt()))
     code, _, err = physseg("preprocess", table, tmp_path / "s.zarr", *SMALL)
-    assert (code, "the same command goes on" in err) == (130, True)
+    assert (code, "re-running the command resumes" in err) == (130, True)
 
 
 @pytest.mark.parametrize(

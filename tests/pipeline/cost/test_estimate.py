@@ -22,7 +22,6 @@ from physseg.pipeline.cost.estimate import (
     MOST_SPREAD,
     estimate,
     estimate_job,
-    layers_of,
     makespan,
     rows_of_tasks,
     workers_for,
@@ -31,6 +30,7 @@ from physseg.pipeline.cost.report import between, describe_estimate
 from physseg.pipeline.cost.trial import SAMPLES_PER_SHARD, SmallShard, Trial, compute_at_once, evenly, run_trial
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.store.commits import CommitRecord
 from physseg.pipeline.store.frame import Frame
 
@@ -169,7 +169,7 @@ def test_what_is_measured_is_what_comes(make_manifest: Callable[..., Manifest], 
     assert (found.failed, found.processes) == (0, 1)
     assert found.core_seconds > 0 and found.start_seconds > 0
     assert set(found.parts) == {"load", "canny", "mask_edges", "sift", "patch_counts", "compress", "write"}
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     files = [file.stat().st_size for file in (tmp_path / "stores/s.zarr").rglob("*") if file.is_file()]
     assert found.files == len(files)
     assert found.store_bytes == pytest.approx(sum(files), rel=0.01)
@@ -182,7 +182,7 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     run.preprocess(table, store, structures=["canny"], frame=SMALL, scheduler="sync", progress=False)
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*")}
     job = run.prepare(table, store, structures=["mask_edges"])
-    assert [layers_of(task) for task in job.plan.tasks] == [("mask_edges",)] * 2
+    assert [task.layers for task in job.plan.tasks] == [("mask_edges",)] * 2
     found = estimate_job(job, workers=1, images=8)
     assert found is not None
     assert set(found.parts) == {"load", "mask_edges", "compress", "write"}
@@ -192,13 +192,13 @@ def test_only_what_is_left_is_planned(make_manifest: Callable[..., Manifest], tm
     assert found.sample_bytes > canny, "training reads what the store has already, too"
     (store / "provenance/commits/000001.json").unlink()
     tasks = run.prepare(table, store, structures=["mask_edges"]).plan.tasks
-    assert [set(layers_of(task)) for task in tasks] == [
+    assert [set(task.layers) for task in tasks] == [
         {"mask_edges"},
         {"labels", "canny", "mask_edges", "patch_counts"},
     ]
 
 
-def test_a_replaced_image_is_planned_alone(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+def test_a_replaced_image_is_planned_with_its_shard(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     table, store = make_manifest(70), tmp_path / "s.zarr"
     run.preprocess(table, store, frame=SMALL, scheduler="sync", progress=False)
     image = tmp_path / "data/images/003.jpg"
@@ -208,8 +208,8 @@ def test_a_replaced_image_is_planned_alone(make_manifest: Callable[..., Manifest
     table = replace(table, samples=[changed if index == 3 else sample for index, sample in enumerate(table.samples)])
     job = run.prepare(table, store)
     found = estimate(job, trial_of(job), workers=1)
-    assert (found.samples, found.shards) == (1, 1)
-    assert found.core_seconds == pytest.approx(0.1 + 0.6)
+    assert (found.samples, found.shards) == (64, 1)
+    assert found.core_seconds == pytest.approx(64 * 0.1 + 0.6)
     assert found.store_bytes > 64 * 6 * 100, "the shard's files are written whole"
 
 

@@ -20,7 +20,7 @@ from physseg.pipeline.inspect.sample_view import SampleViews
 from physseg.pipeline.inspect.summary import evenly, summarise
 from physseg.pipeline.inspect.table import summary_lines
 from physseg.pipeline.run.run import preprocess
-from physseg.pipeline.store.commits import delete_commit
+from physseg.pipeline.store.commits import commit_path
 from physseg.pipeline.store.errors import StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.schema import ARRAYS, SPECS
@@ -59,7 +59,7 @@ def unfinished(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
     preprocess(
         manifest, path, scheduler="sync", frame=Frame(short_edge=16, max_long_edge=24, canvas=24), progress=False
     )
-    delete_commit(open_storage(path), 1)
+    open_storage(path).delete([commit_path(1)])
     (path / "status/c/1").unlink()
     for array in ("labels/c/1/0/0", "canny/c/1/0/0"):
         (path / array).unlink()
@@ -130,7 +130,7 @@ def test_an_unfinished_store(unfinished: Path) -> None:
 
 
 def test_a_store_without_any_sample(store: Path) -> None:
-    delete_commit(open_storage(store), 0)
+    open_storage(store).delete([commit_path(0)])
     (store / "status/c/0").unlink()
     summary = summarise(store)
     assert (summary.done, summary.missing, summary.bytes_per_image, summary.projected_bytes) == (0, 5, None, None)

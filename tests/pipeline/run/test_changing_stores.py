@@ -11,10 +11,11 @@ from physseg.common.storage import local as local_storage
 from physseg.common.storage.location import open_storage
 from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest
-from physseg.pipeline.run import run
+from physseg.pipeline.run import run, sample
 from physseg.pipeline.run import task as shard_task
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.run.executors import dask as executors
+from physseg.pipeline.run.executors import sync
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.verify import repair, verify
 from physseg.pipeline.store import layout as store
 from physseg.pipeline.store.commits import read_commit
@@ -72,7 +73,7 @@ def test_a_change_that_is_interrupted_and_taken_back_leaves_the_old_bytes(
     job = run.prepare(manifest, path, settings={"canny": {"low": 100, "high": 200}})
     for _, layers in planned(job):
         assert layers <= {"canny"}
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     assert_same_bytes(tmp_path / "before.zarr", path)
 
 
@@ -117,7 +118,7 @@ def test_an_interrupted_addition_resumes_with_the_added_layer_alone(
         preprocess(manifest, path, structures=["sift"])
     job = run.prepare(manifest, path)
     assert planned(job) == [(shard, {"sift"}) for shard in range(2)][writes // 3 :]  # sift, status, record
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     preprocess(manifest, tmp_path / "once.zarr", structures=["canny", "sift"])
     assert_same_bytes(tmp_path / "once.zarr", path)
 
@@ -131,7 +132,7 @@ def test_lost_files_are_noticed_and_computed_alone(manifest: Manifest, tmp_path:
     job = run.prepare(manifest, path)
     assert planned(job) == [(0, {"sift"}), (1, {"canny", "sift"})]
     assert dict(job.plan.reasons) == {"files missing: sift": 1, "files missing: canny, sift": 1}
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     assert_same_bytes(tmp_path / "before.zarr", path)
 
 
@@ -145,8 +146,8 @@ def test_a_lost_status_is_written_again_without_computing(
     (path / "status/c/0").unlink()
     job = run.prepare(manifest, path)
     assert dict(job.plan.reasons) == {"status to be written again": 1}
-    monkeypatch.setattr(shard_task, "_compute_sample", lambda *_: pytest.fail("computed"))
-    assert len(run.execute(job, scheduler="sync", progress=False).quarantine) == 1
+    monkeypatch.setattr(shard_task, "compute_sample", lambda *_: pytest.fail("computed"))
+    assert len(run.execute(job, SyncExecutor(), progress=False).quarantine) == 1
     assert_same_bytes(tmp_path / "before.zarr", path)
 
 
@@ -186,14 +187,14 @@ def test_a_plan_is_not_carried_out_on_a_store_that_another_run_changed(manifest:
     first = run.prepare(manifest, path)
     preprocess(manifest, path, structures=["canny"])
     with pytest.raises(StoreError, match="appeared since this run was planned"):
-        run.execute(first, scheduler="sync", progress=False)
+        run.execute(first, SyncExecutor(), progress=False)
     adds_edges = run.prepare(manifest, path, structures=["mask_edges"])
     preprocess(manifest, path, structures=["sift"])
     with pytest.raises(StoreError, match="was changed by another run"):
-        run.execute(adds_edges, scheduler="sync", progress=False)
+        run.execute(adds_edges, SyncExecutor(), progress=False)
     assert "sift" in StoreReader(path, ["sift"]).read(0)
     with pytest.raises(ShardFailedError, match="not those that shard 0 was planned with"):
-        list(executors.run_tasks(adds_edges.plan.tasks, scheduler="sync"))
+        list(SyncExecutor().run(adds_edges.plan.tasks))
 
 
 def test_two_new_stores_under_one_name(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +248,7 @@ def test_tasks_do_not_depend_on_the_folder_they_run_in(
     job = run.prepare(manifest, Path("s.zarr"), frame=FRAME)
     store.create_store(job.store, job.schema, manifest)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    reports = list(executors.run_tasks(job.plan.tasks, scheduler="sync"))
+    reports = list(SyncExecutor().run(job.plan.tasks))
     assert sum(report.num_samples for report in reports) == 70
     assert read_commit(open_storage(tmp_path / "s.zarr"), 1) is not None
 
@@ -277,7 +278,7 @@ def test_the_hint_of_a_failed_task_is_its_own(
     def fail(_: object) -> None:
         raise StoreError("the reason", hint="the way out")
 
-    monkeypatch.setattr(executors, "compute_shard", fail)
+    monkeypatch.setattr(sync, "compute_shard", fail)
     with pytest.raises(ShardFailedError) as caught:
         preprocess(manifest, tmp_path / "s.zarr")
     assert str(caught.value).endswith("failed: the reason\n  hint: the way out")
@@ -290,7 +291,7 @@ def test_a_bug_of_ours_is_not_taken_for_a_bad_sample(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch, pytest.raises(ShardFailedError, match=r"shard 0 .* failed: ZeroDivisionError"):
-        patch.setattr(shard_task, "compute_planes", buggy)
+        patch.setattr(sample, "compute_planes", buggy)
         preprocess(manifest, tmp_path / "s.zarr")
     assert preprocess(manifest, tmp_path / "s.zarr").quarantine == ()
 
@@ -318,7 +319,7 @@ def test_an_extractor_that_breaks_its_promise_ends_the_run(
     assert (StoreReader(tmp_path / "s.zarr", ()).status == MISSING).all()
 
 
-def test_what_changed_since_the_plan_is_not_taken_over(make_manifest: MakeManifest, tmp_path: Path) -> None:
+def test_a_plan_of_another_state_leaves_the_same_bytes(make_manifest: MakeManifest, tmp_path: Path) -> None:
     """Planned against one state of the store, run against another that has the same settings."""
     first = make_manifest(6)
     store, names = tmp_path / "s.zarr", [sample.sample_id for sample in first.samples]
@@ -339,11 +340,10 @@ def test_what_changed_since_the_plan_is_not_taken_over(make_manifest: MakeManife
 
     preprocess(first, store)
     planned = run.prepare(with_changed(1), store)
-    assert [task.only for task in planned.plan.tasks] == [(1,)]
     preprocess(with_changed(2), store)
     back = run.prepare(first, store)
-    run._settle(back)  # and that run is killed before its first shard
-    run.execute(planned, scheduler="sync", progress=False)
+    run._initialise(back)  # and that run is killed before its first shard
+    run.execute(planned, SyncExecutor(), progress=False)
     preprocess(with_changed(1), tmp_path / "fresh.zarr")
     assert_same_bytes(tmp_path / "fresh.zarr", store)
     assert names == [sample.sample_id for sample in planned.manifest.samples]
@@ -371,16 +371,16 @@ def test_what_a_killed_part_left_is_named_and_removed(manifest: Manifest, tmp_pa
     assert verify(tmp_path / "s.zarr", progress=False).faults == ()
 
 
-def test_a_part_that_waited_to_settle_leaves_what_the_others_computed(
+def test_a_part_that_waited_to_initialise_leaves_what_the_others_computed(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both planned a store that was not there; the first made it and is done when the second gets the lock."""
     path = tmp_path / "s.zarr"
     one, two = (run.prepare(manifest, path, frame=FRAME, part=Part(number, 2)) for number in (1, 2))
-    run.execute(one, scheduler="sync", progress=False)
-    real, looks = run._is_settled, iter([False])
-    monkeypatch.setattr(run, "_is_settled", lambda job: next(looks, True) and real(job))
-    run.execute(two, scheduler="sync", progress=False)
+    run.execute(one, SyncExecutor(), progress=False)
+    real, looks = run._is_initialised, iter([False])
+    monkeypatch.setattr(run, "_is_initialised", lambda job: next(looks, True) and real(job))
+    run.execute(two, SyncExecutor(), progress=False)
     assert (StoreReader(path, ()).status == DONE).all()
     assert verify(path, progress=False).faults == ()
 
@@ -389,7 +389,7 @@ def test_what_a_killed_worker_left_goes_with_the_run(manifest: Manifest, tmp_pat
     """Of a part's own shards only: what others write looks the same."""
     path = tmp_path / "s.zarr"
     parts = [run.prepare(manifest, path, frame=FRAME, part=Part(number, 2)) for number in (1, 2)]
-    run.execute(parts[0], scheduler="sync", progress=False)
+    run.execute(parts[0], SyncExecutor(), progress=False)
     left = [
         path / "canny/c/0/0/.0.ab.partial",
         path / "status/c/.1.cd.partial",
@@ -397,11 +397,11 @@ def test_what_a_killed_worker_left_goes_with_the_run(manifest: Manifest, tmp_pat
     ]
     for file in left:
         file.write_bytes(b"half")
-    run.execute(parts[1], scheduler="sync", progress=False)
+    run.execute(parts[1], SyncExecutor(), progress=False)
     assert [file.exists() for file in left] == [True, False, False]
     run.execute(
         run.prepare(manifest, path, structures=["canny"], settings={"canny": {"low": 7}}),
-        scheduler="sync",
+        SyncExecutor(),
         progress=False,
     )
     assert verify(path, progress=False).faults == ()

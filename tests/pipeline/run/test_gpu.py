@@ -16,7 +16,9 @@ import torch
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ShardFailedError
-from physseg.pipeline.run.executors import clusters
+from physseg.pipeline.run.executors.local import LocalExecutor
+from physseg.pipeline.run.executors.sync import SyncExecutor
+from physseg.pipeline.run.executors.worker import dask_setup
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import open_schema
 from physseg.structure_extractors.errors import DeviceError
@@ -77,7 +79,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKER_NUMBER, "0")
     taken = []
     for number in range(5):
-        clusters.dask_setup(SimpleNamespace(name=number))
+        dask_setup(SimpleNamespace(name=number))
         taken.append(gpu_of_this_process())
     assert taken == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
     monkeypatch.delenv(WORKER_NUMBER)
@@ -85,7 +87,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_local_worker_knows_its_number() -> None:
-    with clusters.connected("local", workers=2) as client:
+    with LocalExecutor(workers=2).connected() as client:
         assert sorted(client.run(os.getenv, WORKER_NUMBER).values()) == ["0", "1"]
     assert WORKER_NUMBER not in os.environ
 
@@ -101,7 +103,7 @@ def test_the_device_changes_the_identity_and_nothing_else(
         store = tmp_path / f"{device}.zarr"
         settings = {"superpoint": {"device": device}}
         job = run.prepare(make_manifest(3), store, structures=["superpoint"], settings=settings, frame=FRAME)
-        assert run.execute(job, scheduler="sync", progress=False).samples_computed == 3
+        assert run.execute(job, SyncExecutor(), progress=False).samples_computed == 3
         trees.append({name: data for name, data in tree(store).items() if "/c/" in name})
     assert trees[0] == trees[1]
     assert open_schema(tmp_path / "cuda.zarr").layers["superpoint"]["device"] == "cuda"
@@ -136,12 +138,12 @@ def test_a_run_that_needs_a_gpu_is_refused_where_there_is_none(make_manifest: Ma
     assert not store.exists()
     job = prepare(settings=SETTINGS, elsewhere=True)  # from the login node of a cluster
     with pytest.raises(ShardFailedError, match=r"PyTorch finds none here") as failed:
-        run.execute(job, scheduler="sync", progress=False)
+        run.execute(job, SyncExecutor(), progress=False)
     assert failed.value.hint == error.value.hint
     with pytest.raises(DeviceError, match="superpoint is to be computed on a GPU"):
         prepare()  # as the store has it
     cpu = prepare(settings={"superpoint": {"device": "cpu"}})
-    assert run.execute(cpu, scheduler="sync", progress=False).samples_computed == 2
+    assert run.execute(cpu, SyncExecutor(), progress=False).samples_computed == 2
     assert "device" not in open_schema(store).layers["superpoint"]
 
 

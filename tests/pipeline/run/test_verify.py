@@ -9,6 +9,7 @@ import pytest
 from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
+from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.verify import repair, summary, verify
 from physseg.pipeline.store import commits
 from physseg.pipeline.store.errors import StoreError
@@ -41,7 +42,7 @@ def mend(store: Path) -> list[int]:
     def recompute(manifest: Manifest) -> None:
         job = run.prepare(manifest, store)
         computed.extend(task.shard for task in job.plan.tasks)
-        run.execute(job, scheduler="sync", progress=False)
+        run.execute(job, SyncExecutor(), progress=False)
 
     repair(store, verify(store, progress=False), recompute)
     return computed
@@ -118,7 +119,7 @@ def test_only_the_damaged_layer_is_computed(store: Path, pristine: Path) -> None
     def recompute(manifest: Manifest) -> None:
         job = run.prepare(manifest, store)
         plan.extend((task.shard, [e.name for e in task.extractors], task.with_labels) for task in job.plan.tasks)
-        run.execute(job, scheduler="sync", progress=False)
+        run.execute(job, SyncExecutor(), progress=False)
 
     repair(store, verify(store, progress=False), recompute)
     assert plan == [(1, ["canny"], False), (2, [], False)]
@@ -141,12 +142,12 @@ def test_a_store_that_lacks_a_layer_says_so_once_a_shard(
 ) -> None:
     """A run that changes settings was cut off before its first shard."""
     manifest = Manifest.read(pristine / "m.parquet", root=str(pristine / "data"))
-    monkeypatch.setattr(run, "run_tasks", lambda *_, **__: iter(()))
-    run.execute(run.prepare(manifest, store, settings={"canny": {"low": 3}}), scheduler="sync", progress=False)
+    monkeypatch.setattr(SyncExecutor, "run", lambda *_, **__: iter(()))
+    run.execute(run.prepare(manifest, store, settings={"canny": {"low": 3}}), SyncExecutor(), progress=False)
     monkeypatch.undo()
     problems = [fault.problem for fault in verify(store, progress=False).faults]
     assert problems == ["layer canny was computed with other settings than the store's", "shard file is missing"] * 3
-    commits.forget_layers(open_storage(store), 0, ["canny"])
+    commits.invalidate_layers(open_storage(store), 0, ["canny"])
     assert verify(store, progress=False).faults[0].problem == "layer canny is not computed"
     assert not any("none in the record" in fault.problem for fault in verify(store, progress=False).faults)
 

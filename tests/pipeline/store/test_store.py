@@ -15,8 +15,10 @@ from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ShardFailedError
-from physseg.pipeline.run.executors import dask as executors
-from physseg.pipeline.run.task import ShardReport, ShardTask, compute_planes
+from physseg.pipeline.run.executors import sync
+from physseg.pipeline.run.executors.sync import SyncExecutor
+from physseg.pipeline.run.sample import compute_planes
+from physseg.pipeline.run.task import ShardReport, ShardTask
 from physseg.pipeline.store.commits import commit_path, read_commit
 from physseg.pipeline.store.errors import StoreError, StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
@@ -149,7 +151,7 @@ def test_structures_added_later_leave_the_same_bytes_and_touch_nothing_else(mani
     before = canny.stat().st_mtime_ns
     job = run.prepare(manifest, tmp_path / "twice.zarr", structures=["sift"])
     assert dict(job.plan.reasons) == {"not computed yet: sift": 3}
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     assert canny.stat().st_mtime_ns == before
     assert_same_bytes(tmp_path / "once.zarr", tmp_path / "twice.zarr")
 
@@ -160,7 +162,7 @@ def test_a_changed_setting_recomputes_its_layer_alone_and_is_kept_on_resume(mani
     job = run.prepare(manifest, store, settings={"canny": {"low": "20"}})
     assert dict(job.plan.reasons) == {"settings changed: canny": 3}
     assert {extractor.name for task in job.plan.tasks for extractor in task.extractors} == {"canny"}
-    run.execute(job, scheduler="sync", progress=False)
+    run.execute(job, SyncExecutor(), progress=False)
     assert StoreReader(store, ("canny",)).schema.layers["canny"]["low"] == 20
     assert not run.prepare(manifest, store).plan.tasks, "what is not said again stays as the store has it"
     preprocess(manifest, tmp_path / "fresh.zarr", settings={"canny": {"low": 20.0}})
@@ -180,21 +182,16 @@ def replace_sample(make_manifest: MakeManifest, tmp_path: Path) -> tuple[Manifes
     return manifest, dataclasses.replace(manifest, samples=samples)
 
 
-def test_a_replaced_image_is_computed_and_no_other(
-    make_manifest: MakeManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_image_is_computed_with_its_shard_and_no_other(make_manifest: MakeManifest, tmp_path: Path) -> None:
     manifest, changed = replace_sample(make_manifest, tmp_path)
     preprocess(changed, tmp_path / "fresh.zarr")
-    for sample in (
-        *manifest.samples[:100],
-        *manifest.samples[101:],
-    ):  # looked at, it would be quarantined
+    for sample in (*manifest.samples[:64], *manifest.samples[128:]):  # looked at, it would be quarantined
         (Path(manifest.root) / sample.image_path).unlink()
     job = run.prepare(changed, tmp_path / "s.zarr")
-    assert [(task.shard, task.only) for task in job.plan.tasks] == [(1, (100,))]
-    assert job.plan.samples_to_compute == 1
-    report = run.execute(job, scheduler="sync", progress=False)
-    assert (report.samples_computed, report.shards_computed, report.quarantine) == (1, 1, ())
+    assert [task.shard for task in job.plan.tasks] == [1]
+    assert job.plan.samples_to_compute == 64
+    report = run.execute(job, SyncExecutor(), progress=False)
+    assert (report.samples_computed, report.shards_computed, report.quarantine) == (64, 1, ())
     assert_same_bytes(tmp_path / "fresh.zarr", tmp_path / "s.zarr")
 
 
@@ -202,7 +199,6 @@ def test_a_replaced_image_is_computed_and_no_other(
 def test_a_replaced_image_in_a_shard_that_is_not_as_it_should_be(
     make_manifest: MakeManifest, tmp_path: Path, fault: str
 ) -> None:
-    """Nothing is taken over that its record does not vouch for."""
     _, changed = replace_sample(make_manifest, tmp_path)
     store = tmp_path / "s.zarr"
     settings = {"canny": {"low": 30}} if fault == "other settings" else {}
@@ -214,8 +210,7 @@ def test_a_replaced_image_in_a_shard_that_is_not_as_it_should_be(
     elif fault != "other settings":
         file.write_bytes(data)
     report = preprocess(changed, store, settings=settings)
-    computed = {"status gone": 1, "other settings": 130}
-    assert report.samples_computed == computed.get(fault, 64)
+    assert report.samples_computed == (130 if fault == "other settings" else 64)
     preprocess(changed, tmp_path / "fresh.zarr", settings=settings)
     assert_same_bytes(tmp_path / "fresh.zarr", store)
 
@@ -243,7 +238,7 @@ def test_quarantined_samples_can_be_tried_again(manifest: Manifest, tmp_path: Pa
     label.write_bytes(content)
     assert len(preprocess(manifest, tmp_path / "s.zarr").quarantine) == 1, "a resume does not touch what is committed"
     report = preprocess(manifest, tmp_path / "s.zarr", retry_quarantined=True)
-    assert (report.samples_computed, report.quarantine) == (1, ())
+    assert (report.samples_computed, report.quarantine) == (64, ())
     assert_same_bytes(tmp_path / "good.zarr", tmp_path / "s.zarr")
 
 
@@ -272,14 +267,14 @@ def test_more_than_255_classes_keep_their_ids(make_manifest: MakeManifest, tmp_p
 def test_a_task_that_fails_is_named_and_what_is_committed_stays(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = executors.compute_shard
+    real = sync.compute_shard
 
     def full_disk(task: ShardTask) -> ShardReport:
         if task.shard == 1:
             raise OSError(28, "No space left on device")
         return real(task)
 
-    monkeypatch.setattr(executors, "compute_shard", full_disk)
+    monkeypatch.setattr(sync, "compute_shard", full_disk)
     with pytest.raises(ShardFailedError, match=r"shard 1 .*No space left"):
         preprocess(manifest, tmp_path / "s.zarr")
     assert (tmp_path / "s.zarr" / commit_path(0)).exists()

@@ -5,9 +5,13 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
+from ....common.text import parse_bytes
 from ..errors import ExecutorError
+from .dask_cluster import OWN_PORT, DaskExecutor
+from .worker import WORKER_ENVIRONMENT
 
 MEMORY = 2 * 10**9
 """Bytes per process where neither the user nor Dask's configuration says: twice what most data needs."""
@@ -16,84 +20,85 @@ FIRST_PAUSES = (1.0, 3.0)
 LATER_PAUSES = (1.0, 5.0, 15.0, 45.0)
 """Once a job was accepted, a refusal is mostly a controller that is busy, or a limit that others' jobs have reached."""
 ANSWER_SECONDS = 120.0
+"""How long to wait for Slurm to accept the first job."""
 
 
-@contextlib.contextmanager
-def slurm_cluster(
-    workers: int | None,
-    *,
-    memory_limit: int | None,
-    memory_needed: int,
-    environment: Mapping[str, str],
-    scheduler_options: Mapping[str, Any],
-) -> Iterator[Any]:
-    """A cluster whose jobs are submitted and, once one was accepted, held at ``workers`` processes.
+@dataclass(frozen=True, kw_only=True)
+class SlurmExecutor(DaskExecutor):
+    """Jobs of Slurm."""
 
-    Jobs export ``environment``. Raises ExecutorError where jobs cannot be submitted, or are refused.
-    """
-    if workers is None:
-        raise ExecutorError(
-            "slurm: expected a number of workers, got none", hint="say how many you want with --workers N"
-        )
-    if shutil.which("sbatch") is None:
-        raise ExecutorError(
-            "slurm: there is no sbatch on this machine",
-            hint="run this on a machine that may submit jobs, or use --scheduler tcp://HOST:PORT",
-        )
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise ExecutorError(
-            "slurm: dask-jobqueue is not installed", hint="install it with: pip install 'physseg[slurm]'"
-        ) from None
-    options = job_options(memory_limit, memory_needed, environment)
-    accepted: Future[None] = Future()
-    try:
-        cluster = SLURMCluster(
-            job_cls=patient_job(),
-            accepted=accepted,
-            scheduler_options={**scheduler_options, **(_configured().get("scheduler-options") or {})},
-            **options,
-        )
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise _refused(error) from error
-    with cluster:
-        # Not scale(): that does not replace a job which was cancelled, or ended at its time limit.
-        cluster.adapt(minimum=workers, maximum=workers)
+    workers: int | None = None
+    """Number of processes; one has to be given."""
+
+    name = "slurm"
+    elsewhere = True
+
+    @contextlib.contextmanager
+    def cluster(self, memory_needed: int) -> Iterator[Any]:
+        """Submit jobs and, once one was accepted, hold them at `workers` processes.
+
+        Raises ExecutorError where jobs cannot be submitted, or are refused.
+        """
+        if self.workers is None:
+            raise ExecutorError.mismatch(
+                "slurm", "a number of workers", "none", "say how many you want with --workers N"
+            )
+        if shutil.which("sbatch") is None:
+            raise ExecutorError(
+                "slurm: there is no sbatch on this machine",
+                hint="run this on a machine that may submit jobs, or use --scheduler tcp://HOST:PORT",
+            )
         try:
-            accepted.result(ANSWER_SECONDS)
-        except TimeoutError:
-            pass  # sbatch itself waits for a busy controller
-        except (OSError, RuntimeError, ValueError) as error:
+            from dask_jobqueue import SLURMCluster
+        except ImportError:
+            raise ExecutorError(
+                "slurm: dask-jobqueue is not installed", hint="install it with: pip install 'physseg[slurm]'"
+            ) from None
+        options = job_options(self.memory_limit, memory_needed)
+        ours = {"dashboard": False, "dashboard_address": OWN_PORT}
+        accepted: Future[None] = Future()
+        try:
+            cluster = SLURMCluster(
+                job_cls=patient_job(),
+                accepted=accepted,
+                scheduler_options={**ours, **(_configured().get("scheduler-options") or {})},
+                **options,
+            )
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise _refused(error) from error
-        yield cluster
+        with cluster:
+            # Not scale(): that does not replace a job which was cancelled, or ended at its time limit.
+            cluster.adapt(minimum=self.workers, maximum=self.workers)
+            try:
+                accepted.result(ANSWER_SECONDS)
+            except TimeoutError:
+                pass  # sbatch itself waits for a busy controller
+            except (OSError, RuntimeError, ValueError) as error:
+                raise _refused(error) from error
+            yield cluster
 
 
-def job_options(memory_limit: int | None, memory_needed: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What has to be said besides Dask's configuration; ``memory_limit`` and ``memory_needed`` in bytes per process.
+def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
+    """What has to be said besides Dask's configuration; `memory_limit` and `memory_needed` in bytes per process.
 
-    One process of one thread per job, or ``cores`` processes of one thread, unless the configuration says otherwise.
+    One process of one thread per job, or `cores` processes of one thread, unless the configuration says otherwise.
     Raises ExecutorError where the configuration gives a process less memory than it needs.
     """
-    from dask.utils import parse_bytes
-
     configured = _configured()
     cores = configured.get("cores") or 1
     processes = configured.get("processes") or cores
     if memory_limit is not None:
         memory = memory_limit * processes
     elif configured.get("memory") is not None:
-        memory = parse_bytes(configured["memory"])
+        memory = parse_bytes(str(configured["memory"]))
     else:
         memory = max(MEMORY, 2 * memory_needed) * processes
     if memory // processes < memory_needed:
         raise ExecutorError(
             f"memory: a worker needs about {memory_needed / 1e6:.0f} MB, and gets {memory / processes / 1e6:.0f} MB",
             hint="raise --memory-limit, or jobqueue.slurm.memory in Dask's configuration",
-            expected=memory_needed,
-            got=memory // processes,
         )
-    exports = [f"export {name}={value}" for name, value in environment.items()]
+    exports = [f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()]
     return {
         "cores": cores,
         "processes": processes,

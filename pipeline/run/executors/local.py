@@ -1,0 +1,68 @@
+"""Worker processes on this machine, which start and end with the run."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ....common.processes import available_cpus
+from ..errors import ExecutorError
+from . import worker
+from .dask_cluster import OWN_PORT, DaskExecutor
+
+STARTS = 3
+"""How often to try to start the workers: one that is killed while it starts takes the cluster with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalExecutor(DaskExecutor):
+    """Processes of one thread on this machine."""
+
+    workers: int | None = None
+    """Number of processes; None: the cores that this one may use."""
+
+    name = "local"
+    patience = 60.0  # a dead worker is replaced in about two seconds, or never
+
+    @contextlib.contextmanager
+    def cluster(self, memory_needed: int) -> Iterator[Any]:
+        """Start the processes. Raises ExecutorError where they get too little memory, or do not start."""
+        import dask
+        from distributed.system import MEMORY_LIMIT
+
+        workers = self.workers or available_cpus()
+        limit = MEMORY_LIMIT // workers if self.memory_limit is None else self.memory_limit
+        if limit < memory_needed:
+            raise ExecutorError(
+                f"memory: {workers} workers need about {memory_needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
+                hint="lower --workers, or raise --memory-limit",
+            )
+        preload = [*dask.config.get("distributed.worker.preload"), worker.__name__]
+        with dask.config.set({"distributed.worker.preload": preload}):
+            cluster = _start(workers, limit)
+        with cluster:
+            yield cluster
+
+
+def _start(workers: int, memory_limit: int) -> Any:
+    from distributed import LocalCluster
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=memory_limit,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": OWN_PORT},
+                silence_logs=logging.ERROR,
+            )
+        except (OSError, RuntimeError) as error:
+            if attempt == STARTS:
+                raise ExecutorError(
+                    f"the local worker processes do not start: {' '.join(str(error).split())}",
+                    hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
+                ) from error
+    raise AssertionError("unreachable")

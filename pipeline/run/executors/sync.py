@@ -1,0 +1,30 @@
+"""Tasks one after the other in the calling process. A sample that kills its process kills this one."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..errors import ShardFailedError
+from ..task import ShardReport, ShardTask, compute_shard
+from .interface import Executor, say_on_stderr
+
+
+class SyncExecutor(Executor):
+    """The calling process."""
+
+    name = "sync"
+
+    def run(
+        self,
+        tasks: Sequence[ShardTask],
+        *,
+        memory_needed: int = 0,
+        say: Callable[[str], None] = say_on_stderr,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> Iterator[ShardReport]:
+        """Run the tasks in their order."""
+        for task in tasks:
+            still_ours()
+            try:
+                report = compute_shard(task)
+            except Exception as error:
+                raise ShardFailedError.of(task, error) from error
+            yield report

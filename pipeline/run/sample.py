@@ -1,0 +1,116 @@
+"""The arrays of one sample: its files, resized to the frame, and what the extractors make of them."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ...manifests.errors import ContentError
+from ...manifests.manifest import Manifest
+from ...structure_extractors.errors import ExtractorError
+from ...structure_extractors.interface import Extractor, Labels
+from ...structure_extractors.patch_counts import CELL_PX
+from ..store.errors import StoreError
+from ..store.schema import SPECS, StoreSchema
+from ..store.shard_files import Planes
+
+Fetch = Callable[[], tuple[bytes, bytes]]
+"""`Manifest.fetch` of one sample: its files, or its ContentError."""
+
+
+class Clock:
+    """Wall seconds by named part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def compute_sample(
+    manifest: Manifest, index: int, fetch: Fetch, schema: StoreSchema, extractors: Sequence[Extractor], clock: Clock
+) -> tuple[str, Planes]:
+    """The reason for quarantine ("" if none) and the sample's planes (none if quarantined).
+
+    Raises:
+        MemoryError: OpenCV got no memory, which is the machine's fault and not the sample's.
+    """
+    try:
+        with clock.part("load"):
+            image, labels = manifest.decode(index, fetch())
+        return "", compute_planes(image, labels, schema, extractors, clock)
+    except (ContentError, ExtractorError, cv2.error) as error:
+        if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
+        return " ".join(str(error).split()), {}
+
+
+def compute_planes(
+    image: npt.NDArray[np.uint8],
+    labels: Labels,
+    schema: StoreSchema,
+    extractors: Sequence[Extractor],
+    clock: Clock | None = None,
+) -> Planes:
+    """All arrays of one sample at frame size.
+
+    Cell counts are computed on the frame padded with ignored pixels to whole cells.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) class ids.
+        schema: Of the store; its frame says how large the arrays are.
+        extractors: What is computed besides `labels` and `frame_size`.
+        clock: Takes the time of each part.
+
+    Raises:
+        StoreError: An extractor returned other arrays than it promised.
+    """
+    clock = clock or Clock()
+    with clock.part("load"):
+        image = schema.frame.resize_image(image)
+        labels = schema.frame.resize_labels(labels)
+    planes: Planes = {"labels": labels, "frame_size": np.array(labels.shape, dtype=np.uint16)}
+    ignore_index = schema.vocabulary.ignore_index
+    for extractor in extractors:
+        with clock.part(extractor.name):
+            seen = _to_whole_cells(labels, ignore_index) if "cell_counts" in extractor.arrays else labels
+            made = extractor(image, seen, ignore_index=ignore_index)
+        _check_made(made, extractor, schema, (labels.shape[0], labels.shape[1]))
+        planes |= made
+    return planes
+
+
+def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
+    height, width = (edge + -edge % CELL_PX for edge in labels.shape)
+    padded = np.full((height, width), ignore_index, dtype=labels.dtype)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    return cast(Labels, padded)
+
+
+def _check_made(
+    made: Mapping[str, npt.NDArray[Any]], extractor: Extractor, schema: StoreSchema, frame_size: tuple[int, int]
+) -> None:
+    """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill."""
+    where, hint = f"extractor {extractor.name}", "this is a bug of the extractor"
+    if set(made) != set(extractor.arrays):
+        raise StoreError.mismatch(where, f"the arrays {', '.join(extractor.arrays)}", ", ".join(made), hint)
+    cells = tuple(-(-edge // CELL_PX) for edge in frame_size)
+    sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1]}
+    for name, plane in made.items():
+        spec = SPECS[name]
+        expected = tuple(sizes[dim] if dim in sizes else schema.dimension_size(dim) for dim in spec.dims)
+        if plane.shape != expected or plane.dtype != schema.dtype(spec):
+            wanted = f"{name} as {schema.dtype(spec)} {expected}"
+            raise StoreError.mismatch(where, wanted, f"{plane.dtype} {plane.shape}", hint)
