@@ -20,6 +20,7 @@ from multiprocessing import get_context
 import numpy as np
 import numpy.typing as npt
 
+from ...common.errors import PhyssegError
 from ...common.processes import environment, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
@@ -158,7 +159,7 @@ def compute_at_once(tasks: Sequence[ShardTask], processes: int, seconds: float) 
     """Compute tasks in several processes, in the order given, and no further one when the time is over.
 
     Raises:
-        ExecutorError: A process died.
+        ExecutorError: A process died, or a task failed in a way that is not ours.
     """
     coming = iter(tasks)
     found: list[SmallShard] = []
@@ -180,6 +181,10 @@ def compute_at_once(tasks: Sequence[ShardTask], processes: int, seconds: float) 
                 "a process that computed a few images, to measure their cost, was killed",
                 hint="usually memory: try with fewer --workers",
             ) from None
+        except PhyssegError:
+            raise
+        except Exception as error:
+            raise ExecutorError(f"computing a few images failed: {type(error).__name__}: {error}") from error
     return found
 
 

@@ -25,9 +25,9 @@ from .drawing.layers import Layer
 from .drawing.palette import IGNORED, UInt8, css_colour, heat_colours, palette
 from .errors import InspectError
 from .pictures import class_layers, map_layers, structure_colour
-from .sample_view import SampleView, SampleViews
+from .sample_view import MOVED_HINT, SampleView, SampleViews
 from .summary import StoreSummary, evenly, summarise
-from .table import array_rows, facts, layer_rows, measured_note
+from .table import NUMBERS, array_rows, facts, layer_rows, measured_note
 
 JPEG_QUALITY: Final = 82
 THUMBNAIL_QUALITY: Final = 75
@@ -83,13 +83,14 @@ def write_page(
     if len(problems) == len(chosen):
         raise InspectError(
             f"none of the {len(chosen)} images could be read; the first: {problems[0]}",
-            hint="if the data set was moved, give its folder with --root DIR",
+            hint=MOVED_HINT,
         )
     text = render(
         Path(__file__).parent / "page" / "page.html",
         summary=summary,
         tiles=_tiles(summary),
         arrays=array_rows(summary),
+        numbers=NUMBERS,
         measured_note=measured_note(summary),
         facts=facts(summary),
         layers=layer_rows(summary),

@@ -24,6 +24,7 @@ from .errors import InspectError
 
 CELLS_PER_PATCH = 2
 """Cells along a patch's side: patch weights are drawn as the trainer sums them, in patches of 16 px."""
+MOVED_HINT = "if the data set was moved, give its folder with --root DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,17 @@ class SampleView:
     sample: Sample
     vocabulary: Vocabulary
     image: UInt8
-    """(h, w, 3) RGB at the frame's size; grey where the file could not be read."""
+    """Image at the frame's size, (h, w, 3) RGB; grey where the file could not be read."""
     image_problem: str
     """Why the image could not be read, else empty."""
     labels: npt.NDArray[Any]
+    """Class ids, (h, w)."""
     structures: Mapping[str, tuple[ArraySpec, UInt8]]
+    """Structure maps (h, w) by array name, with their rows of the schema."""
     cell_classes: npt.NDArray[Any]
+    """Classes in each cell, (K, rows, columns); an even number of cells that covers the frame."""
     cell_counts: UInt8
-    """(K, rows, columns), an even number of cells that covers the frame."""
+    """Pixels of each such class, (K, rows, columns)."""
     patch_px: int
 
     @property
@@ -50,7 +54,7 @@ class SampleView:
         return [item for item in class_shares(self.labels) if item[0] != self.vocabulary.ignore_index]
 
     def patch_weights(self, class_id: int) -> npt.NDArray[np.float32]:
-        """w_ij of Eq. 2 for one class j (rows, columns): its share of the pixels of each patch of the frame."""
+        """Share of one class in the pixels of each patch of the frame, (rows, columns): w_ij of Eq. 2 for class j."""
         counts = np.where(self.cell_classes == class_id, self.cell_counts, 0).sum(axis=0, dtype=np.float32)
         rows, columns = counts.shape
         side = CELLS_PER_PATCH
@@ -78,7 +82,11 @@ class SampleViews:
         return CELLS_PER_PATCH * self.reader.schema.cell_px
 
     def find(self, text: str) -> int:
-        """Index of the sample with that id, or else with that index; raises InspectError with close matches."""
+        """Index of the sample with that id, or else with that index.
+
+        Raises:
+            InspectError: There is no such sample; the hint has close matches.
+        """
         rows = self.reader.manifest.table
         position = rows.find(text)
         if position is not None:
@@ -88,11 +96,14 @@ class SampleViews:
         raise InspectError(
             f"{self.reader.store}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",
             hint=_did_you_mean(text, rows.values("sample_id")),
-            got=text,
         )
 
     def find_class(self, text: str) -> int:
-        """Class id of a name: a whole entry of the vocabulary, or a synonym of exactly one, in any case."""
+        """Class id of a name: a whole entry of the vocabulary, or a synonym of exactly one, in any case.
+
+        Raises:
+            InspectError: No class has that name, or several have.
+        """
         wanted = " ".join(text.lower().split())
         entries = [" ".join(entry.lower().split()) for entry in self.vocabulary.classes]
         if wanted in entries:
@@ -103,26 +114,28 @@ class SampleViews:
             return found[0]
         if found:
             listed = "; ".join(repr(self.vocabulary.classes[index]) for index in found)
-            raise InspectError(
-                f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}", got=text
-            )
+            raise InspectError(f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}")
         known = [word for synonyms in words for word in synonyms]
         raise InspectError(
             f"{self.reader.store}: no class {text!r} in {self.vocabulary.name} ({self.vocabulary.num_classes} classes)",
             hint=_did_you_mean(wanted, known),
-            got=text,
         )
 
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
         """The view of one sample; its image must be the one the store was computed from.
 
-        Raises StoreIncompleteError for a sample that is not computed, InspectError for a quarantined one. An image that
-        cannot be read is an InspectError, or with ``need_image`` False a grey one, and its fault in ``image_problem``.
+        Args:
+            index: Place of the sample in the store.
+            need_image: Whether an image that cannot be read is an error. Otherwise it is grey.
+
+        Raises:
+            StoreIncompleteError: The sample is not computed.
+            InspectError: The sample is quarantined, or its image cannot be read.
         """
         reader = self.reader
         if reader.status[index] == QUARANTINED:
             name = reader.manifest.samples[index].sample_id
-            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {self._why(index)}", got=name)
+            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {self._why(index)}")
         planes = reader.read(index)
         height, width = reader.frame_size(index)
         rows, columns = (CELLS_PER_PATCH * -(-edge // self.patch_px) for edge in (height, width))
@@ -132,8 +145,7 @@ class SampleViews:
             image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
         except ContentError as error:
             if need_image:
-                hint = "if the data set was moved, give its folder with --root DIR"
-                raise InspectError(error.args[0], hint=hint, **error.fields) from error
+                raise InspectError(error.args[0], hint=MOVED_HINT) from error
             problem, image = str(error.args[0]), np.full((height, width, 3), 128, np.uint8)
         return SampleView(
             index=index,

@@ -28,14 +28,14 @@ class ArrayFacts:
     layer: str
     dtype: str
     shape: tuple[int, ...]
-    """With the sample dimension."""
+    """Shape with the sample dimension."""
     meaning: str
     disk_bytes: int
-    """Of the files that commit records name."""
+    """Bytes of the files that commit records name."""
     bytes_per_image: float | None
-    """None while nothing is committed."""
+    """Bytes on disk of one sample; None while nothing is committed."""
     compression: float | None
-    """Uncompressed bytes of the committed samples / bytes on disk."""
+    """Uncompressed bytes of the committed samples over bytes on disk."""
     fill: float | None
     """Share of values inside the frame that are not the array's fill value, on the measured samples."""
 
@@ -46,14 +46,14 @@ class LayerFacts:
 
     name: str
     settings: Mapping[str, Any]
-    """With hashes of weights where it has some."""
+    """Settings of its extractor, with hashes of weights where it has some."""
     shards_current: int
-    """Shards whose record has the layer with today's settings."""
+    """Number of shards whose record has the layer with today's settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSummary:
-    """Everything that ``physseg inspect STORE`` prints."""
+    """Everything that `physseg inspect STORE` prints."""
 
     path: str
     dataset: str
@@ -62,42 +62,55 @@ class StoreSummary:
     ignore_index: int
     samples: int
     done: int
+    """Number of samples that may be read."""
     missing: int
+    """Number of samples that are not computed."""
     quarantined: int
+    """Number of samples that cannot be computed."""
     quarantine: tuple[QuarantineEntry, ...]
+    """Quarantined samples with the reasons."""
     shards: int
     shards_committed: int
+    """Number of shards with a readable commit record."""
     damaged: tuple[str, ...]
-    """What is wrong with the files that were looked at; `physseg verify` looks at every byte."""
+    """Faults of the files that were looked at; `physseg verify` looks at every byte."""
     arrays: tuple[ArrayFacts, ...]
     layers: tuple[LayerFacts, ...]
     frame: Mapping[str, int]
+    """Settings of the frame, px."""
     cell_px: int
     schema_version: int
+    """Version of the store's format."""
     made_with: Mapping[str, str]
+    """Versions of the libraries that made the store."""
     manifest_fingerprint: str
+    """Digest of the manifest's content."""
     root: str
-    """Where the images are expected."""
+    """Place where the images are expected."""
     dropped_pixels: int
-    """Labelled pixels that found no slot in their cell."""
+    """Number of labelled pixels that found no slot in their cell."""
     disk_bytes: int
-    """All files of the store."""
+    """Bytes of all files of the store."""
     bytes_per_image: float | None
-    """Of all arrays together."""
+    """Bytes on disk of one sample's arrays together."""
     projected_images: int
+    """Number of images that the size is projected to."""
     projected_bytes: float | None
-    """What a store of ``projected_images`` such images would take."""
+    """Bytes of a store of that many such images."""
     measured_samples: int
-    """Samples that were read for the column ``fill``."""
+    """Number of samples that were read for `ArrayFacts.fill`."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
 
 
 def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:
-    """Count what the store at ``store`` holds; ``measure`` samples, evenly spread, are read for the fill shares.
+    """Count what a store holds, finished or not; of samples that are not done, and of images, nothing is read.
 
-    Works on unfinished stores. Reads no sample whose status is not done, and no image.
+    Args:
+        store: Folder or URL of the store.
+        measure: Number of samples, evenly spread, to read for the shares of values that are not fill.
+        root: Where the manifest's paths start, if the data set was moved.
     """
     store = open_storage(store)
     schema = open_schema(store)
@@ -171,18 +184,17 @@ def _committed_files(
 
 def _fill_shares(reader: StoreReader, measure: int) -> tuple[dict[str, float], int]:
     """Per array: values inside the frame that are not fill, as a share; and how many samples were read."""
-    usable = reader.usable
-    chosen = evenly(usable.tolist(), measure)
-    filled: dict[str, int] = dict.fromkeys(reader.arrays, 0)
-    values: dict[str, int] = dict.fromkeys(reader.arrays, 0)
+    chosen = evenly(reader.usable.tolist(), measure)
+    filled: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    specs = {spec.name: spec for spec in reader.schema.specs}
     for index in chosen:
         frame = reader.frame_size(index)
         for name, plane in reader.read(index).items():
-            spec = next(spec for spec in reader.schema.specs if spec.name == name)
-            inside = _inside(np.asarray(plane), spec, frame, reader.schema.cell_px)
-            filled[name] += int(np.count_nonzero(inside != reader.schema.fill(spec)))
+            inside = _inside(np.asarray(plane), specs[name], frame, reader.schema.cell_px)
+            filled[name] += int(np.count_nonzero(inside != reader.schema.fill(specs[name])))
             values[name] += inside.size
-    return {name: filled[name] / values[name] for name in values if values[name]}, len(chosen)
+    return {name: filled[name] / values[name] for name in values}, len(chosen)
 
 
 def _inside(plane: np.ndarray[Any, Any], spec: ArraySpec, frame: tuple[int, int], cell_px: int) -> np.ndarray[Any, Any]:
@@ -217,7 +229,7 @@ def _layer_facts(name: str, schema: StoreSchema, records: Sequence[CommitRecord]
 
 
 def evenly(values: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the values, evenly spread and in order.
+    """At most `count` of the values, evenly spread and in order.
 
     >>> evenly([0, 1, 2, 3, 4, 5], 3)
     [0, 2, 4]

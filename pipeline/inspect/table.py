@@ -5,6 +5,8 @@ from typing import Final
 from ...common.text import align, format_bytes
 from .summary import ArrayFacts, StoreSummary
 
+NUMBERS: Final = (3, 4, 5, 6)
+"""Columns of the table of arrays that hold numbers."""
 QUARANTINE_SHOWN: Final = 5
 """Quarantined samples that are named on the terminal."""
 
@@ -12,7 +14,7 @@ QUARANTINE_SHOWN: Final = 5
 def summary_lines(summary: StoreSummary) -> list[str]:
     """The whole summary as lines for a terminal."""
     lines = [summary.path, *(f"  {name:<11} {value}" for name, value in facts(summary))]
-    lines += ["", *align(array_rows(summary), right={3, 4, 5, 6}), measured_note(summary)]
+    lines += ["", *align(array_rows(summary), right=NUMBERS), measured_note(summary)]
     lines += ["", *align(layer_rows(summary), right=set())]
     if summary.quarantine:
         shown = summary.quarantine[:QUARANTINE_SHOWN]
@@ -41,10 +43,8 @@ def facts(summary: StoreSummary) -> list[tuple[str, str]]:
         ("on disk", format_bytes(summary.disk_bytes)),
     ]
     if summary.bytes_per_image is not None and summary.projected_bytes is not None:
-        projected = (
-            f"{format_bytes(summary.projected_bytes)} for {summary.projected_images:,} such images (COCO train2017)"
-        )
-        rows.append(("per image", f"{format_bytes(summary.bytes_per_image)}; {projected}"))
+        one, all_ = format_bytes(summary.bytes_per_image), format_bytes(summary.projected_bytes)
+        rows.append(("per image", f"{one}; {all_} for {summary.projected_images:,} such images (COCO train2017)"))
     rows += [
         ("dropped", f"{summary.dropped_pixels:,} labelled pixels found no slot in their cell"),
         ("made with", ", ".join(f"{name} {version}" for name, version in summary.made_with.items())),
@@ -70,7 +70,7 @@ def layer_rows(summary: StoreSummary) -> list[tuple[str, ...]]:
 
 
 def measured_note(summary: StoreSummary) -> str:
-    """What the column ``filled`` means."""
+    """What the column `filled` means."""
     samples = f"{summary.measured_samples} sample{'' if summary.measured_samples == 1 else 's'}"
     return f"filled: share of the values inside the frame that are not the array's fill, measured on {samples}"
 
