@@ -111,11 +111,12 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
     wanted = images or min(max(len(rows) // 4, least), max(MAX_IMAGES, least))
     chosen = evenly(rows, pixels[rows], max(processes, round(wanted / SAMPLES_PER_SHARD)))
     place = _place_near(job.store)
-    started = time.time()
     try:
         tasks = _make_store(place, job, chosen)
-        seconds = SECONDS if images is None else float("inf")
-        found = compute_at_once([*tasks[:processes], *tasks], processes, seconds)  # the first ones twice, to get warm
+        processes = min(processes, len(tasks))
+        tasks = [*tasks[:processes], *reversed(tasks)]  # some twice, since what a process computes first does not count
+        started = time.time()
+        found = compute_at_once(tasks, processes, SECONDS if images is None else float("inf"))
         record, sizes = read_commit(place, 0), place.list()
     finally:
         place.delete_folder("")

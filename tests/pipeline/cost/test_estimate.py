@@ -227,6 +227,13 @@ def test_each_kind_of_work_has_its_own_cost(make_manifest: Callable[..., Manifes
     assert found.core_seconds == pytest.approx(64 * (0.1 + 0.01) + 6 * (0.1 + 1 + 0.01 + 0.05) + 2 * 0.6)
 
 
+def test_less_work_than_processes(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    job = run.prepare(make_manifest(70), tmp_path / "s.zarr", frame=SMALL)
+    found = run_trial(job, np.array([3]), processes=2)
+    assert found is not None
+    assert (found.processes, len(found.shards)) == (1, 1)
+
+
 def test_images_that_fail_are_counted(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     table = make_manifest(8)
     (tmp_path / "data/images/003.jpg").write_bytes(b"")
