@@ -34,11 +34,11 @@ class BoundaryScore:
     """Counts of one kind of map over a set of images, for K thresholds or settings."""
 
     thresholds: tuple[float, ...]
-    """What the K maps of an image differ in."""
+    """K thresholds or settings in which the maps of an image differ."""
     counts: list[Counts] = field(default_factory=list)
-    """Of each image (K, 4): predicted pixels, right ones of them, true pixels, found ones of them."""
+    """(K, 4) of each image: predicted pixels, right ones of them, true pixels, found ones of them."""
     mirrored: list[Counts] = field(default_factory=list)
-    """The same for the predicted maps mirrored left to right: what maps of this density hit by chance."""
+    """(K, 4) counts of the predicted maps mirrored left to right: what maps of this density hit by chance."""
 
     def add(self, predicted: Sequence[Mask], truths: Sequence[Mask], tolerance_px: float) -> None:
         """Count one image: K predicted maps (H, W), and one or more true ones."""

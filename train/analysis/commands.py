@@ -165,7 +165,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for the pictures, index.html and compare.json.")] = Path("compare"),
     samples: Annotated[list[str] | None, typer.Option("--sample", help="Show this sample id; may be repeated.")] = None,
     most_changed: Annotated[
-        int, typer.Option(min=1, help="Without --sample: show so many, those whose accuracy changed most.")
+        int, typer.Option(min=1, help="Without --sample: show the N samples whose accuracy changed most.")
     ] = 8,
     checkpoint: Checkpoint = "latest",
     max_images: MaxImages = None,

@@ -30,7 +30,7 @@ class ClipEncoder:
     """Both encoders of one CLIP."""
 
     model: Segmenter
-    """Only its CLIP, its prompts and its normalisation of images are used."""
+    """Model whose CLIP, prompts and normalisation of images are used, and nothing else."""
     origin: dict[str, Any]
     """Where the weights come from, for records."""
 
@@ -93,7 +93,18 @@ def find_encoder(
     synonyms: Synonyms | None = None,
     device: torch.device | str = "cpu",
 ) -> ClipEncoder:
-    """A run folder or an exported model, or with `clip` the weights of that preset by tag or file."""
+    """CLIP by what the command line says.
+
+    Args:
+        source: A run folder or an exported model; or with `clip` weights, by tag or file.
+        clip: Preset of the weights.
+        prompts: A template with {}, a name of templates, or a file of them. Default: the model's.
+        synonyms: Rule for a class's synonyms. Default: the model's.
+        device: Where the model goes.
+
+    Raises:
+        AnalysisError: `source` and `clip` do not go together.
+    """
     path = Path(source)
     is_run = path.is_dir() and (RunFolder(path).exists() or is_export(path))
     if is_run and clip is None:

@@ -161,7 +161,7 @@ _TEXTURES = {"sand": _sand, "grass": _grass, "water": _water}
 
 
 def _smooth_noise(height: int, width: int, sigma_y: float, sigma_x: float, rng: np.random.Generator) -> Float32:
-    """Gaussian noise smoothed by so many px in y and x, of unit-like strength: float32 (H, W), mean near 0."""
+    """Gaussian noise smoothed by `sigma_y` and `sigma_x` px, of unit-like strength: float32 (H, W), mean near 0."""
     noise = rng.normal(0, 1, (height, width)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT)
     return np.asarray(0.25 * smooth / max(float(smooth.std()), 1e-6), dtype=np.float32)

@@ -53,9 +53,10 @@ _IGNORED = re.compile(
 
 
 def our_name(name: str) -> str | None:
-    """Our parameter's name for a published one; None for what is of no use here.
+    """Our parameter's name for a published one, or None for what is of no use here.
 
-    Raises CheckpointError for a name of neither kind.
+    Raises:
+        CheckpointError: The name is of neither kind.
     """
     if is_ignored(name):
         return None
@@ -74,14 +75,15 @@ def is_ignored(name: str) -> bool:
 
 
 def published_name(name: str) -> str:
-    """The inverse of `our_name`, for messages; a name that has no published form as it is."""
+    """The inverse of `our_name`, for messages. A name without a published form stays as it is."""
     return _translate(name, _BACKWARD) or name
 
 
 def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under our names, with our shapes: separate q, k, v weights, flat padding rows.
 
-    Raises CheckpointError for an unknown name.
+    Raises:
+        CheckpointError: A name is unknown.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -92,10 +94,15 @@ def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], **settings: Any) -> SegmenterConfig:
-    """The settings of a segmenter that a published state dict fits; `renamed` is the same through `from_catseg`.
+    """The settings of a segmenter that a published state dict fits.
 
-    `settings` are fields of SegmenterConfig that shapes cannot tell (num_heads, pooling, pad_len, finetune, templates).
-    Raises CheckpointError for a state dict that lacks what the sizes are read from, or in which it has another form.
+    Args:
+        state: The state dict under published names.
+        renamed: The same through `from_catseg`.
+        settings: Fields of SegmenterConfig that shapes cannot tell: num_heads, pooling, pad_len, finetune, templates.
+
+    Raises:
+        CheckpointError: The state dict lacks what the sizes are read from, or has it in another form.
     """
     masks = [tensor for name, tensor in state.items() if name.endswith("block_2.attn_mask")]
     try:
@@ -110,7 +117,11 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
 
 
 def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """The state dict of a segmenter of these settings: complete, float32, of the right shapes, or CheckpointError."""
+    """The state dict of a segmenter of these settings: complete, float32, of the right shapes.
+
+    Raises:
+        CheckpointError: The state dict is of another segmenter. Messages name `source`.
+    """
     state = {name: tensor.float() for name, tensor in renamed.items()}
     state = fit_positions(state, config.clip_sizes.position_grid, name="clip.visual.positional_embedding")
     check_state(blank_segmenter(config), state, source=source, shown=published_name)

@@ -18,10 +18,12 @@ from .cache import ClipWeights, find_clip_weights
 
 
 def settle_clip_weights(config: TrainConfig, run: RunFolder) -> tuple[TrainConfig, ClipWeights | None]:
-    """The configuration with its activation settled, and the weights to load; None where there are none to load.
+    """The configuration with its activation settled, and the weights to load, or None where there are none to load.
 
-    Raises WeightsError for weights that cannot be found, ConfigError for an activation that they were not trained with,
-    RunFolderError if a run that has no checkpoint yet was begun with another file.
+    Raises:
+        WeightsError: The weights cannot be found.
+        ConfigError: The settings ask for an activation that the weights were not trained with.
+        RunFolderError: A run that has no checkpoint yet was begun with another file.
     """
     name = config.clip_weights
     if name is None:
