@@ -107,7 +107,7 @@ class Manifest:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def write(self, path: Path | str) -> None:
-        """Write as Parquet to a path or URL, whole or not at all."""
+        """Write as Parquet to a path or URL, atomically."""
         folder, name = split(str(path))
         folder.put(name, self.to_bytes())
 
@@ -179,10 +179,18 @@ class Manifest:
     # --- content ----------------------------------------------------------------------------------------------------
 
     def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-        """Image uint8 (H, W, 3) RGB and labels (H, W) of the vocabulary's dtype, in class ids or its ignore_index.
+        """A sample's image and labels.
 
-        `verify` compares both files with the hashes in the manifest. Raises ContentError, which names the file, for a
-        quarantined sample, a missing, changed or undecodable file, a size mismatch, or a raw id that means nothing.
+        Args:
+            index: Row of the sample.
+            verify: Whether to compare both files with the hashes in the manifest.
+
+        Returns:
+            The image (H, W, 3) uint8 RGB, and the labels (H, W) of the vocabulary's dtype: class ids or `ignore_index`.
+
+        Raises:
+            ContentError: The sample is quarantined, a file is missing, changed or undecodable, the sizes differ, or a
+                raw id means nothing. It names the file.
         """
         return self.decode(index, self.fetch(index), verify=verify)
 
@@ -240,7 +248,7 @@ class Manifest:
         return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
-        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or e.g. "id 44 (120 pixels)".
+        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or such as "id 44 (120 pixels)".
 
         Unknown ids become ignore_index; it is for the caller to refuse the sample.
         """

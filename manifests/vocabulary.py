@@ -23,23 +23,24 @@ class Vocabulary:
     (('cat', 'dog'), 255)
     """
 
-    name: str  # for people, e.g. "coco-stuff-171"; not part of the fingerprint
-    classes: tuple[str, ...]  # one entry per class; synonyms separated by commas, the first is used in prompts
+    name: str
+    """Name for people, such as "coco-stuff-171"; not part of the fingerprint."""
+    classes: tuple[str, ...]
+    """One entry per class: synonyms separated by commas, the first of which is used in prompts."""
 
     def __post_init__(self) -> None:
+        where = f"vocabulary {self.name!r}"
         if not self.classes:
-            raise ManifestError(f"vocabulary {self.name!r}: expected at least one class, got none")
+            raise ManifestError.mismatch(where, "at least one class", "none")
         if len(self.classes) > MAX_CLASSES:
-            raise ManifestError(
-                f"vocabulary {self.name!r}: expected at most {MAX_CLASSES} classes, got {len(self.classes)}"
-            )
+            raise ManifestError.mismatch(where, f"at most {MAX_CLASSES} classes", len(self.classes))
         first_seen: dict[str, int] = {}
         for index, entry in enumerate(self.classes):
             if not entry.split(",")[0].strip():
-                raise ManifestError(f"vocabulary {self.name!r}: class {index} has no name (got {entry!r})")
+                raise ManifestError(f"{where}: class {index} has no name (got {entry!r})")
             if entry in first_seen:
                 raise ManifestError(
-                    f"vocabulary {self.name!r}: classes {first_seen[entry]} and {index} are both {entry!r}",
+                    f"{where}: classes {first_seen[entry]} and {index} are both {entry!r}",
                     hint="every class needs a text of its own; add synonyms to tell them apart",
                 )
             first_seen[entry] = index
@@ -89,39 +90,29 @@ def published_vocabulary(name: str) -> Vocabulary:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read a class file: one class per line, synonyms separated by commas; class id = line number - 1.
 
-    Raises ManifestError that names the line for an empty line, a class without a name and a repeated class: skipping a
-    line would shift the ids of all that follow.
+    Raises:
+        ManifestError: A line is empty, has no class name or repeats one. It names the line: skipping it would shift
+            the ids of all that follow.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ManifestError(
-            f"{path}: no such class file", hint="a text file with one class per line", path=path
-        ) from error
+        raise ManifestError(f"{path}: no such class file", hint="a text file with one class per line") from error
     except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ManifestError(f"{path}: expected a UTF-8 text file, got {error}", path=path) from error
+        raise ManifestError.mismatch(path, "a UTF-8 text file", error) from error
     if not text.strip():
-        raise ManifestError(f"{path}: expected one class per line, got an empty file", path=path)
-    classes: list[str] = []
+        raise ManifestError.mismatch(path, "one class per line", "an empty file")
     lines: dict[str, int] = {}
-    for number, line in enumerate(
-        text.rstrip().split("\n"), start=1
-    ):  # splitlines() also splits at form feeds and more
+    for number, line in enumerate(text.rstrip().split("\n"), start=1):  # splitlines() also splits at form feeds
         entry = ", ".join(word.strip() for word in line.split(","))
+        where = f"{path}, line {number}"
         if not entry.split(",")[0]:
-            raise ManifestError(
-                f"{path}, line {number}: expected a class name, got {line!r}",
-                hint="one class per line, no empty lines: class id = line number - 1",
-                path=path,
-                line=number,
-            )
+            hint = "one class per line, no empty lines: class id = line number - 1"
+            raise ManifestError.mismatch(where, "a class name", repr(line), hint=hint)
         if entry in lines:
             raise ManifestError(
-                f"{path}, line {number}: class {entry!r} already stands in line {lines[entry]}",
+                f"{where}: class {entry!r} already stands in line {lines[entry]}",
                 hint="remove one, or add synonyms to tell them apart",
-                path=path,
-                line=number,
             )
         lines[entry] = number
-        classes.append(entry)
-    return tuple(classes)
+    return tuple(lines)

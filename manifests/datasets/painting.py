@@ -19,10 +19,8 @@ MAX_PROBLEMS_SHOWN = 10
 def check_new_folder(out: Path) -> None:
     """Raise ManifestError unless `out` is a folder to be made, or an empty one."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ManifestError(
-            f"{out}: expected a new or empty folder for the label pictures, got one with files",
-            hint="choose another folder or remove this one; for pictures already painted use --labels instead of JSON",
-        )
+        hint = "choose another folder or remove this one; for pictures already painted use --labels instead of JSON"
+        raise ManifestError.mismatch(out, "a new or empty folder for the label pictures", "one with files", hint=hint)
 
 
 def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]], out: Path, workers: int) -> None:
@@ -55,10 +53,10 @@ def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]
             problems += [problem] if problem else []
             progress.update()
         if problems:
-            more = f"\n  and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+            rest = len(problems) - MAX_PROBLEMS_SHOWN
+            shown = problems[:MAX_PROBLEMS_SHOWN] + [f"and {rest} more"] * (rest > 0)
             raise ManifestError(
                 f"{len(problems)} of {len(stems)} images have a segment that does not fit, nothing was written:\n  "
-                + "\n  ".join(problems[:MAX_PROBLEMS_SHOWN])
-                + more,
+                + "\n  ".join(shown),
                 hint="download the annotation file again, or leave these images out with --list FILE",
             )

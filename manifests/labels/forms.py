@@ -38,11 +38,10 @@ def check_label_file(data: bytes) -> None:
 
 
 def check_form(form: str) -> None:
+    """Raise ManifestError, which lists the known forms, for another one."""
     if form not in FORMS:
-        raise ManifestError(
-            f"label form: expected one of {', '.join(FORMS)}, got {form!r}",
-            hint="the manifest was written by a newer physseg: update it, or make the manifest again",
-        )
+        hint = "the manifest was written by a newer physseg: update it, or make the manifest again"
+        raise ManifestError.mismatch("label form", f"one of {', '.join(FORMS)}", repr(form), hint=hint)
 
 
 def voc_palette() -> npt.NDArray[np.uint8]:

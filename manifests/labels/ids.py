@@ -10,11 +10,14 @@ from .forms import MAX_RAW_ID, check_form
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelIds:
-    """What the numbers in a data set's label files mean, and how its benchmark reads them: fields as of Manifest."""
+    """What the numbers in a data set's label files mean, and how its benchmark reads them.
+
+    `Manifest` has the same fields, and says what they are.
+    """
 
     vocabulary: Vocabulary
-    raw_to_class: Mapping[int, int]  # raw id -> class id
-    raw_ignore: tuple[int, ...]  # raw ids that mean "no class"
+    raw_to_class: Mapping[int, int]
+    raw_ignore: tuple[int, ...]
     label_form: str = "ids"
     max_short_side_px: int | None = None
     fold_from: int | None = None
@@ -28,10 +31,10 @@ def check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], voc
     """Raise ManifestError unless every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
     for raw in (*raw_to_class, *raw_ignore):
         if not 0 <= raw <= MAX_RAW_ID:
-            raise ManifestError(f"raw label ids: expected 0..{MAX_RAW_ID}, got {raw}")
+            raise ManifestError.mismatch("raw label ids", f"0..{MAX_RAW_ID}", raw)
     for raw, index in raw_to_class.items():
         if not 0 <= index < vocabulary.num_classes:
-            raise ManifestError(f"raw id {raw}: expected a class id below {vocabulary.num_classes}, got {index}")
+            raise ManifestError.mismatch(f"raw id {raw}", f"a class id below {vocabulary.num_classes}", index)
     both = sorted(set(raw_to_class) & set(raw_ignore))
     if both:
         raise ManifestError(f"raw id {both[0]} means both class {raw_to_class[both[0]]} and ignore; expected one")
@@ -43,6 +46,6 @@ def check_protocol(
     """Raise ManifestError unless the form exists, the limit is a size, and `fold_from` is the id of a class."""
     check_form(label_form)
     if max_short_side_px is not None and max_short_side_px < 1:
-        raise ManifestError(f"max_short_side_px: expected 1 or more, got {max_short_side_px}")
+        raise ManifestError.mismatch("max_short_side_px", "1 or more", max_short_side_px)
     if fold_from is not None and not 0 <= fold_from < vocabulary.num_classes:
-        raise ManifestError(f"fold_from: expected a class id below {vocabulary.num_classes}, got {fold_from}")
+        raise ManifestError.mismatch("fold_from", f"a class id below {vocabulary.num_classes}", fold_from)
