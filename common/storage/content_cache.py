@@ -23,22 +23,27 @@ class ContentCache:
         return f"ContentCache({str(self.folder)!r})"
 
     def file(self, sha256: str, fetch: Callable[[], bytes], where: str) -> Path:
-        """The local file with that content; `fetch` brings it the first time, from `where`.
+        """The local file with that content.
 
-        Raises StorageError if what was brought is something else, or cannot be kept.
+        Args:
+            sha256: Hash of the content, hex.
+            fetch: Brings the content the first time.
+            where: What it is brought from, for messages.
+
+        Raises:
+            StorageError: What was brought is something else, or cannot be kept.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):  # of a manifest or store from elsewhere
-            raise StorageError(f"{where}: expected a sha256 in hex, got {sha256!r}", hint="make the manifest again")
+            raise StorageError.mismatch(where, "a sha256 in hex", repr(sha256), hint="make the manifest again")
         path = self.folder / sha256[:2] / sha256
         if path.exists():
             return path
         data = fetch()
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
-            raise StorageError(
-                f"{where}: expected sha256 {sha256[:12]}, got {found[:12]} ({len(data)} bytes)",
-                hint="it was damaged or replaced: make the manifest again, or `physseg verify STORE --repair`",
-            )
+            hint = "it was damaged or replaced: make the manifest again, or `physseg verify STORE --repair`"
+            got = f"{found[:12]} ({len(data)} bytes)"
+            raise StorageError.mismatch(where, f"sha256 {sha256[:12]}", got, hint=hint)
         try:
             atomic_write(path, data)
         except OSError as error:

@@ -1,7 +1,7 @@
 """What the pipeline needs of a folder of files, be it a directory or a prefix of an object store, and no more.
 
-Whole files, written so that a reader sees the old or the new one, read whole or in part, listed, and removed. Nothing
-is renamed and nothing is appended to, so both kinds give the same guarantees.
+Files are put atomically, got whole or in part, listed and deleted. Nothing is renamed and nothing is appended to, so
+both kinds give the same guarantees.
 """
 
 from abc import ABC, abstractmethod

@@ -29,16 +29,12 @@ def open_storage(location: Location) -> Storage:
     scheme = scheme.lower()
     if separator and scheme in OBJECT_SCHEMES:
         if {"#", "?"} & set(rest):
-            raise StorageError(
-                f"{text}: expected a URL without '#' and '?'",
-                hint="they end the path of a URL; choose another name",
-            )
+            hint = "they end the path of a URL; choose another name"
+            raise StorageError(f"{text}: expected a URL without '#' and '?'", hint=hint)
         return _object_storage(f"{scheme}://{rest.rstrip('/')}", os.getpid())
     if separator and scheme != "file":
-        raise StorageError(
-            f"{text}: expected a path or a URL of {', '.join(OBJECT_SCHEMES)} or file, got {scheme}://",
-            hint="mount it, or copy it to one of these",
-        )
+        expected = f"a path or a URL of {', '.join(OBJECT_SCHEMES)} or file"
+        raise StorageError.mismatch(text, expected, f"{scheme}://", hint="mount it, or copy it to one of these")
     return LocalStorage(local_path(text))
 
 
@@ -57,10 +53,8 @@ def local_path(location: str) -> Path:
     if parts.query or parts.fragment:
         raise StorageError(f"{location}: expected a URL without '#' and '?'", hint="give the path instead")
     if parts.netloc not in ("", "localhost"):
-        raise StorageError(
-            f"{location}: expected three slashes as in file:///data/coco, got the host {parts.netloc!r}",
-            hint=f"did you mean file:///{parts.netloc}{parts.path}?",
-        )
+        expected, got = "three slashes as in file:///data/coco", f"the host {parts.netloc!r}"
+        raise StorageError.mismatch(location, expected, got, hint=f"did you mean file:///{parts.netloc}{parts.path}?")
     return Path(unquote(parts.path))
 
 

@@ -38,7 +38,7 @@ _CREDENTIALS_HINT = (
 
 
 class ObjectStorage(Storage):
-    """A prefix of a bucket. Every file is one object, written by one request: whole, or not at all."""
+    """A prefix of a bucket. Every file is one object, written atomically by one request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -147,10 +147,8 @@ class ObjectStorage(Storage):
         try:
             import obstore
         except ImportError as error:
-            raise StorageError(
-                f"{self.url}: object stores need obstore, which is not installed",
-                hint="pip install 'physseg[s3]'",
-            ) from error
+            hint = "pip install 'physseg[s3]'"
+            raise StorageError(f"{self.url}: object stores need obstore, which is not installed", hint=hint) from error
         return obstore
 
     @cached_property
@@ -216,7 +214,7 @@ class ObjectStorage(Storage):
             text, hint = "no such bucket", "check the URL; buckets are not made by physseg"
         elif isinstance(error, refusals) or "169.254.169.254" in text or "credential" in text.lower():
             hint = _CREDENTIALS_HINT
-        return StorageError(f"{self.at(path)}: {first_line(text)}", hint=hint, path=self.at(path))
+        return StorageError(f"{self.at(path)}: {first_line(text)}", hint=hint)
 
 
 class ObjectFile(RandomAccess):
@@ -231,14 +229,8 @@ class ObjectFile(RandomAccess):
 
 
 def _endpoint() -> str:
-    return next(
-        (
-            os.environ[name]
-            for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-            if name in os.environ
-        ),
-        "",
-    )
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if name in os.environ), "")
 
 
 def _status(error: Exception) -> int | None:
@@ -248,6 +240,7 @@ def _status(error: Exception) -> int | None:
 
 
 def first_line(error: object) -> str:
+    """What an error says first, for messages."""
     lines = str(error).strip().splitlines()
     return lines[0][:400] if lines else type(error).__name__
 

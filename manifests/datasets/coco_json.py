@@ -4,7 +4,6 @@ A pixel holds category id - 1, and 255 where no annotation lies: the form of the
 that follows is the same for both.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from ..errors import ManifestError
 from ..pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list
 from .coco_segments import segment_mask
 from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
-from .painting import check_new_folder, paint_folder
+from .painting import check_new_folder, paint_folder, read_annotation_file
 
 OTHER_CATEGORY = 183
 """In stuff files "other" = every pixel that is a thing. Instances say which; the rest stays unlabelled."""
@@ -101,7 +100,7 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
     """
     images: dict[int, AnnotatedImage] = {}
     for path in tqdm(paths, desc="reading", unit="file", disable=None):
-        data = _read_json(path)
+        data = read_annotation_file(path, ("images", "annotations", "categories"), hint="download the file again")
         try:
             _add_file(images, data, path)
         except (KeyError, TypeError) as error:
@@ -124,20 +123,6 @@ def paint(image: AnnotatedImage) -> npt.NDArray[np.uint8]:
             ) from error
         canvas[mask] = segment.category_id - 1
     return canvas
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
-    except ValueError as error:
-        raise ManifestError.mismatch(path, "JSON", error, hint="download the file again") from error
-    for key in ("images", "annotations", "categories"):
-        entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ManifestError(f"{path}: expected COCO annotations, with a list of {key}; there is none")
-    return dict(data)
 
 
 def _add_file(images: dict[int, AnnotatedImage], data: Mapping[str, Any], path: Path) -> None:

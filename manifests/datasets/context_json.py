@@ -4,7 +4,6 @@ The file (`trainval_merged.json`) is like COCO's with other names: `image_id`, `
 a `phase`, train or val, for every image. A pixel holds the category id of the 459 (they pass 255), 0 for none.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from ...common.text import preview
 from ..errors import ManifestError
 from .coco_segments import segment_mask
-from .painting import check_new_folder, paint_folder
+from .painting import check_new_folder, paint_folder, read_annotation_file
 
 NUM_CATEGORIES = 459
 KEYS = ("images", "annos_segmentation", "categories")
@@ -49,7 +48,7 @@ def paint_context(
         ManifestError: It is another file, an image has no size, or a segment does not fit its image.
     """
     check_new_folder(out)
-    data = _read(path)
+    data = read_annotation_file(path, KEYS, hint=SOURCE)
     try:
         images = {Path(entry["file_name"]).stem: entry for entry in data["images"] if entry["phase"] == split}
         segments: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
@@ -112,15 +111,3 @@ def _check_names(path: Path, names: Mapping[int, str], expected: Mapping[int, Co
             f"({preview(sorted(others), 3)})",
             hint=SOURCE,
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=SOURCE) from error
-    except ValueError as error:
-        raise ManifestError.mismatch(path, "JSON", error, hint=SOURCE) from error
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in KEYS):
-        raise ManifestError(f"{path}: expected lists of {', '.join(KEYS)}; one is missing", hint=SOURCE)
-    return data

@@ -23,19 +23,9 @@ def folder(
     name: str | None = None,
     settings: CheckSettings | None = None,
 ) -> Checked:
-    """The manifest of a data set of one's own.
+    """The manifest of a data set of one's own; the arguments are the options of `physseg manifest folder`.
 
-    Args:
-        classes: File with one class per line.
-        root: Folder with `images` and `labels`, or `images/SPLIT` and `labels/SPLIT`.
-        split: Name of the split.
-        images: Folder of the images; wins over `root`.
-        labels: Folder of the label pictures; wins over `root`.
-        ignore: Ids that mean "no class", see `folder_ids`.
-        first_id: Id of the class in line 1.
-        listed: File of sample names, which selects samples.
-        name: Name of the data set; None for the folder's.
-        settings: How strict the checks of the samples are.
+    Explicit folders win over those below `root`.
     """
     ids = folder_ids(classes, ignore=ignore, first_id=first_id)
     check_root(root, images, labels)

@@ -1,6 +1,7 @@
-"""Label pictures painted from annotation files: a new folder of PNGs that is complete or does not exist."""
+"""Label pictures painted from annotation files, into a new folder that appears atomically."""
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,25 @@ from ...common.processes import available_cpus
 from ..errors import ManifestError
 
 MAX_PROBLEMS_SHOWN = 10
+
+
+def read_annotation_file(path: Path, lists: Iterable[str], *, hint: str) -> dict[str, Any]:
+    """The content of a JSON file that holds a list of objects under each of the names `lists`.
+
+    Raises:
+        ManifestError: The file cannot be read, is no JSON, or lacks a list.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=f"check the path, or {hint}") from error
+    except ValueError as error:
+        raise ManifestError.mismatch(path, "JSON", error, hint=hint) from error
+    for key in lists:
+        entries = data.get(key) if isinstance(data, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ManifestError(f"{path}: expected annotations with a list of {key}, there is none", hint=hint)
+    return dict(data)
 
 
 def check_new_folder(out: Path) -> None:

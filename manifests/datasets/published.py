@@ -60,19 +60,13 @@ def benchmark(
     keep: bool = True,
     settings: CheckSettings | None = None,
 ) -> Found:
-    """The manifest of a benchmark's split.
+    """The manifest of a benchmark's split; most arguments are the options of `physseg manifest NAME`.
 
     Args:
-        name: One of `FINDERS`.
-        root: Folder into which the archives were unpacked.
         split: Its name; None for the one that is evaluated.
-        form: For Pascal Context, see `find_context`.
-        labels: For Pascal Context, see `find_context`.
-        write_labels: For Pascal Context, see `find_context`.
         listed: File of sample names. It selects samples; then the published number does not count.
         check: Collect what is missing in `faults` and go on with the rest. Otherwise a wrong number is a warning.
         keep: Whether the manifest is used afterwards. Otherwise pictures painted from annotation files need no folder.
-        settings: How strict the checks of the samples are.
 
     Raises:
         ManifestError: The archive is not there, or a name has no files and `check` is not set.
@@ -103,20 +97,10 @@ def coco_stuff(
     keep: bool = True,
     settings: CheckSettings | None = None,
 ) -> Found:
-    """A COCO-Stuff manifest from label pictures or from annotation files, which are painted first.
+    """A COCO-Stuff manifest from label pictures, or from annotation files, which are painted first.
 
-    Args:
-        root: The data set's folder, with photographs and label pictures in one of the known layouts.
-        split: Name of the split. Only train2017 and val2017 have a published number of samples.
-        images: Folder of the photographs; wins over `root`.
-        labels: Folder of the label pictures; wins over `root`.
-        stuff_json: Stuff annotations.
-        instances_json: Instance annotations, painted over the stuff.
-        write_labels: New folder for the label pictures painted from annotation files.
-        listed: File of sample names. It selects samples; then the published number does not count.
-        name: Name of the data set in the manifest.
-        keep: Whether the manifest is used afterwards. Otherwise painted pictures need no folder.
-        settings: How strict the checks of the samples are.
+    The arguments are the options of `physseg manifest coco-stuff`. Explicit folders win over those below `root`. Only
+    train2017 and val2017 have a published number of samples. `keep` is as in `benchmark`.
     """
     settings = settings or CheckSettings()
     annotations = [path for path in (stuff_json, instances_json) if path is not None]

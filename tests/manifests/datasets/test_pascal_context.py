@@ -218,7 +218,7 @@ def test_options_that_do_not_go_together(toys, options, match):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"annos_segmentation": None}, "expected lists of images, annos_segmentation, categories"),
+        ({"annos_segmentation": None}, "a list of annos_segmentation"),
         ({"images": [{"file_name": "a.jpg"}]}, "an entry that is not as in trainval_merged.json: KeyError: 'phase'"),
         ({"images": []}, "expected images of phase 'val', got none"),
         (
