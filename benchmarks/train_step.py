@@ -25,8 +25,7 @@ import torch
 from data import open_samples, write_store
 from physseg.common.processes import keep_freed_memory
 from physseg.train.config import TrainConfig
-from physseg.train.data.dataset import Batch, DataConfig, batches, to_device
-from physseg.train.data.dataset import open_samples as open_training_samples
+from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches, to_device
 from physseg.train.data.order import PositionBatches
 from physseg.train.loop.objective import Objective
 from physseg.train.losses.total import LossConfig
@@ -234,7 +233,7 @@ class Trained:
 
     def __init__(self, case: Case, store: Path, *, losses: bool) -> None:
         self.config = configuration(case, store, losses=losses)
-        self.samples = open_training_samples(self.config.data, STRUCTURES, True, 0)
+        self.samples = TrainSamples(self.config.data, STRUCTURES, True, 0)
         vocabulary = self.samples.reader.schema.vocabulary
         torch.manual_seed(0)
         model = Segmenter(self.config.model)

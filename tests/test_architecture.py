@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "train.errors": {"common"},
     "train.losses": {"common", "train.errors"},
     "train.model": {"common", "train.errors"},
-    "train.optim": {"common", "train.errors"},
+    "train.optim": MODEL,
     "train.data": {"common", "train.errors", "pipeline.store"},
     "train.config": {*MODEL, "train.losses", "train.optim", "train.data", "pipeline.store"},
     "train.runs": {*DATA, "train.errors"},

@@ -1,9 +1,9 @@
 """Parameter groups, learning rate and gradient clipping of the baseline (docs/method.md, Baseline)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.optim import AdamW
 
 from ..common.errors import ConfigError
 from .errors import NonFiniteLossError
+from .model.segmenter import Segmenter
 
 # detectron2's list of normalisation layers (subclasses included), plus RMSNorm, which is younger than that list.
 _NORMS: tuple[type[nn.Module], ...] = (
@@ -72,14 +73,7 @@ class OptimConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
 
 
-class SegmenterModule(Protocol):
-    """A module that knows which of its parameters are CLIP's."""
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
-    def clip_parameter_names(self) -> Set[str]: ...
-
-
-def build_optimizer(model: SegmenterModule, config: OptimConfig) -> AdamW:
+def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
     """AdamW over the trainable parameters of `model`, in at most six groups: head or clip x plain, norm or embedding.
 
     detectron2's rule decides by the *module* that owns a parameter: normalisation layers and nn.Embedding go without
@@ -87,8 +81,7 @@ def build_optimizer(model: SegmenterModule, config: OptimConfig) -> AdamW:
     trained at all) and the aggregator's padding tokens.
 
     Args:
-        model: `clip_parameter_names()` gives names as in `model.named_parameters()`. Build the optimiser before
-            wrapping the model (DDP and torch.compile prefix all names).
+        model: Not yet wrapped: DDP and torch.compile prefix all names.
         config: Rates and decays.
 
     Returns:

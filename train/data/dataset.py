@@ -81,18 +81,29 @@ class Batch(TypedDict):
 class TrainSamples(Dataset[Batch | PhyssegError]):
     """Batches by list of positions. Cheap to pickle; store and images are opened where they are read."""
 
-    def __init__(
-        self, reader: StoreReader, config: DataConfig, *, structures: Sequence[str], cells: bool, seed: int
-    ) -> None:
-        """As `open_samples`, of an open store."""
-        check_status(reader, config.store)
-        self.reader = reader
-        self.cache = _cache(config)
+    def __init__(self, config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> None:
+        """Open the training samples of a store.
+
+        Args:
+            config: Where they are and how they are cut.
+            structures: Names of the structure maps that a batch holds.
+            cells: Whether it holds the class counts of cells.
+            seed: Seed of order and augmentation.
+
+        Raises:
+            TrainDataError: The store has not what the configuration wants, or no usable sample.
+            StoreIncompleteError: Not all samples have been computed.
+        """
+        check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
+        self.cache = ContentCache(config.cache) if config.cache else None
+        arrays = arrays_to_read(structures, cells=cells)
+        self.reader = StoreReader(config.store, arrays, root=config.images, cache=self.cache)
+        check_status(self.reader, config.store)
         self.config = config
         self.structures = tuple(structures)
         self.cells = cells
         self.seed = seed
-        self.usable = reader.usable
+        self.usable = self.reader.usable
         self.order = SampleOrder(seed, len(self.usable))
 
     def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
@@ -150,30 +161,6 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             "cell_counts": cut["cell_counts"] if self.cells else no_cells,
             "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
         }
-
-
-def open_samples(config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> TrainSamples:
-    """The training samples of a store.
-
-    Args:
-        config: Where they are and how they are cut.
-        structures: Names of the structure maps that a batch holds.
-        cells: Whether it holds the class counts of cells.
-        seed: Seed of order and augmentation.
-
-    Raises:
-        TrainDataError: The store has not what the configuration wants, or no usable sample.
-        StoreIncompleteError: Not all samples have been computed.
-    """
-    check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
-    reader = StoreReader(
-        config.store, arrays_to_read(structures, cells=cells), root=config.images, cache=_cache(config)
-    )
-    return TrainSamples(reader, config, structures=structures, cells=cells, seed=seed)
-
-
-def _cache(config: DataConfig) -> ContentCache | None:
-    return ContentCache(config.cache) if config.cache else None
 
 
 def arrays_to_read(structures: Sequence[str], *, cells: bool) -> tuple[str, ...]:

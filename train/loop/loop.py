@@ -24,7 +24,7 @@ from ...common.settings import to_dict
 from ...common.text import Part, preview
 from ...manifests.manifest import Manifest
 from ..config import RESUMABLE_KEYS, TrainConfig
-from ..data.dataset import Batch, batches, data_identity, open_samples, quarantined_ids, to_device
+from ..data.dataset import Batch, TrainSamples, batches, data_identity, quarantined_ids, to_device
 from ..data.order import PositionBatches
 from ..errors import NonFiniteLossError, RankError
 from ..evaluation.evaluate import evaluate_model
@@ -111,7 +111,7 @@ class _Training:
             self.config, self.clip_weights = settle_clip_weights(config, run)
             config = self.config
             structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
-            self.samples = open_samples(config.data, structures, with_cells, config.seed)
+            self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
             self.vocabulary = self.samples.reader.schema.vocabulary
             self.identity = data_identity(self.samples)
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
@@ -167,6 +167,7 @@ class _Training:
         data.fetch()
         while self.step < stop_at and not self.ranks.any(data.must_stop):
             batch = data.batch
+            assert batch is not None
             set_learning_rate(self.optimizer, learning_rate_factor(self.step, config.steps, config.optim.warmup_steps))
             parts = self._gradients(to_device(batch, self.device))
             parts["gradient_norm"] = clip_gradients(self.optimizer, config.optim.max_gradient_norm)
@@ -390,12 +391,7 @@ class _Data:
     meter: AverageMeter
     stop: StopSignals
     failure: PhyssegError | None = None
-    _batch: Batch | None = None
-
-    @property
-    def batch(self) -> Batch:
-        assert self._batch is not None
-        return self._batch
+    batch: Batch | None = None
 
     @property
     def must_stop(self) -> bool:
@@ -408,7 +404,7 @@ class _Data:
             return
         try:
             with self.meter.waiting():
-                self._batch = next(self.stream, None)
+                self.batch = next(self.stream, None)
         except PhyssegError as error:
             self.failure = error
         except RuntimeError:

@@ -12,12 +12,7 @@ from .numerics import at_least_float32, divide_by_count
 
 
 def segmentation_loss(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    ignore_index: int,
-    mask_ignored: bool = False,
-    count: Tensor | None = None,
+    logits: Tensor, labels: Tensor, *, ignore_index: int, mask_ignored: bool = False, count: Tensor | None = None
 ) -> Tensor:
     """Mean over pixels and classes of BCE(sigmoid(logit), label is this class).
 

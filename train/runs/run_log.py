@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -44,9 +43,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
 
@@ -62,9 +59,7 @@ class SilentLog(RunLog):
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Nothing."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def read_log(jsonl: Path, event: str | None = None) -> list[dict[str, Any]]:
@@ -80,11 +75,8 @@ def evaluated_steps(jsonl: Path) -> set[int]:
 
 def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
     """Whole lines and what they say; a run that was killed can leave half a line at the end."""
-    found = []
-    for line in jsonl.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            found.append((line, json.loads(line)))
-    return found
+    lines = jsonl.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def _finite(value: Any) -> Any:

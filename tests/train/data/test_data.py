@@ -22,7 +22,7 @@ from physseg.pipeline.store.errors import StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.reader import StoreReader
 from physseg.train.config import TrainConfig
-from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches, open_samples, to_device
+from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches, to_device
 from physseg.train.data.order import PositionBatches
 from physseg.train.errors import TrainDataError
 from physseg.train.losses.alignment import patch_weights
@@ -33,7 +33,7 @@ ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts")
 
 def open_store(store: Path, **changes: object) -> TrainSamples:
     config = replace(DataConfig(store=store, crop=96, num_workers=0), **changes)
-    return open_samples(config, STRUCTURES, True, seed=3)
+    return TrainSamples(config, STRUCTURES, True, seed=3)
 
 
 def walk(samples: TrainSamples, *, start: int = 0, stop: int = 3, size: int = 4, **ranks: int) -> list[Batch]:
@@ -124,7 +124,7 @@ def test_same_global_batches_with_ranks(store: Path) -> None:
 
 def test_seed_and_position_change_the_draws(store: Path) -> None:
     config = DataConfig(store=store, crop=96, num_workers=0)
-    one, two = (open_samples(config, (), False, seed=seed) for seed in (0, 1))
+    one, two = (TrainSamples(config, (), False, seed=seed) for seed in (0, 1))
     assert [one.order(p) for p in range(7)] != [two.order(p) for p in range(7)]
     epochs = [next(p for p in range(7 * epoch, 7 * epoch + 7) if one.order(p) == 4) for epoch in range(8)]
     batch = one.batch(epochs)
@@ -140,7 +140,7 @@ def test_seed_and_position_change_the_draws(store: Path) -> None:
 
 def test_a_structure_that_is_not_cached_names_the_repair(store: Path) -> None:
     with pytest.raises(TrainDataError, match="wants superpoint, the store has labels") as caught:
-        open_samples(DataConfig(store=store, crop=96), ("superpoint",), True, seed=0)
+        TrainSamples(DataConfig(store=store, crop=96), ("superpoint",), True, seed=0)
     assert "--structures superpoint" in (caught.value.hint or "")
 
 
@@ -166,13 +166,13 @@ def test_quarantined_samples_are_left_out_and_zero_usable_is_refused(
     (Path(manifest.root) / "images/001.jpg").write_bytes(b"not a picture")
     frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
     preprocess(manifest, tmp_path / "one.zarr", frame=frame, scheduler="sync", progress=False)
-    samples = open_samples(DataConfig(store=tmp_path / "one.zarr", crop=96, num_workers=0), (), False, seed=0)
+    samples = TrainSamples(DataConfig(store=tmp_path / "one.zarr", crop=96, num_workers=0), (), False, seed=0)
     assert {name for batch in walk(samples, stop=4) for name in batch["sample_ids"]} == {"000", "002"}
     for name in ("000", "002"):
         (Path(manifest.root) / f"images/{name}.jpg").unlink()
     preprocess(manifest, tmp_path / "none.zarr", frame=frame, scheduler="sync", progress=False)
     with pytest.raises(TrainDataError, match="no usable sample: all 3 are quarantined"):
-        open_samples(DataConfig(store=tmp_path / "none.zarr", crop=96), (), False, seed=0)
+        TrainSamples(DataConfig(store=tmp_path / "none.zarr", crop=96), (), False, seed=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -189,9 +189,9 @@ def test_an_image_that_vanished_stops_with_one_line(store: Path, train_manifest:
 READS_FOR_EVER = """
 import sys, time
 from pathlib import Path
-from physseg.train.data.dataset import DataConfig, batches, open_samples
+from physseg.train.data.dataset import DataConfig, batches, TrainSamples
 from physseg.train.data.order import PositionBatches
-samples = open_samples(DataConfig(store=Path(sys.argv[1]), crop=96, num_workers=2), (), False, seed=0)
+samples = TrainSamples(DataConfig(store=Path(sys.argv[1]), crop=96, num_workers=2), (), False, seed=0)
 for batch in batches(samples, PositionBatches(start=0, stop=1000, batch_size=1)):
     print("a batch", flush=True)
     time.sleep(0.1)

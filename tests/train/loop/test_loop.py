@@ -18,7 +18,7 @@ from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.store.frame import Frame
 from physseg.train.config import EvalConfig, TrainConfig
-from physseg.train.data.dataset import open_samples
+from physseg.train.data.dataset import TrainSamples
 from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError, WeightsError
 from physseg.train.evaluation.evaluate import evaluate_model
 from physseg.train.loop import objective
@@ -170,7 +170,7 @@ def test_another_store_in_the_same_place_is_refused(
 def test_a_sample_that_vanishes_stops_with_a_checkpoint(
     make_config: Make, tmp_path: Path, train_manifest: Manifest
 ) -> None:
-    first = open_samples(make_config().data, ("canny", "sift"), True, make_config().seed).batch(range(6, 7))
+    first = TrainSamples(make_config().data, ("canny", "sift"), True, make_config().seed).batch(range(6, 7))
     image = Path(train_manifest.root) / f"images/{first['sample_ids'][0]}.jpg"
     content = image.read_bytes()
     image.unlink()

@@ -1,7 +1,7 @@
 """Sizes of the CLIP models that physseg knows, by name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....common.errors import ConfigError
 
@@ -42,10 +42,8 @@ class ClipArchitecture:
     def __post_init__(self) -> None:
         if self.image_px % self.patch_px:
             raise ConfigError(f"CLIP sizes: image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
-        for name, width, heads in (
-            ("vision", self.vision_width, self.vision_heads),
-            ("text", self.text_width, self.text_heads),
-        ):
+        for name in ("vision", "text"):
+            width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise ConfigError(f"CLIP sizes: {name}_width {width} is not a multiple of {name}_heads {heads}")
         if not all(0 <= block < self.vision_layers for block in self.guidance_blocks):
@@ -92,11 +90,9 @@ _L14 = ClipArchitecture(
     guidance_blocks=(7, 15),
     quick_gelu=True,
 )
-_H14 = ClipArchitecture(
+_H14 = replace(
+    _L14,
     embed_dim=1024,
-    image_px=336,
-    patch_px=14,
-    position_grid=24,
     vision_width=1280,
     vision_layers=32,
     vision_heads=16,
@@ -123,12 +119,7 @@ _TINY = ClipArchitecture(
     quick_gelu=False,
 )
 
-CLIP_PRESETS: dict[str, ClipArchitecture] = {
-    "tiny": _TINY,
-    "ViT-B-16": _B16,
-    "ViT-L-14-336": _L14,
-    "ViT-H-14": _H14,
-}
+CLIP_PRESETS: dict[str, ClipArchitecture] = {"tiny": _TINY, "ViT-B-16": _B16, "ViT-L-14-336": _L14, "ViT-H-14": _H14}
 
 PRETRAINED = ("ViT-B-16", "ViT-L-14-336", "ViT-H-14")
 """The presets that published weights exist for; open_clip's names."""
