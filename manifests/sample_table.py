@@ -80,12 +80,12 @@ class SampleTable(Sequence[Sample]):
     """Rows held in columns; behaves as a tuple of Samples."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
+        self._table = table.combine_chunks()
         # Looking columns up by name takes half of the time to make a row.
-        self._columns = [(name, self.table.column(name)) for name in COLUMNS]
+        self._columns = [(name, self._table.column(name)) for name in COLUMNS]
 
     def __reduce__(self) -> tuple[type["SampleTable"], tuple[pa.Table]]:
-        return SampleTable, (self.table,)
+        return SampleTable, (self._table,)
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "SampleTable":
@@ -94,36 +94,33 @@ class SampleTable(Sequence[Sample]):
         columns = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
         return cls(pa.table(columns, schema=SCHEMA))
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.table.column(name)
-
     def value(self, name: str, index: int) -> Any:
         """One cell, faster than the whole row."""
-        return self.table.column(name)[index].as_py()
+        return self._table.column(name)[index].as_py()
 
     def values(self, name: str) -> list[Any]:
         """All cells of a column, in order."""
-        return list(self.table.column(name).to_pylist())
+        return list(self._table.column(name).to_pylist())
 
     def find(self, sample_id: str) -> int | None:
         """Index of the row with that id."""
-        index = pc.index(self.table.column("sample_id"), sample_id).as_py()
+        index = pc.index(self._table.column("sample_id"), sample_id).as_py()
         return None if index < 0 else int(index)
 
     @property
     def pixels(self) -> npt.NDArray[np.int64]:
         """Height times width of each row's image."""
-        height, width = (np.asarray(self.table.column(name), np.int64) for name in ("height", "width"))
+        height, width = (np.asarray(self._table.column(name), np.int64) for name in ("height", "width"))
         return height * width
 
     def take(self, indices: Iterable[int]) -> "SampleTable":
         """The rows of these indices, in the given order."""
-        return SampleTable(self.table.take(pa.array(indices, pa.int64())))
+        return SampleTable(self._table.take(pa.array(indices, pa.int64())))
 
     @property
     def repeated(self) -> tuple[str, int] | None:
         """A sample id that several rows have, and their number; None where every id stands once."""
-        counts = pc.value_counts(self.table.column("sample_id").combine_chunks())
+        counts = pc.value_counts(self._table.column("sample_id").combine_chunks())
         for entry in counts.filter(pc.greater(counts.field("counts"), 1)).slice(0, 1).to_pylist():
             return entry["values"], entry["counts"]
         return None
@@ -131,10 +128,10 @@ class SampleTable(Sequence[Sample]):
     @property
     def quarantined(self) -> "SampleTable":
         """The rows that carry a problem."""
-        return SampleTable(self.table.filter(pc.not_equal(self.table.column("problem"), "")))
+        return SampleTable(self._table.filter(pc.not_equal(self._table.column("problem"), "")))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -156,18 +153,18 @@ class SampleTable(Sequence[Sample]):
 
     @cached_property
     def _image_columns(self) -> tuple[pa.ChunkedArray, npt.NDArray[np.int32]]:
-        numbers = [self.column(name).to_numpy() for name in ("orientation", "height", "width")]
-        quarantined = pc.not_equal(self.column("problem"), "").to_numpy()
-        return self.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
+        numbers = [self._table.column(name).to_numpy() for name in ("orientation", "height", "width")]
+        quarantined = pc.not_equal(self._table.column("problem"), "").to_numpy()
+        return self._table.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
 
     def __iter__(self) -> Iterator[Sample]:
-        for batch in self.table.to_batches(max_chunksize=1024):
+        for batch in self._table.to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 yield Sample(**row)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SampleTable):
-            return bool(self.table.equals(other.table))
+            return bool(self._table.equals(other._table))
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
@@ -186,14 +183,14 @@ class SampleTable(Sequence[Sample]):
 
     def row_digests(self, start: int, stop: int, meaning: str) -> tuple[str, ...]:
         """64 bits (hex) for each of rows [start, stop), of `meaning` and what the content of its files depends on."""
-        columns = [self.table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
+        columns = [self._table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
         rows = (json.dumps([meaning, *row]) for row in zip(*columns, strict=True))
         return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
 
     def to_parquet(self, metadata: bytes) -> bytes:
         """The bytes of a manifest's file; equal rows and metadata give equal bytes (from one version of pyarrow)."""
         sink = pa.BufferOutputStream()
-        pq.write_table(self.table.replace_schema_metadata({METADATA_KEY: metadata}), sink, compression="zstd")
+        pq.write_table(self._table.replace_schema_metadata({METADATA_KEY: metadata}), sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
 
 
