@@ -24,32 +24,23 @@ _CHUNK = 8  # warped pictures per forward pass; more is no faster on a CPU and c
 
 
 @torch.inference_mode()
-def adapted_probabilities(
-    network: DetectorNetwork,
-    images: Tensor,
-    number: int,
-    *,
-    seed: int = 0,
-    settings: HomographySettings | None = None,
-) -> Tensor:
+def adapted_probabilities(network: DetectorNetwork, images: Tensor, number: int) -> Tensor:
     """Mean probability of a keypoint at each pixel.
 
     The picture as it is and `number` - 1 warped ones: each answer is warped back, and divided is by how often a pixel
-    was seen. Unless `number` is 1 the mean is smoothed over `SPREAD_PX`. The homographies depend on number, seed and
-    size alone, so equal pictures get equal answers. Each picture is computed by itself.
+    was seen. Unless `number` is 1 the mean is smoothed over `SPREAD_PX`. The homographies depend on number and size
+    alone, so equal pictures get equal answers. Each picture is computed by itself.
 
     Args:
         network: A network in evaluation mode.
         images: Pictures (B, 1, H, W) float in [0, 1].
         number: Number of homographies, the identity among them.
-        seed: Seed of the others.
-        settings: How far they go.
 
     Returns:
         Probabilities (B, H, W) float32.
     """
     size = (images.shape[-2], images.shape[-1])
-    forth, back, seen = _homographies(number, size, seed, settings or HomographySettings())
+    forth, back, seen = _homographies(number, size)
     forth, back = forth.to(images.device), back.to(images.device)
     out = []
     for image in images:
@@ -71,12 +62,9 @@ def adapted_probabilities(
 
 
 @lru_cache(maxsize=4)
-def _homographies(
-    number: int, size: tuple[int, int], seed: int, settings: HomographySettings
-) -> tuple[Tensor, Tensor, Tensor]:
+def _homographies(number: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Homographies (N - 1, 3, 3) forth and back, and the pixels (N - 1, H, W) of the warped pictures that are valid."""
-    generator = torch.Generator().manual_seed(seed)
-    forth = random_homographies(number - 1, size, settings, generator)
+    forth = random_homographies(number - 1, size, HomographySettings(), torch.Generator().manual_seed(0))
     eroded = valid_pixels(forth, size, margin_px=MARGIN_PX)
     shrunk = 1 - functional.max_pool2d((~eroded).float()[:, None], 2 * MARGIN_PX + 1, 1, MARGIN_PX)[:, 0]
     return forth, torch.linalg.inv(forth), shrunk > 0

@@ -60,10 +60,10 @@ def random_homographies(
     return homographies
 
 
-def warp(images: Tensor, homographies: Tensor, *, mode: str = "bilinear") -> Tensor:
+def warp(images: Tensor, homographies: Tensor) -> Tensor:
     """Warp images (B, C, H, W) float by homographies (B, 3, 3) into pictures of the same size; outside is 0."""
     size = (images.shape[-2], images.shape[-1])
-    warped: Tensor = warp_perspective(images, homographies, size, mode=mode, padding_mode="zeros", align_corners=True)
+    warped: Tensor = warp_perspective(images, homographies, size, padding_mode="zeros", align_corners=True)
     return warped
 
 

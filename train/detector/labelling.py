@@ -23,6 +23,9 @@ from .pictures.files import find_pictures, read_grey
 from .pictures.textures import draw_texture
 from .settings import chosen_precision
 
+RADIUS_PX = 4  # keypoints are further apart than this, and from the edge
+SAVE_EVERY_S = 60.0
+
 
 def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> None:
     """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there already stay."""
@@ -42,11 +45,9 @@ def label(
     size: tuple[int, int] = (240, 320),
     adaptation: int = 100,
     threshold: float = 0.015,
-    radius_px: int = 4,
     max_points: int = 600,
     precision: str = "auto",
     device: str = "cpu",
-    save_every_s: float = 60.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Labelled:
     """Label every picture of a folder, resuming a label file that was interrupted.
@@ -58,11 +59,9 @@ def label(
         size: Height and width that the pictures are resized to, multiples of 8.
         adaptation: Number of homographies per picture.
         threshold: Keypoints are more probable than this.
-        radius_px: Keypoints are further apart than this, and from the edge.
         max_points: Number of keypoints that are kept of each picture, the most probable ones.
         precision: "bfloat16", "float32" or "auto".
         device: PyTorch's name of the device.
-        save_every_s: Seconds between writes of the label file.
         say: Takes the lines of the report.
 
     Raises:
@@ -73,7 +72,7 @@ def label(
     before = Labelled.read(out) if out.exists() else None
     precision = chosen_precision(precision, device, before.precision if before else None)
     settings: dict[str, object] = {"weights": hashlib.sha256(read_weights(weights)).hexdigest()}
-    settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": radius_px, "max_points": max_points}
+    settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": RADIUS_PX, "max_points": max_points}
     settings |= {"size": list(size), "precision": precision, "spread_px": SPREAD_PX}
     made_by = json.dumps(settings)
     done = _done(before, out, made_by)
@@ -85,9 +84,9 @@ def label(
             continue
         probability = infer(network, read_grey(folder / name, size), adaptation)
         done[name], _ = best_points(
-            probability, number=max_points, radius_px=radius_px, border_px=radius_px, threshold=threshold
+            probability, number=max_points, radius_px=RADIUS_PX, border_px=RADIUS_PX, threshold=threshold
         )
-        if time.monotonic() - saved > save_every_s:
+        if time.monotonic() - saved > SAVE_EVERY_S:
             _pack(done, size, made_by).write(out)
             saved = time.monotonic()
             say(f"{index + 1} of {len(names)} pictures, {saved - started:.0f} s")

@@ -30,6 +30,8 @@ from .run_files import WEIGHTS, log, record_settings, recorded_settings, resume,
 from .settings import TrainSettings, chosen_precision, drawing_processes
 from .targets import cell_classes, detector_loss, valid_cells
 
+SAVE_EVERY_S = 120.0
+
 
 def train(
     source: Source,
@@ -39,7 +41,6 @@ def train(
     start: Path | None = None,
     device: str = "cpu",
     workers: int | None = None,
-    save_every_s: float = 120.0,
     log_every: int = 50,
     stop_at: int | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -54,7 +55,6 @@ def train(
         device: PyTorch's name of the device.
         workers: Number of processes that draw pictures, on which the weights do not depend. 0 draws in this process,
             None chooses by the device.
-        save_every_s: Seconds between checkpoints.
         log_every: Number of steps between lines of the log.
         stop_at: Step to end at early, as an interruption would.
         say: Takes the lines of the report.
@@ -104,7 +104,7 @@ def train(
                 log(run, {"step": step, "loss": mean, "seconds": seconds})
                 say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
                 losses, logged = [], time.monotonic()
-            if time.monotonic() - saved > save_every_s or step == last:
+            if time.monotonic() - saved > SAVE_EVERY_S or step == last:
                 save(run, network, optimiser, step)
                 saved = time.monotonic()
     return run / WEIGHTS

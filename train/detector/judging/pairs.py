@@ -37,7 +37,7 @@ def read_sequences(folders: Sequence[Path]) -> dict[str, list[Pair]]:
     return pairs
 
 
-def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pair]:
+def sequence_pairs(folder: Path) -> list[Pair]:
     """The pairs of the first picture with each other one of a sequence: img1.EXT .. img6.EXT and H1to2p .. H1to6p."""
     if not folder.is_dir():
         raise ExtractorError(f"{folder}: expected a folder of img1, img2, ... and H1to2p, ..., found none")
@@ -48,39 +48,33 @@ def sequence_pairs(folder: Path, size: tuple[int, int] = PHOTO_SIZE) -> list[Pai
         raise ExtractorError(f"{folder}: expected img1 and homographies H1to2p, ..., got {sorted(pictures)}")
     if missing := [name for file in files if (name := "img" + file.name[4:-1]) not in pictures]:
         raise ExtractorError(f"{folder}: expected a picture for each homography, found none for {', '.join(missing)}")
-    one, scale_one = _resized(first, size)
+    one, scale_one = _resized(first)
     pairs = []
     for file in files:
-        other, scale_other = _resized(pictures["img" + file.name[4:-1]], size)
+        other, scale_other = _resized(pictures["img" + file.name[4:-1]])
         homography = scale_other @ np.loadtxt(file) @ np.linalg.inv(scale_one)
         pairs.append(Pair(one, other, homography))
     return pairs
 
 
-def self_warped_pairs(
-    greys: Sequence[Grey], *, viewpoint: bool, per_picture: int = 2, settings: HomographySettings = MILD
-) -> list[Pair]:
-    """Pairs made from single pictures (H, W) uint8: viewpoint by random homographies, or light and noise in place.
-
-    Viewpoint pairs stay clean; illumination pairs are the picture and its photometrically changed self.
-    """
+def self_warped_pairs(greys: Sequence[Grey], *, viewpoint: bool) -> list[Pair]:
+    """Two pairs of each picture (H, W) uint8 with itself: warped and clean, or in place with other light and noise."""
     pairs = []
     for number, grey in enumerate(greys):
         size = (grey.shape[0], grey.shape[1])
-        drawn = random_homographies(per_picture, size, settings, torch.Generator().manual_seed(SEED + number))
+        drawn = random_homographies(2, size, MILD, torch.Generator().manual_seed(SEED + number))
         for index, homography in enumerate(drawn.double().numpy()):
             if viewpoint:
                 other = cv2.warpPerspective(grey, homography, size[::-1], flags=cv2.INTER_LINEAR)
                 pairs.append(Pair(grey, np.asarray(other, np.uint8), homography))
             else:
-                noisy = add_noise(grey, seed=SEED + number * 1000 + index)
-                pairs.append(Pair(grey, noisy, np.eye(3)))
+                pairs.append(Pair(grey, add_noise(grey, seed=SEED + number * 1000 + index), np.eye(3)))
     return pairs
 
 
-def _resized(path: Path, size: tuple[int, int]) -> tuple[Grey, Floats]:
-    """A picture at `size` (h, w), and the map of its pixel coordinates to the resized ones (centres at integers)."""
+def _resized(path: Path) -> tuple[Grey, Floats]:
+    """A picture at `PHOTO_SIZE`, and the map of its pixel coordinates to the resized ones (centres at integers)."""
     grey = read_grey(path)
-    sy, sx = size[0] / grey.shape[0], size[1] / grey.shape[1]
+    sy, sx = PHOTO_SIZE[0] / grey.shape[0], PHOTO_SIZE[1] / grey.shape[1]
     scale = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
-    return np.asarray(cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA), np.uint8), scale
+    return np.asarray(cv2.resize(grey, PHOTO_SIZE[::-1], interpolation=cv2.INTER_AREA), np.uint8), scale
