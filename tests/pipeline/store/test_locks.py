@@ -24,15 +24,34 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return LocalStorage(folder)
 
 
-def use_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a file system without locks; a lease is dead after half a second."""
+class Clock:
+    """What `locks` takes for the `time` module: also passes when a test says so."""
+
+    def __init__(self, *, sleeps: bool) -> None:
+        self.ahead = 0.0
+        self.sleeps = sleeps
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def sleep(self, seconds: float) -> None:
+        if self.sleeps:
+            time.sleep(seconds)
+        else:
+            self.ahead += locks.LEASE_SECONDS / 10
+
+
+def use_leases(monkeypatch: pytest.MonkeyPatch, *, sleeps: bool = True) -> Clock:
+    """As on a file system without locks. Holders who live beat often; that one is dead is a matter of the clock."""
 
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
+    clock = Clock(sleeps=sleeps)
+    monkeypatch.setattr(locks, "time", clock)
+    return clock
 
 
 def leases(store: LocalStorage) -> list[str]:
@@ -62,13 +81,13 @@ def test_waiting_for_the_other_to_end(store: LocalStorage) -> None:
     def hold() -> None:
         with locked(store):
             held.set()
-            release.wait(5)
+            release.wait(60)
 
     other = threading.Thread(target=hold)
     other.start()
-    assert held.wait(5)
+    assert held.wait(60)
     threading.Timer(0.3, release.set).start()
-    with locked(store, wait_seconds=20):
+    with locked(store, wait_seconds=60):
         assert release.is_set()
     other.join()
 
@@ -81,16 +100,16 @@ def test_an_error_inside_lets_go(store: LocalStorage) -> None:
 
 
 def test_the_lease_of_a_dead_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
+    clock = use_leases(monkeypatch, sleeps=False)
     store = LocalStorage(tmp_path / "s.zarr")
     store.path.mkdir()
     folder = Path(f"{store}.locks")
     folder.mkdir()
     (folder / "dead.json").write_text('{"shared": false, "host": "h", "pid": 1, "user": "u", "beat": 7}')
     (folder / "broken.json").write_text("{")
-    started = time.monotonic()
+    started = clock.monotonic()
     with locked(store):
-        assert time.monotonic() - started >= 0.5, "it was watched first"
+        assert clock.monotonic() - started >= locks.LEASE_SECONDS, "it was watched first"
         assert len(leases(store)) == 1
 
 
@@ -109,20 +128,25 @@ def test_who_was_taken_for_dead_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_who_cannot_renew_gives_up_before_others_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
+    clock = use_leases(monkeypatch)
     store = LocalStorage(tmp_path / "s.zarr")
     store.path.mkdir()
+    stalls, goes_on = threading.Event(), threading.Event()
     with locked(store) as still_ours:
         put = LocalStorage.put
 
         def stalled(self: LocalStorage, path: str, data: bytes) -> None:
-            time.sleep(0.6)  # lands after a waiting one may have removed the lease and taken the store
+            stalls.set()
+            goes_on.wait(60)  # lands after a waiting one may have removed the lease and taken the store
             put(self, path, data)
 
         with monkeypatch.context() as patch:
             patch.setattr(LocalStorage, "put", stalled)
-            time.sleep(0.5)
+            assert stalls.wait(60)
+            still_ours()
+            clock.ahead += locks.LEASE_SECONDS
             assert raises(still_ours), "while the request is on its way"
+            goes_on.set()
             wait_for(lambda: leases(store) == [])
         assert raises(still_ours), "and after it landed"
 
@@ -131,7 +155,7 @@ def test_all_who_wait_get_their_turn(store: LocalStorage) -> None:
     inside, order = [0], []
 
     def take(number: int) -> None:
-        with locked(store, wait_seconds=20):
+        with locked(store, wait_seconds=60):
             inside[0] += 1
             assert inside[0] == 1
             time.sleep(0.05)
@@ -147,7 +171,7 @@ def test_all_who_wait_get_their_turn(store: LocalStorage) -> None:
 
 
 def test_a_gate_that_was_left_shut_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
+    use_leases(monkeypatch, sleeps=False)
     store = LocalStorage(tmp_path / "s.zarr")
     store.path.mkdir()
     LocalStorage(Path(f"{store}.locks")).put("gate", b"of a process that died")
@@ -183,7 +207,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
     began, end = context.Event(), context.Event()
     task = context.Process(target=write_until, args=(str(store.path), began, end))
     task.start()
-    assert began.wait(20)
+    assert began.wait(60)
     changed = threading.Event()
 
     def change() -> None:
@@ -194,7 +218,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
     thread.start()
     assert not changed.wait(0.3)
     end.set()
-    assert changed.wait(5)
+    assert changed.wait(60)
     thread.join()
     task.join()
 
@@ -202,7 +226,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
 def write_until(path: str, began: threading.Event, end: threading.Event) -> None:
     with writing(LocalStorage(Path(path))):
         began.set()
-        end.wait(20)
+        end.wait(60)
 
 
 def raises(function: Callable[[], None]) -> bool:
@@ -214,7 +238,7 @@ def raises(function: Callable[[], None]) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)
