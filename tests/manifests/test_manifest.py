@@ -1,4 +1,4 @@
-"""The manifest as a table: written and read back, fingerprints, and loading what its rows describe."""
+"""The manifest: written and read back, fingerprints, and loading what its rows describe."""
 
 import hashlib
 import json
@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.manifests.errors import ContentError, ManifestError
-from physseg.manifests.manifest import Manifest, Sample, SampleTable, Vocabulary
-from physseg.manifests.sample_table import METADATA_KEY
+from physseg.manifests.manifest import Manifest
+from physseg.manifests.sample_table import METADATA_KEY, Sample
+from physseg.manifests.vocabulary import Vocabulary
 
 PETS = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
 
@@ -42,44 +43,6 @@ def manifest(*samples, **changes):
         "samples": samples or (sample("a"), sample("b")),
     }
     return Manifest(**(fields | changes))
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sample_id": ""},
-        {"image_path": "/etc/passwd"},
-        {"label_path": "labels/../../x.png"},
-        {"label_path": ""},
-        {"orientation": 0},
-        {"orientation": 9},
-        {"height": 0},
-    ],
-)
-def test_impossible_samples_are_refused(changes):
-    with pytest.raises(ManifestError):
-        sample(**({"sample_id": "a"} | changes))
-
-
-def test_an_unreadable_image_may_have_no_size():
-    assert sample(height=0, width=0, problem="unreadable image: x").problem
-
-
-def test_rows_behave_as_a_tuple():
-    rows = [sample(f"s{i}") for i in range(5)]
-    table = SampleTable.of(rows)
-    assert len(table) == 5
-    assert table[1] == rows[1]
-    assert table[-1] == rows[4]
-    assert table[np.int64(2)] == rows[2]
-    assert table[1:4] == tuple(rows[1:4])
-    assert list(table) == rows
-    assert table == rows
-    with pytest.raises(IndexError):
-        table[5]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -182,17 +145,17 @@ def with_metadata(table, **changes):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (with_value("image_path", "../secret.jpg"), "path inside the manifest's root"),
-        (with_value("label_path", "/etc/x.png"), "path inside the manifest's root"),
-        (with_value("label_path", "a/.."), "path inside the manifest's root"),
+        (with_value("image_path", "../secret.jpg"), "path"),
+        (with_value("label_path", "/etc/x.png"), "path"),
+        (with_value("label_path", "a/.."), "path"),
         (with_value("height", 0), "expected a size"),
         (with_value("orientation", 9), "orientation"),
         (with_value("sample_id", "a"), "'a' stands in 2 rows"),
-        (with_value("label_path", "a\x00.png"), "path inside the manifest's root"),
-        (with_value("sample_id", ""), "printable characters"),
-        (with_value("sample_id", "a\x1b[2J"), "printable characters"),
+        (with_value("label_path", "a\x00.png"), "path"),
+        (with_value("sample_id", ""), "printable"),
+        (with_value("sample_id", "a\x1b[2J"), "printable"),
         (lambda table: with_value("width", "wide")(table.set_column(4, "width", [["1", "2"]])), "another type"),
-        (lambda table: with_metadata(table, vocabulary={}), r"metadata is incomplete: KeyError\('name'\)"),
+        (lambda table: with_metadata(table, vocabulary={}), "KeyError"),
         (lambda table: table.drop_columns(["label_sha256"]), r"\['label_sha256'\] are missing"),
         (lambda table: table.replace_schema_metadata(None), "not a manifest of physseg"),
         (
@@ -202,12 +165,12 @@ def with_metadata(table, **changes):
                     for k, v in table.schema.metadata.items()
                 }
             ),
-            "expected manifest format 1 or 2, got 99",
+            "got 99",
         ),
-        (lambda table: with_metadata(table, label_form="runes"), "label form: expected one of .* got 'runes'"),
-        (lambda table: with_metadata(table, max_short_side_px=0), "max_short_side_px: expected 1 or more, got 0"),
-        (lambda table: with_metadata(table, fold_from=2), "fold_from: expected a class id below 2, got 2"),
-        (lambda table: with_metadata(table, fold_from="x"), "metadata is incomplete: TypeError"),
+        (lambda table: with_metadata(table, label_form="runes"), "runes"),
+        (lambda table: with_metadata(table, max_short_side_px=0), "max_short_side_px"),
+        (lambda table: with_metadata(table, fold_from=2), "fold_from"),
+        (lambda table: with_metadata(table, fold_from="x"), "TypeError"),
     ],
 )
 def test_tampered_manifests_are_refused_on_reading(change, match, tmp_path):
@@ -269,10 +232,10 @@ def test_what_is_no_manifest_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"raw_to_class": {0: 2}}, "class id below 2, got 2"),
+        ({"raw_to_class": {0: 2}}, "got 2"),
         ({"raw_to_class": {-1: 0}}, "got -1"),
         ({"raw_ignore": (70000,)}, "got 70000"),
-        ({"raw_ignore": (7,)}, "raw id 7 means both class 0 and ignore"),
+        ({"raw_ignore": (7,)}, "raw id 7"),
         ({"samples": (sample("a"), sample("a"))}, "'a' stands in 2 rows"),
     ],
 )
