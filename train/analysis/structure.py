@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ...common.storage.location import Location
 from ...common.text import align
-from ...manifests.decoding import check_image, decode_image
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
@@ -29,6 +28,7 @@ from ...structure_extractors.canny import canny_edges
 from ..data.crop import IMAGE_FILL
 from ..errors import AnalysisError, RunFolderError
 from ..model.segmenter import Segmenter
+from ..prediction.trained_model import as_rgb
 from ..runs.run_folder import RunFolder
 from .boundary_score import BoundaryScore, edge_maps, keypoint_maps, thin, tolerance_of
 
@@ -203,8 +203,7 @@ def read_bsds(image_file: Path, truth_file: Path) -> BsdsImage:
     """
     file = image_file
     try:
-        data = file.read_bytes()
-        image = decode_image(data, check_image(data).orientation)
+        image = as_rgb(file)
         file = truth_file
         drawn = read_cells(file.read_bytes(), "groundTruth", "Boundaries")
     except DecodeError as error:

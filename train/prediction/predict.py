@@ -9,12 +9,12 @@ from torch import Tensor
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...common.images import encode_png
-from ...manifests.decoding import check_image, decode_image
 from ...manifests.vocabulary import Vocabulary, read_classes
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ..errors import PredictionError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
+from .trained_model import as_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Endings of the files that are taken from a folder, letter case aside. A file that is named may have any."""
@@ -107,8 +107,7 @@ def read_words(words: str | None, file: Path | None) -> Vocabulary:
 def _predict_file(
     model: Segmenter, path: Path, vocabulary: Vocabulary, text_features: Tensor, out: Path, settings: InferenceSettings
 ) -> Prediction:
-    data = path.read_bytes()
-    image = decode_image(data, check_image(data).orientation)
+    image = as_rgb(path)
     labels = predict_label_map(model, image, text_features, settings)
     names = vocabulary.prompt_names
     drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)

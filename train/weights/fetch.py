@@ -137,20 +137,20 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
         if known is not None and (folder / known.file).is_file() and file_sha256(folder / known.file) == known.sha256:
             return known, False
         remove_partials(folder.parent)
-        with atomic_folder(folder, replace=True) as partial:
-            source, file = _first_that_answers(tag, sources, partial)
-            record = WeightsRecord(
-                clip=tag.clip,
-                tag=tag.tag,
-                file=file.name,
-                url=source.url,
-                num_bytes=file.stat().st_size,
-                sha256=file_sha256(file),
-                quick_gelu=tag.quick_gelu,
-                version=__version__,
-            )
-            write_record(record, partial)
-    return record, True
+        failures = []
+        for source in sources:
+            try:
+                return _fetch_from(source, tag, folder), True
+            except WeightsError:  # it was there, but is not the file: going elsewhere would hide that
+                raise
+            except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
+                cause = error.__cause__ or error  # the hub's client speaks of its own cache first
+                reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+                failures.append(f"{source.url}: {reason}")
+    raise WeightsError(
+        f"{tag.clip} {tag.tag}: could not be fetched: {'; '.join(failures)}",
+        hint="on a machine without a network, fetch it elsewhere and name the file as `clip_weights`",
+    )
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -177,21 +177,22 @@ def _hash_in(url: str) -> str:
     return name.rpartition("-")[2].partition(".")[0] if "mlfoundations" in url else ""
 
 
-def _first_that_answers(tag: PretrainedTag, sources: tuple[Source, ...], folder: Path) -> tuple[Source, Path]:
-    failures = []
-    for source in sources:
-        try:
-            return source, _download(source, folder)
-        except WeightsError:  # it was there, but is not the file: going elsewhere would hide that
-            raise
-        except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
-            cause = error.__cause__ or error  # the hub's client speaks of its own cache first
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-            failures.append(f"{source.url}: {reason}")
-    raise WeightsError(
-        f"{tag.clip} {tag.tag}: could not be fetched: {'; '.join(failures)}",
-        hint="on a machine without a network, fetch it elsewhere and name the file as `clip_weights`",
-    )
+def _fetch_from(source: Source, tag: PretrainedTag, folder: Path) -> WeightsRecord:
+    """Put a source's file and its record into the folder, atomically."""
+    with atomic_folder(folder, replace=True) as partial:
+        file = _download(source, partial)
+        record = WeightsRecord(
+            clip=tag.clip,
+            tag=tag.tag,
+            file=file.name,
+            url=source.url,
+            num_bytes=file.stat().st_size,
+            sha256=file_sha256(file),
+            quick_gelu=tag.quick_gelu,
+            version=__version__,
+        )
+        write_record(record, partial)
+    return record
 
 
 def _download(source: Source, folder: Path) -> Path:
@@ -218,7 +219,9 @@ def _from_hub(source: Source, target: Path) -> str:
 
     endpoint = source.url.partition(f"/{source.repository}/resolve/")[0]
     hf_hub_download(source.repository, target.name, local_dir=target.parent, endpoint=endpoint)
-    shutil.rmtree(target.parent / ".cache")  # the client's notes for a folder that stays in step with a repository
+    shutil.rmtree(
+        target.parent / ".cache", ignore_errors=True
+    )  # the client's notes for a folder that stays in step with a repository
     etag = get_hf_file_metadata(source.url).etag or ""
     return etag if len(etag) == 64 else ""  # files outside the hub's large-file storage have a shorter git hash
 

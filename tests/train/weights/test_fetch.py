@@ -27,6 +27,8 @@ class Site:
     """Bytes after which an answer breaks off."""
     linked_etag: str = SHA256
     """What the hub announces under this file."""
+    linked_size: int | None = None
+    """Size that the hub announces, if it is not the file's."""
     requests: list[str] = field(default_factory=list)
 
 
@@ -54,7 +56,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
                 )
                 self.send_header("X-Repo-Commit", "0" * 40)
                 self.send_header("X-Linked-Etag", f'"{site.linked_etag}"')
-                self.send_header("X-Linked-Size", str(len(site.content)))
+                self.send_header("X-Linked-Size", str(site.linked_size or len(site.content)))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -167,6 +169,16 @@ def test_a_repository_without_a_file_name_is_asked_for_both(site: Site) -> None:
         fetch(tag(*_sources("", "lab/clip/")))
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
         assert re.search(rf"/lab/clip/resolve/main/{name}: [^;]*404", str(caught.value))
+
+
+def test_nothing_of_a_place_that_broke_off_is_kept(site: Site) -> None:
+    """The client of the hub keeps what it has of a file; the next place's folder is a new one."""
+    (source,) = _sources("", "lab/clip/file.bin")
+    site.content, announced = CONTENT[:1_000_000], len(CONTENT)
+    site.linked_size = announced
+    record, _ = fetch(tag(source, Source(url=f"{site.url}/file.bin")))
+    assert record.url == f"{site.url}/file.bin"
+    assert names(weights_folder("ViT-B-16", "openai")) == ["file.bin", "weights.json"]
 
 
 def test_what_the_hub_lacks_comes_from_the_address(site: Site) -> None:
