@@ -15,7 +15,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """For a child that is started meanwhile: libraries read some settings once, when they are loaded."""
+    """Set environment variables for a child that is started meanwhile, and restore them.
+
+    Some libraries read their settings once, when they are loaded.
+    """
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -33,11 +36,13 @@ class Memory:
     """Resident bytes of a process."""
 
     now: int = 0
+    """Bytes that are resident now."""
     peak: int = 0
+    """The most bytes that have been resident so far."""
 
 
 def memory_of(process: int | str | None) -> Memory:
-    """Resident bytes of a process, now and at most so far; zeros where there is no /proc or no such process.
+    """Memory of a process by its id, or of "self"; zeros where there is no /proc or no such process.
 
     `getrusage` would not do for the peak: a new process inherits it from the one that started it.
     """

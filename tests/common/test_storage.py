@@ -188,7 +188,7 @@ def test_the_cache_asks_once(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_nothing_that_it_was_not_asked_for(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path / "cache")
-    with pytest.raises(StorageError, match=r"s3://b/x: expected sha256 ba7816bf8f01, got 88d4266fd4e6 \(4 bytes\)"):
+    with pytest.raises(StorageError, match=r"s3://b/x: .*ba7816bf8f01, got 88d4266fd4e6"):
         cache.file(ABC, lambda: b"abcd", "s3://b/x")
     assert not (tmp_path / "cache").exists()
 

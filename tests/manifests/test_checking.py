@@ -227,9 +227,7 @@ def test_when_nothing_is_usable_the_arguments_are_wrong(toys):
     toys.image("images/bad.jpg")
     toys.label("labels/bad.png", np.full((24, 32), 77, np.uint8))
     pairs = pair_files(toys.folder / "images", toys.folder / "labels")
-    with pytest.raises(
-        ManifestError, match=r"none of 1 samples can be used(.|\n)*bad: unknown ids.*id 77 \(768 pixels\)"
-    ):
+    with pytest.raises(ManifestError, match=r"none of 1 samples(.|\n)*bad: unknown ids.*id 77"):
         check_samples(pairs, IDS, dataset="toys", split="")
 
 

@@ -130,7 +130,7 @@ def test_any_flipped_bit_of_a_png_is_found(toys):
 
 def test_absurd_size_is_refused_from_the_header_alone():
     data = encoded(Image.new("L", (4000, 4000)))[:200]  # nothing there to decode
-    with pytest.raises(DecodeError, match=r"at most 10 megapixels, got 16 \(4000 x 4000 pixels\)"):
+    with pytest.raises(DecodeError, match="at most 10 megapixels, got 16"):
         check_image(data, max_megapixels=10)
 
 
@@ -233,7 +233,7 @@ def test_colour_labels_are_refused_with_the_repair(mode):
 
 
 def test_lossy_labels_are_refused():
-    with pytest.raises(DecodeError, match="expected a label picture in PNG or TIFF, got JPEG"):
+    with pytest.raises(DecodeError, match="PNG or TIFF, got JPEG"):
         decode_label(encoded(Image.fromarray(IDS), "JPEG"))
 
 

@@ -417,7 +417,7 @@ def test_unknown_id(loadable, toys):
 def test_quarantined_samples_cannot_be_loaded(loadable):
     broken = replace(loadable, samples=[replace(loadable.samples[0], problem="size mismatch: x")])
     for load in (broken.load, broken.load_image):
-        with pytest.raises(ContentError, match="sample a is quarantined: size mismatch: x"):
+        with pytest.raises(ContentError, match=r"sample a .*size mismatch: x"):
             load(0)
 
 

@@ -48,9 +48,9 @@ def test_listed_names_without_files_are_named(toys):
     toys.pairs(["a", "b"])
     toys.image("images/lone.jpg")
     folders = toys.folder / "images", toys.folder / "labels"
-    with pytest.raises(ManifestError, match=r"1 listed names have no image in .*images \(nope\)"):
+    with pytest.raises(ManifestError, match=r"images \(nope\)"):
         pair_files(*folders, listed=toys.lines("list.txt", "a", "nope"))
-    with pytest.raises(ManifestError, match=r"1 listed names have no label picture in .*labels \(lone\)"):
+    with pytest.raises(ManifestError, match=r"labels \(lone\)"):
         pair_files(*folders, listed=toys.lines("list.txt", "a", "lone"))
     with pytest.raises(ManifestError, match="list names without their extension"):
         pair_files(*folders, listed=toys.lines("list.txt", "a.jpg"))
@@ -59,7 +59,7 @@ def test_listed_names_without_files_are_named(toys):
 def test_two_images_with_one_stem(toys):
     toys.pairs(["a"])
     toys.image("images/a.png")
-    with pytest.raises(ManifestError, match=r"one file per name, got a\.(jpg and a\.png|png and a\.jpg)"):
+    with pytest.raises(ManifestError, match=r"got a\.(jpg and a\.png|png and a\.jpg)"):
         pair_files(toys.folder / "images", toys.folder / "labels")
 
 

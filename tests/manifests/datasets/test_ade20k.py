@@ -157,7 +157,7 @@ def test_a_scene_whose_json_disagrees_is_noted(toys):
 
 def test_where_most_disagree_the_release_is_another(toys):
     scene(toys, np.full((4, 6), WALL), names={WALL: "wall socket"})
-    with pytest.raises(ManifestError, match=r"1 of 1 scenes have ids unlike those in its JSON file .*another release"):
+    with pytest.raises(ManifestError, match="1 of 1 scenes"):
         published.benchmark("ade20k-847", root=toys.folder)
 
 
@@ -193,5 +193,5 @@ def test_a_scene_without_its_labels_is_missing(toys):
     scene(toys, np.full((4, 6), WALL))
     photo = scene(toys, np.full((4, 6), WALL), name="ADE_val_00000002")
     photo.with_name("ADE_val_00000002_seg.png").unlink()
-    with pytest.raises(ManifestError, match=r"1 of the 2 names have no label file in .* \(ADE_val_00000002\)"):
+    with pytest.raises(ManifestError, match="ADE_val_00000002"):
         published.benchmark("ade20k-847", root=toys.folder)

@@ -203,7 +203,7 @@ def test_a_list_selects(files):
     checked = files.build(images=(1, 4), stuff_json=stuff, listed=files.toys.lines("list.txt", "000000000001"))
     assert [path.name for path in (files.toys.folder / "labels").iterdir()] == ["000000000001.png"]
     assert len(checked.manifest) == 1
-    with pytest.raises(ManifestError, match=r"1 images of stuff\.json are not in .*\(000000000002\)"):
+    with pytest.raises(ManifestError, match=r"stuff\.json .*\(000000000002\)"):
         published.coco_stuff(
             images=files.toys.folder / "images",
             write_labels=files.toys.folder / "again",
@@ -260,7 +260,7 @@ def test_painting_twice_gives_the_same_bytes(files):
 
 def test_unknown_categories_name_file_annotation_and_id(files):
     stuff = files.stuff(annotation(31, 200, polygon(0, 4, 0, 4)))
-    with pytest.raises(ManifestError, match=r"stuff\.json: annotation 31: expected a category .*, got 200") as caught:
+    with pytest.raises(ManifestError, match=r"stuff\.json: annotation 31: .*got 200") as caught:
         files.build(stuff_json=stuff)
     assert "panoptic" in str(caught.value)
     for category in (12, 0, 183 + 500):
@@ -271,7 +271,7 @@ def test_unknown_categories_name_file_annotation_and_id(files):
 def test_another_data_set_with_the_same_ids_is_recognised(files):
     """Ids 1..10 of somebody's own COCO-style file would pass as person, bicycle, car, ..."""
     stuff = files.stuff(categories=[{"id": 1, "name": "scratch"}])
-    with pytest.raises(ManifestError, match="category 1 is 'scratch', in COCO-Stuff it is 'person'"):
+    with pytest.raises(ManifestError, match=r"'scratch', .*'person'"):
         files.build(stuff_json=stuff)
 
 
@@ -281,15 +281,15 @@ def test_files_in_the_wrong_places_are_recognised(files):
         files.stuff(annotation(1, GRASS, polygon(0, 9, 0, 9))),
         files.instances(annotation(2, PERSON, polygon(4, 12, 4, 12))),
     )
-    with pytest.raises(ManifestError, match=r"stuff\.json: annotation 1 is stuff .*\n.*exchange"):
+    with pytest.raises(ManifestError, match=r"stuff\.json: annotation 1 (.|\n)*exchange"):
         files.build(stuff_json=instances, instances_json=stuff)
 
 
 def test_two_files_must_describe_the_same_images(files):
     stuff = files.stuff(images=(1,))
-    with pytest.raises(ManifestError, match=r"image 1: stuff\.json says .*24, 32.*instances\.json says .*32, 24"):
+    with pytest.raises(ManifestError, match=r"image 1: stuff\.json .*24, 32.*instances\.json .*32, 24"):
         files.build(stuff_json=stuff, instances_json=files.instances(images=(1,), size=(32, 24)))
-    with pytest.raises(ManifestError, match=r"stuff\.json and instances\.json have no image in common"):
+    with pytest.raises(ManifestError, match="no image in common"):
         files.build(stuff_json=stuff, instances_json=files.instances(images=(2,)))
 
 
@@ -345,5 +345,5 @@ def test_two_names_with_one_stem(files):
     data = coco([], images=(1, 2))
     data["images"][1]["file_name"] = "000000000001.png"
     path: Path = files.toys.lines("stuff.json", json.dumps(data))
-    with pytest.raises(ManifestError, match=r"000000000001\.jpg and 000000000001\.png would both be sample"):
+    with pytest.raises(ManifestError, match=r"000000000001\.jpg and 000000000001\.png"):
         files.build(stuff_json=path)

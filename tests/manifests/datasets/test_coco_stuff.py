@@ -72,7 +72,7 @@ def test_missing_layout_names_all_candidates(toys):
         find_images(toys.folder, "val2017")
     for word in ("photographs of val2017", f"{toys.folder}/val2017", f"{toys.folder}/images/val2017", "--images"):
         assert word in str(caught.value)
-    with pytest.raises(ManifestError, match=r"label pictures of train2017: expected one of .*stuffthingmaps/train2017"):
+    with pytest.raises(ManifestError, match="stuffthingmaps/train2017"):
         find_labels(toys.folder, "train2017")
     with pytest.raises(ManifestError, match="got nothing there"):
         find_images(toys.folder / "nowhere", "train2017")

@@ -32,7 +32,7 @@ def test_default_ignored_id_is_never_a_class(count, ignore, toys):
 
 def test_an_ignored_class_is_a_contradiction(toys):
     path = toys.lines("classes.txt", "background", "cat")
-    with pytest.raises(ManifestError, match=r"classes\.txt, line 1: id 0 is the class 'background'") as caught:
+    with pytest.raises(ManifestError, match=r"classes\.txt, line 1: id 0 .*'background'") as caught:
         folder_ids(path, ignore=(255, 0))
     assert "--first-id 1 --ignore 0" in str(caught.value)
 
@@ -53,7 +53,7 @@ def test_layouts(split, images, labels, toys):
 
 def test_missing_folders_list_the_splits_that_are_there(toys):
     toys.pairs(["a"], "images/train", "labels/train")
-    with pytest.raises(ManifestError, match=r"images/test: expected a folder(.|\n)*splits there: train"):
+    with pytest.raises(ManifestError, match=r"images/test: (.|\n)*splits there: train"):
         find_folders(toys.folder, "test")
     toys.pairs(["a"], "flat/images", "flat/labels")
     with pytest.raises(ManifestError, match="leave --split out"):
@@ -80,7 +80,7 @@ def test_folders_in_different_places(toys):
 
 def test_neither_root_nor_folders(toys):
     classes = toys.lines("classes.txt", "x")
-    with pytest.raises(ManifestError, match="expected the folders of images and labels"):
+    with pytest.raises(ManifestError, match="got neither"):
         folder(classes=classes, images=toys.folder)
 
 

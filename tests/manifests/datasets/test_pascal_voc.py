@@ -90,7 +90,7 @@ def test_lists_of_both_files_of_a_sample(toys):
     lists.write_text("/JPEGImages/b.jpg /SegmentationClassAug/b.png\n")
     assert [sample.sample_id for sample in manifest(toys, "pascal-voc-20", split="train_aug").samples] == ["b"]
     lists.write_text("/JPEGImages/b.jpg /SegmentationClassAug/2007_000033.png\n")
-    with pytest.raises(ManifestError, match="expected one name, or the two files of one sample"):
+    with pytest.raises(ManifestError, match="one name, or the two files"):
         manifest(toys, "pascal-voc-20", split="train_aug")
 
 
@@ -146,5 +146,5 @@ def test_incomplete_archives_are_named_with_their_source(toys, spoil, match):
 
 def test_unknown_splits_are_refused(toys):
     devkit(toys)
-    with pytest.raises(ManifestError, match="expected --split val or train or trainval or train_aug, got 'test'"):
+    with pytest.raises(ManifestError, match="val or train or trainval or train_aug, got 'test'"):
         manifest(toys, "pascal-voc-20", split="test")

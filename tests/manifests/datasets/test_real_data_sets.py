@@ -57,7 +57,7 @@ def test_coco_stuff_json_segments_cover_their_areas():
 
 def test_panoptic_annotations_are_refused(tmp_path):
     panoptic = DATA / "coco_panoptic"
-    with pytest.raises(ManifestError, match=r"annotation 15: expected a category of COCO-Stuff .* got 184"):
+    with pytest.raises(ManifestError, match=r"annotation 15: .*got 184"):
         published.coco_stuff(
             stuff_json=panoptic / "detection_format_rle.json",
             images=panoptic / "images",
