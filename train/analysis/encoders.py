@@ -54,18 +54,6 @@ class ClipEncoder:
         return torch.unflatten(F.normalize(tokens, dim=-1), 0, (self.model.arch.grid, self.model.arch.grid))
 
 
-def clip_of_run(
-    run: Path, *, prompts: str = "", synonyms: Synonyms | None = None, device: torch.device | str = "cpu"
-) -> ClipEncoder:
-    """CLIP as a run or an exported model holds it. Raises what `load_run` raises."""
-    loaded = load_run(run, device=device)
-    model = loaded.model
-    if prompts or synonyms:
-        # CLIP alone takes any number of templates; only the segmenter's cost volume does not.
-        model.config = _asked(model.config, prompts, synonyms)
-    return ClipEncoder(model, {"run": str(run), "step": loaded.step, "templates": list(model.config.templates)})
-
-
 def clip_of_weights(
     name: str,
     clip: str,
@@ -108,7 +96,10 @@ def find_encoder(
     path = Path(source)
     is_run = path.is_dir() and (RunFolder(path).exists() or is_export(path))
     if is_run and clip is None:
-        return clip_of_run(path, prompts=prompts, synonyms=synonyms, device=device)
+        loaded = load_run(path, device=device)
+        # CLIP alone takes any number of templates; only the segmenter's cost volume does not.
+        config = loaded.model.config = _asked(loaded.model.config, prompts, synonyms)
+        return ClipEncoder(loaded.model, {"run": str(path), "step": loaded.step, "templates": list(config.templates)})
     if not is_run and clip is not None:
         return clip_of_weights(source, clip, prompts=prompts, synonyms=synonyms, device=device)
     raise AnalysisError(
