@@ -183,9 +183,8 @@ KINDS: dict[str, Callable[[Canvas], Points]] = {
     "ellipses": _ellipses,
     "noise": _noise,
 }
-_SHARES = np.array(
-    [2, 1, 4, 1.5, 2, 1.5, 2, 1, 0.5]
-)  # of each kind in training; the rich and the hard ones come oftener
+# Share of each kind in training: the rich and the hard ones come oftener.
+_SHARES = np.array([2, 1, 4, 1.5, 2, 1.5, 2, 1, 0.5])
 
 
 def random_polygon(rng: np.random.Generator, centre: Points, radius: float) -> Points:
