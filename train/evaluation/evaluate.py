@@ -21,6 +21,7 @@ from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
+from ..model.text import synonyms_of
 from .image_counts import Counts, ImageCounts
 from .metrics import ConfusionMatrix
 from .result import Evaluation
@@ -131,8 +132,8 @@ def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[boo
     >>> seen_classes(["sofa, couch", "Tree", "sea star"], ["couch", "tree, shrub"])
     (True, True, False)
     """
-    known = {name for entry in trained_on for name in _synonyms(entry)}
-    return tuple(not known.isdisjoint(_synonyms(entry)) for entry in classes)
+    known = {name for entry in trained_on for name in synonyms_of(entry.casefold())}
+    return tuple(not known.isdisjoint(synonyms_of(entry.casefold())) for entry in classes)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -141,15 +142,9 @@ def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[boo
 def _loaded(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:
     """Images and labels in order, each decoded while the one before is being predicted."""
     with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(manifest.load, indices[0]) if indices else None
-        for following in [*indices[1:], None]:
-            if upcoming is None:
-                return
-            current = upcoming.result()
-            if following is not None:
-                upcoming = pool.submit(manifest.load, following)
-            yield current
-
-
-def _synonyms(entry: str) -> set[str]:
-    return {name.strip().casefold() for name in entry.split(",") if name.strip()}
+        current = None
+        for index in [*indices, None]:
+            upcoming = None if index is None else pool.submit(manifest.load, index)
+            if current is not None:
+                yield current.result()
+            current = upcoming

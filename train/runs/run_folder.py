@@ -15,7 +15,6 @@ Imported weights make a run folder too: one whose training settings and data are
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +28,18 @@ from ..errors import RunFolderError
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of a run, and its settings."""
 
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def vocabulary_file(self) -> Path:
-        return self.path / "vocabulary.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def log_file(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def best_file(self) -> Path:
-        return self.path / "best.json"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.vocabulary_file = path / "vocabulary.txt"
+        self.checkpoints = path / "checkpoints"
+        self.log_file = path / "log.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.best_file = path / "best.json"
+        self.evaluations = path / "evaluations"
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
