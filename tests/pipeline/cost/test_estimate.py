@@ -253,7 +253,7 @@ class Deadly:
 
 
 def test_a_process_that_dies_is_an_error_with_a_hint() -> None:
-    with pytest.raises(ExecutorError, match="was killed") as caught:
+    with pytest.raises(ExecutorError) as caught:
         compute_at_once([Deadly()], 1, 1.0)  # type: ignore[list-item]
     assert "--workers" in str(caught.value.hint)
 

@@ -73,9 +73,9 @@ def test_sixteen_bit_labels() -> None:
 
 
 def test_an_id_without_a_class_is_refused() -> None:
-    with pytest.raises(DrawError, match="label id 3: expected one of 3 classes or 255"):
+    with pytest.raises(DrawError, match="label id 3"):
         palette.colour_labels(np.array([[0, 3]], np.uint8), 3, ignore_index=255)
-    with pytest.raises(DrawError, match="ignore index 2 is also the id of one of 3 classes"):
+    with pytest.raises(DrawError, match="ignore index 2"):
         palette.colour_labels(np.array([[0, 1]], np.uint8), 3, ignore_index=2)
     with pytest.raises(DrawError, match="label id -1"):
         palette.colour_labels(np.array([[0, -1]], np.int64), 3, ignore_index=255)
@@ -172,11 +172,11 @@ def test_any_size_can_be_drawn(height: int, width: int, seed: int) -> None:
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DrawError, match=r"labels: expected an image .* got \(40, 60, 3\) uint8 and \(10, 60\)"):
+    with pytest.raises(DrawError, match=r"\(40, 60, 3\) uint8 and \(10, 60\)"):
         label_maps.overlay(GREY, quarters()[:10], NAMES, ignore_index=255)
-    with pytest.raises(DrawError, match="expected an image"):
+    with pytest.raises(DrawError, match=r"\(40, 60\)"):
         label_maps.overlay(GREY[..., 0], quarters(), NAMES, ignore_index=255)
-    with pytest.raises(DrawError, match="does not cover an image of 40 x 60"):
+    with pytest.raises(DrawError, match="40 x 60"):
         layers.structure_layer(quarters()[:10], layers.EDGES, (1, 2, 3)).over(GREY)
 
 
@@ -213,7 +213,7 @@ def test_a_density_is_as_opaque_as_its_code() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(DrawError, match="unknown kind of structure 'lines', expected edges, keypoints or density"):
+    with pytest.raises(DrawError, match="'lines'"):
         layers.structure_alpha(np.zeros((2, 2), np.uint8), "lines")
 
 
@@ -235,7 +235,7 @@ def test_the_scale_is_darker_where_weights_are_smaller() -> None:
 
 
 def test_weights_that_do_not_cover_the_image_are_refused() -> None:
-    with pytest.raises(DrawError, match="does not cover an image of 20 x 40"):
+    with pytest.raises(DrawError, match="20 x 40"):
         layers.weight_layer(np.ones((2, 2), np.float32)).over(np.zeros((20, 40, 3), np.uint8), side=16)
 
 
@@ -250,7 +250,7 @@ def test_tiles_stand_in_a_grid_with_their_pictures_unchanged() -> None:
     assert reds.sum() == 30 * 40 + 100
     assert np.flatnonzero(blues.any(axis=0))[0] > np.flatnonzero(reds.any(axis=0))[0]
     assert np.flatnonzero(reds.any(axis=1))[-1] > np.flatnonzero(blues.any(axis=1))[-1]
-    with pytest.raises(DrawError, match="at least one picture"):
+    with pytest.raises(DrawError):
         layout.tile([])
 
 

@@ -162,7 +162,7 @@ def test_one_unreadable_image_is_shown_on_grey_and_all_unreadable_are_an_error(s
     sample = json.loads(Reader(report.path.read_text()).data["sample-1"])
     assert "images/001.jpg" in sample["problem"]
     root.rename(store.parent / "moved")
-    with pytest.raises(InspectError, match="none of the 4 images could be read"):
+    with pytest.raises(InspectError, match="4 images"):
         write_page(store, store.parent / "page.html")
     assert not write_page(
         store, store.parent / "page.html", samples=[0], root=str(store.parent / "moved")
@@ -188,6 +188,6 @@ def test_the_page_holds_script_and_style_as_they_are(store: Path) -> None:
 
 def test_a_store_without_samples_has_no_page(store: Path) -> None:
     (store / "status/c/0").unlink()
-    with pytest.raises(InspectError, match="no sample to show: 0 of 5 are done"):
+    with pytest.raises(InspectError, match="0 of 5"):
         write_page(store, store.parent / "page.html")
     assert not (store.parent / "page.html").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_an_id_comes_before_an_index(store: Path) -> None:
 
 @pytest.mark.parametrize("text", ["5", "-1", "a/b", "", "9" * 40])
 def test_an_unknown_sample_is_refused_with_close_matches(store: Path, text: str) -> None:
-    with pytest.raises(InspectError, match="neither as an id nor as an index below 5") as error:
+    with pytest.raises(InspectError, match=re.escape(repr(text))) as error:
         SampleViews(store).find(text)
     if text == "a/b":
         assert "did you mean 'a/b: c'?" in str(error.value)
@@ -218,10 +219,10 @@ def test_classes_are_found_by_entry_and_by_synonym(store: Path) -> None:
         2,
         4,
     ]
-    with pytest.raises(InspectError, match="may be one of several") as error:
+    with pytest.raises(InspectError, match="'disc'") as error:
         views.find_class("disc")
     assert "'disc, box'; 'ball, disc'" in str(error.value)
-    with pytest.raises(InspectError, match="no class 'squre' in shapes") as error:
+    with pytest.raises(InspectError, match="'squre'") as error:
         views.find_class("squre")
     assert "did you mean 'square'" in str(error.value)
 
@@ -289,18 +290,18 @@ def test_pictures_are_written_under_safe_names(store: Path, tmp_path: Path) -> N
 
 
 def test_a_quarantined_sample_is_refused_with_its_reason(store: Path) -> None:
-    with pytest.raises(InspectError, match=r"sample 4 \(004\) is quarantined: .*sha256"):
+    with pytest.raises(InspectError, match=r"4 \(004\).*sha256"):
         SampleViews(store).view(4)
 
 
 def test_a_missing_sample_is_refused(unfinished: Path) -> None:
-    with pytest.raises(StoreIncompleteError, match="not computed"):
+    with pytest.raises(StoreIncompleteError, match="65"):
         SampleViews(unfinished).view(65)
 
 
 def test_moved_images_are_found_below_another_root(store: Path, tmp_path: Path) -> None:
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(InspectError, match="expected a readable file below") as error:
+    with pytest.raises(InspectError, match="data") as error:
         SampleViews(store).view(0)
     assert "--root DIR" in str(error.value)
     grey = SampleViews(store).view(0, need_image=False)
