@@ -4,6 +4,7 @@ The view is boto3's: what tests find in a bucket or change there does not pass t
 """
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -75,17 +76,22 @@ class Bucket:
         }
 
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
+        return _client(self.endpoint, self.key_id, self.secret)
 
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.key_id,
-            aws_secret_access_key=self.secret,
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
+
+@functools.cache  # boto3 takes longer to make one than to ask a question
+def _client(endpoint: str, key_id: str, secret: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=key_id,
+        aws_secret_access_key=secret,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
 
 
 @contextlib.contextmanager

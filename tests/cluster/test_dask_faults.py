@@ -21,6 +21,7 @@ import pytest
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
+from physseg.pipeline.run.executors import dask_cluster
 from physseg.pipeline.run.executors.local import LocalExecutor
 from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.lone_shards import compute_alone
@@ -250,8 +251,11 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_exactly_the_samples_that_kill_are_quarantined(importable: None, shapes: Shapes, tmp_path: Path) -> None:
+def test_exactly_the_samples_that_kill_are_quarantined(
+    importable: None, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two in one shard, by signal and by exit; one in another, by memory; the memory of all others is let be."""
+    monkeypatch.setitem(dask_cluster.CONFIGURATION, "distributed.scheduler.allowed-failures", 1)  # fewer restarts
     reasons = {70: SIGKILL, 101: EXIT, 200: HOG}
     job = faulty_job(shapes, tmp_path / "s.zarr", {70: "kill", 101: "exit", 200: "hog"})
     report = run.execute(job, LocalExecutor(workers=2, memory_limit=MEMORY_LIMIT), progress=False)
