@@ -18,8 +18,9 @@ import psutil
 import torch
 from dask.utils import parse_bytes
 from data import draw
+from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.inference import InferenceSettings, predict_label_map
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 
 from common import Goal, Section, machine, spread
 

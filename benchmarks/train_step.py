@@ -30,7 +30,8 @@ from physseg.train.data.order import PositionBatches
 from physseg.train.loop.objective import Objective
 from physseg.train.losses.total import LossConfig
 from physseg.train.model.bounded import set_recompute
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.optim import build_optimizer, clip_gradients, require_finite
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -17,7 +17,7 @@ from ..common.settings import NameOrPath, PathText, apply_override, build
 from ..pipeline.store.frame import CELL_PX
 from .data.dataset import DataConfig
 from .losses.total import LossConfig
-from .model.segmenter import SegmenterConfig
+from .model.config import SegmenterConfig
 from .optim import OptimConfig
 
 RESUMABLE_KEYS = frozenset(

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AnalysisError
+from ..model.config import SegmenterConfig
 from ..model.inference import InferenceSettings, class_texts, cut
-from ..model.segmenter import Segmenter, SegmenterConfig
+from ..model.segmenter import Segmenter
 from ..model.text import Synonyms, read_templates
 from ..prediction.load_run import load_run
 from ..runs.run_folder import RunFolder

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bounded import Bounded
+from .config import SegmenterConfig
 from .decoder import Decoder
 
 # The logit of classes that the preselection left out.
@@ -138,10 +139,11 @@ class ClassAggregation(Bounded):
 class AggregatorLayer(Bounded):
     """Aggregation over space, then over classes."""
 
-    def __init__(self, dim: int, guidance_dim: int, *, heads: int, window: int, pooling: int, pad_len: int) -> None:
+    def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
-        self.spatial = SpatialAggregation(dim, guidance_dim, heads=heads, window=window)
-        self.classes = ClassAggregation(dim, guidance_dim, heads=heads, pooling=pooling, pad_len=pad_len)
+        dim, guidance_dim, heads = config.hidden_dim, config.guidance_dim, config.num_heads
+        self.spatial = SpatialAggregation(dim, guidance_dim, heads=heads, window=config.window)
+        self.classes = ClassAggregation(dim, guidance_dim, heads=heads, pooling=config.pooling, pad_len=config.pad_len)
 
     def forward(self, x: Tensor, image_guidance: Tensor, text_guidance: Tensor) -> Tensor:
         return self.run_part(self.classes, self.spatial(x, image_guidance), text_guidance)
@@ -150,32 +152,17 @@ class AggregatorLayer(Bounded):
 class CostAggregator(nn.Module):
     """Dense image features and class texts to logits at four times the patch grid."""
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_prompts: int,
-        hidden_dim: int,
-        guidance_dim: int,
-        num_layers: int,
-        num_heads: int,
-        window: int,
-        pooling: int,
-        pad_len: int,
-        decoder_dims: tuple[int, ...],
-        decoder_guidance_dims: tuple[int, ...],
-        decoder_guidance_proj_dims: tuple[int, ...],
-    ) -> None:
+    def __init__(self, embed_dim: int, config: SegmenterConfig) -> None:
         super().__init__()
-        self.pad_len = pad_len
-        self.cost_embedding = nn.Conv2d(num_prompts, hidden_dim, kernel_size=7, padding=3)
+        self.pad_len = config.pad_len
+        dim, guidance_dim = config.hidden_dim, config.guidance_dim
+        self.cost_embedding = nn.Conv2d(len(config.templates), dim, kernel_size=7, padding=3)
         self.image_guidance = nn.Conv2d(embed_dim, guidance_dim, kernel_size=3, padding=1)
         self.text_guidance = nn.Linear(embed_dim, guidance_dim)
-        self.layers = nn.ModuleList(
-            AggregatorLayer(hidden_dim, guidance_dim, heads=num_heads, window=window, pooling=pooling, pad_len=pad_len)
-            for _ in range(num_layers)
+        self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.num_layers))
+        self.decoder = Decoder(
+            dim, config.decoder_dims, config.decoder_guidance_dims, config.decoder_guidance_proj_dims
         )
-        self.decoder = Decoder(hidden_dim, decoder_dims, decoder_guidance_dims, decoder_guidance_proj_dims)
 
     def forward(self, image_features: Tensor, text_features: Tensor, decoder_guidance: tuple[Tensor, Tensor]) -> Tensor:
         """Logits (B, T, 4 h, 4 w).

@@ -11,7 +11,8 @@ from ... import __version__
 from ...common.errors import ConfigError
 from ...common.settings import build
 from ..errors import CheckpointError
-from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
+from ..model.config import SegmenterConfig
+from ..model.segmenter import Segmenter, blank_segmenter
 from ..model.text import read_templates
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder

@@ -18,7 +18,7 @@ from ...common.settings import to_dict
 from ...common.text import preview
 from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
-from ..model.segmenter import SegmenterConfig
+from ..model.config import SegmenterConfig
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model.backbones.clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
-from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
+from ..model.config import SegmenterConfig
+from ..model.segmenter import Segmenter, blank_segmenter
 from .clip_weights import check_state, fit_positions, split_fused_projections
 
 # Published name and ours, both ways the first pair that matches. {n} and {m} are numbers, {b} is block_1 or block_2,

@@ -22,7 +22,8 @@ from ...common.atomic import atomic_folder, atomic_json
 from ...common.errors import ConfigError
 from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
-from ..model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
+from ..model.config import SegmenterConfig
+from ..model.segmenter import Segmenter, blank_segmenter
 from .cache import file_sha256
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from ...common.errors import ConfigError
 from ...common.settings import is_name
 from ..config import TrainConfig
 from ..errors import RunFolderError
-from ..model.segmenter import SegmenterConfig
+from ..model.config import SegmenterConfig
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder
 from .cache import ClipWeights, find_clip_weights

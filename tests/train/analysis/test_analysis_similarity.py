@@ -17,7 +17,8 @@ from physseg.train.errors import AnalysisError
 from physseg.train.loop.loop import train
 from physseg.train.model.backbones.clip import Clip
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 

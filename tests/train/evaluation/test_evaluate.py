@@ -19,8 +19,8 @@ from physseg.train.evaluation.benchmark_table import paper_table
 from physseg.train.evaluation.evaluate import evaluate_model, seen_classes
 from physseg.train.evaluation.result import Evaluation, merge, read_evaluation
 from physseg.train.loop.loop import train
+from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.inference import InferenceSettings
-from physseg.train.model.segmenter import SegmenterConfig
 from physseg.train.prediction.load_run import load_run
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.cost_aggregator import (
     ABSENT_LOGIT,
     ClassAggregation,
@@ -33,9 +34,9 @@ def randomise(module: nn.Module) -> nn.Module:
 
 def aggregator(*, prompts: int = 1, pad_len: int = 256) -> CostAggregator:
     torch.manual_seed(0)
-    module = CostAggregator(
-        embed_dim=12,
-        num_prompts=prompts,
+    config = SegmenterConfig(
+        clip="tiny",
+        templates=tuple(f"{number} {{}}" for number in range(prompts)),
         hidden_dim=16,
         guidance_dim=8,
         num_layers=2,
@@ -47,6 +48,7 @@ def aggregator(*, prompts: int = 1, pad_len: int = 256) -> CostAggregator:
         decoder_guidance_dims=(6, 4),
         decoder_guidance_proj_dims=(4, 2),
     )
+    module = CostAggregator(12, config)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module.double()

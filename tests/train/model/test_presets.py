@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from physseg.train.model.backbones.clip import Clip, resize_positions
 from physseg.train.model.backbones.clip_presets import PRETRAINED, ClipArchitecture, clip_architecture
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig, blank_segmenter
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter, blank_segmenter
 from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
 from torch import Tensor, nn
 

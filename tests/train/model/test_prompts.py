@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 from physseg.common.errors import ConfigError
 from physseg.common.settings import build, is_name, to_dict
 from physseg.train.model import segmenter as segmenter_module
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.model.text import (
     TEMPLATE,
     _open_clip_file,

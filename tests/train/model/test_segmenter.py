@@ -7,7 +7,8 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
 from physseg.train.model.backbones.clip_presets import clip_architecture
-from physseg.train.model.segmenter import CLIP_MEAN, CLIP_STD, Segmenter, SegmenterConfig
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
 from physseg.train.model.text import TEMPLATE, prompt_name, tokenize
 
 NAMES = ["person, child", "sofa", "traffic light"]

@@ -15,7 +15,8 @@ from physseg.common.errors import ConfigError
 from physseg.train.config import TrainConfig
 from physseg.train.errors import RunFolderError, WeightsError
 from physseg.train.loop.loop import train
-from physseg.train.model.segmenter import Segmenter, SegmenterConfig
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
 from physseg.train.weights import fetch as weights_fetch

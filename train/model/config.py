@@ -1,0 +1,152 @@
+"""Settings of the segmenter: everything that decides its parameters and what they compute."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from ...common.errors import ConfigError
+from ...common.settings import NameOrPath
+from .backbones.clip_presets import ClipArchitecture, clip_architecture
+from .text import TEMPLATE, Synonyms, read_templates
+
+# What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
+_PUBLISHED: dict[str, Any] = {
+    "finetune": "qv",
+    "num_layers": 2,
+    "num_heads": 4,
+    "hidden_dim": 128,
+    "guidance_dim": 128,
+    "decoder_dims": (64, 32),
+    "decoder_guidance_dims": (256, 128),
+    "decoder_guidance_proj_dims": (32, 16),
+    "structure_dim": 256,
+}
+_TINY: dict[str, Any] = {
+    "finetune": "all",
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_dim": 32,
+    "guidance_dim": 32,
+    "decoder_dims": (16, 8),
+    "decoder_guidance_dims": (32, 16),
+    "decoder_guidance_proj_dims": (16, 8),
+    "structure_dim": 32,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterConfig:
+    """Everything that decides the segmenter's parameters and what they compute.
+
+    Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction
+    every field holds its resolved value (but for the two whose None says otherwise), so that a saved configuration is
+    complete.
+
+    Raises:
+        ConfigError: A name is unknown, or sizes do not fit together.
+    """
+
+    clip: str = "ViT-B-16"
+    """Name of CLIP's preset (clip_presets.CLIP_PRESETS)."""
+    finetune: Literal["preset", "qv", "all", "none"] = "preset"
+    """What trains of CLIP: the query and value weights, all, or nothing."""
+    quick_gelu: bool | None = None
+    """CLIP's activation. None takes what the pretrained weights need, else the preset's."""
+    architecture: ClipArchitecture | None = None
+    """Sizes of a CLIP that is no preset; `clip` is then only its name."""
+    text_encoder: bool = True
+    """Whether there is a text encoder. Without one, text features come from elsewhere."""
+    templates: tuple[str, ...] = ()
+    """Prompts, each with one {} for the class name. Their number is P."""
+    prompts: NameOrPath = ""
+    """The templates by name, "single" or "imagenet" (80), or by file; empty after construction."""
+    synonyms: Synonyms = "first"
+    """What stands for a class of comma-separated synonyms: the first, or the mean over all."""
+    num_layers: int = 0
+    """Number of aggregator layers, each first over space, then over classes."""
+    num_heads: int = 0
+    """Number of attention heads of both kinds of aggregation."""
+    window: int = 12
+    """Side of a window of spatial aggregation, in patches."""
+    pooling: int = 2
+    """Average pooling before aggregation over classes in training; evaluation does not pool."""
+    pad_len: int = 256
+    """Fewer classes are padded to this many; of more, this many are preselected per image; 0 does neither."""
+    hidden_dim: int = 0
+    """Channels of the cost volume's embedding."""
+    guidance_dim: int = 0
+    """Channels of projected image and text guidance."""
+    decoder_dims: tuple[int, ...] = ()
+    """Channels of the decoder's two stages, below 16 or multiples of 16."""
+    decoder_guidance_dims: tuple[int, ...] = ()
+    """Channels of the upsampled CLIP levels at 48x48 and 96x96."""
+    decoder_guidance_proj_dims: tuple[int, ...] = ()
+    """Channels of the upsampled CLIP levels after their projection."""
+    structures: tuple[str, ...] = ()
+    """Maps that the structure head predicts, in this order; without any there is no such head."""
+    structure_dim: int = 0
+    """Channels of the structure head."""
+    alignment: bool = False
+    """Whether there is a patch alignment head."""
+    alignment_dim: int = 0
+    """Dimension of the alignment head's space; 0 takes CLIP's embedding size."""
+    alignment_normalize: bool = True
+    """Whether both projections of the alignment head have unit length, as in CLIP."""
+
+    def __post_init__(self) -> None:
+        self._resolve_templates()
+        defaults = {**(_TINY if self.clip == "tiny" else _PUBLISHED), "alignment_dim": self.clip_sizes.embed_dim}
+        for name, value in defaults.items():
+            if getattr(self, name) in (0, (), "preset"):
+                object.__setattr__(self, name, value)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int") and value < (0 if field.name == "pad_len" else 1):
+                raise ConfigError(f"{field.name}: expected a positive number, got {value}")
+        for name in ("decoder_dims", "decoder_guidance_dims", "decoder_guidance_proj_dims"):
+            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
+                raise ConfigError(f"{name}: expected two positive numbers, got {getattr(self, name)}")
+        self._check_names()
+
+    @property
+    def clip_sizes(self) -> ClipArchitecture:
+        """CLIP's architecture: the preset's, unless `architecture` and `quick_gelu` say otherwise."""
+        arch = self.architecture or clip_architecture(self.clip)
+        return arch if self.quick_gelu is None else replace(arch, quick_gelu=self.quick_gelu)
+
+    def _resolve_templates(self) -> None:
+        named = read_templates(self.prompts or "single") if self.prompts or not self.templates else self.templates
+        if self.templates and named != self.templates:
+            raise ConfigError(
+                f"prompts: {self.prompts!r} stands for other templates than {self.templates}",
+                hint="give only one of them",
+            )
+        object.__setattr__(self, "templates", named)
+        object.__setattr__(self, "prompts", "")
+
+    def _check_names(self) -> None:
+        if self.finetune not in ("qv", "all", "none"):
+            raise ConfigError(f"finetune: expected qv, all or none, got {self.finetune!r}")
+        if self.synonyms not in ("first", "mean"):
+            raise ConfigError(f"synonyms: expected first or mean, got {self.synonyms!r}")
+        if self.hidden_dim % self.num_heads:
+            raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
+        if any(dim > 16 and dim % 16 for dim in self.decoder_dims):
+            raise ConfigError(f"decoder_dims: groups of 16 channels are normalised, got {self.decoder_dims}")
+        for dim, of_guidance in zip(
+            (self.hidden_dim, self.decoder_dims[0]), self.decoder_guidance_proj_dims, strict=True
+        ):
+            if of_guidance >= dim:
+                raise ConfigError(
+                    f"decoder_guidance_proj_dims: {of_guidance} of a stage's {dim} channels leave none to the cost"
+                )
+        _check_templates(self.templates)
+        if len(set(self.structures)) != len(self.structures):
+            raise ConfigError(f"structures: every name once, got {self.structures}")
+
+
+def _check_templates(templates: tuple[str, ...]) -> None:
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise ConfigError(
+            f"templates: each needs exactly one {{}} for the class name, got {templates}",
+            hint=f"the published template is {TEMPLATE!r}",
+        )
