@@ -11,6 +11,7 @@ name itself may be gone.
 
 import ctypes
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -133,7 +134,7 @@ def _flushed_beside(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def _make_folder(folder: Path) -> None:
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = list(itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         sync_directory(made.parent)
