@@ -96,7 +96,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = "latest",
-    max_images: Annotated[int | None, typer.Option(min=1, help="The first so many images only.")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Number of images, from the first one on.")] = None,
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="The I-th of N parts of the images, I from 1, for several jobs.")
     ] = None,

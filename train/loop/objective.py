@@ -58,7 +58,7 @@ class Objective(nn.Module):
 
 
 def micro_batches(batch: Batch, number: int) -> Iterator[Batch]:
-    """The batch in so many equal parts, in order; views."""
+    """The batch in `number` equal parts, in order; views."""
     size = len(batch["sample_ids"]) // number
     for start in range(0, size * number, size):
         yield {key: value[start : start + size] for key, value in batch.items()}  # type: ignore[index, misc]
