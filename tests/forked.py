@@ -12,9 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 SERVER = r"""
 import atexit, contextlib, importlib, json, os, select, signal, sys, threading, traceback
@@ -148,6 +151,25 @@ class Forked:
         """What it has printed so far."""
         return self.output.read_text()
 
+    def wait_for_text(self, text: str, seconds: float = 120) -> None:
+        wait_until(lambda: text in self.text() or self.poll() is not None, seconds)
+        assert text in self.text(), self.text()
+
+    def group(self) -> list[psutil.Process]:
+        """What is left of its session: itself and what it started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def wait_until_gone(self) -> None:
+        """With all that it started."""
+        wait_until(lambda: not self.group(), seconds=30)
+
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
             os.kill(self.pid, number)
@@ -159,9 +181,18 @@ class Forked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends it, if a test did not."""
+        """Ends it and what it started, if a test did not."""
         self.kill()
         self.wait(20)
+        for process in self.group():
+            process.kill()
+
+
+def wait_until(is_true: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def calling(*words: object, before: str = "") -> str:

@@ -2,8 +2,7 @@
 
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +49,3 @@ def assert_same_tree(found: Mapping[str, bytes], expected: Mapping[str, bytes]) 
     """Names first: a difference in them explains others."""
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
-
-
-def wait_until(is_true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)

@@ -30,8 +30,8 @@ from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import create_store
 from physseg.structure_extractors.canny import Canny
 
-from ..forked import Forked, calling
-from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree, wait_until
+from ..forked import Forked, calling, wait_until
+from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
 
 pytestmark = pytest.mark.cluster
 FRAME = Frame(short_edge=192, max_long_edge=384, canvas=384)  # as SETTINGS
@@ -54,7 +54,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Forked] = []
     yield start
     for process in started:
-        for each in [*children(process.pid), *group(process.pid)]:
+        for each in [*children(process.pid), *process.group()]:
             each.kill()
         process.wait(10)
         print(f"--- {process.output.name}\n{process.text()}")  # noqa: T201 (shown with a failure)
@@ -65,18 +65,6 @@ def children(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def group(pid: int) -> list[psutil.Process]:
-    """What is left of a process that was started in a session of its own."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
 
 
 def workers(pid: int) -> list[psutil.Process]:
@@ -98,11 +86,6 @@ def num_commits(store: Path) -> int:
 def wait_for_commits(store: Path, count: int, client: Forked) -> None:
     wait_until(lambda: num_commits(store) >= count or client.poll() is not None)
     assert client.poll() is None, "it ended before anything could happen to it"
-
-
-def wait_until_gone(process: Forked) -> None:
-    """With all that it started."""
-    wait_until(lambda: not group(process.pid), seconds=20)
 
 
 def assert_whole(store: Path, shapes: Shapes) -> None:
@@ -142,7 +125,7 @@ def test_a_killed_client_leaves_no_worker_and_the_next_one_resumes(
         wait_for_commits(store, commits, client)
         client.kill()
         client.wait(10)
-        wait_until_gone(client)
+        client.wait_until_gone()
     assert num_commits(store) < 6
     physseg("preprocess", shapes.manifest, store, "--scheduler", "sync")
     assert_whole(store, shapes)
@@ -155,7 +138,7 @@ def test_ctrl_c_as_a_terminal_sends_it_ends_everything(start: Start, shapes: Sha
     wait_for_commits(store, 1, client)
     os.killpg(client.pid, signal.SIGINT)
     assert client.wait(20) == 130
-    wait_until_gone(client)
+    client.wait_until_gone()
     assert "re-running the command resumes" in (tmp_path / "output0.txt").read_text()
     physseg("preprocess", shapes.manifest, store, "--scheduler", "sync")
     assert_whole(store, shapes)
@@ -304,7 +287,7 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
     assert workers(parent.pid)
     parent.kill()
     parent.wait(10)
-    wait_until_gone(parent)
+    parent.wait_until_gone()
 
 
 # --- Slurm ----------------------------------------------------------------------------------------------------------

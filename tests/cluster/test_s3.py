@@ -17,8 +17,8 @@ from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.commits import read_commit
 
 from ..conftest import write_shapes
-from ..forked import Forked, calling
-from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree, wait_until
+from ..forked import Forked, calling, wait_until
+from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
 from .flaky_proxy import Fault, FlakyProxy, every
 from .s3 import Bucket
 

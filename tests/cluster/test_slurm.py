@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree, wait_until
+from ..forked import wait_until
+from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, tree
 
 pytestmark = pytest.mark.cluster
 NUM_PARTS = 3

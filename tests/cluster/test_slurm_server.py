@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ..forked import wait_until
 from . import slurm as slurm_server
-from .commands import wait_until
 
 pytestmark = pytest.mark.cluster
 

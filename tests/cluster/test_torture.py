@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ..forked import Forked, calling
+from ..forked import Forked, calling, wait_until
 from . import radosgw
-from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg, wait_until
+from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg
 from .flaky_proxy import Fault, FlakyProxy, randomly
 from .radosgw import Gateway
 from .s3 import Bucket

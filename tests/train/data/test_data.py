@@ -1,12 +1,7 @@
 """Training batches: what a sample is, against the whole arrays; the same with any workers, ranks and start."""
 
-import contextlib
 import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +21,8 @@ from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches,
 from physseg.train.data.order import PositionBatches
 from physseg.train.errors import TrainDataError
 from physseg.train.losses.alignment import patch_weights
+
+from ...forked import Forked
 
 STRUCTURES = ("canny", "sift")
 ARRAYS = ("labels", "canny", "sift", "cell_classes", "cell_counts")
@@ -187,28 +184,23 @@ def test_an_image_that_vanished_stops_with_one_line(store: Path, train_manifest:
 
 
 READS_FOR_EVER = """
-import sys, time
+import time
 from pathlib import Path
 from physseg.train.data.dataset import DataConfig, batches, TrainSamples
 from physseg.train.data.order import PositionBatches
-samples = TrainSamples(DataConfig(store=Path(sys.argv[1]), crop=96, num_workers=2), (), False, seed=0)
+samples = TrainSamples(DataConfig(store=Path({store!r}), crop=96, num_workers=2), (), False, seed=0)
 for batch in batches(samples, PositionBatches(start=0, stop=1000, batch_size=1)):
-    print("a batch", flush=True)
+    print("a batch")
     time.sleep(0.1)
 """
 
 
-def test_workers_end_with_a_training_that_is_killed(store: Path) -> None:
-    command = [sys.executable, "-c", READS_FOR_EVER, str(store)]
-    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert training.stdout is not None
-        assert training.stdout.readline() == "a batch\n"
+def test_workers_end_with_a_training_that_is_killed(store: Path, tmp_path: Path) -> None:
+    with Forked(READS_FOR_EVER.format(store=str(store)), tmp_path / "output.txt") as training:
+        training.wait_for_text("a batch")
+        assert len(training.group()) > 2
         training.kill()
-        training.communicate(timeout=30)  # returns when the last process that holds the other end of the pipe is gone
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(training.pid, signal.SIGKILL)
+        training.wait_until_gone()
 
 
 def test_a_worker_that_is_killed_is_an_error_of_one_line(store: Path) -> None:

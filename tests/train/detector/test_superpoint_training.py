@@ -1,11 +1,8 @@
 """The training loop: it learns, it resumes to the same weights, its files load."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +23,8 @@ from physseg.train.detector.settings import TrainSettings, chosen_precision, dra
 from physseg.train.errors import RunFolderError
 from physseg.train.runs.run_folder import RunFolder
 from safetensors.torch import load as load_safetensors
+
+from ...forked import Forked
 
 TINY = TrainSettings(
     steps=6, batch_size=4, size=(32, 40), widths=(4, 4, 4, 4, 8, 8, 8, 8), head_width=8, precision="float32"
@@ -160,27 +159,23 @@ def test_a_process_that_dies_while_it_draws_is_an_error(tmp_path):
 
 
 TRAINS_FOR_EVER = """
-import sys
 from pathlib import Path
 from physseg.train.detector.loop import train
 from physseg.train.detector.pictures.sources import Shapes
 from physseg.train.detector.settings import TrainSettings
 tiny = TrainSettings(steps=10**6, batch_size=1, size=(32, 40), widths=(4,) * 8, head_width=8, precision="float32")
-train(Shapes(), tiny, Path(sys.argv[1]), workers=2, log_every=1, say=lambda line: print(line, flush=True))
+train(Shapes(), tiny, Path("run"), workers=2, log_every=1, say=print)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nobody_is_left_behind_when_a_training_is_killed(tmp_path, number):
-    command = [sys.executable, "-c", TRAINS_FOR_EVER, str(tmp_path / "run")]
-    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert "step 1/" in training.stdout.readline()  # so its workers are there
+def test_nobody_is_left_behind_when_a_training_is_killed(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    with Forked(TRAINS_FOR_EVER, tmp_path / "output.txt") as training:
+        training.wait_for_text("step 1/")  # so its workers are there
+        assert len(training.group()) > 2
         training.send_signal(number)
-        training.communicate(timeout=30)  # returns when the last process that holds the other end of the pipe is gone
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(training.pid, signal.SIGKILL)
+        training.wait_until_gone()
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
