@@ -1,7 +1,7 @@
 """What a run has to do, known before it does anything: shards, layers, reasons, and the memory of a worker."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...common.storage.interface import Storage
@@ -74,28 +74,23 @@ def make_plan(
     tasks: list[ShardTask] = []
     reason_of: dict[int, str] = {}
     for shard, found in enumerate(read_commits(store, range(schema.num_shards))):
-        reason, todo, refused = _reason_for_all(found, manifest, schema.shard_range(shard), retry_quarantined), None, {}
-        if isinstance(found, CommitRecord) and not reason:
-            lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
-            stale = {layer for layer, digest in digests.items() if not found.has(layer, digest)}
-            reason, todo = _reason_for_some(found, stale, lost), stale | (lost - {STATUS.layer})
-            if found.without(todo):
-                refused = {entry.index: entry.reason for entry in found.quarantine}
-        if reason:
-            todo = set(schema.layers) if todo is None else todo
-            _check_computable(store, todo, extractors)
-            reason_of[shard] = reason
-            tasks.append(
-                ShardTask(
-                    store=location,
-                    settings=settings,
-                    root=manifest.root,
-                    shard=shard,
-                    extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
-                    with_labels=LABELS_LAYER in todo,
-                    refused=refused,
-                )
+        reason, todo = _what_to_do(found, shard, schema, digests, manifest, present, retry_quarantined)
+        if not reason:
+            continue
+        _check_computable(store, todo, extractors)
+        reason_of[shard] = reason
+        stays = isinstance(found, CommitRecord) and found.without(todo)
+        tasks.append(
+            ShardTask(
+                store=location,
+                settings=settings,
+                root=manifest.root,
+                shard=shard,
+                extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
+                with_labels=LABELS_LAYER in todo,
+                refused={entry.index: entry.reason for entry in stays.quarantine} if stays else {},
             )
+        )
     return Plan(tasks=tuple(tasks), reason_of=reason_of, schema=schema)
 
 
@@ -113,31 +108,33 @@ def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[S
     return WORKER_BASE_BYTES + image_bytes + canvas_bytes + shard_bytes + (TORCH_BYTES if with_torch else 0)
 
 
-def _reason_for_all(
+def _what_to_do(
     found: CommitRecord | StoreCorruptError | None,
+    shard: int,
+    schema: StoreSchema,
+    digests: Mapping[str, str],
     manifest: Manifest,
-    samples: tuple[int, int],
+    present: Container[str],
     retry_quarantined: bool,
-) -> str:
-    """Why every layer of a shard is to be computed; "" if its record is of today's inputs."""
+) -> tuple[str, set[str]]:
+    """Why something of a shard is to be computed ("" if nothing is), and which layers."""
     if found is None:
-        return "not computed yet"
+        return "not computed yet", set(schema.layers)
     if isinstance(found, StoreCorruptError):
-        return "commit record damaged"
-    if found.inputs != manifest.row_digests(*samples):
-        return "inputs changed since they were computed"
-    return "quarantined samples are tried again" if retry_quarantined and found.quarantine else ""
-
-
-def _reason_for_some(record: CommitRecord, stale: set[str], lost: set[str]) -> str:
-    """Why layers of other settings, and layers that lack files, are to be computed; "" if there are none."""
-    names = {
-        "settings changed": stale.intersection(record.layers),
-        "not computed yet": stale.difference(record.layers),
+        return "commit record damaged", set(schema.layers)
+    if found.inputs != manifest.row_digests(*schema.shard_range(shard)):
+        return "inputs changed since they were computed", set(schema.layers)
+    if retry_quarantined and found.quarantine:
+        return "quarantined samples are tried again", set(schema.layers)
+    lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
+    stale = {layer for layer, digest in digests.items() if not found.has(layer, digest)}
+    reasons = {
+        "settings changed": stale.intersection(found.layers),
+        "not computed yet": stale.difference(found.layers),
         "files missing": lost - stale - {STATUS.layer},
     }
-    parts = [f"{words}: {', '.join(sorted(layers))}" for words, layers in names.items() if layers]
-    return "; ".join(parts) or ("status to be written again" if lost else "")
+    parts = [f"{reason}: {', '.join(sorted(layers))}" for reason, layers in reasons.items() if layers]
+    return "; ".join(parts) or ("status to be written again" if lost else ""), stale | (lost - {STATUS.layer})
 
 
 def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extractor]) -> None:

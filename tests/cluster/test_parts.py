@@ -10,7 +10,7 @@ from physseg.common.text import Part
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
 from physseg.pipeline.run.executors.sync import SyncExecutor
-from physseg.pipeline.store import locks
+from physseg.pipeline.store import leases
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.locks import locked
 
@@ -34,7 +34,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def jobs(store: str, shapes: Shapes, monkeypatch: pytest.MonkeyPatch) -> list[run.Job]:
     """All parts, planned before there was a store."""
     monkeypatch.setattr(run, "INITIALISE_SECONDS", 5.0)
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.5)
     manifest = Manifest.read(shapes.manifest)
     return [run.prepare(manifest, store, frame=FRAME, part=part) for part in PARTS]
 

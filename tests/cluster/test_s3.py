@@ -27,7 +27,7 @@ pytestmark = pytest.mark.cluster
 STORE = "s.zarr"
 COMMITS = f"{STORE}/provenance/commits/"
 SYNC = ("--scheduler", "sync", *SETTINGS)
-SHORT_LEASES = "from physseg.pipeline.store import locks; locks.LEASE_SECONDS, locks.HEARTBEAT_SECONDS = 3.0, 0.5"
+SHORT_LEASES = "from physseg.pipeline.store import leases; leases.LEASE_SECONDS, leases.HEARTBEAT_SECONDS = 3.0, 0.5"
 """So that a test need not wait half a minute until a killed writer is known dead."""
 FEW_RETRIES = "from physseg.common.storage import objects; objects._RETRIES['max_retries'] = 2"
 """So that a test need not wait three minutes until a service is known down."""

@@ -21,7 +21,7 @@ from .s3 import Bucket
 pytestmark = pytest.mark.torture
 
 STORE = "s.zarr"
-SHORT_LEASES = "from physseg.pipeline.store import locks; locks.LEASE_SECONDS, locks.HEARTBEAT_SECONDS = 3.0, 0.5"
+SHORT_LEASES = "from physseg.pipeline.store import leases; leases.LEASE_SECONDS, leases.HEARTBEAT_SECONDS = 3.0, 0.5"
 """So that a test need not wait half a minute until a killed writer is known dead."""
 NUM_KILLS = 8
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import threading
 import time
@@ -10,9 +11,23 @@ from pathlib import Path
 
 import pytest
 from physseg.common.storage.local import LocalStorage
-from physseg.pipeline.store import locks
-from physseg.pipeline.store.errors import StoreError
+from physseg.pipeline.store import leases
+from physseg.pipeline.store.errors import StoreBusyError, StoreError
 from physseg.pipeline.store.locks import locked, no_task_writes, writing
+
+PATIENCE = 60.0
+"""Seconds; nothing waits for so long that works."""
+
+
+class FakeClock:
+    """Stands still until it is told to go on, or goes on by `step` whenever it is read."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
 
 
 @pytest.fixture(params=["flock", "lease"])
@@ -24,37 +39,26 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return LocalStorage(folder)
 
 
-class Clock:
-    """What `locks` takes for the `time` module: also passes when a test says so."""
-
-    def __init__(self, *, sleeps: bool) -> None:
-        self.ahead = 0.0
-        self.sleeps = sleeps
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-    def sleep(self, seconds: float) -> None:
-        if self.sleeps:
-            time.sleep(seconds)
-        else:
-            self.ahead += locks.LEASE_SECONDS / 10
-
-
-def use_leases(monkeypatch: pytest.MonkeyPatch, *, sleeps: bool = True) -> Clock:
-    """As on a file system without locks. Holders who live beat often; that one is dead is a matter of the clock."""
+def use_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system without locks, with quick hearts; a lease of a minute dies of no busy machine."""
 
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
-    clock = Clock(sleeps=sleeps)
-    monkeypatch.setattr(locks, "time", clock)
-    return clock
+    monkeypatch.setattr(leases, "LEASE_SECONDS", PATIENCE)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.02)
 
 
-def leases(store: LocalStorage) -> list[str]:
+@pytest.fixture
+def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStorage:
+    """A store on a file system without locks."""
+    use_leases(monkeypatch)
+    (tmp_path / "s.zarr").mkdir()
+    return LocalStorage(tmp_path / "s.zarr")
+
+
+def lease_files(store: LocalStorage) -> list[str]:
     return sorted(path.name for path in Path(f"{store}.locks").glob("*.json"))
 
 
@@ -63,7 +67,7 @@ def test_a_second_writer_is_refused(store: LocalStorage) -> None:
         pytest.fail("both have it")
     with locked(store):
         pass
-    assert leases(store) == []
+    assert lease_files(store) == []
 
 
 def test_sharers_share_and_nobody_else(store: LocalStorage) -> None:
@@ -75,19 +79,25 @@ def test_sharers_share_and_nobody_else(store: LocalStorage) -> None:
         pytest.fail("both have it")
 
 
-def test_waiting_for_the_other_to_end(store: LocalStorage) -> None:
+def test_waiting_for_the_other_to_end(store: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
         with locked(store):
             held.set()
-            release.wait(60)
+            release.wait(PATIENCE)
 
     other = threading.Thread(target=hold)
     other.start()
-    assert held.wait(60)
-    threading.Timer(0.3, release.set).start()
-    with locked(store, wait_seconds=60):
+    assert held.wait(PATIENCE)
+    sleep = time.sleep
+
+    def sleep_and_release(seconds: float) -> None:
+        release.set()  # so the second one has looked, and waits
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_release)
+    with locked(store, wait_seconds=PATIENCE):
         assert release.is_set()
     other.join()
 
@@ -99,103 +109,146 @@ def test_an_error_inside_lets_go(store: LocalStorage) -> None:
         pass
 
 
-def test_the_lease_of_a_dead_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = use_leases(monkeypatch, sleeps=False)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    folder = Path(f"{store}.locks")
+def test_the_lease_of_a_dead_process_is_taken_over(leased: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(f"{leased}.locks")
     folder.mkdir()
     (folder / "dead.json").write_text('{"shared": false, "host": "h", "pid": 1, "user": "u", "beat": 7}')
     (folder / "broken.json").write_text("{")
-    started = clock.monotonic()
-    with locked(store):
-        assert clock.monotonic() - started >= locks.LEASE_SECONDS, "it was watched first"
-        assert len(leases(store)) == 1
+    fast = FakeClock(step=PATIENCE / 20)
+    monkeypatch.setattr(leases, "clock", fast)
+    with locked(leased):
+        assert fast.now >= PATIENCE, "it was watched first"
+        assert len(lease_files(leased)) == 1
 
 
-def test_who_was_taken_for_dead_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    with locked(store) as still_ours:
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_claim_whose_process_died_is_taken_over(
+    shared: bool, leased: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes before ours by name, so that ours withdraws until it is known dead."""
+    folder = Path(f"{leased}.locks")
+    folder.mkdir()
+    (folder / "0.json").write_text('{"beat": 0}')
+    monkeypatch.setattr(leases, "clock", FakeClock(step=PATIENCE / 20))
+    with locked(leased, shared=shared):
+        assert "0.json" not in lease_files(leased)
+
+
+def test_who_was_taken_for_dead_is_told(leased: LocalStorage) -> None:
+    with locked(leased) as still_ours:
         still_ours()
-        (name,) = leases(store)
-        Path(f"{store}.locks", name).unlink()
+        (name,) = lease_files(leased)
+        Path(f"{leased}.locks", name).unlink()
         wait_for(lambda: raises(still_ours))
         with pytest.raises(StoreError, match="lost the lease"):
             still_ours()
-    assert leases(store) == []
+    wait_for(lambda: lease_files(leased) == [])
 
 
-def test_who_cannot_renew_gives_up_before_others_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = use_leases(monkeypatch)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    stalls, goes_on = threading.Event(), threading.Event()
-    with locked(store) as still_ours:
+def test_who_was_paused_gives_up_before_others_take_over(leased: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its change is on the way when it is stopped, and lands after a rival may have taken the lease away."""
+    clock = FakeClock()
+    monkeypatch.setattr(leases, "clock", clock)
+    with locked(leased) as still_ours:
+        stopped, go_on = threading.Event(), threading.Event()
         put = LocalStorage.put
 
         def stalled(self: LocalStorage, path: str, data: bytes) -> None:
-            stalls.set()
-            goes_on.wait(60)  # lands after a waiting one may have removed the lease and taken the store
+            stopped.set()
+            assert go_on.wait(PATIENCE)
             put(self, path, data)
 
         with monkeypatch.context() as patch:
             patch.setattr(LocalStorage, "put", stalled)
-            assert stalls.wait(60)
+            assert stopped.wait(PATIENCE)
+            clock.now += PATIENCE - 3 * leases.HEARTBEAT_SECONDS
             still_ours()
-            clock.ahead += locks.LEASE_SECONDS
+            clock.now += 2 * leases.HEARTBEAT_SECONDS  # and still before the lease is dead to others
             assert raises(still_ours), "while the request is on its way"
-            goes_on.set()
-            wait_for(lambda: leases(store) == [])
+            go_on.set()
+            wait_for(lambda: lease_files(leased) == [])
         assert raises(still_ours), "and after it landed"
+
+
+def test_an_outage_that_is_over_in_time_loses_nothing(leased: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(leases, "clock", clock)
+    with locked(leased) as still_ours:
+        failed, put = threading.Event(), LocalStorage.put
+
+        def fail(*_: object) -> None:
+            failed.set()
+            raise OSError("the service is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStorage, "put", fail)
+            assert failed.wait(PATIENCE)
+            clock.now += PATIENCE / 2
+        wait_for(lambda: beats(leased) > 3)
+        clock.now += PATIENCE / 2
+        still_ours()
+        assert LocalStorage.put is put
+
+
+def test_of_many_who_come_at_once_one_has_it_at_a_time(leased: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All look before anybody writes, and all write before anybody looks again."""
+    together = threading.Barrier(4)
+    met: set[tuple[str, str]] = set()
+
+    def with_all(name: str) -> None:
+        real = getattr(leases.Lease, name)
+
+        def step(lease: leases.Lease) -> object:
+            result = real(lease)
+            if (lease.name, name) not in met:
+                met.add((lease.name, name))
+                together.wait(PATIENCE)
+            return result
+
+        monkeypatch.setattr(leases.Lease, name, step)
+
+    with_all("_look")
+    with_all("_write")
+    inside, order = [0], []
+
+    def take(number: int) -> None:
+        with locked(leased, wait_seconds=PATIENCE) as still_ours:
+            inside[0] += 1
+            assert inside[0] == 1
+            still_ours()
+            order.append(number)
+            inside[0] -= 1
+
+    run_in_threads(take, 4)
+    assert sorted(order) == [0, 1, 2, 3]
+    assert lease_files(leased) == []
 
 
 def test_all_who_wait_get_their_turn(store: LocalStorage) -> None:
     inside, order = [0], []
 
     def take(number: int) -> None:
-        with locked(store, wait_seconds=60):
+        with locked(store, wait_seconds=PATIENCE):
             inside[0] += 1
             assert inside[0] == 1
             time.sleep(0.05)
             order.append(number)
             inside[0] -= 1
 
-    threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(take, 4)
     assert sorted(order) == [0, 1, 2, 3]
 
 
-def test_a_gate_that_was_left_shut_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch, sleeps=False)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    LocalStorage(Path(f"{store}.locks")).put("gate", b"of a process that died")
-    with locked(store):
-        pass
-    assert list(Path(f"{store}.locks").iterdir()) == []
-
-
-def test_a_clock_that_jumps_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    with locked(store) as still_ours:
+def test_a_clock_that_jumps_kills_nobody(leased: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked(leased) as still_ours:
         monkeypatch.setattr(time, "time", lambda: 4e9)
-        with pytest.raises(StoreError, match="is writing"), locked(store):
+        with pytest.raises(StoreBusyError), locked(leased):
             pytest.fail("both have it")
         still_ours()
 
 
-def test_the_name_of_the_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_leases(monkeypatch)
-    store = LocalStorage(tmp_path / "s.zarr")
-    store.path.mkdir()
-    with locked(store), pytest.raises(StoreError, match=r"\w+ on \S+ \(process \d+\)"), locked(store):
+def test_the_name_of_the_holder(leased: LocalStorage) -> None:
+    with locked(leased), pytest.raises(StoreBusyError, match=r"\w+ on \S+ \(process \d+\)"), locked(leased):
         pytest.fail("both have it")
 
 
@@ -207,7 +260,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
     began, end = context.Event(), context.Event()
     task = context.Process(target=write_until, args=(str(store.path), began, end))
     task.start()
-    assert began.wait(60)
+    assert began.wait(PATIENCE)
     changed = threading.Event()
 
     def change() -> None:
@@ -218,7 +271,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
     thread.start()
     assert not changed.wait(0.3)
     end.set()
-    assert changed.wait(60)
+    assert changed.wait(PATIENCE)
     thread.join()
     task.join()
 
@@ -226,7 +279,7 @@ def test_settings_change_when_no_task_writes(tmp_path: Path) -> None:
 def write_until(path: str, began: threading.Event, end: threading.Event) -> None:
     with writing(LocalStorage(Path(path))):
         began.set()
-        end.wait(60)
+        end.wait(PATIENCE)
 
 
 def raises(function: Callable[[], None]) -> bool:
@@ -238,7 +291,21 @@ def raises(function: Callable[[], None]) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+def beats(store: LocalStorage) -> int:
+    """Of the one lease there is."""
+    (name,) = lease_files(store)
+    return int(json.loads(Path(f"{store}.locks", name).read_bytes())["beat"])
+
+
+def run_in_threads(function: Callable[[int], None], count: int) -> None:
+    threads = [threading.Thread(target=function, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
