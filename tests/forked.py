@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 SERVER = r"""
-import atexit, contextlib, importlib, json, os, select, signal, sys, threading, traceback
+import atexit, contextlib, importlib, json, os, select, signal, sys, threading, traceback, warnings
 
 for module in (
     "physseg.cli", "physseg.train.loop.loop", "physseg.train.evaluation.evaluate", "torch._dynamo", "pyarrow.dataset",
@@ -69,7 +69,9 @@ while True:
         line = sys.stdin.buffer.readline()  # one job at a time: nothing waits behind it
         if not line:
             break
-        pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks: torch has a thread that sleeps
+            pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -92,6 +94,7 @@ class Server:
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self._news = threading.Condition()
+        self._alive = True
         self._began: list[int] = []
         self.codes: dict[int, int] = {}
         threading.Thread(target=self._listen, daemon=True).start()
@@ -107,12 +110,16 @@ class Server:
                 elif word == "ended":
                     self.codes[int(numbers[0])] = int(numbers[1])
                 self._news.notify_all()
+        with self._news:
+            self._alive = False
+            self._news.notify_all()
 
     def begin(self, job: Mapping[str, Any]) -> int:
         assert self._process.stdin is not None
         with self._news:
             self._process.stdin.write(json.dumps(job) + "\n")
-            assert self._news.wait_for(lambda: self._began, 120), "the server does not start"
+            self._news.wait_for(lambda: self._began or not self._alive, 300)
+            assert self._began, "the server of forked processes did not start"
             return self._began.pop()
 
     def wait(self, pid: int, timeout: float | None) -> int | None:
