@@ -14,8 +14,8 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/physseg demo
 
-# Two tests at a time, in order; who is done early takes over from the other, so files mostly stay together with what
-# their fixtures made. `make test JOBS=8` on a larger machine.
+# Two worker processes. Each takes a contiguous half of the tests, so that fixtures of a file are mostly made once; the
+# one that finishes first steals from the other. `make test JOBS=8` on a larger machine.
 JOBS ?= 2
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
