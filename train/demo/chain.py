@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
@@ -76,23 +75,8 @@ class DemoSettings:
                 raise DemoError.mismatch(f"demo: {name}", f"at least {least}", getattr(self, name))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DemoResult:
-    """What a demo has made."""
-
-    page: Path
-    """The page that shows everything."""
-    results: dict[str, Any]
-    """The numbers on the page, as in `results.json`."""
-
-
-def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> DemoResult:
+def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> None:
     """Run the chain in the folder `out` and write `out/demo.html` and `out/results.json`.
-
-    Args:
-        out: The demo's folder.
-        settings: What decides the results.
-        say: Takes lines for the user.
 
     Raises:
         DemoError: `out` holds something else than a demo, or a step fails.
@@ -123,7 +107,7 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     pictures = sorted(scenes.images("val").iterdir())[:SHOWN]
     words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions")
     chain.command("predict", "predict", run, *pictures, *words, *protocol)
-    return _finish(out, settings, chain.stages, resumed=resumed, say=say)
+    _finish(out, settings, chain.stages, resumed=resumed, say=say)
 
 
 def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> bool:
@@ -181,14 +165,10 @@ class _Chain:
         shown = shlex.join(["physseg", *words])
         self.say(f"\n$ {shown}")
         started = time.perf_counter()
-        code = subprocess.run(
-            [sys.executable, "-m", f"{__package__.partition('.')[0]}.cli", *words], check=False
-        ).returncode
-        if code:
-            raise DemoError(
-                f"demo: `{shown}` ended with exit code {code}, expected 0",
-                hint="its own message stands above; re-running the demo command resumes here",
-            )
+        program = [sys.executable, "-m", f"{__package__.partition('.')[0]}.cli"]
+        if code := subprocess.run([*program, *words], check=False).returncode:
+            hint = "its own message stands above; re-running the demo command resumes here"
+            raise DemoError(f"demo: `{shown}` ended with exit code {code}, expected 0", hint=hint)
         self._note(title, shown, started)
 
     def _note(self, title: str, command: str, started: float) -> None:
@@ -199,22 +179,23 @@ class _Chain:
 
 def _finish(
     out: Path, settings: DemoSettings, stages: Sequence[Stage], *, resumed: bool, say: Callable[[str], None]
-) -> DemoResult:
+) -> None:
     """Scores, page and closing words."""
     evaluation = read_evaluation(out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.json")
     found = measure(evaluation.confusion, evaluation.classes, UNSEEN_THINGS)
     seconds = sum(stage.seconds for stage in stages)
-    results: dict[str, Any] = {
-        "settings": {"physseg": __version__, **asdict(settings)},
+    decided = {"physseg": __version__, **asdict(settings)}
+    results = {
+        "settings": decided,
         "seen": asdict(found.seen),
         "unseen": asdict(found.unseen),
-        "unseen_pixels_called": asdict(found.gone),
+        "unseen_pixels_called": found.gone,
         "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},
         "total_seconds": round(seconds, 2),
         "resumed": resumed,
     }
     atomic_json(out / "results.json", results)
-    html = page_of_demo(out, settings=results["settings"], stages=stages, resumed=resumed, results=found, shown=SHOWN)
+    html = page_of_demo(out, settings=decided, stages=stages, resumed=resumed, results=found, shown=SHOWN)
     page = out / "demo.html"
     atomic_write(page, html.encode())
 
@@ -224,4 +205,3 @@ def _finish(
     for sentence in describe(found.seen, found.unseen, found.gone):
         say(f"  {sentence}")
     say(f"\n{format_duration(seconds)}. All of it on one page: {page.resolve()}")
-    return DemoResult(page=page, results=results)

@@ -29,59 +29,25 @@ class Stage:
     """Duration of the step."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """An image with the words under it."""
-
-    url: str
-    """`data:` address that holds the image."""
-    caption: str
-    """Words under the image."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """Pictures of one scene that belong side by side, and the colours in them."""
-
-    pictures: Sequence[Picture]
-    """Pictures from left to right."""
-    legend: Sequence[tuple[str, tuple[int, int, int]]]
-    """Names and RGB colours, the largest class first."""
-
-
 def render_page(
-    *,
-    settings: Mapping[str, str],
-    stages: Sequence[Stage],
-    resumed: bool,
-    results: Results,
-    losses: Mapping[str, Sequence[tuple[int, float]]],
-    scenes: Sequence[Row],
-    structures: Sequence[Picture],
-    predictions: Sequence[Row],
+    *, stages: Sequence[Stage], results: Results, losses: Mapping[str, Sequence[tuple[int, float]]], **shown: Any
 ) -> str:
     """The whole page as HTML text.
 
     Args:
-        settings: What decided the results, and the machine.
         stages: Steps of the chain in order.
-        resumed: Whether this call resumed an earlier one's work, so that the times are not those of the whole.
         results: Scores of the validation split.
         losses: (step, value) pairs of each loss part.
-        scenes: Image and label map of training scenes.
-        structures: Cached structures of training scenes.
-        predictions: Image, label map and prediction of validation scenes.
+        shown: What the template shows as it is. `settings`, and whether the demo was `resumed`, so that the times are
+            not those of the whole. `structures` are pictures with a `url` and a `caption`; `scenes` and `predictions`
+            are rows of `pictures` with a `legend` of names and RGB colours.
     """
     things = [name.split(" ") for name in results.classes if " " in name]
     return render(
         Path(__file__).with_name("page") / "demo.html",
-        settings=settings,
+        **shown,
         stages=stages,
-        resumed=resumed,
         results=results,
-        scenes=scenes,
-        structures=structures,
-        predictions=predictions,
         words=describe(results.seen, results.unseen, results.gone),
         total=format_duration(sum(stage.seconds for stage in stages)),
         classes=_class_rows(results),
@@ -95,17 +61,13 @@ def render_page(
 
 def _class_rows(results: Results) -> list[dict[str, Any]]:
     """What the table says of each class, those that were never trained at the end."""
+    unseen = results.unseen_classes
     columns = zip(results.classes, results.pixels.tolist(), results.iou.tolist(), strict=True)
     rows = [
-        {
-            "name": name,
-            "unseen": name in results.unseen_classes,
-            "pixels": pixels,
-            "iou": None if math.isnan(iou) else iou,
-        }
+        {"name": name, "unseen": name in unseen, "pixels": pixels, "iou": None if math.isnan(iou) else iou}
         for name, pixels, iou in columns
     ]
-    return sorted(rows, key=lambda row: bool(row["unseen"]))
+    return sorted(rows, key=lambda row: row["name"] in unseen)
 
 
 def _chart(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:

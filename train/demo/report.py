@@ -15,7 +15,7 @@ from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ...pipeline.inspect.drawing.palette import palette
 from ..runs.run_log import read_log
-from .page import Picture, Row, Stage, render_page
+from .page import Stage, render_page
 from .results import Results
 from .scenes import UNSEEN_THINGS
 
@@ -28,24 +28,9 @@ _LOSSES = {
 
 
 def page_of_demo(
-    out: Path,
-    *,
-    settings: Mapping[str, Any],
-    stages: Sequence[Stage],
-    resumed: bool,
-    results: Results,
-    shown: int,
+    out: Path, *, settings: Mapping[str, Any], stages: Sequence[Stage], resumed: bool, results: Results, shown: int
 ) -> str:
-    """The page of a demo whose steps have run, as HTML text.
-
-    Args:
-        out: The demo's folder.
-        settings: What decided the results.
-        stages: Steps of the chain in order.
-        resumed: Whether this call resumed an earlier one's work.
-        results: Scores of the validation split.
-        shown: Number of predictions to show.
-    """
+    """The page of a demo whose steps have run, as HTML text, with the first predictions in the number `shown`."""
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
     return render_page(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
@@ -55,7 +40,7 @@ def page_of_demo(
         losses=_losses(out / "run" / "log.jsonl"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
         structures=[
-            Picture(url=data_url(path.read_bytes(), "png"), caption=f"training scene {path.stem}")
+            {"url": data_url(path.read_bytes(), "png"), "caption": f"training scene {path.stem}"}
             for path in sorted((out / "structures").glob("*.png"))
         ],
         predictions=[_prediction(val, index, out / "predictions") for index in range(min(shown, len(val)))],
@@ -81,16 +66,16 @@ def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _scene(manifest: Manifest, index: int) -> Row:
+def _scene(manifest: Manifest, index: int) -> dict[str, Any]:
     image, labels = manifest.load(index)
     pictures = (
         _picture(image, f"training scene {manifest.samples[index].sample_id}"),
         _picture(_coloured(manifest, image, labels), "its label map; grey regions are unlabelled"),
     )
-    return Row(pictures=pictures, legend=_legend(manifest, labels))
+    return {"pictures": pictures, "legend": _legend(manifest, labels)}
 
 
-def _prediction(manifest: Manifest, index: int, folder: Path) -> Row:
+def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
     """The image, its label map and what was predicted, drawn alike."""
     image, labels = manifest.load(index)
     sample = manifest.samples[index].sample_id
@@ -102,7 +87,7 @@ def _prediction(manifest: Manifest, index: int, folder: Path) -> Row:
         _picture(_coloured(manifest, image, labels), "its label map"),
         _picture(_coloured(manifest, image, predicted), f"prediction: {right:.0%} of the pixels right"),
     )
-    return Row(pictures=pictures, legend=_legend(manifest, np.stack((labels, predicted))))
+    return {"pictures": pictures, "legend": _legend(manifest, np.stack((labels, predicted)))}
 
 
 def _coloured(manifest: Manifest, image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -121,5 +106,5 @@ def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tup
     ]
 
 
-def _picture(image: npt.NDArray[np.uint8], caption: str) -> Picture:
-    return Picture(url=data_url(encode_jpeg(image), "jpeg"), caption=caption)
+def _picture(image: npt.NDArray[np.uint8], caption: str) -> dict[str, str]:
+    return {"url": data_url(encode_jpeg(image), "jpeg"), "caption": caption}

@@ -68,31 +68,28 @@ def score_group(confusion: ConfusionMatrix, members: Sequence[int]) -> GroupScor
     return GroupScore(miou=miou, uniform=uniform, most_frequent=most_frequent)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Destinations:
-    """Shares (summing to 1) of what the pixels of some colour-shape classes were called."""
-
-    right: float
-    """Share that was called its own name."""
-    other_shape: float
-    """Share that was called the right colour with another shape."""
-    other_colour: float
-    """Share that was called the right shape with another colour."""
-    other_thing: float
-    """Share that was called a thing of another colour and another shape."""
-    stuff: float
-    """Share that was called a class whose name is not a colour and a shape."""
+DESTINATIONS = {
+    "right": "their own name",
+    "other_shape": "another shape of the right colour",
+    "other_colour": "another colour of the right shape",
+    "other_thing": "another colour and another shape",
+    "stuff": "background",
+}
+"""What the pixels of colour-shape classes may be called, and that in words."""
 
 
-def destinations(matrix: Int64, classes: Sequence[str], members: Sequence[int]) -> Destinations:
-    """Where the pixels of the classes with these indices went, from a matrix (T, T); nan shares if they have none."""
+def destinations(matrix: Int64, classes: Sequence[str], members: Sequence[int]) -> dict[str, float]:
+    """Shares (summing to 1) of what the pixels of the classes with these indices were called, from a matrix (T, T).
+
+    They are nan if the classes have no pixels.
+    """
     names = [name.split(" ") for name in classes]
-    sums = dict.fromkeys(("right", "other_shape", "other_colour", "other_thing", "stuff"), 0)
+    sums = dict.fromkeys(DESTINATIONS, 0)
     for truth in members:
         for guess, count in enumerate(matrix[truth]):
             sums[_relation(names[truth], names[guess])] += int(count)
     total = sum(sums.values())
-    return Destinations(**{key: value / total if total else float("nan") for key, value in sums.items()})
+    return {key: value / total if total else float("nan") for key, value in sums.items()}
 
 
 def _relation(truth: Sequence[str], guess: Sequence[str]) -> str:
@@ -120,8 +117,8 @@ class Results:
     """Scores of the trained classes."""
     unseen: GroupScore
     """Scores of the classes that training never shows."""
-    gone: Destinations
-    """What the pixels of unseen classes were called."""
+    gone: dict[str, float]
+    """What the pixels of unseen classes were called, as from `destinations`."""
 
 
 def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: Sequence[str]) -> Results:
@@ -139,7 +136,7 @@ def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: 
     )
 
 
-def describe(seen: GroupScore, unseen: GroupScore, gone: Destinations) -> list[str]:
+def describe(seen: GroupScore, unseen: GroupScore, gone: dict[str, float]) -> list[str]:
     """Sentences on how well the run did, each following from the numbers that it quotes."""
     return [_on_seen(seen), _on_unseen(seen, unseen), _on_destinations(gone)]
 
@@ -166,17 +163,9 @@ def _on_unseen(seen: GroupScore, unseen: GroupScore) -> str:
     return f"{transfer}. New pairs of known words do about as well as trained ones."
 
 
-def _on_destinations(gone: Destinations) -> str:
-    words = {
-        "right": "their own name",
-        "other_shape": "another shape of the right colour",
-        "other_colour": "another colour of the right shape",
-        "other_thing": "another colour and another shape",
-        "stuff": "background",
-    }
-    shares = {key: getattr(gone, key) for key in words}
-    if any(np.isnan(share) for share in shares.values()):
+def _on_destinations(gone: dict[str, float]) -> str:
+    if any(np.isnan(share) for share in gone.values()):
         return "The validation split has no pixel of an unseen class."
-    parts = ", ".join(f"{share:.0%} {words[key]}" for key, share in shares.items())
-    most = max(shares, key=lambda key: shares[key])
-    return f"The pixels of unseen things were called: {parts}. The largest share went to {words[most]}."
+    parts = ", ".join(f"{gone[key]:.0%} {words}" for key, words in DESTINATIONS.items())
+    most = max(DESTINATIONS, key=lambda key: gone[key])
+    return f"The pixels of unseen things were called: {parts}. The largest share went to {DESTINATIONS[most]}."

@@ -104,7 +104,7 @@ def draw_scene(things: Sequence[str], rng: np.random.Generator) -> tuple[UInt8, 
         colour, shape = name.split(" ")
         label = ALL_CLASSES.index(name)
         painted = _painted(shape, labels.shape, rng)
-        _place(canvas, labels, _ball(), painted, colour=COLOURS[colour], label=label, rng=rng)
+        _place(canvas, labels, _polar(np.full(64, 0.9)), painted, colour=COLOURS[colour], label=label, rng=rng)
     canvas *= rng.uniform(0.85, 1.1)  # exposure
     canvas += np.asarray(rng.normal(0, rng.uniform(2, 7), canvas.shape), np.float32)  # sensor noise
     return np.clip(canvas, 0, 255).astype(np.uint8), labels
@@ -114,9 +114,6 @@ def _deal(things: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Endless shuffled decks: every thing comes up equally often, to within one."""
     while True:
         yield from (things[i] for i in rng.permutation(len(things)))
-
-
-# --- stuff ----------------------------------------------------------------------------------------------------------
 
 
 def _landscape(height: int, width: int, rng: np.random.Generator) -> tuple[Float32, UInt8]:
@@ -173,14 +170,6 @@ def _tint(brightness: npt.NDArray[Any], base: tuple[int, int, int], rng: np.rand
     return np.asarray(colour + brightness[..., None], dtype=np.float32)
 
 
-# --- things ---------------------------------------------------------------------------------------------------------
-
-
-def _ball() -> npt.NDArray[np.float64]:
-    """Corners (K, 2), x and y, of a circle round the origin."""
-    return _polar(np.full(64, 0.9))
-
-
 def _painted(shape: str, size: tuple[int, int], rng: np.random.Generator) -> Float32:
     """Where a thing has its full colour: float32 (H, W) in 0..1, one shape repeated on a turned grid; 1 for "plain"."""
     height, width = size
@@ -211,6 +200,7 @@ def _pebble(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 
 def _polar(radii: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Corners (K, 2), x and y, of an outline round the origin: a circle where all radii are equal."""
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     return np.stack((radii * np.cos(angles), radii * np.sin(angles)), axis=1)
 

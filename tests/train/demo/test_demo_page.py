@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from physseg.train.demo.page import Picture, Row, Stage, render_page
-from physseg.train.demo.results import Destinations, GroupScore, Results
+from physseg.train.demo.page import Stage, render_page
+from physseg.train.demo.results import GroupScore, Results
 
 URL = "data:image/png;base64,AAAA"
 
@@ -16,7 +16,7 @@ URL = "data:image/png;base64,AAAA"
 @pytest.fixture
 def report() -> dict[str, Any]:
     legend = [("red star (never trained)", (1, 2, 3))]
-    picture = Picture(url=URL, caption="a <b> & c")
+    picture = {"url": URL, "caption": "a <b> & c"}
     return {
         "settings": {"seed": "7", "device": "cpu"},
         "stages": [
@@ -31,12 +31,12 @@ def report() -> dict[str, Any]:
             pixels=np.array([12345, 678, 0]),
             seen=GroupScore(miou=0.525, uniform=0.1, most_frequent=0.2),
             unseen=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
-            gone=Destinations(right=0.2, other_shape=0.3, other_colour=0.1, other_thing=0.1, stuff=0.3),
+            gone={"right": 0.2, "other_shape": 0.3, "other_colour": 0.1, "other_thing": 0.1, "stuff": 0.3},
         ),
         "losses": {"segmentation": [(1, 0.7), (2, 0.5), (3, 0.25)], "structure": []},
-        "scenes": [Row(pictures=[picture], legend=legend)],
-        "structures": [Picture(url=URL, caption="canny")],
-        "predictions": [Row(pictures=[picture] * 3, legend=legend)],
+        "scenes": [{"pictures": [picture], "legend": legend}],
+        "structures": [{"url": URL, "caption": "canny"}],
+        "predictions": [{"pictures": [picture] * 3, "legend": legend}],
     }
 
 
