@@ -34,7 +34,6 @@ class Row:
     """One line of the table."""
 
     name: str
-    """What the table calls the row."""
     settings: tuple[str, ...]
     """KEY=VALUE settings, as for `physseg train --set`."""
 
@@ -49,9 +48,7 @@ class Table:
     """A set of rows; the first one is what the others are compared with."""
 
     title: str
-    """Heading of the table."""
     rows: tuple[Row, ...]
-    """Rows from top to bottom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +56,8 @@ class Run:
     """One training: a row with one seed."""
 
     row: Row
-    """The row."""
     seed: int
-    """Seed of the training."""
     config: TrainConfig
-    """Configuration of the training."""
 
     @property
     def folder(self) -> RunFolder:
@@ -76,15 +70,12 @@ class Score:
     """One run on one data set."""
 
     row: str
-    """Name of the row."""
     seed: int
-    """Seed of the training."""
     data: str
     """Name of the data set."""
     miou: float
     """mIoU of the run on the data set, in [0, 1]."""
     images: ImageCounts
-    """Pixel counts of each image."""
 
 
 def read_table(name: str) -> Table:
@@ -104,9 +95,8 @@ def read_table(name: str) -> Table:
         rows = tuple(Row(str(row["name"]), tuple(row["set"])) for row in document["rows"])
         title = str(document["title"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise AnalysisError(
-            f"{name}: not a table of rows: {error}", hint='It needs title = "...", and [[rows]] with name and set.'
-        ) from error
+        hint = 'It needs title = "...", and [[rows]] with name and set.'
+        raise AnalysisError(f"{name}: not a table of rows: {error}", hint=hint) from error
     folders = [row.folder for row in rows]
     if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
         raise AnalysisError.mismatch(name, "two rows or more with names of their own", [row.name for row in rows])
@@ -134,20 +124,15 @@ def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], s
 
 
 def run_all(
-    runs: Sequence[Run],
-    manifests: dict[str, Manifest],
-    *,
-    windows: bool = True,
-    say: Callable[[str], None] = lambda text: None,
+    runs: Sequence[Run], manifests: dict[str, Manifest], *, windows: bool, say: Callable[[str], None]
 ) -> Iterator[Score]:
     """Train and evaluate whatever is not there yet, in order, and give every score."""
     for number, run in enumerate(runs, start=1):
         say(f"[{number}/{len(runs)}] {run.row.name}, seed {run.seed}: {run.folder.path}")
         result = train(run.config)
         if not result.finished:
-            raise AnalysisError(
-                f"{run.folder.path}: stopped at step {result.step}", hint="re-running the command resumes"
-            )
+            hint = "re-running the command resumes"
+            raise AnalysisError(f"{run.folder.path}: stopped at step {result.step}", hint=hint)
         for name, manifest in manifests.items():
             score = _score(run, name, manifest, windows=windows)
             say(f"  {name}: mIoU {100 * score.miou:.2f}")
@@ -174,8 +159,7 @@ def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
 
 def command(run: Run, config: Path | str, settings: Sequence[str]) -> str:
     """The command line that trains this run by itself."""
-    chosen = (*settings, *run.row.settings, f"seed={run.seed}")
-    return " ".join(
-        ["physseg train", shlex.quote(str(config)), "--out", shlex.quote(str(run.folder.path))]
-        + [f"--set {shlex.quote(text)}" for text in chosen]
-    )
+    words = ["physseg", "train", str(config), "--out", str(run.folder.path)]
+    for text in (*settings, *run.row.settings, f"seed={run.seed}"):
+        words += ["--set", text]
+    return shlex.join(words)

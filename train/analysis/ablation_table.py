@@ -7,9 +7,8 @@ images would give another score of the same models: the bootstrap over images, t
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,29 +28,22 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row on one data set; fractions 0..1."""
+    """One row on one data set, as `ablation.json` has it; fractions 0..1."""
 
     row: str
-    """Name of the row."""
     data: str
     """Name of the data set."""
-    mious: tuple[float, ...]
+    miou: tuple[float, ...]
     """mIoU of each seed."""
+    mean: float
+    deviation: float | None
+    """Sample standard deviation over seeds, or None with one seed."""
     difference: float | None = None
     """Mean over seeds of this row minus the first one, or None for the first one itself."""
-    over_seeds: Interval | None = None
+    difference_over_seeds: Interval | None = None
     """95 % interval of the difference over seeds, or None with one seed."""
-    over_images: Interval | None = None
+    difference_over_images: Interval | None = None
     """95 % interval of the difference over images."""
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.mious))
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation over seeds."""
-        return float(np.std(self.mious, ddof=1)) if len(self.mious) > 1 else None
 
 
 def cells(scores: Sequence[Score]) -> list[Cell]:
@@ -65,14 +57,16 @@ def cells(scores: Sequence[Score]) -> list[Cell]:
         baseline = _samples([by_run[rows[0], seed] for seed in seeds], weights)
         for row in rows:
             own = [by_run[row, seed] for seed in seeds]
-            mious = tuple(score.miou for score in own)
+            miou = tuple(score.miou for score in own)
+            deviation = float(np.std(miou, ddof=1)) if len(miou) > 1 else None
+            scored = (row, data, miou, float(np.mean(miou)), deviation)
             if row == rows[0]:
-                found.append(Cell(row, data, mious))
+                found.append(Cell(*scored))
                 continue
             pairs = np.array([score.miou - by_run[rows[0], score.seed].miou for score in own])
             drawn = (_samples(own, weights) - baseline).mean(axis=0)
             over_images = normal_interval(float(pairs.mean()), drawn)
-            found.append(Cell(row, data, mious, float(pairs.mean()), student_interval(pairs), over_images))
+            found.append(Cell(*scored, float(pairs.mean()), student_interval(pairs), over_images))
     return found
 
 
@@ -97,7 +91,7 @@ def markdown(title: str, found: Sequence[Cell]) -> str:
     header = ["", *(f"{name}{part}" for name in data for part in ("", ", difference", ", over seeds", ", over images"))]
     lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
     lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
-    seeds = len(found[0].mious)
+    seeds = len(found[0].miou)
     legend = (
         f"mIoU in percent, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; difference to {rows[0]} "
         "with 95 % intervals: over seeds by Student's t, over images by bootstrap."
@@ -110,28 +104,8 @@ def write_table(out: Path, title: str, found: Sequence[Cell]) -> str:
     """Write `ablation.md` and `ablation.json` into a folder; returns the text of the former."""
     text = markdown(title, found)
     atomic_write(out / "ablation.md", text.encode())
-    atomic_json(out / "ablation.json", document(title, found))
+    atomic_json(out / "ablation.json", {"title": title, "cells": [asdict(cell) for cell in found]})
     return text
-
-
-def document(title: str, found: Sequence[Cell]) -> dict[str, Any]:
-    """All numbers, for JSON."""
-    return {
-        "title": title,
-        "cells": [
-            {
-                "row": cell.row,
-                "data": cell.data,
-                "miou": list(cell.mious),
-                "mean": cell.mean,
-                "deviation": cell.deviation,
-                "difference": cell.difference,
-                "difference_over_seeds": cell.over_seeds,
-                "difference_over_images": cell.over_images,
-            }
-            for cell in found
-        ],
-    }
 
 
 def _samples(scores: Sequence[Score], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -143,7 +117,8 @@ def _texts(cell: Cell) -> tuple[str, str, str, str]:
     mean = f"{100 * cell.mean:.2f}" + ("" if cell.deviation is None else f" ± {100 * cell.deviation:.2f}")
     if cell.difference is None:
         return mean, "", "", ""
-    return mean, f"{100 * cell.difference:+.2f}", _interval(cell.over_seeds), _interval(cell.over_images)
+    intervals = _interval(cell.difference_over_seeds), _interval(cell.difference_over_images)
+    return mean, f"{100 * cell.difference:+.2f}", *intervals
 
 
 def _interval(interval: Interval | None) -> str:

@@ -85,17 +85,9 @@ def similarity(
     from . import similarity as analysis
     from .encoders import find_encoder
 
-    if synonyms not in (None, "first", "mean"):
-        raise typer.BadParameter(f"expected first or mean, got {synonyms!r}", param_hint="--synonyms")
     chosen = [analysis.find_vocabulary(text) for text in vocabularies or analysis.TABLE_1]
     reference = analysis.find_vocabulary(to)
-    encoder = find_encoder(
-        source,
-        clip=clip,
-        prompts=prompts,
-        synonyms=synonyms,  # type: ignore[arg-type]  # checked above
-        device=choose_device(device),
-    )
+    encoder = find_encoder(source, clip=clip, prompts=prompts, synonyms=synonyms, device=choose_device(device))
     found = analysis.similarities(encoder, chosen, reference)
     typer.echo(analysis.table(found))
     _write_json(json_file, analysis.document(found, encoder.origin))
@@ -135,14 +127,13 @@ def oracle(
     from .encoders import ClipEncoder, clip_of_weights
 
     table = Manifest.read(manifest, root=root)
-    loaded = load_run(run, step=parse_step(checkpoint), device=choose_device(device))
-    config = loaded.model.config
+    place = choose_device(device)
+    loaded = load_run(run, step=parse_step(checkpoint), device=place)
     clips = {"CLIP as trained in the run": ClipEncoder(loaded.model, {"run": str(run)})}
     if clip_weights:
-        preset = clip or config.clip
-        clips[f"{preset} {Path(clip_weights).name}"] = clip_of_weights(
-            clip_weights, preset, synonyms=config.synonyms, device=choose_device(device)
-        )
+        preset, synonyms = clip or loaded.model.config.clip, loaded.model.config.synonyms
+        pretrained = clip_of_weights(clip_weights, preset, synonyms=synonyms, device=place)
+        clips[f"{preset} {Path(clip_weights).name}"] = pretrained
     found = analysis.run_oracles(
         loaded.model,
         table,
@@ -195,10 +186,8 @@ def compare(
         paths[name] = Path(path)
     if len(paths) < 2:
         raise typer.BadParameter("name two runs or more", param_hint="RUNS")
-    table = Manifest.read(manifest, root=root)
-    loaded = {
-        name: load_run(path, step=parse_step(checkpoint), device=choose_device(device)) for name, path in paths.items()
-    }
+    table, step, place = Manifest.read(manifest, root=root), parse_step(checkpoint), choose_device(device)
+    loaded = {name: load_run(path, step=step, device=place) for name, path in paths.items()}
     pictured, scores = analysis.compare_runs(
         {name: run.model for name, run in loaded.items()},
         table,
@@ -208,10 +197,9 @@ def compare(
         settings=inference_settings(memory, no_windows=no_windows),
     )
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
-    document = analysis.write_comparison(out, pictured, scores, facts, table)
+    _write_json(json_file, analysis.write_comparison(out, pictured, scores, facts, table))
     typer.echo(analysis.in_words(scores))
     typer.echo(f"{len(pictured)} pictures in {out}, all on one page: {out / 'index.html'}")
-    _write_json(json_file, document)
 
 
 @app.command()
@@ -269,15 +257,10 @@ def structure(
         )
     else:
         title = f"against the people's boundaries of BSDS500 {split}"
-        found = analysis.match_bsds(
-            analysis.find_bsds(Path(str(bsds)), split, max_images),
-            loaded.model if loaded else None,
-            window_px=window_px,
-            tolerance_px=tolerance,
-            canny_blur=canny_blur,
-        )
+        images, model = analysis.find_bsds(Path(str(bsds)), split, max_images), loaded.model if loaded else None
+        found = analysis.match_bsds(images, model, window_px=window_px, tolerance_px=tolerance, canny_blur=canny_blur)
     typer.echo(analysis.table(found, f"{title}, {len(next(iter(found.values())).counts)} images"))
-    document: dict[str, object] = {
+    document = {
         "run": str(run) if run else None,
         "step": loaded.step if loaded else None,
         "window_px": window_px,

@@ -8,7 +8,7 @@ many images got better and worse in all.
 import heapq
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Scored:
     """Correct pixels of every run on one image."""
 
     sample_id: str
-    """Sample id in the manifest."""
     labelled: int
     """Number of pixels of the ground truth that count."""
     correct: tuple[int, ...]
@@ -60,7 +59,6 @@ class Pictured:
     """A chosen sample with all that is shown of it."""
 
     scored: Scored
-    """Correct pixels of every run."""
     image: UInt8
     """(H, W, 3) RGB."""
     labels: Ids
@@ -98,18 +96,14 @@ def compare_runs(
     most_changed: int = 8,
     max_images: int | None = None,
     settings: InferenceSettings = PUBLISHED,
-    progress: bool = True,
 ) -> tuple[list[Pictured], list[Scored]]:
     """Predict with every run and choose what to show.
 
     Args:
         models: The runs' models by name, the baseline first.
-        manifest: The images.
         sample_ids: Samples to show, in this order.
         most_changed: Number of samples to show if none are named: those whose accuracy changed most.
         max_images: Number of samples to look at if none are named. Default: all.
-        settings: How to predict.
-        progress: Whether to show a progress bar.
 
     Returns:
         The samples to show, the largest change first unless they are named; and the scores of all samples.
@@ -124,17 +118,17 @@ def compare_runs(
     ignore_index = manifest.vocabulary.ignore_index
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []
-    for number, loaded in enumerate(load_each(manifest, indices, progress=progress)):
+    for number, (image, labels) in enumerate(load_each(manifest, indices)):
         predictions = tuple(
-            manifest.fold(predict_label_map(model, loaded.image, texts[name], settings))
-            for name, model in models.items()
+            manifest.fold(predict_label_map(model, image, texts[name], settings)) for name, model in models.items()
         )
-        scored = score(loaded.labels, predictions, sample_id=loaded.sample.sample_id, ignore_index=ignore_index)
-        if not scored.labelled and not sample_ids:
-            continue
+        sample_id = manifest.samples[indices[number]].sample_id
+        scored = score(labels, predictions, sample_id=sample_id, ignore_index=ignore_index)
         if scored.labelled:
             scores.append(scored)
-        pictured = Pictured(scored=scored, image=loaded.image, labels=loaded.labels, predictions=predictions)
+        elif not sample_ids:
+            continue
+        pictured = Pictured(scored=scored, image=image, labels=labels, predictions=predictions)
         heapq.heappush(kept, (0.0 if sample_ids else abs(scored.change), -number, pictured))
         if len(kept) > most_changed and not sample_ids:
             heapq.heappop(kept)
@@ -155,42 +149,26 @@ def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ign
 def write_comparison(
     out: Path, pictured: Sequence[Pictured], scores: Sequence[Scored], runs: Mapping[str, Any], manifest: Manifest
 ) -> dict[str, Any]:
-    """Write `NN_ID.png` for every sample, `index.html` that shows them all, and `compare.json`.
+    """Write `NN_ID.png` for every sample, `index.html` that shows them all, and `compare.json`; returns the latter.
 
-    Args:
-        out: The folder.
-        pictured: Samples to show.
-        scores: Scores of all samples.
-        runs: Where each run's model comes from, by name, for the records.
-        manifest: The images.
-
-    Returns:
-        The content of `compare.json`.
+    `runs` says where each run's model comes from, by name, for the records.
     """
     names = list(runs)
-    files = []
+    files: dict[str, Scored] = {}
     for number, shown in enumerate(pictured, start=1):
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
-        file = f"{number:02d}_{safe}.png"
         drawn = picture(shown, names, manifest.evaluated_classes, ignore_index=manifest.vocabulary.ignore_index)
+        file = f"{number:02d}_{safe}.png"
         atomic_write(out / file, encode_png(drawn))
-        files.append(file)
+        files[file] = shown.scored
+    images = [asdict(item) | {"correct": dict(zip(names, item.correct, strict=True))} for item in scores]
     document = {
         "dataset": manifest.dataset,
         "manifest": manifest.fingerprint,
         "runs": dict(runs),
         "summary": summary(scores),
-        "shown": [
-            {"file": file, "sample_id": item.scored.sample_id} for file, item in zip(files, pictured, strict=True)
-        ],
-        "images": [
-            {
-                "sample_id": item.sample_id,
-                "labelled": item.labelled,
-                "correct": dict(zip(names, item.correct, strict=True)),
-            }
-            for item in scores
-        ],
+        "shown": [{"file": file, "sample_id": scored.sample_id} for file, scored in files.items()],
+        "images": images,
     }
     atomic_json(out / "compare.json", document)
     html = render(
@@ -198,7 +176,7 @@ def write_comparison(
         runs=names,
         dataset=manifest.dataset,
         summary=in_words(scores),
-        figures=[(file, _title(item.scored)) for file, item in zip(files, pictured, strict=True)],
+        figures=[(file, _title(scored)) for file, scored in files.items()],
     )
     atomic_write(out / "index.html", html.encode())
     return document
@@ -224,9 +202,6 @@ def in_words(scores: Sequence[Scored]) -> str:
         f"{found['images']} images: {found['better']} better, {found['worse']} worse, "
         f"mean change {100 * found['mean_change']:+.2f} points of pixel accuracy"
     )
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _title(scored: Scored) -> str:

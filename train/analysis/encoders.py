@@ -17,7 +17,7 @@ from ..errors import AnalysisError
 from ..model.config import SegmenterConfig
 from ..model.inference import InferenceSettings, class_texts, cut
 from ..model.segmenter import Segmenter
-from ..model.text import Synonyms, read_templates
+from ..model.text import read_templates
 from ..prediction.load_run import load_run
 from ..runs.run_folder import RunFolder
 from ..weights.cache import find_clip_weights
@@ -56,22 +56,16 @@ class ClipEncoder:
 
 
 def clip_of_weights(
-    name: str,
-    clip: str,
-    *,
-    prompts: str = "",
-    synonyms: Synonyms | None = None,
-    device: torch.device | str = "cpu",
+    name: str, clip: str, *, prompts: str = "", synonyms: str | None = None, device: torch.device | str = "cpu"
 ) -> ClipEncoder:
     """Pretrained CLIP: a preset, and a fetched tag or a file. Raises WeightsError, CheckpointError or ConfigError."""
     config = SegmenterConfig(clip=clip)
     weights = find_clip_weights(name, clip)
-    config = SegmenterConfig(clip=clip, quick_gelu=activation(config, weights))
+    config = replace(config, quick_gelu=activation(config, weights))
     model = Segmenter(_asked(config, prompts, synonyms)).eval()
     load_clip_weights(model.clip, weights.path)
-    return ClipEncoder(
-        model.to(device), {"clip": clip, "clip_weights": weights.facts(), "templates": list(model.config.templates)}
-    )
+    origin = {"clip": clip, "clip_weights": weights.facts(), "templates": list(model.config.templates)}
+    return ClipEncoder(model.to(device), origin)
 
 
 def find_encoder(
@@ -79,7 +73,7 @@ def find_encoder(
     *,
     clip: str | None = None,
     prompts: str = "",
-    synonyms: Synonyms | None = None,
+    synonyms: str | None = None,
     device: torch.device | str = "cpu",
 ) -> ClipEncoder:
     """CLIP by what the command line says.
@@ -109,9 +103,9 @@ def find_encoder(
     )
 
 
-def _asked(config: SegmenterConfig, prompts: str, synonyms: Synonyms | None) -> SegmenterConfig:
-    """The configuration with other prompts: a template with {}, a name of templates, or a file of them."""
-    templates = config.templates
+def _asked(config: SegmenterConfig, prompts: str, synonyms: str | None) -> SegmenterConfig:
+    """The configuration with other prompts. Raises ConfigError for an unknown rule."""
+    changed: dict[str, Any] = {"synonyms": synonyms} if synonyms else {}
     if prompts:
-        templates = (prompts,) if "{}" in prompts else read_templates(prompts)
-    return replace(config, templates=templates, synonyms=synonyms or config.synonyms)
+        changed["templates"] = (prompts,) if "{}" in prompts else read_templates(prompts)
+    return replace(config, **changed)

@@ -39,22 +39,26 @@ NAMED = "true regions, named by the model"
 DRAWN = "predicted regions, given their best true label"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class OracleRow:
-    """One line of the table."""
+    """One line of the table, with what it has counted so far."""
 
     name: str
-    """What the table calls the row."""
     where: str
     """Who draws the regions: "model" or "truth"."""
     what: str
     """Who names the regions: "model", "truth", or the name of a CLIP."""
     confusion: ConfusionMatrix
-    """Pixel counts of the row."""
-    regions: int
+    regions: int = 0
     """Number of regions that were named; 0 for the model by itself."""
-    right: int
+    right: int = 0
     """Number of true regions that got their class."""
+
+    def count(self, named: Ids, regions: npt.NDArray[np.int32], truth: Ids | None, labels: Ids) -> None:
+        """Regions (H, W) with the class (R,) each was given; pixels outside of all regions are ignored ones."""
+        self.regions += len(named)
+        self.right += 0 if truth is None else int((named == truth).sum())
+        self.confusion.update(named.astype(np.int64)[np.maximum(regions, 0)], labels)
 
 
 def split_regions(ids: Ids, kind: Regions, *, ignore_index: int | None = None) -> tuple[npt.NDArray[np.int32], Ids]:
@@ -112,55 +116,39 @@ def run_oracles(
     regions: Regions = "class",
     max_images: int | None = None,
     settings: InferenceSettings = PUBLISHED,
-    progress: bool = True,
 ) -> list[OracleRow]:
-    """All rows of the table.
-
-    Args:
-        model: The segmenter.
-        manifest: The images.
-        clips: CLIPs that name true regions as well, by name.
-        regions: What a region is.
-        max_images: Number of usable samples to look at. Default: all.
-        settings: How to predict.
-        progress: Whether to show a progress bar.
-    """
+    """All rows of the table; `clips` name true regions as well. `max_images` None: all usable samples."""
     check_choice("kind of region", regions, get_args(Regions))
     indices = usable(manifest, max_images)
-    vocabulary, names = manifest.vocabulary, manifest.evaluated_classes
+    vocabulary, num_classes = manifest.vocabulary, len(manifest.evaluated_classes)
     texts = class_texts(model, vocabulary.classes)
     clips = clips or {}
     clip_texts = {name: encoder.texts(vocabulary.classes) for name, encoder in clips.items()}
-    tallies = {key: _Tally(len(names), vocabulary.ignore_index) for key in (PLAIN, NAMED, *clips, DRAWN)}
-    for loaded in load_each(manifest, indices, progress=progress):
-        true_regions, true_ids = split_regions(loaded.labels, regions, ignore_index=vocabulary.ignore_index)
+    kinds = {PLAIN: ("model", "model"), NAMED: ("truth", "model")}
+    kinds |= {f"true regions, named by {name}": ("truth", name) for name in clips}
+    kinds[DRAWN] = ("model", "truth")
+    rows = {
+        name: OracleRow(name, where, what, ConfusionMatrix(num_classes, vocabulary.ignore_index))
+        for name, (where, what) in kinds.items()
+    }
+    for image, labels in load_each(manifest, indices):
+        true_regions, true_ids = split_regions(labels, regions, ignore_index=vocabulary.ignore_index)
         if not len(true_ids):  # without any labelled pixel nothing counts
             continue
-        predicted, named = _predict(model, loaded.image, texts, settings, true_regions, len(true_ids))
+        predicted, named = _predict(model, image, texts, settings, true_regions, len(true_ids))
         predicted = manifest.fold(predicted)
-        tallies[PLAIN].confusion.update(predicted.astype(np.int64), loaded.labels)
-        tallies[NAMED].count(manifest.fold(named), true_regions, true_ids, loaded.labels)
+        rows[PLAIN].confusion.update(predicted.astype(np.int64), labels)
+        rows[NAMED].count(manifest.fold(named), true_regions, true_ids, labels)
         for name, encoder in clips.items():
-            features = encoder.patches(loaded.image)
+            features = encoder.patches(image)
             shares = torch.from_numpy(patch_shares(true_regions, len(true_ids), features.shape[0])).to(features)
             mean = shares.flatten(1) @ features.flatten(0, 1)
             chosen = (mean @ clip_texts[name].T).argmax(dim=1).cpu().numpy()  # its length does not change the order
-            tallies[name].count(manifest.fold(chosen), true_regions, true_ids, loaded.labels)
+            rows[f"true regions, named by {name}"].count(manifest.fold(chosen), true_regions, true_ids, labels)
         drawn, _ = split_regions(predicted, regions)
-        best = best_overlap(drawn, loaded.labels, len(names), vocabulary.ignore_index)
-        tallies[DRAWN].count(best, drawn, None, loaded.labels)
-    naming = {PLAIN: ("model", "model"), NAMED: ("truth", "model"), DRAWN: ("model", "truth")}
-    return [
-        OracleRow(
-            name=key if key in naming else f"true regions, named by {key}",
-            where=naming.get(key, ("truth", key))[0],
-            what=naming.get(key, ("truth", key))[1],
-            confusion=tally.confusion,
-            regions=tally.regions,
-            right=tally.right,
-        )
-        for key, tally in tallies.items()
-    ]
+        best = best_overlap(drawn, labels, num_classes, vocabulary.ignore_index)
+        rows[DRAWN].count(best, drawn, None, labels)
+    return list(rows.values())
 
 
 def table(rows: Sequence[OracleRow]) -> str:
@@ -185,23 +173,6 @@ def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str
         }
         for row in rows
     ]
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
-class _Tally:
-    """What one row has counted so far."""
-
-    def __init__(self, num_classes: int, ignore_index: int) -> None:
-        self.confusion = ConfusionMatrix(num_classes, ignore_index)
-        self.regions = self.right = 0
-
-    def count(self, named: Ids, regions: npt.NDArray[np.int32], truth: Ids | None, labels: Ids) -> None:
-        """Regions (H, W) with the class (R,) each was given; pixels outside of all regions are ignored ones."""
-        self.regions += len(named)
-        self.right += 0 if truth is None else int((named == truth).sum())
-        self.confusion.update(named.astype(np.int64)[np.maximum(regions, 0)], labels)
 
 
 def _predict(

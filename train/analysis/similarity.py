@@ -34,9 +34,9 @@ class Similarity:
     """One vocabulary against that of training; cosines in [-1, 1]."""
 
     vocabulary: Vocabulary
-    """The A test classes."""
+    """A test classes."""
     reference: Vocabulary
-    """The B training classes."""
+    """B training classes."""
     nearest: npt.NDArray[np.int64]
     """(A,) id of the training class most similar to each test class, the lower id on a tie."""
     cosine: npt.NDArray[np.float64]
@@ -45,17 +45,13 @@ class Similarity:
     """(B,) similarity of each training class to its nearest test class."""
 
     @property
-    def hausdorff(self) -> float:
-        """Directed, from the vocabulary to the reference."""
-        return float(self.cosine.min())
-
-    @property
-    def symmetric_hausdorff(self) -> float:
-        return float(min(self.cosine.min(), self.reverse.min()))
-
-    @property
-    def mean_best(self) -> float:
-        return float(self.cosine.mean())
+    def measures(self) -> dict[str, float]:
+        """The three measures of the module's docstring; the first is from the vocabulary to the reference."""
+        return {
+            "hausdorff": float(self.cosine.min()),
+            "symmetric_hausdorff": float(min(self.cosine.min(), self.reverse.min())),
+            "mean_best_cosine": float(self.cosine.mean()),
+        }
 
     def neighbours(self) -> list[tuple[str, str, float]]:
         """(class, its nearest class of the reference, cosine), the least similar first."""
@@ -112,7 +108,7 @@ def table(found: Sequence[Similarity], *, worst: int = 3) -> str:
     rows: list[tuple[str, ...]] = [("vocabulary", "classes", "Hausdorff", "symmetric", "mean best", "least similar")]
     for item in found:
         shown = ", ".join(f"{name} ({near} {cosine:.2f})" for name, near, cosine in item.neighbours()[:worst])
-        cosines = (f"{value:.3f}" for value in (item.hausdorff, item.symmetric_hausdorff, item.mean_best))
+        cosines = (f"{value:.3f}" for value in item.measures.values())
         rows.append((item.vocabulary.name, str(item.vocabulary.num_classes), *cosines, shown))
     head = f"to {found[0].reference.name} ({found[0].reference.num_classes} classes)"
     return "\n".join([head, *align(rows, right=range(1, 5))])
@@ -128,12 +124,8 @@ def document(found: Sequence[Similarity], origin: dict[str, Any]) -> dict[str, A
                 "name": item.vocabulary.name,
                 "fingerprint": item.vocabulary.fingerprint,
                 "num_classes": item.vocabulary.num_classes,
-                "hausdorff": item.hausdorff,
-                "symmetric_hausdorff": item.symmetric_hausdorff,
-                "mean_best_cosine": item.mean_best,
-                "classes": [
-                    {"name": name, "nearest": near, "cosine": cosine} for name, near, cosine in item.neighbours()
-                ],
+                **item.measures,
+                "classes": [dict(zip(("name", "nearest", "cosine"), row, strict=True)) for row in item.neighbours()],
             }
             for item in found
         ],

@@ -6,7 +6,6 @@ scored as boundary_score.py says.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,6 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 CANNY_HIGHS = tuple(float(round(25 * 2 ** (step / 2))) for step in range(12))
 """Upper thresholds of the Canny sweep, 25 to 1131; the lower one is half of it, as in the extractor's default."""
 WINDOWS_AT_ONCE = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BsdsImage:
-    """An image of BSDS500 with the boundaries that several people drew."""
-
-    image: UInt8
-    """(H, W, 3) RGB."""
-    boundaries: list[npt.NDArray[np.bool_]]
-    """(H, W) boundaries that each person drew."""
 
 
 def training_crop(run: Path, default: int = 384) -> int:
@@ -90,10 +79,8 @@ def match_store(
     window_px: int,
     max_images: int | None = None,
     tolerance_px: float | None = None,
-    thresholds: Sequence[float] = THRESHOLDS,
     thinned: bool = True,
     root: str | None = None,
-    progress: bool = True,
 ) -> dict[str, BoundaryScore]:
     """The head's maps against a store's, for every structure that both have, on the store's frames.
 
@@ -105,21 +92,19 @@ def match_store(
         window_px: Side of the head's windows.
         max_images: Number of samples to look at. Default: all.
         tolerance_px: Distance within which pixels match. Default: a share of the frame's diagonal.
-        thresholds: Thresholds of the predicted probabilities.
         thinned: Whether edges are thinned to one pixel on both sides.
         root: Folder of the images, if they moved.
-        progress: Whether to show a progress bar.
 
     Raises:
         AnalysisError: There is nothing to compare.
     """
     names = _predicted(model, (EDGES, KEYPOINTS))
     reader = StoreReader(store, names, root=root)
-    scores = {name: BoundaryScore(tuple(thresholds)) for name in names}
+    scores = {name: BoundaryScore(THRESHOLDS) for name in names}
     indices = reader.usable[:max_images].tolist()
     if not indices:
         raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
-    for index in tqdm(indices, unit="img", disable=not progress):
+    for index in tqdm(indices, unit="img"):
         image = reader.schema.frame.resize_image(reader.manifest.load_image(index))
         height, width = reader.frame_size(index)
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
@@ -127,10 +112,10 @@ def match_store(
         for name, plane in reader.planes(index):
             true = plane[:height, :width] > 0
             if SPECS[name].drawn == EDGES:
-                maps = edge_maps(predicted[name], thresholds, thinned=thinned)
+                maps = edge_maps(predicted[name], THRESHOLDS, thinned=thinned)
                 scores[name].add(maps, [thin(true) if thinned else true], tolerance)
             else:
-                scores[name].add(keypoint_maps(predicted[name], thresholds), [true], tolerance)
+                scores[name].add(keypoint_maps(predicted[name], THRESHOLDS), [true], tolerance)
     return scores
 
 
@@ -140,9 +125,7 @@ def match_bsds(
     *,
     window_px: int = 384,
     tolerance_px: float | None = None,
-    thresholds: Sequence[float] = THRESHOLDS,
     canny_blur: float = 0.0,
-    progress: bool = True,
 ) -> dict[str, BoundaryScore]:
     """Canny (at its default and over a sweep), and the edge maps of a model's head, against people's boundaries.
 
@@ -151,22 +134,22 @@ def match_bsds(
     """
     heads = _predicted(model, (EDGES,)) if model else []
     scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
+    swept = dict(scores)
     scores["people"] = BoundaryScore((1.0,))
-    scores |= {f"head: {name}": BoundaryScore(tuple(thresholds)) for name in heads}
-    for image_file, truth_file in tqdm(images, unit="img", disable=not progress):
-        bsds = read_bsds(image_file, truth_file)
-        tolerance = tolerance_of(bsds.image.shape[0], bsds.image.shape[1], tolerance_px)
-        for number, person in enumerate(bsds.boundaries):
-            others = [*bsds.boundaries[:number], *bsds.boundaries[number + 1 :]]
-            if others:
+    scores |= {f"head: {name}": BoundaryScore(THRESHOLDS) for name in heads}
+    for image_file, truth_file in tqdm(images, unit="img"):
+        image, boundaries = read_bsds(image_file, truth_file)
+        tolerance = tolerance_of(image.shape[0], image.shape[1], tolerance_px)
+        for number, person in enumerate(boundaries):
+            if others := boundaries[:number] + boundaries[number + 1 :]:
                 scores["people"].add([person], others, tolerance)
-        for key, highs in (("canny 100/200", (200.0,)), ("canny, swept", CANNY_HIGHS)):
-            found = [canny_edges(bsds.image, low=high / 2, high=high, blur_sigma=canny_blur) > 0 for high in highs]
-            scores[key].add([thin(edges) for edges in found], bsds.boundaries, tolerance)
+        for score in swept.values():
+            found = (canny_edges(image, low=high / 2, high=high, blur_sigma=canny_blur) for high in score.thresholds)
+            score.add([thin(edges > 0) for edges in found], boundaries, tolerance)
         if model is not None:
-            maps = dict(zip(model.config.structures, _at_own_size(model, bsds.image, window_px), strict=True))
+            maps = dict(zip(model.config.structures, _at_own_size(model, image, window_px), strict=True))
             for name in heads:
-                scores[f"head: {name}"].add(edge_maps(maps[name], thresholds), bsds.boundaries, tolerance)
+                scores[f"head: {name}"].add(edge_maps(maps[name], THRESHOLDS), boundaries, tolerance)
     return {name: score for name, score in scores.items() if score.counts}  # one person alone has no others
 
 
@@ -178,25 +161,23 @@ def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tup
     Raises:
         AnalysisError: Anything is missing.
     """
-    tops = [
-        top for top in (root, root / "data", root / "BSDS500/data", root / "BSR/BSDS500/data") if _has_split(top, split)
-    ]
-    if not tops:
+    for top in (root, root / "data", root / "BSDS500/data", root / "BSR/BSDS500/data"):
+        images, truths = top / "images" / split, top / "groundTruth" / split
+        if images.is_dir() and truths.is_dir():
+            break
+    else:
         hint = "unpack BSR_bsds500.tgz (Berkeley), and name its folder data; splits: train, val, test"
         raise AnalysisError.mismatch(root, f"images/{split} and groundTruth/{split} of BSDS500", "neither", hint)
-    pairs = [
-        (image, tops[0] / "groundTruth" / split / f"{image.stem}.mat")
-        for image in sorted((tops[0] / "images" / split).glob("*.jpg"))
-    ]
+    pairs = [(image, truths / f"{image.stem}.mat") for image in sorted(images.glob("*.jpg"))]
     missing = [truth for _, truth in pairs if not truth.is_file()]
     if missing or not pairs:
         fault = f"{len(missing)} of {len(pairs)} images have no ground truth ({missing[0]})" if missing else "no image"
-        raise AnalysisError(f"{tops[0]}, {split}: {fault}", hint="unpack the archive again")
+        raise AnalysisError(f"{top}, {split}: {fault}", hint="unpack the archive again")
     return pairs[:max_images]
 
 
-def read_bsds(image_file: Path, truth_file: Path) -> BsdsImage:
-    """Read both files.
+def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArray[np.bool_]]]:
+    """An image (H, W, 3) RGB of BSDS500, and the boundaries (H, W) that each of several people drew.
 
     Raises:
         AnalysisError: A file is none of its kind, or boundaries and image differ in size. It names the file.
@@ -211,7 +192,7 @@ def read_bsds(image_file: Path, truth_file: Path) -> BsdsImage:
     sizes = {boundary.shape for boundary in drawn}
     if sizes != {image.shape[:2]}:
         raise AnalysisError.mismatch(truth_file, f"boundaries of {image.shape[:2]} px", sorted(sizes) or "none")
-    return BsdsImage(image=image, boundaries=[boundary > 0 for boundary in drawn])
+    return image, [boundary > 0 for boundary in drawn]
 
 
 def table(scores: dict[str, BoundaryScore], title: str) -> str:
@@ -222,9 +203,6 @@ def table(scores: dict[str, BoundaryScore], title: str) -> str:
         shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
         rows.append((name, f"{best['threshold']:g}", *(f"{100 * share:.2f}" for share in shares)))
     return "\n".join([title, *align(rows, right=range(1, 7))])
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _predicted(model: Segmenter, kinds: Sequence[str]) -> list[str]:
@@ -239,16 +217,11 @@ def _predicted(model: Segmenter, kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _has_split(top: Path, split: str) -> bool:
-    return (top / "images" / split).is_dir() and (top / "groundTruth" / split).is_dir()
-
-
 def _at_own_size(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[np.float32]:
     frame = Frame(short_edge=window_px, max_long_edge=2 * window_px, canvas=2 * window_px)
     maps = torch.from_numpy(structure_maps(model, frame.resize_image(image), window_px))[None]
-    size = (image.shape[0], image.shape[1])
-    resized: npt.NDArray[np.float32] = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0].numpy()
-    return resized
+    resized = F.interpolate(maps, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
+    return np.asarray(resized)
 
 
 def _offsets(edge: int, window_px: int) -> list[int]:

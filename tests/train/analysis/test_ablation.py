@@ -84,9 +84,9 @@ def test_cells_by_hand() -> None:
     base, ours = cells(scores)
     assert base.difference is None
     assert ours.difference == pytest.approx(0.15)
-    assert ours.over_images == pytest.approx((0.15, 0.15))  # every sample of these equal images is the same
+    assert ours.difference_over_images == pytest.approx((0.15, 0.15))  # every sample of these equal images is the same
     low, high = student_interval(np.array([0.1, 0.2])) or (0.0, 0.0)
-    assert ours.over_seeds == pytest.approx((low, high))
+    assert ours.difference_over_seeds == pytest.approx((low, high))
     assert low == pytest.approx(0.15 - 12.706 * 0.05)
     text = markdown("T", [base, ours])
     assert "| base | 50.00 ± 0.00 |" in text

@@ -61,7 +61,7 @@ def _models(manifest: Manifest) -> dict[str, Any]:
 
 def test_the_most_changed_come_first(make_manifest: Callable[..., Manifest], predictions: None) -> None:
     manifest = make_manifest(6)
-    pictured, scores = compare_runs(_models(manifest), manifest, most_changed=3, progress=False)
+    pictured, scores = compare_runs(_models(manifest), manifest, most_changed=3)
     changes = {item.sample_id: item.change for item in scores}
     assert len(changes) == 6
     expected = {
@@ -73,7 +73,7 @@ def test_the_most_changed_come_first(make_manifest: Callable[..., Manifest], pre
     assert [item.scored.sample_id for item in pictured] == order[:3]
     # Loss counts as change, too.
     backwards = dict(reversed(_models(manifest).items()))
-    pictured, _ = compare_runs(backwards, manifest, most_changed=3, progress=False)
+    pictured, _ = compare_runs(backwards, manifest, most_changed=3)
     assert [item.scored.sample_id for item in pictured] == order[:3]
     assert pictured[0].scored.change < 0
 
@@ -81,13 +81,13 @@ def test_the_most_changed_come_first(make_manifest: Callable[..., Manifest], pre
 def test_chosen_samples_keep_their_order(make_manifest: Callable[..., Manifest], predictions: None) -> None:
     manifest = make_manifest(4)
     models = _models(manifest)
-    pictured, scores = compare_runs(models, manifest, sample_ids=["003", "001"], most_changed=1, progress=False)
+    pictured, scores = compare_runs(models, manifest, sample_ids=["003", "001"], most_changed=1)
     assert [item.scored.sample_id for item in pictured] == ["003", "001"]
     assert len(scores) == 2
     with pytest.raises(AnalysisError, match="shapes, '9': no sample of this id"):
-        compare_runs(models, manifest, sample_ids=["9"], progress=False)
+        compare_runs(models, manifest, sample_ids=["9"])
     with pytest.raises(AnalysisError, match="expected two runs or more to compare, got 1"):
-        compare_runs({"lazy": models["lazy"]}, manifest, progress=False)
+        compare_runs({"lazy": models["lazy"]}, manifest)
 
 
 def test_one_row_of_pictures_with_one_legend() -> None:

@@ -87,10 +87,10 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(oracle, "class_texts", lambda model, vocabulary: torch.zeros(3, 1, 4))
     monkeypatch.setattr(oracle, "usable", lambda manifest, most: [0, 1])
     samples = [
-        SimpleNamespace(image=np.zeros((2, 4, 3), np.uint8), labels=TRUTH),
-        SimpleNamespace(image=np.zeros((3, 3, 3), np.uint8), labels=np.full((3, 3), 255, np.uint8)),
+        (np.zeros((2, 4, 3), np.uint8), TRUTH),
+        (np.zeros((3, 3, 3), np.uint8), np.full((3, 3), 255, np.uint8)),
     ]
-    monkeypatch.setattr(oracle, "load_each", lambda manifest, indices, progress: iter(samples))
+    monkeypatch.setattr(oracle, "load_each", lambda manifest, indices: iter(samples))
     return SimpleNamespace(
         vocabulary=SimpleNamespace(ignore_index=255, classes=("a", "b", "c")),
         evaluated_classes=("a", "b", "c"),

@@ -37,19 +37,19 @@ def test_similarity_by_hand() -> None:
     assert found.nearest.tolist() == [0, 0]  # dog is as far from chair, table and cat: the lowest id
     np.testing.assert_allclose(found.cosine, [1, 0.5])
     np.testing.assert_allclose(found.reverse, [1, 1, 0.5])
-    assert found.hausdorff == pytest.approx(0.5)
-    assert found.mean_best == pytest.approx(0.75)
-    assert found.symmetric_hausdorff == pytest.approx(0.5)
+    assert found.measures["hausdorff"] == pytest.approx(0.5)
+    assert found.measures["mean_best_cosine"] == pytest.approx(0.75)
+    assert found.measures["symmetric_hausdorff"] == pytest.approx(0.5)
     assert found.neighbours() == [("dog", "chair", pytest.approx(0.5)), ("cat", "chair", pytest.approx(1))]
 
 
 def test_the_directed_one_forgives_what_only_the_reference_has() -> None:
     found = compare_vocabularies(PETS, ROOM, directions(0, 10), directions(0, 10, 180))
-    assert found.hausdorff == pytest.approx(1)
-    assert found.symmetric_hausdorff == pytest.approx(np.cos(np.deg2rad(170)))
+    assert found.measures["hausdorff"] == pytest.approx(1)
+    assert found.measures["symmetric_hausdorff"] == pytest.approx(np.cos(np.deg2rad(170)))
     turned = compare_vocabularies(ROOM, PETS, directions(0, 10, 180), directions(0, 10))
-    assert turned.hausdorff == pytest.approx(np.cos(np.deg2rad(170)))
-    assert turned.symmetric_hausdorff == found.symmetric_hausdorff
+    assert turned.measures["hausdorff"] == pytest.approx(np.cos(np.deg2rad(170)))
+    assert turned.measures["symmetric_hausdorff"] == found.measures["symmetric_hausdorff"]
 
 
 def test_vocabularies_by_name_manifest_and_file(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:

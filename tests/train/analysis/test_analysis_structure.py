@@ -178,7 +178,7 @@ def bsds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_canny_and_a_head_against_people(bsds: Path) -> None:
     [pair] = find_bsds(bsds, "val")
-    scores = match_bsds([pair], None, tolerance_px=2.0, progress=False)
+    scores = match_bsds([pair], None, tolerance_px=2.0)
     assert list(scores) == ["canny 100/200", "canny, swept", "people"]
     # One person drew 40 pixels, the other none: the one has nothing right, the other finds nothing.
     assert [counts.tolist() for counts in scores["people"].counts] == [[[40, 0, 0, 0]], [[0, 0, 40, 0]]]
@@ -187,7 +187,7 @@ def test_canny_and_a_head_against_people(bsds: Path) -> None:
     assert best["recall"] > 0.9
     assert scores["canny, swept"].best["f"] >= best["f"]
     # The image's own brightness, as an edge map, is a whole half of the image: thinned, a line far from the step.
-    scores = match_bsds([pair], _Echo(), window_px=32, tolerance_px=2.0, progress=False)  # type: ignore[arg-type]
+    scores = match_bsds([pair], _Echo(), window_px=32, tolerance_px=2.0)  # type: ignore[arg-type]
     assert list(scores)[3:] == ["head: canny", "head: mask_edges"]
     assert scores["head: canny"].best["f"] < 0.5
 
@@ -210,13 +210,13 @@ def test_bsds_folders_that_are_none(bsds: Path, monkeypatch: pytest.MonkeyPatch)
 @needs_bsds
 def test_genuine_bsds_files() -> None:
     pairs = find_bsds(BSDS, "val")
-    bsds = read_bsds(*pairs[0])
-    assert bsds.image.shape[:2] in {(321, 481), (481, 321)}
-    assert len(bsds.boundaries) >= 4
-    assert all(0.002 < boundary.mean() < 0.1 for boundary in bsds.boundaries)
+    image, boundaries = read_bsds(*pairs[0])
+    assert image.shape[:2] in {(321, 481), (481, 321)}
+    assert len(boundaries) >= 4
+    assert all(0.002 < boundary.mean() < 0.1 for boundary in boundaries)
     # A person's boundaries against themselves are all right, and all of their own are found.
     score = BoundaryScore((0.5,))
-    score.add([bsds.boundaries[0]], [bsds.boundaries[0]], 0.0)
+    score.add([boundaries[0]], [boundaries[0]], 0.0)
     assert score.best["f"] == 1
 
 

@@ -85,7 +85,8 @@ def test_convention_pixel_edges_are_at_whole_numbers():
 
 
 @pytest.mark.parametrize(
-    "corners", [scenes._polar(np.full(64, 0.9)), scenes._pebble(np.random.default_rng(0)), scenes._polar(np.tile((1.1, 0.5), 5))]
+    "corners",
+    [scenes._polar(np.full(64, 0.9)), scenes._pebble(np.random.default_rng(0)), scenes._polar(np.tile((1.1, 0.5), 5))],
 )
 def test_coverage_sums_to_the_area_of_the_outline(corners: np.ndarray):
     corners = corners * 41.7 + 60.3
