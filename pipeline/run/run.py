@@ -4,7 +4,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -123,7 +124,7 @@ def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, 
     reports = []
     tasks, started = job.todo.tasks, time.perf_counter()
     with (
-        _Log(log) as write_log,
+        _logging_to(log) as write_log,
         tqdm(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
     ):
         part = {"part": str(job.part)} if job.part else {}
@@ -206,23 +207,17 @@ def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
     return tuple(entries), dropped
 
 
-class _Log:
-    """Appends JSON lines to a file; does nothing without one."""
+@contextmanager
+def _logging_to(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends a JSON line to a file; without one, it does nothing."""
+    if path is None:
+        yield lambda _: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+        def write(event: Mapping[str, Any]) -> None:
+            file.write(json.dumps({"time": time.time(), "pid": os.getpid(), **event}) + "\n")
+            file.flush()
 
-    def __enter__(self) -> "_Log":
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a") if self.path else None
-        return self
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({"time": time.time(), "pid": os.getpid(), **event}) + "\n")
-            self.file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
+        yield write

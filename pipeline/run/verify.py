@@ -40,7 +40,7 @@ class Fault:
     """One thing that is wrong with a store."""
 
     path: str
-    """File inside the store."""
+    """Path of the file inside the store."""
     problem: str
     """What was expected and what was found."""
     shard: int | None = None
@@ -57,12 +57,17 @@ class VerifyReport:
     """Everything that was checked and found."""
 
     faults: tuple[Fault, ...]
+    """Everything that is not as a run would have left it."""
     num_shards: int
+    """Number of shards of the store."""
     files_checked: int
+    """Number of files of shards that were read."""
     bytes_checked: int
+    """Bytes of those files."""
 
     @property
     def faulty_shards(self) -> tuple[int, ...]:
+        """The shards to mend, in order."""
         return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
 
 

@@ -56,12 +56,12 @@ def decompress_into(chunk: bytes, out: npt.NDArray[np.generic]) -> None:
     try:
         size = zstandard.frame_content_size(chunk)
         if size != out.nbytes:
-            raise StoreCorruptError(f"a chunk of another size: expected {out.nbytes} bytes, got {size}")
+            raise StoreCorruptError.mismatch("a chunk of another size", f"{out.nbytes} bytes", size)
         filled = _CONTEXTS.decompressor.stream_reader(chunk).readinto(out)
     except zstandard.ZstdError as error:
         raise StoreCorruptError(f"a chunk does not decode: {error}") from error
     if filled != out.nbytes:
-        raise StoreCorruptError(f"a chunk ends early: expected {out.nbytes} bytes, got {filled}")
+        raise StoreCorruptError.mismatch("a chunk ends early", f"{out.nbytes} bytes", filled)
 
 
 def encode_shard(chunks: Sequence[bytes], chunks_per_shard: int) -> bytes:
