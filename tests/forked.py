@@ -156,7 +156,7 @@ class Forked:
 
     def text(self) -> str:
         """What it has printed so far."""
-        return self.output.read_text()
+        return self.output.read_text() if self.output.exists() else ""
 
     def wait_for_text(self, text: str, seconds: float = 120) -> None:
         wait_until(lambda: text in self.text() or self.poll() is not None, seconds)

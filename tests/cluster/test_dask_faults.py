@@ -283,7 +283,7 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
         f"task = pickle.loads(pathlib.Path('{tmp_path}/task').read_bytes())\n"
         "compute_alone(task, memory_limit=10**9, say=print, still_ours=lambda: print('alive', flush=True))\n"
     )
-    wait_until(lambda: (tmp_path / "output0.txt").read_text().count("alive") > 2)
+    wait_until(lambda: parent.text().count("alive") > 2)
     assert workers(parent.pid)
     parent.kill()
     parent.wait(10)
