@@ -12,6 +12,19 @@ NUM_SAMPLES = 352
 """Six shards, the last one half full."""
 SETTINGS = ("--short-edge", "192")
 """About 0.4 s a shard: long enough to be interrupted, short enough to be repeated."""
+QUICK_BEATS = "from physseg.pipeline.store import leases; leases.HEARTBEAT_SECONDS = 0.5"
+"""So that a test need not wait for seconds until a writer is known alive."""
+SHORT_LEASES = f"""{QUICK_BEATS}
+acquire = leases.Lease._acquire
+def impatient(lease):
+    patience, leases.LEASE_SECONDS = leases.LEASE_SECONDS, 3.0
+    try:
+        acquire(lease)
+    finally:
+        leases.LEASE_SECONDS = patience
+leases.Lease._acquire = impatient
+"""
+"""So that a test need not wait for minutes until a killed writer is known dead; nobody gives up his own sooner."""
 
 
 @dataclass(frozen=True, slots=True)

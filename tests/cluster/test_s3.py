@@ -18,7 +18,7 @@ from physseg.pipeline.store.commits import read_commit
 
 from ..conftest import write_shapes
 from ..forked import Forked, calling, wait_until
-from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
+from .commands import QUICK_BEATS, SETTINGS, SHORT_LEASES, Shapes, assert_same_tree, physseg, tree
 from .flaky_proxy import Fault, FlakyProxy, every
 from .s3 import Bucket
 
@@ -27,8 +27,6 @@ pytestmark = pytest.mark.cluster
 STORE = "s.zarr"
 COMMITS = f"{STORE}/provenance/commits/"
 SYNC = ("--scheduler", "sync", *SETTINGS)
-SHORT_LEASES = "from physseg.pipeline.store import leases; leases.LEASE_SECONDS, leases.HEARTBEAT_SECONDS = 3.0, 0.5"
-"""So that a test need not wait half a minute until a killed writer is known dead."""
 FEW_RETRIES = "from physseg.common.storage import objects; objects._RETRIES['max_retries'] = 2"
 """So that a test need not wait three minutes until a service is known down."""
 
@@ -93,7 +91,7 @@ def test_parts_that_start_at_once(s3: Bucket, shapes: Shapes) -> None:
 
 def test_a_killed_client_resumes(s3: Bucket, shapes: Shapes) -> None:
     words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(*words, before=SHORT_LEASES) as client:
+    with running(*words) as client:
         wait_until(lambda: s3.keys(COMMITS))
         client.kill()
     assert 1 <= len(s3.keys(COMMITS)) < 6
@@ -106,9 +104,9 @@ def test_a_killed_client_resumes(s3: Bucket, shapes: Shapes) -> None:
 
 def test_of_two_clients_the_second_is_refused(s3: Bucket, shapes: Shapes) -> None:
     words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(*words, before=SHORT_LEASES) as first:
+    with running(*words, before=QUICK_BEATS) as first:
         wait_until(lambda: s3.keys(COMMITS))
-        with running(*words, before=SHORT_LEASES) as second:
+        with running(*words, before=QUICK_BEATS) as second:
             code, output = finish(second)
         assert code == 1 and "is writing this store" in output
         code, output = finish(first)
@@ -119,7 +117,7 @@ def test_of_two_clients_the_second_is_refused(s3: Bucket, shapes: Shapes) -> Non
 def test_two_clients_that_start_at_once_do_not_mix(s3: Bucket, shapes: Shapes) -> None:
     """One may win, or both may be refused; what is there afterwards is a store to go on with."""
     words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
-    with running(*words, before=SHORT_LEASES) as first, running(*words, before=SHORT_LEASES) as second:
+    with running(*words, before=QUICK_BEATS) as first, running(*words, before=QUICK_BEATS) as second:
         ends = [finish(first), finish(second)]
     assert sorted(code for code, _ in ends) in ([0, 1], [1, 1]), ends
     assert all(code == 0 or "is writing this store" in output for code, output in ends), ends
@@ -169,8 +167,8 @@ def test_an_outage_is_waited_for(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) 
 
 
 def test_a_service_that_stays_down_is_named_and_the_run_resumes(s3: Bucket, proxy: FlakyProxy, shapes: Shapes) -> None:
-    words, before = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC), f"{SHORT_LEASES}\n{FEW_RETRIES}"
-    with running(*words, before=before) as client:
+    words = ("preprocess", shapes.manifest, s3.url(STORE), *SYNC)
+    with running(*words, before=FEW_RETRIES) as client:
         wait_until(lambda: s3.keys(COMMITS))
         proxy.choose = every(1, Fault.SLOW_DOWN, methods=("PUT", "GET", "HEAD", "POST", "DELETE"))
         code, output = finish(client)

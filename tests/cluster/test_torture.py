@@ -13,7 +13,7 @@ import pytest
 
 from ..forked import Forked, calling, wait_until
 from . import radosgw
-from .commands import SETTINGS, Shapes, assert_same_tree, command, physseg
+from .commands import SETTINGS, SHORT_LEASES, Shapes, assert_same_tree, command, physseg
 from .flaky_proxy import Fault, FlakyProxy, randomly
 from .radosgw import Gateway
 from .s3 import Bucket
@@ -21,8 +21,6 @@ from .s3 import Bucket
 pytestmark = pytest.mark.torture
 
 STORE = "s.zarr"
-SHORT_LEASES = "from physseg.pipeline.store import leases; leases.LEASE_SECONDS, leases.HEARTBEAT_SECONDS = 3.0, 0.5"
-"""So that a test need not wait half a minute until a killed writer is known dead."""
 NUM_KILLS = 8
 
 
