@@ -81,10 +81,9 @@ def _load_export(path: Path, step: int | Literal["best"] | None) -> LoadedRun:
     model, document = read_export(path)
     if step not in (None, document["step"]):
         raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")
-    classes = tuple(document["vocabulary"])
     return LoadedRun(
         model=model,
-        classes=classes,
+        classes=tuple(document["vocabulary"]),
         step=document["step"],
         origin=document["origin"] or {},
         weights=document["weights"]["sha256"],

@@ -25,7 +25,6 @@ class Prediction:
     """What became of one image."""
 
     image: Path
-    """The image's file."""
     labels: Path | None = None
     """PNG (H, W) of class indices, of 8 bits, or 16 for more than 255 classes; None after an error."""
     overlay: Path | None = None
@@ -45,13 +44,6 @@ def predict_files(
     settings: InferenceSettings = PUBLISHED,
 ) -> Iterator[Prediction]:
     """Predict files one by one and write `STEM_labels.png` and `STEM_overlay.png` into `out`.
-
-    Args:
-        model: The segmenter.
-        images: JPEG or PNG files.
-        vocabulary: The classes to look for.
-        out: Folder of the results.
-        settings: How to predict.
 
     Yields:
         What became of each image. One that cannot be read has an `error`, and the others are still done.
@@ -95,13 +87,8 @@ def read_words(words: str | None, file: Path | None) -> Vocabulary:
         return Vocabulary(name=file.stem, classes=read_classes(file))
     if words is not None and file is None:
         return Vocabulary(name="words", classes=tuple(word.strip() for word in words.split(",") if word.strip()))
-    raise PredictionError(
-        "say which classes to look for: either --classes or --classes-file",
-        hint='For example: --classes "cat, dog, sofa, other".',
-    )
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
+    hint = 'For example: --classes "cat, dog, sofa, other".'
+    raise PredictionError("say which classes to look for: either --classes or --classes-file", hint=hint)
 
 
 def _predict_file(
@@ -125,8 +112,6 @@ def _check_names(images: Sequence[Path]) -> None:
     first: dict[str, Path] = {}
     for path in images:
         if path.stem in first:
-            raise PredictionError(
-                f"{first[path.stem]} and {path} would both write {path.stem}_labels.png",
-                hint="Predict them in two calls with different --out.",
-            )
+            fault = f"{first[path.stem]} and {path} would both write {path.stem}_labels.png"
+            raise PredictionError(fault, hint="Predict them in two calls with different --out.")
         first[path.stem] = path

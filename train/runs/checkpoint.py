@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...common.atomic import atomic_folder, remove_folder
+from ...common.documents import read_document
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
 
@@ -100,17 +101,10 @@ def path_of(folder: Path, step: int | None) -> Path:
 
 def read_state(path: Path) -> CheckpointState:
     """Read and verify a checkpoint: format, sizes and hashes. Raises CheckpointError for a torn or foreign one."""
-    try:
-        document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        found_format, files = document["format"], document["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of physseg: {STATE_FILE} is missing or unreadable ({error})",
-            hint="Name a run folder that `physseg train` wrote.",
-        ) from error
-    if found_format != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {found_format}, this physseg reads {FORMAT}")
-    for name, expected in files.items():
+    fault = f"{path}: not a checkpoint of physseg: {STATE_FILE} is missing or unreadable"
+    hint = "Name a run folder that `physseg train` wrote."
+    document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint)
+    for name, expected in document["files"].items():
         _verify(path / name, expected)
     return CheckpointState(
         step=document["step"],
@@ -165,9 +159,6 @@ def prune(folder: Path, keep_last: int, *, keep: int | None = None) -> list[int]
     for step in gone:
         remove_folder(_named(folder, step))
     return gone
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _named(folder: Path, step: int) -> Path:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ... import __version__
 from ...common.atomic import atomic_write
+from ...common.documents import read_document
 from ...common.file_lock import file_lock
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes
@@ -67,9 +68,8 @@ class RunFolder:
             RunFolderError: The folder holds something else.
         """
         if self.path.exists() and not self.exists() and any(self.path.iterdir()):
-            raise RunFolderError(
-                f"{self.path}: not empty and not a run folder", hint="Choose another --out, or empty it."
-            )
+            hint = "Choose another --out, or empty it."
+            raise RunFolderError(f"{self.path}: not empty and not a run folder", hint=hint)
         atomic_write(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
         document = {
             "format": FORMAT,
@@ -83,17 +83,9 @@ class RunFolder:
 
     def read(self) -> dict[str, Any]:
         """`config.json` as it is: keys format, version, model, training, data, origin."""
-        try:
-            document: dict[str, Any] = json.loads(self.config_file.read_text(encoding="utf-8"))
-            found = document["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{self.path}: not a run folder: {self.config_file.name} is missing or unreadable",
-                hint="Name the folder that `physseg train` wrote (its --out).",
-            ) from error
-        if found != FORMAT:
-            raise RunFolderError(f"{self.config_file}: format {found}, this physseg reads {FORMAT}")
-        return document
+        fault = f"{self.path}: not a run folder: {self.config_file.name} is missing or unreadable"
+        hint = "Name the folder that `physseg train` wrote (its --out)."
+        return read_document(self.config_file, FORMAT, RunFolderError, fault, hint)
 
     def classes(self) -> tuple[str, ...]:
         """The training vocabulary."""

@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic import atomic_json
 from ...common.settings import is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
@@ -35,9 +34,7 @@ class WeightsRecord:
     url: str
     """Address that the file came from."""
     num_bytes: int
-    """Size of the file."""
     sha256: str
-    """Hash of the file's content."""
     quick_gelu: bool
     """Whether the weights were trained with QuickGELU instead of GELU."""
     version: str
@@ -51,9 +48,7 @@ class ClipWeights:
     name: str
     """Tag or path, as the configuration says it."""
     path: Path
-    """The file itself."""
     sha256: str
-    """Hash of the file's content."""
     quick_gelu: bool | None
     """Whether the weights need QuickGELU, or None if the file does not tell."""
 
@@ -85,14 +80,8 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return WeightsRecord(**{field.name: content[field.name] for field in fields(WeightsRecord)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{path}: not a record of fetched weights ({error!r})", hint=_fetch_hint(clip, tag)
-        ) from error
-
-
-def write_record(record: WeightsRecord, folder: Path) -> None:
-    """Make fetched weights known; their file must be in the folder already."""
-    atomic_json(folder / RECORD_FILE, asdict(record))
+        fault = f"{path}: not a record of fetched weights ({error!r})"
+        raise WeightsError(fault, hint=_fetch_hint(clip, tag)) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -102,11 +91,7 @@ def file_sha256(path: Path) -> str:
 
 
 def find_clip_weights(name: str, clip: str) -> ClipWeights:
-    """The file that `clip_weights = name` means for the preset `clip`, hashed.
-
-    Args:
-        name: A fetched tag, or a path.
-        clip: Name of the preset.
+    """The file that `clip_weights = name`, a fetched tag or a path, means for the preset `clip`; hashed.
 
     Raises:
         WeightsError: The tag was not fetched, the file is not there, or a cached file is not the one that was fetched.

@@ -37,11 +37,7 @@ class Imported:
     run: Path
     """The run folder that was made."""
     config: SegmenterConfig
-    """Settings of the model."""
-    step: int
-    """Training steps that the model had taken, or 0 if the file does not tell."""
     num_parameters: int
-    """Number of the model's weights."""
     ignored: tuple[str, ...]
     """Names in the file that are of no use here."""
 
@@ -69,7 +65,7 @@ def import_catseg(
 
     Args:
         path: The checkpoint.
-        out: The run folder to make.
+        out: The run folder.
         classes: The vocabulary that the model was trained on. Default: COCO-Stuff's.
         prompts: Templates of the model, as in SegmenterConfig.
         num_heads: Heads of the aggregator's attention.
@@ -83,8 +79,7 @@ def import_catseg(
     state, iteration = read_catseg(path)
     try:
         renamed = from_catseg(state)
-        settings: dict[str, Any] = {"num_heads": num_heads, **_prompts(renamed, prompts)}
-        config = sizes_from_catseg(state, renamed, **settings)
+        config = sizes_from_catseg(state, renamed, num_heads=num_heads, **_prompts(renamed, prompts))
     except CheckpointError as error:
         raise error.prefixed(path) from error
     fitted = fitted_state(config, renamed, source=str(path))
@@ -99,7 +94,6 @@ def import_catseg(
     return Imported(
         run=out,
         config=config,
-        step=step,
         num_parameters=sum(tensor.numel() for tensor in fitted.values()),
         ignored=tuple(name for name in state if is_ignored(name)),
     )
@@ -128,9 +122,6 @@ def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
     return state, iteration if isinstance(iteration, int) else None
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _refuse_foreign(path: Path, state: Mapping[str, Tensor]) -> None:
     """Say what a file is that is not what we want, where that is easy to tell."""
     what, hint = "", None
@@ -154,13 +145,12 @@ def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
     if not prompts and count in (1, NUM_IMAGENET_TEMPLATES):
         prompts = "single" if count == 1 else "imagenet"
     if not prompts and any(name.startswith("clip.text.") for name in renamed):
-        raise CheckpointError(
-            f"trained with {count} prompts per class, which the file does not tell",
-            hint="give them with --prompts FILE, one template with {} a line, in the order of training",
-        )
+        fault = f"trained with {count} prompts per class, which the file does not tell"
+        hint = "give them with --prompts FILE, one template with {} a line, in the order of training"
+        raise CheckpointError(fault, hint=hint)
     if not prompts:
         return {}
-    config = SegmenterConfig(prompts=prompts)
-    if len(config.templates) != count:
-        raise CheckpointError(f"trained with {count} prompts per class, but {prompts!r} has {len(config.templates)}")
-    return {"templates": config.templates}
+    templates = SegmenterConfig(prompts=prompts).templates
+    if len(templates) != count:
+        raise CheckpointError(f"trained with {count} prompts per class, but {prompts!r} has {len(templates)}")
+    return {"templates": templates}

@@ -63,10 +63,8 @@ def our_name(name: str) -> str | None:
         return None
     ours = _translate(name, _FORWARD)
     if ours is None:
-        raise CheckpointError(
-            f"unknown name {name!r}",
-            hint="expected names of CAT-Seg (CVPR 2024): sem_seg_head.predictor. and so on, upsample1., upsample2.",
-        )
+        hint = "expected names of CAT-Seg (CVPR 2024): sem_seg_head.predictor. and so on, upsample1., upsample2."
+        raise CheckpointError(f"unknown name {name!r}", hint=hint)
     return ours
 
 
@@ -110,9 +108,8 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
         has_text = any(name.startswith("clip.text.") for name in renamed)
         return SegmenterConfig(**{**_sizes(renamed, masks), "text_encoder": has_text, **settings})
     except KeyError as error:
-        raise CheckpointError(
-            f"{published_name(error.args[0])!r} is missing", hint="is this a whole CAT-Seg state dict?"
-        ) from error
+        hint = "is this a whole CAT-Seg state dict?"
+        raise CheckpointError(f"{published_name(error.args[0])!r} is missing", hint=hint) from error
     except (ValueError, IndexError) as error:
         raise CheckpointError(f"sizes that contradict each other: {error.args[0]}") from error
 
@@ -120,8 +117,7 @@ def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]
 def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """The state dict of a segmenter of these settings: complete, float32, of the right shapes.
 
-    Raises:
-        CheckpointError: The state dict is of another segmenter. Messages name `source`.
+    Raises CheckpointError, which names `source`, if it is of another segmenter.
     """
     state = {name: tensor.float() for name, tensor in renamed.items()}
     state = fit_positions(state, config.clip_sizes.position_grid, name="clip.visual.positional_embedding")
@@ -140,9 +136,6 @@ def segmenter_from_catseg(state: Mapping[str, Tensor], **settings: Any) -> Segme
     segmenter = Segmenter(replace(config, text_encoder=True))
     segmenter.load_state_dict(segmenter.state_dict() | fitted)
     return segmenter
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -164,10 +157,9 @@ def _translate(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str
 
 def _sizes(state: Mapping[str, Tensor], masks: list[Tensor]) -> dict[str, Any]:
     """Fields of SegmenterConfig; KeyError, with our name, for what is missing."""
-    clip = _clip_sizes(state)
     cost, decoder = state["aggregator.cost_embedding.weight"], "aggregator.decoder."
     sizes: dict[str, Any] = {
-        **clip,
+        **_clip_sizes(state),
         "finetune": "qv",
         "num_layers": _count(state, r"aggregator\.layers\.(\d+)\..+"),
         "hidden_dim": cost.shape[0],
@@ -189,12 +181,8 @@ def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """A preset's name if it has these sizes; else an architecture, with heads of 64 channels, as OpenAI's models."""
     width, _, patch, _ = state["clip.visual.conv1.weight"].shape
     layers = _count(state, r"clip\.visual\.transformer\.resblocks\.(\d+)\..+")
-    found = {
-        "embed_dim": state["clip.visual.proj"].shape[1],
-        "vision_width": width,
-        "vision_layers": layers,
-        "patch_px": patch,
-    }
+    found = {"vision_width": width, "vision_layers": layers, "patch_px": patch}
+    found["embed_dim"] = state["clip.visual.proj"].shape[1]
     if any(name.startswith("clip.text.") for name in state):
         found |= {
             "text_width": state["clip.text.ln_final.weight"].shape[0],

@@ -62,10 +62,9 @@ def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dic
     """A state dict in OpenAI's or open_clip's layout (text encoder at the top or under `text.`) under our names."""
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if "visual.conv1.weight" not in state:
-        raise CheckpointError(
-            f"{source}: expected a CLIP ViT state dict (with visual.conv1.weight), got names like {sorted(state)[:3]}",
-            hint="OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not",
-        )
+        expected, got = "a CLIP ViT state dict (with visual.conv1.weight)", f"names like {sorted(state)[:3]}"
+        hint = "OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not"
+        raise CheckpointError.mismatch(source, expected, got, hint)
     renamed = {
         f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor
         for name, tensor in state.items()
@@ -103,11 +102,9 @@ def check_state(
     missing = [shown(name) for name in own if name not in state]
     unknown = [shown(name) for name in state if name not in own]
     if missing or unknown:
-        raise CheckpointError(
-            f"{source}: {len(missing)} missing names ({preview(missing, 3)}), "
-            f"{len(unknown)} unknown names ({preview(unknown, 3)})",
-            hint=_OTHER_ARCHITECTURE,
-        )
+        kinds = (("missing", missing), ("unknown", unknown))
+        fault = ", ".join(f"{len(names)} {kind} names ({preview(names, 3)})" for kind, names in kinds)
+        raise CheckpointError(f"{source}: {fault}", hint=_OTHER_ARCHITECTURE)
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             expected, got = f"shape {tuple(own[name].shape)}", tuple(tensor.shape)
@@ -137,10 +134,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as CLIP weights: {why_unreadable(error)}",
-            hint="expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too",
-        ) from error
+        hint = "expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too"
+        fault = f"{path}: cannot be read as CLIP weights: {why_unreadable(error)}"
+        raise CheckpointError(fault, hint=hint) from error
 
 
 def _read_pickle(path: Path) -> Any:

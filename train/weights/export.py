@@ -8,7 +8,6 @@
 made on.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...common.atomic import atomic_folder, atomic_json
+from ...common.documents import read_document
 from ...common.errors import ConfigError
 from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
@@ -38,18 +38,15 @@ def is_export(path: Path) -> bool:
 
 def write_export(
     out: Path, model: Segmenter, *, classes: tuple[str, ...], step: int, origin: Mapping[str, Any] | None
-) -> Path:
-    """Write a model as it predicts, atomically.
+) -> None:
+    """Write a model as it predicts, without its auxiliary heads, into a folder of its own, atomically.
 
     Args:
         out: The folder to make.
-        model: The model, whose auxiliary heads are left out.
+        model: The trained model.
         classes: The training vocabulary.
         step: Training steps that the model has taken.
         origin: Whatever is known of where the weights come from.
-
-    Returns:
-        `out`.
 
     Raises:
         RunFolderError: `out` is in use.
@@ -77,7 +74,6 @@ def write_export(
         }
         atomic_json(partial / CONFIG_FILE, document)
         weights.chmod((partial / CONFIG_FILE).stat().st_mode)
-    return out
 
 
 def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -86,8 +82,10 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     Raises:
         CheckpointError: The format is another one, the weights are torn or changed, or names or shapes do not fit.
     """
-    document = read_document(path)
-    weights = path / WEIGHTS_FILE
+    config_file, weights = path / CONFIG_FILE, path / WEIGHTS_FILE
+    fault = f"{config_file}: not the description of an exported model"
+    document = read_document(config_file, FORMAT, CheckpointError, fault)
+    hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
     expected = document["weights"]["sha256"]
     found = file_sha256(weights) if weights.is_file() else "no file"
     if found != expected:
@@ -96,29 +94,13 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=path))
     except ConfigError as error:
-        hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
-        raise CheckpointError(f"{path / CONFIG_FILE}: {error.args[0]}", hint=hint) from error
+        raise CheckpointError(f"{config_file}: {error.args[0]}", hint=hint) from error
     # Copied: in the file they lie at any multiple of 8 bytes, and on some CPUs the last bits of a matrix product depend
     # on where its operands lie. PyTorch's own memory is aligned as in the run that was exported.
     tensors: dict[str, Tensor] = {name: t.clone() for name, t in safetensors.torch.load_file(weights).items()}
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{weights}: does not fit the sizes in {CONFIG_FILE}: {str(error).splitlines()[1].strip()}",
-            hint=f"it was written by physseg {document['physseg']}, this is {__version__}",
-        ) from error
+        fault = str(error).splitlines()[1].strip()
+        raise CheckpointError(f"{weights}: does not fit the sizes in {CONFIG_FILE}: {fault}", hint=hint) from error
     return model.eval(), document
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """`model.json` of an export, its format checked."""
-    file = path / CONFIG_FILE
-    try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found = document["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not the description of an exported model ({error!r})") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{file}: format {found}, this physseg reads {FORMAT}")
-    return document

@@ -8,7 +8,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ... import __version__
-from ...common.atomic import atomic_folder, remove_partials
+from ...common.atomic import atomic_folder, atomic_json, remove_partials
 from ...common.file_lock import file_lock
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
-from .cache import WeightsRecord, file_sha256, read_record, weights_folder, write_record
+from .cache import RECORD_FILE, WeightsRecord, file_sha256, read_record, weights_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,21 +89,18 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
 
 def listing() -> list[dict[str, Any]]:
     """All tags with what is known of them. Bytes, sha256 and file are None for what is not in the cache."""
-    entries = []
-    for one in pretrained_tags():
-        record = read_record(one.clip, one.tag)
-        entries.append(
-            {
-                "clip": one.clip,
-                "tag": one.tag,
-                "activation": "QuickGELU" if one.quick_gelu else "GELU",
-                "bytes": record and record.num_bytes,
-                "sha256": record and record.sha256,
-                "file": record and str(weights_folder(one.clip, one.tag) / record.file),
-                "sources": [source.url for source in one.sources],
-            }
-        )
-    return entries
+    return [
+        {
+            "clip": one.clip,
+            "tag": one.tag,
+            "activation": "QuickGELU" if one.quick_gelu else "GELU",
+            "bytes": record and record.num_bytes,
+            "sha256": record and record.sha256,
+            "file": record and str(weights_folder(one.clip, one.tag) / record.file),
+            "sources": [source.url for source in one.sources],
+        }
+        for one, record in ((one, read_record(one.clip, one.tag)) for one in pretrained_tags())
+    ]
 
 
 def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -120,8 +117,7 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
 
     Args:
         tag: What to fetch.
-        url: Another place to take them from, such as a mirror. A hash that the tag's own address tells is still
-            required.
+        url: Another place, such as a mirror. A hash that the tag's own address tells is still required.
 
     Returns:
         Their record, and whether anything had to be fetched.
@@ -153,9 +149,6 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
     )
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _sources(url: str, hub: str) -> tuple[Source, ...]:
     """Places from open_clip's two fields: a web address, and a repository of Hugging Face with or without a file."""
     direct = [Source(url=url, sha256=_hash_in(url))] if url else []
@@ -178,39 +171,34 @@ def _hash_in(url: str) -> str:
 
 
 def _fetch_from(source: Source, tag: PretrainedTag, folder: Path) -> WeightsRecord:
-    """Put a source's file and its record into the folder, atomically."""
+    """Put a source's file and its record into the folder, atomically.
+
+    Raises WeightsError if the file came torn or is another one than announced.
+    """
     with atomic_folder(folder, replace=True) as partial:
-        file = _download(source, partial)
+        file = partial / _file_name(source.url)
+        expected = source.sha256
+        if source.repository:
+            expected = _from_hub(source, file)
+        else:
+            _from_web(source.url, file)
+        size, found = file.stat().st_size, file_sha256(file)
+        if not found.startswith(expected):
+            hint = "try again; if it stays so, something between here and there changes the file"
+            got = f"{found} ({size} bytes); nothing was kept"
+            raise WeightsError.mismatch(source.url, f"sha256 {expected}", got, hint)
         record = WeightsRecord(
             clip=tag.clip,
             tag=tag.tag,
             file=file.name,
             url=source.url,
-            num_bytes=file.stat().st_size,
-            sha256=file_sha256(file),
+            num_bytes=size,
+            sha256=found,
             quick_gelu=tag.quick_gelu,
             version=__version__,
         )
-        write_record(record, partial)
+        atomic_json(partial / RECORD_FILE, asdict(record))
     return record
-
-
-def _download(source: Source, folder: Path) -> Path:
-    """The file of a source in `folder`. Raises WeightsError if it came torn or is another one than announced."""
-    target = folder / _file_name(source.url)
-    expected = source.sha256
-    if source.repository:
-        expected = _from_hub(source, target)
-    else:
-        _from_web(source.url, target)
-    found = file_sha256(target)
-    if not found.startswith(expected):
-        size = target.stat().st_size
-        raise WeightsError(
-            f"{source.url}: expected sha256 {expected}, got {found} ({size} bytes); nothing was kept",
-            hint="try again; if it stays so, something between here and there changes the file",
-        )
-    return target
 
 
 def _from_hub(source: Source, target: Path) -> str:
@@ -219,9 +207,8 @@ def _from_hub(source: Source, target: Path) -> str:
 
     endpoint = source.url.partition(f"/{source.repository}/resolve/")[0]
     hf_hub_download(source.repository, target.name, local_dir=target.parent, endpoint=endpoint)
-    shutil.rmtree(
-        target.parent / ".cache", ignore_errors=True
-    )  # the client's notes for a folder that stays in step with a repository
+    # The client's notes for a folder that stays in step with a repository.
+    shutil.rmtree(target.parent / ".cache", ignore_errors=True)
     etag = get_hf_file_metadata(source.url).etag or ""
     return etag if len(etag) == 64 else ""  # files outside the hub's large-file storage have a shorter git hash
 

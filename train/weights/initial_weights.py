@@ -3,9 +3,7 @@
 The file is looked at when a run begins. A resumed run takes everything from its own folder, so the file may be gone.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ...common.errors import ConfigError
 from ...common.settings import is_name
@@ -34,11 +32,12 @@ def settle_clip_weights(config: TrainConfig, run: RunFolder) -> tuple[TrainConfi
     if saved is not None and checkpoint.steps(run.checkpoints):
         return config, None
     weights = find_clip_weights(name, config.model.clip)
-    if saved is not None and (before := _recorded_sha256(saved)) != weights.sha256:
-        raise RunFolderError(
-            f"{run.path}: begun with clip_weights of sha256 {before}, now {name} has {weights.sha256}",
-            hint="name the same file again, or start another run with another --out",
-        )
+    if saved is not None:
+        before = (saved.get("origin") or {}).get("clip_weights", {}).get("sha256")
+        if before != weights.sha256:
+            fault = f"{run.path}: begun with clip_weights of sha256 {before}, now {name} has {weights.sha256}"
+            hint = "name the same file again, or start another run with another --out"
+            raise RunFolderError(fault, hint=hint)
     return _with_activation(config, activation(config.model, weights)), weights
 
 
@@ -49,21 +48,13 @@ def activation(model: SegmenterConfig, weights: ClipWeights) -> bool:
     """
     if model.quick_gelu is not None:
         if is_name(weights.name) and weights.quick_gelu != model.quick_gelu:
-            raise ConfigError(
-                f"model.quick_gelu is {str(model.quick_gelu).lower()}, but {weights.name!r} was trained with "
-                f"{'QuickGELU' if weights.quick_gelu else 'GELU'}",
-                hint="leave quick_gelu out: it follows from the tag",
-            )
+            set_to, trained = str(model.quick_gelu).lower(), "QuickGELU" if weights.quick_gelu else "GELU"
+            fault = f"model.quick_gelu is {set_to}, but {weights.name!r} was trained with {trained}"
+            raise ConfigError(fault, hint="leave quick_gelu out: it follows from the tag")
         return model.quick_gelu
     if weights.quick_gelu is not None:
         return weights.quick_gelu
     return False if model.clip == "ViT-B-16" else model.clip_sizes.quick_gelu
-
-
-def _recorded_sha256(document: Mapping[str, Any]) -> str | None:
-    origin = document.get("origin") or {}
-    found: str | None = origin.get("clip_weights", {}).get("sha256")
-    return found
 
 
 def _with_activation(config: TrainConfig, quick_gelu: bool | None) -> TrainConfig:

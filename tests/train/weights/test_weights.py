@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from physseg.cli import app
+from physseg.common.atomic import atomic_json
 from physseg.common.errors import ConfigError
 from physseg.train.config import TrainConfig
 from physseg.train.errors import RunFolderError, WeightsError
@@ -21,13 +22,13 @@ from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
 from physseg.train.weights import fetch as weights_fetch
 from physseg.train.weights.cache import (
+    RECORD_FILE,
     ClipWeights,
     WeightsRecord,
     cache_folder,
     find_clip_weights,
     read_record,
     weights_folder,
-    write_record,
 )
 from physseg.train.weights.fetch import PretrainedTag, Source, fetch, find_tag, pretrained_tags
 from physseg.train.weights.initial_weights import activation, settle_clip_weights
@@ -204,7 +205,7 @@ def _cached(model: SegmenterConfig, *, quick_gelu: bool, fill: float = 3.5) -> W
         quick_gelu=quick_gelu,
         version="0",
     )
-    write_record(record, path.parent)
+    atomic_json(path.parent / RECORD_FILE, asdict(record))
     return record
 
 
