@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .errors import DecodeError, ManifestError
 from .labels.forms import check_label_file, decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
-from .manifest import Manifest, Sample, describe_unknown
+from .manifest import Manifest, Sample
 from .pairing import Pair, common_root
 
 GREY_MODES = ("L", "1")
@@ -62,6 +62,7 @@ class CheckSettings:
             raise ManifestError.mismatch("workers", "0 or more", self.workers)
 
 
+DEFAULT_CHECKS = CheckSettings()
 CrossCheck = Callable[[Pair, npt.NDArray[Any]], str]
 """What another file of the archive says against a pair's raw ids: a note for its row, "" where all agrees."""
 
@@ -84,7 +85,7 @@ def check_samples(
     *,
     dataset: str,
     split: str,
-    settings: CheckSettings | None = None,
+    settings: CheckSettings = DEFAULT_CHECKS,
     cross_check: CrossCheck | None = None,
 ) -> Checked:
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
@@ -105,7 +106,6 @@ def check_samples(
     """
     if not pairs:
         raise ManifestError("expected at least one image with its label, got none")
-    settings = settings or CheckSettings()
     root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
     check = partial(check_pair, root=root, ids=ids, split=split, settings=settings, cross_check=cross_check)
     ordered = sorted(pairs, key=lambda pair: pair.sample_id)
@@ -131,25 +131,14 @@ def check_samples(
     manifest = Manifest(
         root=str(root),
         dataset=dataset,
-        vocabulary=ids.vocabulary,
-        raw_to_class=ids.raw_to_class,
-        raw_ignore=ids.raw_ignore,
         samples=samples,
-        label_form=ids.label_form,
-        max_short_side_px=ids.max_short_side_px,
-        fold_from=ids.fold_from,
+        **{field.name: getattr(ids, field.name) for field in fields(ids)},
     )
     return Checked(manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]))
 
 
 def check_pair(
-    pair: Pair,
-    *,
-    root: Path,
-    ids: LabelIds,
-    split: str,
-    settings: CheckSettings,
-    cross_check: CrossCheck | None = None,
+    pair: Pair, *, root: Path, ids: LabelIds, split: str, settings: CheckSettings, cross_check: CrossCheck | None = None
 ) -> tuple[Sample, npt.NDArray[np.int64]]:
     """The row of one pair, and its pixels as by `count_classes`; all zero if it is quarantined."""
     image_bytes, label_bytes = _read(pair.image), _read(pair.label)
@@ -210,18 +199,10 @@ def _quarantine(problems: list[str], reason: str, name: str) -> Iterator[None]:
 
 
 def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str]:
-    """Pixels per class, (T + 1,) int64 with the ignored ones last, and the unknown ids in words ("" = none)."""
-    histogram = np.bincount(raw.ravel())
-    counted = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
-    unknown: dict[int, int] = {}
-    for value in np.flatnonzero(histogram).tolist():
-        if value in ids.raw_to_class:
-            counted[ids.raw_to_class[value]] += histogram[value]
-        elif value in ids.raw_ignore:
-            counted[-1] += histogram[value]
-        else:
-            unknown[value] = int(histogram[value])
-    return counted, describe_unknown(unknown)
+    """Pixels per class, (T + 1,) int64 with ignored and unknown ones last, and the unknown ids in words, or ""."""
+    labels, unknown = ids.map_ids(raw)
+    histogram = np.bincount(labels.ravel(), minlength=ids.vocabulary.ignore_index + 1)
+    return np.append(histogram[: ids.vocabulary.num_classes], histogram[-1]), unknown
 
 
 def judge_image(

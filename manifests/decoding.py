@@ -228,8 +228,7 @@ def _damage_named() -> Iterator[None]:
 
 def _undecodable(reason: str) -> DecodeError:
     return DecodeError(
-        f"cannot be decoded: {reason}",
-        hint="the file is damaged or incomplete; copy or download it again",
+        f"cannot be decoded: {reason}", hint="the file is damaged or incomplete; copy or download it again"
     )
 
 

@@ -2,24 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split
-from ..common.text import preview
 from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
-from .labels.forms import MAX_RAW_ID, decode_raw
-from .labels.ids import check_id_map, check_protocol
+from .labels.forms import decode_raw
+from .labels.ids import LabelIds
 from .labels.short_side import cap_image, cap_labels
 from .sample_table import REBUILD_HINT, Sample, SampleTable, checked_rows, read_parquet
 from .vocabulary import Vocabulary
@@ -28,38 +26,25 @@ __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
 FORMAT_VERSIONS = (1, 2)
 """2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
+PROTOCOL: dict[str, Any] = {"label_form": "ids", "max_short_side_px": None, "fold_from": None}
+"""These fields, and what holds where a file has none of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(LabelIds):
     """What there is: samples below a root, their classes, and what the raw ids in the label pictures mean."""
 
     root: str
     """Folder that holds all files: an absolute path, or a URL that fsspec understands."""
     dataset: str
     """Name of the data set for people, such as "coco-stuff"."""
-    vocabulary: Vocabulary
-    """The classes, in the order of their ids."""
-    raw_to_class: Mapping[int, int]
-    """Class id of each raw label id. An id in neither this nor `raw_ignore` is an error of the file."""
-    raw_ignore: tuple[int, ...]
-    """Raw ids that mean "no class"."""
     samples: Sequence[Sample]
     """The rows; given as any sequence, kept as a `SampleTable`."""
-    label_form: str = "ids"
-    """How label files hold raw ids, one of `labels.forms.FORMS`."""
-    max_short_side_px: int | None = None
-    """Cap on the short side: larger images and labels are made smaller on loading. Rows say the new size."""
-    fold_from: int | None = None
-    """In evaluation this class id and all above it are one class, "background", with this id: see `fold`."""
 
     def __post_init__(self) -> None:
         table = SampleTable.of(self.samples)
         object.__setattr__(self, "samples", table)
-        object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
-        object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
-        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
-        check_protocol(self.label_form, self.max_short_side_px, self.fold_from, self.vocabulary)
+        super().__post_init__()
         if repeated := table.repeated:
             raise ManifestError(
                 f"sample id {repeated[0]!r} stands in {repeated[1]} rows; expected every id once", hint=REBUILD_HINT
@@ -113,20 +98,15 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
-        protocol = {
-            "label_form": self.label_form,
-            "max_short_side_px": self.max_short_side_px,
-            "fold_from": self.fold_from,
-        }
-        is_default = list(protocol.values()) == ["ids", None, None]
+        protocol = {name: getattr(self, name) for name in PROTOCOL}
         header = {
-            "format_version": 1 if is_default else 2,
+            "format_version": 1 if protocol == PROTOCOL else 2,
             "root": self.root,
             "dataset": self.dataset,
             "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
             "raw_to_class": list(self.raw_to_class.items()),
             "raw_ignore": list(self.raw_ignore),
-        } | ({} if is_default else protocol)
+        } | ({} if protocol == PROTOCOL else protocol)
         return self.table.to_parquet(json.dumps(header, ensure_ascii=False).encode())
 
     @classmethod
@@ -167,9 +147,7 @@ class Manifest:
                 raw_to_class=dict(header["raw_to_class"]),
                 raw_ignore=tuple(header["raw_ignore"]),
                 samples=rows,
-                label_form=header.get("label_form", "ids"),
-                max_short_side_px=header.get("max_short_side_px"),
-                fold_from=header.get("fold_from"),
+                **{name: header.get(name, default) for name, default in PROTOCOL.items()},
             )
         except ManifestError as error:
             raise error.prefixed(path) from error
@@ -247,22 +225,6 @@ class Manifest:
         sha256 = self.table.value("image_sha256", index)
         return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
 
-    def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
-        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or such as "id 44 (120 pixels)".
-
-        Unknown ids become ignore_index; it is for the caller to refuse the sample.
-        """
-        classes, unknown = self._lookup
-        if raw.dtype == np.uint8 and classes.dtype == np.uint8:
-            labels = np.asarray(cv2.LUT(raw, classes[:256]))  # 10x faster than indexing
-            faults = np.asarray(cv2.LUT(raw, unknown[:256]))
-        else:
-            labels, faults = classes[raw], unknown[raw]
-        if not cv2.countNonZero(faults):
-            return labels, ""
-        found, counts = np.unique(raw[faults != 0], return_counts=True)
-        return labels, describe_unknown(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-
     @property
     def evaluated_classes(self) -> tuple[str, ...]:
         """The names of the classes that are scored: the prompts', with "background" last where classes are folded."""
@@ -275,15 +237,6 @@ class Manifest:
             return classes
         folded = np.minimum(classes, classes.dtype.type(self.fold_from))
         return np.where(classes == self.vocabulary.ignore_index, classes, folded)
-
-    @cached_property
-    def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
-        classes = np.full(MAX_RAW_ID + 1, self.vocabulary.ignore_index, self.vocabulary.label_dtype)
-        unknown = np.ones(MAX_RAW_ID + 1, np.uint8)
-        for raw, index in self.raw_to_class.items():
-            classes[raw], unknown[raw] = index, 0
-        unknown[list(self.raw_ignore)] = 0
-        return classes, unknown
 
     def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
         path = sample.image_path
@@ -304,13 +257,6 @@ class Manifest:
             return read_below(self.root, path)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise _content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
-
-
-def describe_unknown(pixels: Mapping[int, int]) -> str:
-    """Unknown raw ids with their pixel counts in words, most frequent first: "id 44 (120 pixels), id 7 (1 pixel)"."""
-    ordered = sorted(pixels.items(), key=lambda entry: (-entry[1], entry[0]))
-    named = [f"id {raw} ({count} pixel{'s' if count > 1 else ''})" for raw, count in ordered]
-    return preview(named, 5) + (" ids" if len(named) > 5 else "") if named else ""
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

@@ -3,16 +3,20 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..common.text import preview
 from .errors import ManifestError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
-LIST_HINT = "complete the folders, or choose the samples with --list FILE (one file name without extension per line)"
+LIST_HINT = (
+    "complete the folders, or choose the samples with --list FILE (one file name without extension per line); "
+    "for all that are in a folder: `ls FOLDER | sed 's/[.][^.]*$//' > FILE`"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,21 +55,41 @@ def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> lis
         raise ManifestError(f"{images}: images and labels lie in one folder", hint="put them into two folders")
     image_files = files_by_stem(images, IMAGE_SUFFIXES, "images")
     label_files = files_by_stem(labels, LABEL_SUFFIXES, "label pictures")
+    stems = matching_stems(Side("image", images, image_files), Side("label", labels, label_files), listed)
+    return [Pair(sample_id=stem, image=image_files[stem], label=label_files[stem]) for stem in stems]
+
+
+class Side(NamedTuple):
+    """Images, or what belongs to them."""
+
+    what: str
+    """Name of one, for messages."""
+    place: Path | str
+    """Where they lie, for messages."""
+    by_stem: Mapping[str, object]
+    """Each of them by the stem of its file."""
+
+
+def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
+    """The stems that both sides have, all or those that the file `listed` names, sorted.
+
+    Raises:
+        ManifestError: One side lacks a stem of the other, or a listed one.
+    """
     if listed is not None:
         stems = read_list(listed)
-        image_files = _select(image_files, stems, images, listed, "image")
-        label_files = _select(label_files, stems, labels, listed, "label picture")
+        for side in (one, other):
+            _check_listed(stems, side, listed)
+        return sorted(stems)
     parts = [
-        f"{len(lone)} of {len(files)} {what} in {folder} have no {partner} ({preview(sorted(lone))})"
-        for lone, files, what, folder, partner in (
-            (image_files.keys() - label_files.keys(), image_files, "images", images, "label"),
-            (label_files.keys() - image_files.keys(), label_files, "labels", labels, "image"),
-        )
-        if lone
+        f"{len(lone)} of {len(side.by_stem)} {side.what}s in {side.place} have no {partner.what} "
+        f"({preview(sorted(lone))})"
+        for side, partner in ((one, other), (other, one))
+        if (lone := side.by_stem.keys() - partner.by_stem.keys())
     ]
     if parts:
         raise ManifestError("; ".join(parts), hint=LIST_HINT)
-    return [Pair(sample_id=stem, image=image_files[stem], label=label_files[stem]) for stem in sorted(image_files)]
+    return sorted(one.by_stem)
 
 
 def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
@@ -132,14 +156,11 @@ def _check_file(entry: "os.DirEntry[str]") -> None:
         raise ManifestError(f"{folder}: a file name with unprintable characters: {entry.name!r}", hint="rename it")
 
 
-def _select(files: dict[str, Path], stems: Iterable[str], folder: Path, listed: Path, what: str) -> dict[str, Path]:
-    missing = [stem for stem in stems if stem not in files]
-    if missing:
+def _check_listed(stems: Iterable[str], side: Side, listed: Path) -> None:
+    if missing := sorted(set(stems) - side.by_stem.keys()):
         hint = "correct the list or the folder"
-        if Path(missing[0]).suffix.lower() in IMAGE_SUFFIXES + LABEL_SUFFIXES:
+        if any(Path(stem).suffix.lower() in IMAGE_SUFFIXES + LABEL_SUFFIXES for stem in missing):
             hint = "list names without their extension"
         raise ManifestError(
-            f"{listed}: {len(missing)} listed names have no {what} in {folder} ({preview(sorted(missing))})",
-            hint=hint,
+            f"{listed}: {len(missing)} listed names have no {side.what} in {side.place} ({preview(missing)})", hint=hint
         )
-    return {stem: files[stem] for stem in stems}

@@ -50,11 +50,11 @@ def archive_lines(found: Found) -> Iterator[str]:
     num_usable = num_samples - len(found.checked.manifest.quarantined)
     if not found.faults:
         every = "every id known" if num_usable == num_samples else f"{num_usable} of them usable, see above"
-        yield f"checked      {found.title}: {num_samples} samples, {every}"
+        yield f"checked      {found.release.title}: {num_samples} samples, {every}"
     for fault in found.faults:
         yield f"incomplete   {fault}"
     if found.faults:
-        yield f"get it       {found.source}"
+        yield f"get it       {found.release.source}"
 
 
 def _prompt_lines(manifest: Manifest) -> Iterator[str]:

@@ -84,14 +84,10 @@ def find_ade20k_150(root: Path, split: str, *, listed_in: Path | None = None) ->
     images = existing_folder(root, places, "photographs", release)
     labels = existing_folder(images.parents[1], [f"annotations/{split}"], "label pictures", release)
     return Archive(
-        dataset="ade20k-150",
-        split=split,
         release=release,
         ids=ade20k_150_ids(),
         images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
-        image_folder=images,
-        label_folder=labels,
         listed=read_list(listed_in) if listed_in else None,
         listed_in=listed_in,
     )
@@ -113,14 +109,10 @@ def find_ade20k_847(root: Path, split: str, *, listed_in: Path | None = None) ->
     scenes = existing_folder(root, places, "scenes", release)
     images, labels = _scene_files(scenes.resolve())
     return Archive(
-        dataset="ade20k-847",
-        split=split,
         release=release,
         ids=ade20k_847_ids(),
         images=images,
         labels=labels,
-        image_folder=scenes,
-        label_folder=scenes,
         listed=read_list(listed_in) if listed_in else None,
         listed_in=listed_in,
         cross_check=check_against_json,
@@ -147,27 +139,21 @@ def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
 
 def _scene_files(scenes: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Photographs and `_seg.png` files by scene name; the folders named after a scene hold masks of its instances."""
-    images: dict[str, Path] = {}
-    labels: dict[str, Path] = {}
+    found: dict[str, dict[str, Path]] = {".jpg": {}, "_seg.png": {}}
     for folder, subfolders, files in os.walk(scenes):
         subfolders[:] = sorted(name for name in subfolders if not re.fullmatch(r"ADE_[a-z]+_\d+", name))
         for file in files:
-            if file.startswith("."):
+            suffix = next(filter(file.endswith, found), None)
+            if suffix is None or file.startswith("."):
                 continue
-            if file.endswith("_seg.png"):
-                name, found = file.removesuffix("_seg.png"), labels
-            elif file.endswith(".jpg"):
-                name, found = file.removesuffix(".jpg"), images
-            else:
-                continue
-            path = Path(folder, file)
-            if name in found:
-                both = f"{found[name]} and {path}"
+            name, path = file.removesuffix(suffix), Path(folder, file)
+            if name in found[suffix]:
+                both = f"{found[suffix][name]} and {path}"
                 raise ManifestError.mismatch(scenes, "one file per scene", both, hint="remove one of them")
-            found[name] = path
-    if not images and not labels:
+            found[suffix][name] = path
+    if not all(found.values()):
         raise ManifestError.mismatch(scenes, "scenes (.jpg with _seg.png)", "none", hint=FULL_SOURCE)
-    return images, labels
+    return found[".jpg"], found["_seg.png"]
 
 
 def _tidy(entry: str) -> str:

@@ -4,14 +4,14 @@ Each data set's own file finds its folders; what all of them ask of a find stand
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.text import preview
 from ..checking import CrossCheck
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
-from ..pairing import Pair
+from ..pairing import Pair, common_root
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +32,6 @@ class Release:
 class Archive:
     """One split as it lies in a folder; files by stem, as many as there are."""
 
-    dataset: str
-    """Name of the data set in the manifest."""
-    split: str
-    """Name of the split in the manifest."""
     release: Release
     """The split as it was published."""
     ids: LabelIds
@@ -44,15 +40,11 @@ class Archive:
     """Photographs by stem."""
     labels: Mapping[str, Path]
     """Label files by stem."""
-    image_folder: Path
-    """Folder of the photographs, for messages."""
-    label_folder: Path
-    """Folder of the label files, for messages."""
     listed: Sequence[str] | None = None
     """Names of the split's samples, where a file lists them; None for all that are there."""
     listed_in: Path | None = None
     """The file that lists the names."""
-    notes: Mapping[str, str] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
     """What is already known about a sample, by stem."""
     cross_check: CrossCheck | None = None
     """What another file of the archive says about a sample's labels."""
@@ -64,40 +56,38 @@ class Archive:
 
     def pairs(self) -> list[Pair]:
         """The samples whose two files are there, sorted by name."""
+        complete = sorted(self.names & self.images.keys() & self.labels.keys())
         return [
-            Pair(
-                sample_id=name, image=self.images[name], label=self.labels[name], note=(self.notes or {}).get(name, "")
-            )
-            for name in sorted(self.names)
-            if name in self.images and name in self.labels
+            Pair(sample_id=name, image=self.images[name], label=self.labels[name], note=self.notes.get(name, ""))
+            for name in complete
         ]
 
     def missing(self) -> Iterator[str]:
         """One line about photographs that are not there, one about label files."""
         of = f"the {len(self.names)} names" + (f" in {self.listed_in}" if self.listed_in else "")
-        for what, files, folder in (
-            ("photograph", self.images, self.image_folder),
-            ("label file", self.labels, self.label_folder),
-        ):
+        for what, files in (("photograph", self.images), ("label file", self.labels)):
             if absent := self.names - files.keys():
-                yield f"{len(absent)} of {of} have no {what} in {folder} ({preview(sorted(absent))})"
+                yield f"{len(absent)} of {of} have no {what} in {folder_of(files)} ({preview(sorted(absent))})"
 
-    def miscounted(self) -> str:
+    def miscounted(self) -> list[str]:
         """A line if the split has another number of samples than was published: half an archive, another release."""
-        line = miscounted(self.release, self.names)
-        if line and self.listed_in is not None:
-            line += f" names in {self.listed_in}: a cut list, or that of another release"
-        return line
+        of_list = f" names in {self.listed_in}: a cut list, or that of another release" if self.listed_in else ""
+        return [line + of_list for line in miscounted(self.release, self.names)]
 
 
-def miscounted(release: Release, names: Collection[str]) -> str:
-    """A line if there are more or fewer samples than were published, else ""; it names those missing if it can."""
+def folder_of(files: Mapping[str, Path]) -> Path:
+    """The folder that holds all the files."""
+    return common_root(*{file.parent for file in files.values()})
+
+
+def miscounted(release: Release, names: Collection[str]) -> list[str]:
+    """A line if there are more or fewer samples than were published; it names those missing if it can."""
     if not release.counts or len(names) in release.counts:
-        return ""
+        return []
     line = f"{release.title}: expected {' or '.join(map(str, release.counts))} samples, got {len(names)}"
     numbered = map(release.numbering.format, range(1, release.counts[0] + 1)) if release.numbering else ()
     absent = set(numbered).difference(names)
-    return line + (f"; missing: {preview(sorted(absent))}" if absent else "")
+    return [line + (f"; missing: {preview(sorted(absent))}" if absent else "")]
 
 
 def existing_folder(root: Path, candidates: Iterable[str], what: str, release: Release) -> Path:

@@ -4,19 +4,17 @@ A pixel holds category id - 1, and 255 where no annotation lies: the form of the
 that follows is the same for both.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ...common.text import preview
 from ..errors import ManifestError
-from ..pairing import IMAGE_SUFFIXES, LIST_HINT, Pair, files_by_stem, read_list
+from ..pairing import IMAGE_SUFFIXES, Pair, Side, files_by_stem, matching_stems
 from .coco_segments import segment_mask
 from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .painting import check_new_folder, paint_folder, read_annotation_file
@@ -27,34 +25,26 @@ LAST_THING = 91
 MAX_EDGE = 65535  # pixels; as many as a JPEG can have
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """One annotation, still in JSON form."""
 
     file: str
-    """Name of the JSON file, for messages."""
     annotation_id: object
-    """Id of the annotation, for messages."""
     category_id: int
-    """COCO's category, 1..182."""
     segmentation: Any
-    """A list of polygons, or {"size": [h, w], "counts": list or str}."""
 
 
 @dataclass(kw_only=True, slots=True)
 class AnnotatedImage:
-    """One image as the JSON files describe it; segments in painting order."""
+    """One image as the JSON files describe it."""
 
     file_name: str
-    """Name of the photograph."""
     height: int
-    """Height in pixels."""
     width: int
-    """Width in pixels."""
-    files: list[str]
+    files: list[str] = field(default_factory=list)
     """Names of the JSON files that list the image."""
     segments: list[Segment] = field(default_factory=list)
-    """Its annotations, in painting order."""
+    """In painting order."""
 
 
 def paint_labels(
@@ -78,17 +68,12 @@ def paint_labels(
     check_new_folder(out)
     photographs = files_by_stem(images.expanduser().resolve(), IMAGE_SUFFIXES, "images")
     annotated = _by_stem(read_annotations(annotations))
-    stems = _matching_stems(photographs, annotated, read_list(listed) if listed else None, images, annotations)
+    names = " and ".join(path.name for path in annotations)
+    stems = matching_stems(Side("image", images, photographs), Side("listed image", names, annotated), listed)
     paint_folder(stems, lambda stem: paint(annotated[stem]), out, workers)
-    folder = out.resolve()
+    folder, notes = out.resolve(), {stem: _note(annotated[stem], annotations) for stem in stems}
     return [
-        Pair(
-            sample_id=stem,
-            image=photographs[stem],
-            label=folder / f"{stem}.png",
-            note=_note(annotated[stem], annotations),
-        )
-        for stem in stems
+        Pair(sample_id=stem, image=photographs[stem], label=folder / f"{stem}.png", note=notes[stem]) for stem in stems
     ]
 
 
@@ -113,15 +98,15 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
 def paint(image: AnnotatedImage) -> npt.NDArray[np.uint8]:
     """The label picture (H, W) uint8: category id - 1, 255 where nothing lies; later segments cover earlier ones."""
     canvas = np.full((image.height, image.width), UNLABELLED, np.uint8)
-    for segment in image.segments:
+    for file, annotation_id, category, segmentation in image.segments:
         try:
-            mask = segment_mask(segment.segmentation, image.height, image.width)
+            mask = segment_mask(segmentation, image.height, image.width)
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             raise ManifestError(
-                f"{segment.file}, annotation {segment.annotation_id} of {image.file_name}: {error}",
+                f"{file}, annotation {annotation_id} of {image.file_name}: {error}",
                 hint="the annotation file is damaged or belongs to other images; download it again",
             ) from error
-        canvas[mask] = segment.category_id - 1
+        canvas[mask] = category - 1
     return canvas
 
 
@@ -164,96 +149,54 @@ def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path: Path) -> None:
-    known = images.get(entry["id"])
-    name, sizes = entry["file_name"], (entry["height"], entry["width"])
+    name, *sizes = described = (entry["file_name"], entry["height"], entry["width"])
     fits = all(type(size) is int and 1 <= size <= MAX_EDGE for size in sizes)
     if not (fits and isinstance(name, str) and Path(name).stem):
         expected = f"a file name, and a height and width of 1..{MAX_EDGE}"
         raise ManifestError.mismatch(f"{path}: image {entry['id']}", expected, f"{name!r} and {sizes}")
-    if known is None:
-        images[entry["id"]] = AnnotatedImage(
-            file_name=name, height=entry["height"], width=entry["width"], files=[path.name]
-        )
-        return
+    new = AnnotatedImage(file_name=name, height=entry["height"], width=entry["width"])
+    known = images.setdefault(entry["id"], new)
     if path.name in known.files:
         raise ManifestError(f"{path}: image id {entry['id']} stands there twice")
     ours = (known.file_name, known.height, known.width)
-    theirs = (name, *sizes)
-    if ours != theirs:
+    if ours != described:
         raise ManifestError(
-            f"image {entry['id']}: {known.files[0]} says {ours}, {path.name} says {theirs} (name, height, width)",
+            f"image {entry['id']}: {known.files[0]} says {ours}, {path.name} says {described} (name, height, width)",
             hint="give two files of the same release and split",
-            path=str(path),
         )
     known.files.append(path.name)
 
 
 def _add_segment(
-    images: Mapping[int, AnnotatedImage],
-    annotation: Mapping[str, Any],
-    path: Path,
-    listed: set[int],
-    named: set[int],
+    images: Mapping[int, AnnotatedImage], annotation: Mapping[str, Any], path: Path, listed: set[int], named: set[int]
 ) -> None:
     category, name = annotation["category_id"], f"{path}: annotation {annotation.get('id')}"
     if category == OTHER_CATEGORY:
         return
     if category not in CATEGORY_TO_CLASS:
-        hint = "a COCO panoptic file? Its merged categories (184..200) cannot be split into COCO-Stuff's again"
-        raise ManifestError.mismatch(
-            name,
-            "a category of COCO-Stuff (1..182 without the 11 unused)",
-            category,
-            hint=hint if category > OTHER_CATEGORY else "this is not a COCO-Stuff file",
-        )
+        hint = "this is not a COCO-Stuff file"
+        if category > OTHER_CATEGORY:
+            hint = "a COCO panoptic file? Its merged categories (184..200) cannot be split into COCO-Stuff's again"
+        expected = "a category of COCO-Stuff (1..182 without the 11 unused)"
+        raise ManifestError.mismatch(name, expected, category, hint=hint)
     if category not in named:
         raise ManifestError(f"{name}: its category {category} is not among the file's categories")
     if annotation["image_id"] not in listed:
         raise ManifestError(f"{name}: its image {annotation['image_id']} is not among the file's images")
     if "segmentation" not in annotation:
         raise ManifestError(f"{name}: has no segmentation", hint="boxes alone are not enough")
-    images[annotation["image_id"]].segments.append(
-        Segment(
-            file=path.name,
-            annotation_id=annotation.get("id"),
-            category_id=category,
-            segmentation=annotation["segmentation"],
-        )
-    )
+    segment = Segment(path.name, annotation.get("id"), category, annotation["segmentation"])
+    images[annotation["image_id"]].segments.append(segment)
 
 
 def _by_stem(images: Mapping[int, AnnotatedImage]) -> dict[str, AnnotatedImage]:
-    by_stem: dict[str, list[AnnotatedImage]] = defaultdict(list)
+    by_stem: dict[str, AnnotatedImage] = {}
     for image in images.values():
-        by_stem[Path(image.file_name).stem].append(image)
-    for stem, entries in by_stem.items():
-        if len(entries) > 1:
-            raise ManifestError(
-                f"images {entries[0].file_name} and {entries[1].file_name} would both be sample {stem!r}",
-                hint="use one split at a time",
-            )
-    return {stem: entries[0] for stem, entries in by_stem.items()}
-
-
-def _matching_stems(
-    photographs: Mapping[str, Path],
-    annotated: Mapping[str, AnnotatedImage],
-    listed: Sequence[str] | None,
-    images: Path,
-    paths: Sequence[Path],
-) -> list[str]:
-    names = " and ".join(path.name for path in paths)
-    wanted = photographs.keys() | annotated.keys() if listed is None else set(listed)
-    no_entry, no_file = wanted - annotated.keys(), wanted - photographs.keys()
-    parts = []
-    if no_file:
-        parts.append(f"{len(no_file)} images of {names} are not in {images} ({preview(sorted(no_file))})")
-    if no_entry:
-        parts.append(f"{len(no_entry)} images in {images} are not listed in {names} ({preview(sorted(no_entry))})")
-    if parts:
-        hint = LIST_HINT + "; for all that are in the folder: `ls IMAGES | sed 's/[.][^.]*$//' > FILE`"
-        raise ManifestError("; ".join(parts), hint=hint)
-    return sorted(wanted)
+        other = by_stem.setdefault(Path(image.file_name).stem, image)
+        if other is not image:
+            both = f"images {other.file_name} and {image.file_name}"
+            raise ManifestError(f"{both} would both be one sample", hint="use one split at a time")
+    return by_stem
 
 
 def _note(image: AnnotatedImage, paths: Sequence[Path]) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..vocabulary import VOCABULARIES, Vocabulary, read_classes
-from .archive import Release
+from .archive import Release, existing_folder
+from .folder import no_folders
 
-DATASET = "coco-stuff"
 UNLABELLED = 255
 NUM_CATEGORIES = 182  # things 1..91, stuff 92..182
 ABSENT_CATEGORIES = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
@@ -22,12 +22,17 @@ IMAGE_FOLDERS = ("{split}", "images/{split}")
 LABEL_FOLDERS = ("stuffthingmaps/{split}", "annotations/{split}", "stuffthingmaps_trainval2017/{split}")
 SOURCE = (
     "unpack http://images.cocodataset.org/zips/{split}.zip and stuffthingmaps_trainval2017.zip "
-    "(https://github.com/nightrome/cocostuff) into --root"
+    "(https://github.com/nightrome/cocostuff) into --root; or name the folders with --images and --labels"
 )
 RELEASES = {
     split: Release(title=f"COCO-Stuff, {split}", counts=(count,), source=SOURCE.format(split=split))
     for split, count in (("train2017", 118287), ("val2017", 5000))
 }
+OTHER_SPLIT = Release(
+    title=f"COCO-Stuff, not counted (--split {' or '.join(RELEASES)})",
+    counts=(),
+    source="name the folders with --images and --labels",
+)
 
 
 def coco_stuff_ids() -> LabelIds:
@@ -44,24 +49,11 @@ def coco_stuff_vocabulary() -> Vocabulary:
     return Vocabulary(name="coco-stuff-171", classes=read_classes(VOCABULARIES / "coco_stuff_171.txt"))
 
 
-def find_images(root: Path, split: str) -> Path:
-    """The folder with a split's photographs, in either of the two layouts in use."""
-    return _find(root, split, IMAGE_FOLDERS, "photographs")
-
-
-def find_labels(root: Path, split: str) -> Path:
-    """The folder with a split's label pictures, under one of the names in use."""
-    return _find(root, split, LABEL_FOLDERS, "label pictures")
-
-
-def _find(root: Path, split: str, templates: tuple[str, ...], what: str) -> Path:
-    if not root.is_dir():
-        raise ManifestError.mismatch(root, "the data set's folder", "nothing there", hint="check --root")
-    candidates = [root / template.format(split=split) for template in templates]
-    if found := next(filter(Path.is_dir, candidates), None):
-        return found
-    source = f"{RELEASES[split].source}; or " if split in RELEASES else ""
-    raise ManifestError(
-        f"{what} of {split}: expected one of " + ", ".join(map(str, candidates)) + "; none exists",
-        hint=f"{source}name the folders with --images and --labels",
-    )
+def find_folder(root: Path | None, split: str | None, templates: tuple[str, ...], what: str) -> Path:
+    """The folder of a split's photographs or label pictures, under one of the names in use."""
+    if root is None:
+        raise no_folders("--root DIR with --split train2017 or val2017")
+    if split is None:
+        raise ManifestError("--root was given without --split", hint="e.g. --split train2017 or --split val2017")
+    places = [template.format(split=split) for template in templates]
+    return existing_folder(root, places, what, RELEASES.get(split, OTHER_SPLIT))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checking import Checked, CheckSettings, check_samples
+from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import pair_files
@@ -21,7 +21,7 @@ def folder(
     first_id: int = 0,
     listed: Path | None = None,
     name: str | None = None,
-    settings: CheckSettings | None = None,
+    settings: CheckSettings = DEFAULT_CHECKS,
 ) -> Checked:
     """The manifest of a data set of one's own; the arguments are the options of `physseg manifest folder`.
 

@@ -122,14 +122,10 @@ def find_context(
         listed = read_list(listed_in)
     suffixes = (".mat",) if form == "mat" else (".png", ".tif", ".tiff")
     return Archive(
-        dataset=dataset,
-        split=split,
         release=release,
         ids=context_ids(num_classes, form),
         images=image_files,
         labels=files_by_stem(labels.resolve(), suffixes, "label files"),
-        image_folder=images,
-        label_folder=labels,
         listed=listed,
         listed_in=listed_in,
         notes=notes,

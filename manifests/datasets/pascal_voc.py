@@ -67,14 +67,10 @@ def find_voc(root: Path, split: str, *, background: bool, listed_in: Path | None
     lists = kit / "ImageSets" / "Segmentation"
     listed_in = listed_in or existing_list([lists / f"{name}.txt" for name in LISTS.get(split, (split,))], release)
     return Archive(
-        dataset=dataset,
-        split=split,
         release=release,
         ids=voc_20b_ids() if background else voc_20_ids(),
         images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
-        image_folder=images,
-        label_folder=labels,
         listed=list_names(listed_in),
         listed_in=listed_in,
     )

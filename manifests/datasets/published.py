@@ -8,16 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from ...common.text import preview
-from ..checking import Checked, CheckSettings, check_samples
+from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
 from ..errors import ManifestError
 from ..pairing import IMAGE_SUFFIXES, pair_files
 from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
-from .archive import Archive, Release, miscounted
+from .archive import Archive, Release, folder_of, miscounted
 from .coco_json import paint_labels
-from .coco_stuff import DATASET as COCO_STUFF
+from .coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, OTHER_SPLIT, coco_stuff_ids, find_folder
 from .coco_stuff import RELEASES as COCO_RELEASES
-from .coco_stuff import coco_stuff_ids, find_images, find_labels
-from .folder import check_root, no_folders
+from .folder import check_root
 from .pascal_context import find_context
 from .pascal_voc import find_voc
 
@@ -39,12 +38,10 @@ class Found:
 
     checked: Checked
     """The manifest of what is there."""
-    title: str
-    """Name of the release."""
-    faults: tuple[str, ...]
+    release: Release
+    """The split as it was published."""
+    faults: list[str]
     """What is missing, one line each."""
-    source: str
-    """Where one gets what is missing."""
 
 
 def benchmark(
@@ -58,7 +55,7 @@ def benchmark(
     listed: Path | None = None,
     check: bool = False,
     keep: bool = True,
-    settings: CheckSettings | None = None,
+    settings: CheckSettings = DEFAULT_CHECKS,
 ) -> Found:
     """The manifest of a benchmark's split; most arguments are the options of `physseg manifest NAME`.
 
@@ -71,7 +68,6 @@ def benchmark(
     Raises:
         ManifestError: The archive is not there, or a name has no files and `check` is not set.
     """
-    settings = settings or CheckSettings()
     find = FINDERS[name]
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
         if name.startswith("pascal-context"):
@@ -79,8 +75,14 @@ def benchmark(
             find = partial(find, form=form, labels=labels, write_labels=write_labels, workers=settings.workers)
         elif form or labels or write_labels:
             raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
-        archive = find(root, split or TEST_SPLITS[name], listed_in=listed)
-        return _found(archive, check, settings, selected=listed is not None)
+        split = split or TEST_SPLITS[name]
+        archive = find(root, split, listed_in=listed)
+        faults = _faults(archive, check=check, selected=listed is not None)
+        checked = check_samples(
+            archive.pairs(), archive.ids, dataset=name, split=split, settings=settings, cross_check=archive.cross_check
+        )
+    _refuse_other_ids(checked, archive)
+    return Found(checked=checked, release=archive.release, faults=faults)
 
 
 def coco_stuff(
@@ -93,17 +95,16 @@ def coco_stuff(
     instances_json: Path | None = None,
     write_labels: Path | None = None,
     listed: Path | None = None,
-    name: str = COCO_STUFF,
+    name: str = "coco-stuff",
     keep: bool = True,
-    settings: CheckSettings | None = None,
+    settings: CheckSettings = DEFAULT_CHECKS,
 ) -> Found:
     """A COCO-Stuff manifest from label pictures, or from annotation files, which are painted first.
 
     The arguments are the options of `physseg manifest coco-stuff`. Explicit folders win over those below `root`. Only
     train2017 and val2017 have a published number of samples. `keep` is as in `benchmark`.
     """
-    settings = settings or CheckSettings()
-    annotations = [path for path in (stuff_json, instances_json) if path is not None]
+    annotations = list(filter(None, (stuff_json, instances_json)))
     if annotations and labels is not None:
         raise ManifestError("expected label pictures (--labels) or annotation files, got both")
     with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
@@ -115,43 +116,29 @@ def coco_stuff(
                 hint="--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR",
             )
         check_root(root, images, labels or write_labels)
-        images = images or find_images(*_root_and_split(root, split))
+        images = images or find_folder(root, split, IMAGE_FOLDERS, "photographs")
         if write_labels is not None:
             pairs = paint_labels(annotations, images, write_labels, listed=listed, workers=settings.workers)
         else:
-            pairs = pair_files(images, labels or find_labels(*_root_and_split(root, split)), listed=listed)
+            labels = labels or find_folder(root, split, LABEL_FOLDERS, "label pictures")
+            pairs = pair_files(images, labels, listed=listed)
         checked = check_samples(pairs, coco_stuff_ids(), dataset=name, split=split or "", settings=settings)
-    return _counted(checked, split, selected=listed is not None)
+    release = COCO_RELEASES.get(split or "", OTHER_SPLIT)
+    faults = [] if listed else miscounted(release, checked.manifest.table.values("sample_id"))
+    return Found(checked=checked, release=release, faults=faults)
 
 
-def _counted(checked: Checked, split: str | None, *, selected: bool) -> Found:
-    uncounted = Release(title=f"COCO-Stuff, not counted (--split {' or '.join(COCO_RELEASES)})", counts=(), source="")
-    release = COCO_RELEASES.get(split or "", uncounted)
-    line = "" if selected else miscounted(release, checked.manifest.table.values("sample_id"))
-    return Found(checked=checked, title=release.title, faults=(line,) if line else (), source=release.source)
-
-
-def _found(archive: Archive, check: bool, settings: CheckSettings, *, selected: bool) -> Found:
-    missing, count = list(archive.missing()), "" if selected else archive.miscounted()
-    pairs = archive.pairs()
-    if missing and (not check or not pairs):
+def _faults(archive: Archive, *, check: bool, selected: bool) -> list[str]:
+    """What the archive lacks. Without `check` a missing file is an error and a wrong number a warning."""
+    count, missing = [] if selected else archive.miscounted(), list(archive.missing())
+    if missing and not (check and archive.pairs()):
         hint = f"complete the archive: {archive.release.source}; or choose samples with --list FILE"
         if selected and any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in archive.names):
             hint = "list names without their extension"
         raise ManifestError("; ".join(missing), hint=hint)
     if count and not check:
-        logging.getLogger(__name__).warning("warning: %s (--check says more)", count)
-    checked = check_samples(
-        pairs,
-        archive.ids,
-        dataset=archive.dataset,
-        split=archive.split,
-        settings=settings,
-        cross_check=archive.cross_check,
-    )
-    _refuse_other_ids(checked, archive)
-    faults = [*([count] if count else []), *missing]
-    return Found(checked=checked, title=archive.release.title, faults=tuple(faults), source=archive.release.source)
+        logging.getLogger(__name__).warning("warning: %s (--check says more)", count[0])
+    return count + missing
 
 
 def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
@@ -159,15 +146,7 @@ def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
     doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
     if 2 * len(doubtful) > len(checked.manifest):
         raise ManifestError(
-            f"{archive.label_folder}: {len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} "
+            f"{folder_of(archive.labels)}: {len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} "
             f"({preview(sorted(doubtful))}): expected {archive.release.title}, got another release or converted labels",
             hint=archive.release.source,
         )
-
-
-def _root_and_split(root: Path | None, split: str | None) -> tuple[Path, str]:
-    if root is None:
-        raise no_folders("--root DIR with --split train2017 or val2017")
-    if split is None:
-        raise ManifestError("--root was given without --split", hint="e.g. --split train2017 or --split val2017")
-    return root, split

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..decoding import PNG_COLOUR_TYPE, PNG_DEPTH, check_png, decode_label, is_png
-from ..errors import DecodeError, LabelFormatError, ManifestError
+from ..errors import DecodeError, LabelFormatError
 from .mat_file import read_matrix
 
 PNG_RGB = 2  # the colour type
@@ -35,13 +35,6 @@ def check_label_file(data: bytes) -> None:
     """What decoders do not notice, once per file: a damaged PNG. Raises DecodeError."""
     if is_png(data):
         check_png(data)
-
-
-def check_form(form: str) -> None:
-    """Raise ManifestError, which lists the known forms, for another one."""
-    if form not in FORMS:
-        hint = "the manifest was written by a newer physseg: update it, or make the manifest again"
-        raise ManifestError.mismatch("label form", f"one of {', '.join(FORMS)}", repr(form), hint=hint)
 
 
 def voc_palette() -> npt.NDArray[np.uint8]:

@@ -1,51 +1,81 @@
 """What the numbers in a data set's label files mean: raw ids become class ids, or "no class", or are an error."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ...common.text import preview
 from ..errors import ManifestError
 from ..vocabulary import Vocabulary
-from .forms import MAX_RAW_ID, check_form
+from .forms import FORMS, MAX_RAW_ID
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelIds:
-    """What the numbers in a data set's label files mean, and how its benchmark reads them.
-
-    `Manifest` has the same fields, and says what they are.
-    """
+    """What the numbers in a data set's label files mean, and how its benchmark reads them."""
 
     vocabulary: Vocabulary
+    """The classes, in the order of their ids."""
     raw_to_class: Mapping[int, int]
+    """Class id of each raw label id. An id in neither this nor `raw_ignore` is an error of the file."""
     raw_ignore: tuple[int, ...]
+    """Raw ids that mean "no class"."""
     label_form: str = "ids"
+    """How label files hold raw ids, one of `labels.forms.FORMS`."""
     max_short_side_px: int | None = None
+    """Cap on the short side: larger images and labels are made smaller on loading. Rows say the new size."""
     fold_from: int | None = None
+    """In evaluation this class id and all above it are one class, "background", with this id: see `Manifest.fold`."""
 
     def __post_init__(self) -> None:  # now, not after all files were read
-        check_id_map(self.raw_to_class, self.raw_ignore, self.vocabulary)
-        check_protocol(self.label_form, self.max_short_side_px, self.fold_from, self.vocabulary)
+        """Every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
+        object.__setattr__(self, "raw_to_class", dict(sorted((int(k), int(v)) for k, v in self.raw_to_class.items())))
+        object.__setattr__(self, "raw_ignore", tuple(sorted({int(raw) for raw in self.raw_ignore})))
+        ignored, class_id = set(self.raw_ignore), f"a class id below {self.vocabulary.num_classes}"
+        for raw in (*self.raw_to_class, *self.raw_ignore):
+            if not 0 <= raw <= MAX_RAW_ID:
+                raise ManifestError.mismatch("raw label ids", f"0..{MAX_RAW_ID}", raw)
+        for raw, index in self.raw_to_class.items():
+            if not 0 <= index < self.vocabulary.num_classes:
+                raise ManifestError.mismatch(f"raw id {raw}", class_id, index)
+            if raw in ignored:
+                raise ManifestError(f"raw id {raw} means both class {index} and ignore; expected one")
+        if self.label_form not in FORMS:
+            hint = "the manifest was written by a newer physseg: update it, or make the manifest again"
+            raise ManifestError.mismatch("label form", f"one of {', '.join(FORMS)}", repr(self.label_form), hint=hint)
+        if self.max_short_side_px is not None and self.max_short_side_px < 1:
+            raise ManifestError.mismatch("max_short_side_px", "1 or more", self.max_short_side_px)
+        if self.fold_from is not None and not 0 <= self.fold_from < self.vocabulary.num_classes:
+            raise ManifestError.mismatch("fold_from", class_id, self.fold_from)
 
+    def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
+        """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or such as "id 44 (120 pixels)".
 
-def check_id_map(raw_to_class: Mapping[int, int], raw_ignore: Sequence[int], vocabulary: Vocabulary) -> None:
-    """Raise ManifestError unless every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
-    for raw in (*raw_to_class, *raw_ignore):
-        if not 0 <= raw <= MAX_RAW_ID:
-            raise ManifestError.mismatch("raw label ids", f"0..{MAX_RAW_ID}", raw)
-    for raw, index in raw_to_class.items():
-        if not 0 <= index < vocabulary.num_classes:
-            raise ManifestError.mismatch(f"raw id {raw}", f"a class id below {vocabulary.num_classes}", index)
-    both = sorted(set(raw_to_class) & set(raw_ignore))
-    if both:
-        raise ManifestError(f"raw id {both[0]} means both class {raw_to_class[both[0]]} and ignore; expected one")
+        Unknown ids become ignore_index; it is for the caller to refuse the sample.
+        """
+        classes, unknown = self._lookup
+        if raw.dtype == np.uint8 and classes.dtype == np.uint8:
+            labels = np.asarray(cv2.LUT(raw, classes[:256]))  # 10x faster than indexing
+            faults = np.asarray(cv2.LUT(raw, unknown[:256]))
+        else:
+            labels, faults = classes[raw], unknown[raw]
+        if not cv2.countNonZero(faults):
+            return labels, ""
+        found, counts = np.unique(raw[faults != 0], return_counts=True)
+        ordered = sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda entry: (-entry[1], entry[0]))
+        named = [f"id {raw_id} ({count} pixel{'s' if count > 1 else ''})" for raw_id, count in ordered]
+        return labels, preview(named, 5) + (" ids" if len(named) > 5 else "")
 
-
-def check_protocol(
-    label_form: str, max_short_side_px: int | None, fold_from: int | None, vocabulary: Vocabulary
-) -> None:
-    """Raise ManifestError unless the form exists, the limit is a size, and `fold_from` is the id of a class."""
-    check_form(label_form)
-    if max_short_side_px is not None and max_short_side_px < 1:
-        raise ManifestError.mismatch("max_short_side_px", "1 or more", max_short_side_px)
-    if fold_from is not None and not 0 <= fold_from < vocabulary.num_classes:
-        raise ManifestError.mismatch("fold_from", f"a class id below {vocabulary.num_classes}", fold_from)
+    @cached_property
+    def _lookup(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        classes = np.full(MAX_RAW_ID + 1, self.vocabulary.ignore_index, self.vocabulary.label_dtype)
+        unknown = np.ones(MAX_RAW_ID + 1, np.uint8)
+        for raw, index in self.raw_to_class.items():
+            classes[raw], unknown[raw] = index, 0
+        unknown[list(self.raw_ignore)] = 0
+        return classes, unknown

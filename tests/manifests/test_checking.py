@@ -263,7 +263,7 @@ def test_settings_are_checked(settings):
 def test_count_classes_by_hand(dtype):
     raw = np.array([[0, 1, 1], [255, 9, 1]], dtype)
     counted, unknown = count_classes(raw, IDS)
-    assert counted.tolist() == [1, 3, 1]
+    assert counted.tolist() == [1, 3, 2]
     assert unknown == "id 9 (1 pixel)"
 
 

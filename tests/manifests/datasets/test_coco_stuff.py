@@ -6,10 +6,11 @@ from physseg.manifests.datasets import published
 from physseg.manifests.datasets.coco_stuff import (
     ABSENT_CATEGORIES,
     CATEGORY_TO_CLASS,
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
     coco_stuff_ids,
     coco_stuff_vocabulary,
-    find_images,
-    find_labels,
+    find_folder,
 )
 from physseg.manifests.errors import ManifestError
 
@@ -67,15 +68,20 @@ def test_published_layouts(images, labels, toys):
 
 def test_missing_layout_names_all_candidates(toys):
     (toys.folder / "train2017").mkdir()
-    assert find_images(toys.folder, "train2017") == toys.folder / "train2017"
+    assert find_folder(toys.folder, "train2017", IMAGE_FOLDERS, "photographs") == toys.folder / "train2017"
     with pytest.raises(ManifestError) as caught:
-        find_images(toys.folder, "val2017")
-    for word in ("photographs of val2017", f"{toys.folder}/val2017", f"{toys.folder}/images/val2017", "--images"):
+        find_folder(toys.folder, "val2017", IMAGE_FOLDERS, "photographs")
+    for word in (
+        "photographs of COCO-Stuff, val2017",
+        f"{toys.folder}/val2017",
+        f"{toys.folder}/images/val2017",
+        "--images",
+    ):
         assert word in str(caught.value)
     with pytest.raises(ManifestError, match="stuffthingmaps/train2017"):
-        find_labels(toys.folder, "train2017")
+        find_folder(toys.folder, "train2017", LABEL_FOLDERS, "label pictures")
     with pytest.raises(ManifestError, match="got nothing there"):
-        find_images(toys.folder / "nowhere", "train2017")
+        find_folder(toys.folder / "nowhere", "train2017", IMAGE_FOLDERS, "photographs")
 
 
 def test_ids_are_mapped_and_strangers_quarantined(toys):

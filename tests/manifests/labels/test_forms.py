@@ -7,8 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from physseg.manifests.errors import DecodeError, ManifestError
-from physseg.manifests.labels.forms import check_form, decode_raw, voc_palette
+from physseg.manifests.labels.forms import decode_raw, voc_palette
+from physseg.manifests.labels.ids import LabelIds
 from physseg.manifests.labels.mat_file import read_cells, read_matrix
+from physseg.manifests.vocabulary import Vocabulary
 from PIL import Image
 
 LABELS = np.array([[1, 255, 256], [459, 300, 2]], np.uint16)  # 2 rows, 3 columns, on both sides of 8 bits
@@ -204,4 +206,4 @@ def test_any_cut_of_a_mat_file_is_a_decode_error():
 
 def test_unknown_forms_are_named():
     with pytest.raises(ManifestError, match="ids, ade-full, mat, voc-colours, got 'runes'"):
-        check_form("runes")
+        LabelIds(vocabulary=Vocabulary(name="v", classes=("a",)), raw_to_class={}, raw_ignore=(), label_form="runes")
