@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -116,6 +117,12 @@ def test_package_inits_hold_a_docstring_alone() -> None:
         for init in (ROOT / package).rglob("__init__.py"):
             body = ast.parse(init.read_text()).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{init} holds more than a docstring"
+
+
+def test_every_folder_is_installed() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {f"physseg.{module_of(init)}" for package in PACKAGES for init in (ROOT / package).rglob("__init__.py")}
+    assert set(document["tool"]["setuptools"]["packages"]) == {"physseg", *folders}
 
 
 def test_no_folder_is_a_heap() -> None:
