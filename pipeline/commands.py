@@ -156,6 +156,7 @@ def plan(
     import json
     import tempfile
     import uuid
+    from dataclasses import asdict
 
     from ..manifests.manifest import Manifest
     from .cost.estimate import estimate_job
@@ -173,7 +174,7 @@ def plan(
     if json_:
         facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
         estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours)
-        typer.echo(json.dumps(facts | {"estimate": estimate.as_dict() if estimate else None}, indent=2))
+        typer.echo(json.dumps(facts | {"estimate": asdict(estimate) if estimate else None}, indent=2))
         return
     for line in describe_job(job, name=None if store else manifest):
         typer.echo(line)

@@ -5,149 +5,134 @@ disk, and as many processes at once as there will be workers here (two on one co
 each slower than one alone). Only the shards are small, so that slow extractors can be measured at all.
 """
 
-import os
 import signal
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
 
-from ...common.errors import PhyssegError
 from ...common.processes import environment, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
-from ...manifests.manifest import Manifest
 from ..run.errors import ExecutorError
 from ..run.executors.worker import WORKER_ENVIRONMENT
 from ..run.prepare import Job
-from ..run.task import ShardTask, compute_shard
-from ..store.commits import CommitRecord, read_commit, sha256
+from ..run.task import ShardReport, ShardTask, compute_shard
+from ..store.commits import commit_path, sha256
 from ..store.layout import create_store, settings_digest
+from ..store.schema import STATUS
 from ..store.shard_codec import index_size
 
 Rows = npt.NDArray[np.intp]
-
+Timed = tuple[ShardReport, float, float]
+"""What became of a shard, its wall seconds and its CPU seconds."""
 SAMPLES_PER_SHARD = 8
 """Samples in a shard of the store that is thrown away."""
 SECONDS = 10.0
 """Seconds that measuring takes by default, besides the start of the processes."""
 MAX_IMAGES = 512
 FILES_LOOKED_AT = 32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SmallShard:
-    """A few samples, computed and timed."""
-
-    samples: int
-    """Number of samples computed."""
-    failed: int
-    """Number of samples that went to quarantine."""
-    seconds: Mapping[str, float]
-    """Wall seconds by part: `load`, one entry per layer, `compress`, and everything else as `write`."""
-    cpu_seconds: float
-    """CPU seconds of the process meanwhile."""
-    process: int
-    """Id of the process."""
-    begun: float
-    """Time of day at the beginning, the one clock that processes share."""
-    peak_bytes: int
-    """Resident memory of the process at its most so far."""
-
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds of all parts."""
-        return sum(self.seconds.values())
+LEAST_SPREAD, MOST_SPREAD = 0.07, 0.5
+"""Share by which the same work takes longer or shorter another time, however many images were measured, or how few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
     """What was measured, and what was written."""
 
-    shards: tuple[SmallShard, ...]
-    """Small shards, each as mixed in size as the whole, of processes that were warm."""
+    images: int
+    failed: int
+    """Number of images that could not be computed."""
     processes: int
-    """Number of processes that computed at once."""
-    start_seconds: float
-    """Seconds until a process is warm: interpreter, libraries, manifest, and what its first shard takes longer."""
+    """Number of processes measured at once."""
+    busy: float
+    """CPU seconds of those processes over wall seconds; well below one, they waited for files or for a core."""
+    parts: dict[str, float]
+    """Seconds an image by part; `write` is its share of a shard's."""
+    spread: float
+    """Two standard errors as a share of the time; at least `LEAST_SPREAD`."""
+    process_seconds: float
+    """Seconds until a process computes: interpreter, libraries."""
+    first_seconds: float
+    """Seconds that a process's first shard takes longer: manifest, memory, what libraries do once."""
     peak_bytes: int
     """Resident memory of the process that took most."""
     largest_pixels: int
     """Pixels of the largest image that was computed."""
-    array_bytes: Mapping[str, float]
+    array_bytes: dict[str, float]
     """Compressed bytes a sample of each array that was computed, without those of a few bytes."""
-    record: CommitRecord
-    """Commit record of one small shard."""
+    record_bytes: int
+    """Bytes of a small shard's status and commit record."""
     image_file_bytes: float
     """Mean size of an image file."""
 
 
 def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None) -> Trial | None:
-    """Compute some of a job's samples in a store beside the job's, on its disk, and remove that store again.
+    """Compute some of a job's samples `rows` in a store beside the job's, on its disk, and remove that store again.
 
-    Args:
-        job: The prepared run.
-        rows: Samples of the manifest that the job computes.
-        processes: Number of processes that compute at once.
-        images: Number of images, about. Default: what `SECONDS` allow, and at most a quarter of the job.
-
-    Returns:
-        What was measured, or None if no image can be computed.
-
-    Raises:
-        ExecutorError: A process died.
+    Returns None if no image can be computed; raises what `compute_at_once` raises. By default there are as many images
+    as `SECONDS` allow, and at most a quarter of them.
     """
-    pixels = job.manifest.table.pixels
+    table = job.manifest.table
     least = 4 * processes * SAMPLES_PER_SHARD
     wanted = images or min(max(len(rows) // 4, least), max(MAX_IMAGES, least))
-    chosen = evenly(rows, pixels[rows], max(processes, round(wanted / SAMPLES_PER_SHARD)))
+    chosen = evenly(rows, table.pixels[rows], max(processes, round(wanted / SAMPLES_PER_SHARD)))
     place = _place_near(job.store)
     try:
         tasks = _make_store(place, job, chosen)
-        processes = min(processes, len(tasks))
-        tasks = [*tasks[:processes], *reversed(tasks)]  # some twice, since what a process computes first does not count
+        shares = [tasks[number::processes] for number in range(min(processes, len(tasks)))]
         started = time.time()
-        found = compute_at_once(tasks, processes, SECONDS if images is None else float("inf"))
-        record, sizes = read_commit(place, 0), place.list()
+        found = compute_at_once(shares, SECONDS if images is None else float("inf"))
+        sizes = place.list()
     finally:
         place.delete_folder("")
-    if record is None or all(shard.failed == shard.samples for shard in found):
+    first = float(np.mean([shards[0][1] for _, shards, _ in found]))
+    reports, walls, cpus = zip(*(timed for _, shards, _ in found for timed in shards[1:]), strict=True)
+    samples, failed = reports[0].num_samples, sum(len(report.quarantine) for report in reports)
+    if failed == samples * len(reports):
         return None
-    first = {shard.process: shard for shard in reversed(found)}
-    warm = [shard for shard in found if shard is not first[shard.process]]
-    usual = float(np.median([shard.wall_seconds for shard in warm]))
-    starts = [shard.begun - started + max(0.0, shard.wall_seconds - usual) for shard in first.values()]
+    array_bytes = {}
+    for spec in job.schema.specs:
+        if spec.is_sharded and spec.layer in tasks[0].layers:
+            files = [size for path, size in sizes.items() if path.startswith(f"{spec.name}/c/")]
+            array_bytes[spec.name] = (float(np.mean(files)) - index_size(SAMPLES_PER_SHARD)) / SAMPLES_PER_SHARD
+    image_files = []
+    for row in chosen[:: max(1, len(chosen) // FILES_LOOKED_AT)].tolist():
+        with suppress(OSError):
+            image_files.append(len(read_below(job.manifest.root, table.value("image_path", row))))
+    # Means, not medians: a run takes a sum, in which large images and slow reads count, few as they are.
+    names, wall = [name for name in reports[0].seconds if name != "write"], float(np.mean(walls))
+    parts = {name: float(np.mean([report.seconds[name] for report in reports])) / samples for name in names}
+    parts["write"] = (wall - samples * sum(parts.values())) / job.schema.samples_per_shard
     return Trial(
-        shards=tuple(warm),
-        processes=processes,
-        start_seconds=max(starts),
-        peak_bytes=max(shard.peak_bytes for shard in found),
-        largest_pixels=int(pixels[chosen].max()),
-        array_bytes=_array_bytes(job, sizes, record),
-        record=record,
-        image_file_bytes=_image_file_bytes(job.manifest, chosen),
+        images=samples * len(reports),
+        failed=failed,
+        processes=len(found),
+        busy=sum(cpus) / sum(walls),
+        parts=parts,
+        spread=spread_of(walls),
+        process_seconds=max(ready for ready, _, _ in found) - started,
+        first_seconds=max(0.0, first - wall),
+        peak_bytes=max(peak for _, _, peak in found),
+        largest_pixels=int(table.pixels[chosen].max()),
+        array_bytes=array_bytes,
+        record_bytes=sizes[commit_path(0)] + sizes[job.schema.shard_file(STATUS, 0)],
+        image_file_bytes=float(np.mean(image_files)),
     )
 
 
 def evenly(rows: Rows, pixels: npt.NDArray[np.int64], shards: int) -> Rows:
-    """Rows for small shards, such that each of these shards is like all of the rows.
+    """Rows for that many small shards, or for as many as they fill, each shard like all of the rows.
 
-    In order of size, and within one size of their place in the manifest, every n-th row is taken. Shard i has the i-th
-    of those, the (i + shards)-th and so on.
-
-    Args:
-        rows: Rows to choose from.
-        pixels: Size of each of them.
-        shards: Number of small shards. There are fewer where there are not enough rows to fill them.
+    In order of their `pixels`, then of their place in the manifest, every n-th row is taken; shards take turns.
     """
     shards = min(shards, max(1, len(rows) // SAMPLES_PER_SHARD))
     count = min(len(rows), shards * SAMPLES_PER_SHARD)
@@ -156,96 +141,76 @@ def evenly(rows: Rows, pixels: npt.NDArray[np.int64], shards: int) -> Rows:
     return np.concatenate([picked[shard::shards] for shard in range(shards)])
 
 
-def compute_at_once(tasks: Sequence[ShardTask], processes: int, seconds: float) -> list[SmallShard]:
-    """Compute tasks in several processes, in the order given, and no further one when the time is over.
+def spread_of(seconds: Sequence[float]) -> float:
+    """Two standard errors of the mean as a share of it; of one shard nobody knows how far others are."""
+    if len(seconds) < 2:
+        return MOST_SPREAD
+    error = np.std(seconds, ddof=1) / len(seconds) ** 0.5
+    return float(np.clip(2 * error / np.mean(seconds), LEAST_SPREAD, MOST_SPREAD))
+
+
+def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> list[tuple[float, list[Timed], int]]:
+    """Compute each share of the tasks in a process of its own, and no further task when the time is over.
+
+    Returns:
+        From each process the time of day when it was ready, its shards (the first takes longer) and its peak bytes.
 
     Raises:
-        ExecutorError: A process died, or a task failed in a way that is not ours.
+        ExecutorError: A process died.
     """
-    coming = iter(tasks)
-    found: list[SmallShard] = []
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which then ends the others
     with (
         environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_become_worker) as pool,
+        ProcessPoolExecutor(len(shares), get_context("spawn"), signal.signal, ignore) as pool,
     ):
-        running = {pool.submit(_compute, task) for task in islice(coming, processes)}
-        end = float("inf")
         try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                end = min(end, time.monotonic() + seconds)
-                found += [future.result() for future in done]
-                if time.monotonic() < end or len(found) < 2 * processes:
-                    running |= {pool.submit(_compute, task) for task in islice(coming, len(done))}
+            return list(pool.map(_compute, shares, [seconds] * len(shares)))
         except BrokenProcessPool:
             raise ExecutorError(
                 "a process that computed a few images, to measure their cost, was killed",
                 hint="usually memory: try with fewer --workers",
             ) from None
-        except PhyssegError:
-            raise
-        except Exception as error:
-            raise ExecutorError(f"computing a few images failed: {type(error).__name__}: {error}") from error
-    return found
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _become_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:
     import distributed.worker  # noqa: F401  (a worker of a run has it in memory, and has waited for it)
 
-
-def _compute(task: ShardTask) -> SmallShard:
-    begun, wall, cpu = time.time(), time.perf_counter(), time.process_time()
-    report = compute_shard(task)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    parts = {name: seconds for name, seconds in report.seconds.items() if name != "write"}
-    return SmallShard(
-        samples=report.num_samples,
-        failed=len(report.quarantine),
-        seconds=parts | {"write": wall - sum(parts.values())},
-        cpu_seconds=cpu,
-        process=os.getpid(),
-        begun=begun,
-        peak_bytes=peak_bytes(),
-    )
+    ready, end = time.time(), float("inf")
+    found: list[Timed] = []
+    for task in (tasks[-1], *tasks):
+        if len(found) == 1:
+            end = time.monotonic() + seconds
+        elif time.monotonic() > end:
+            break
+        wall, cpu = time.perf_counter(), time.process_time()
+        report = compute_shard(task)
+        found.append((report, time.perf_counter() - wall, time.process_time() - cpu))
+    return ready, found, peak_bytes()
 
 
 def _make_store(place: Storage, job: Job, chosen: Rows) -> list[ShardTask]:
-    """A store of small shards whose first samples are the chosen ones; returns the tasks that compute those.
+    """A store of small shards, the chosen rows first; returns the tasks that compute those.
 
     Its manifest holds all rows: it is as large to read and to hold as the run's.
     """
     order = np.concatenate([chosen, np.setdiff1d(np.arange(len(job.manifest)), chosen)])
     manifest = replace(job.manifest, samples=job.manifest.table.take(order))
-    schema = replace(
-        job.schema,
-        samples_per_shard=SAMPLES_PER_SHARD,
-        manifest_fingerprint=manifest.fingerprint,
-        manifest_sha256=sha256(manifest.to_bytes()),
-    )
+    schema = replace(job.schema, samples_per_shard=SAMPLES_PER_SHARD, manifest_fingerprint=manifest.fingerprint)
+    schema = replace(schema, manifest_sha256=sha256(manifest.to_bytes()))
     create_store(place, schema, manifest)
-    extractors = {extractor.name: extractor for task in job.todo.tasks for extractor in task.extractors}
-    first = ShardTask(
+    todo = job.todo.tasks
+    first = replace(
+        todo[0],
         store=str(place),
         settings=settings_digest(schema),
-        root=manifest.root,
-        shard=0,
-        extractors=tuple(extractors.values()),
-        with_labels=any(task.with_labels for task in job.todo.tasks),
+        extractors=tuple({each.name: each for task in todo for each in task.extractors}.values()),
+        with_labels=any(task.with_labels for task in todo),
+        refused={},
     )
     return [replace(first, shard=shard) for shard in range(-(-len(chosen) // SAMPLES_PER_SHARD))]
-
-
-def _array_bytes(job: Job, sizes: Mapping[str, int], record: CommitRecord) -> dict[str, float]:
-    """Bytes a sample of each sharded array, from the files of small shards, without their indices."""
-    found = {}
-    for spec in (spec for spec in job.schema.specs if spec.is_sharded and spec.layer in record.layers):
-        files = [size for path, size in sizes.items() if path.startswith(f"{spec.name}/c/")]
-        found[spec.name] = (sum(files) / len(files) - index_size(SAMPLES_PER_SHARD)) / SAMPLES_PER_SHARD
-    return found
 
 
 def _place_near(store: Storage) -> Storage:
@@ -253,15 +218,5 @@ def _place_near(store: Storage) -> Storage:
     name = f".plan-{uuid.uuid4().hex[:12]}"
     if not isinstance(store, LocalStorage):
         return open_storage(f"{store}{name}")
-    folder = store.path.absolute().parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    folder = next(parent for parent in store.path.absolute().parents if parent.is_dir())
     return open_storage(folder / f".{store.path.name}{name}")
-
-
-def _image_file_bytes(manifest: Manifest, rows: Rows) -> float:
-    sizes = []
-    for row in rows[:: max(1, len(rows) // FILES_LOOKED_AT)].tolist():
-        with suppress(OSError):
-            sizes.append(len(read_below(manifest.root, manifest.table.value("image_path", row))))
-    return float(np.mean(sizes)) if sizes else 0.0

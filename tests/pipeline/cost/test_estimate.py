@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.cost.estimate import (
     CLUSTER_SECONDS,
-    LEAST_SPREAD,
-    MOST_SPREAD,
     estimate,
     estimate_job,
     makespan,
@@ -27,11 +25,19 @@ from physseg.pipeline.cost.estimate import (
     workers_for,
 )
 from physseg.pipeline.cost.report import between, describe_estimate
-from physseg.pipeline.cost.trial import SAMPLES_PER_SHARD, SmallShard, Trial, compute_at_once, evenly, run_trial
+from physseg.pipeline.cost.trial import (
+    LEAST_SPREAD,
+    MOST_SPREAD,
+    SAMPLES_PER_SHARD,
+    Trial,
+    compute_at_once,
+    evenly,
+    run_trial,
+    spread_of,
+)
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError
 from physseg.pipeline.run.executors.sync import SyncExecutor
-from physseg.pipeline.store.commits import CommitRecord
 from physseg.pipeline.store.frame import Frame
 
 SMALL = Frame(short_edge=32, max_long_edge=64, canvas=64)
@@ -78,28 +84,21 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def trial_of(job: run.Job, image_seconds: Sequence[float] = (0.1,) * 4) -> Trial:
-    """Measured on one small shard per given time an image; 100 bytes a sample and array."""
-    shards = [
-        SmallShard(
-            samples=8,
-            failed=0,
-            seconds={"load": 8 * seconds, "canny": 0.0, "compress": 0.0, "write": 0.6},
-            cpu_seconds=8 * seconds + 0.6,
-            process=1,
-            begun=0.0,
-            peak_bytes=1,
-        )
-        for seconds in image_seconds
-    ]
+def trial_of(job: run.Job) -> Trial:
+    """A tenth of a second an image and 0.6 a shard; 100 bytes a sample and array."""
     return Trial(
-        shards=tuple(shards),
+        images=32,
+        failed=0,
         processes=2,
-        start_seconds=1.5,
+        busy=1.0,
+        parts={"load": 0.1, "canny": 0.0, "compress": 0.0, "write": 0.6 / 64},
+        spread=LEAST_SPREAD,
+        process_seconds=1.0,
+        first_seconds=0.5,
         peak_bytes=300_000_000,
         largest_pixels=3072,
         array_bytes={spec.name: 100.0 for spec in job.schema.specs if spec.is_sharded},
-        record=CommitRecord(shard=0, samples=(0, 8), inputs=("0" * 16,) * 8, layers={}),
+        record_bytes=2000,
         image_file_bytes=5000.0,
     )
 
@@ -108,11 +107,11 @@ def test_the_sums(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Non
     job = run.prepare(make_manifest(70), tmp_path / "s.zarr", frame=SMALL)
     found = estimate(job, trial_of(job), workers=2, target_hours=8.9 / 3600)
     assert found.samples == 70 and found.shards == 2
-    assert found.core_seconds == pytest.approx(70 * 0.1 + 2 * 0.6)
-    assert found.spread == LEAST_SPREAD
+    assert found.core_seconds == pytest.approx(70 * 0.1 + 2 * 0.6 + 2 * 0.5), "each worker has a first shard"
+    assert found.core_hours[1] == pytest.approx(found.core_seconds * (1 + LEAST_SPREAD) / 3600)
     start = 1.5 + CLUSTER_SECONDS
     assert found.wall_seconds == pytest.approx(start + 64 * 0.1 + 0.6), "the short shard runs beside the long one"
-    assert found.wall_range[0] == pytest.approx(start + 7 * (1 - LEAST_SPREAD))
+    assert found.wall_seconds_range[0] == pytest.approx(start + 7 * (1 - LEAST_SPREAD))
     assert found.target_workers == (2, 0), "at the long end of the spread a single shard is too late"
     assert found.memory_bytes > 300_000_000
     assert "perhaps no number of them" in "\n".join(describe_estimate(found))
@@ -120,14 +119,11 @@ def test_the_sums(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Non
     assert alone.wall_seconds == pytest.approx(alone.core_seconds), "no cluster to start"
 
 
-def test_a_shard_that_took_long_once_is_an_outlier(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
-    job = run.prepare(make_manifest(10), tmp_path / "s.zarr", frame=SMALL)
-    found = estimate(job, trial_of(job, (0.1, 0.1, 0.1, 0.1, 0.9)), workers=1)
-    assert found.core_seconds == pytest.approx(10 * 0.1 + 0.6)
-    assert found.spread == MOST_SPREAD, "but it is told"
-    assert estimate(job, trial_of(job, (0.1,)), workers=1).spread == MOST_SPREAD, (
-        "of one nobody knows how far others are"
-    )
+def test_a_shard_that_took_long_is_told() -> None:
+    assert spread_of([0.1, 0.1, 0.1, 0.1, 0.9]) == MOST_SPREAD
+    assert spread_of([1.0, 1.2, 1.1, 0.9]) == pytest.approx(0.123, abs=1e-3)
+    assert spread_of([0.1] * 4) == LEAST_SPREAD
+    assert spread_of([0.1]) == MOST_SPREAD, "of one nobody knows how far others are"
 
 
 def test_samples_in_quarantine_cost_nothing(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -138,7 +134,7 @@ def test_samples_in_quarantine_cost_nothing(make_manifest: Callable[..., Manifes
     job = run.prepare(table, tmp_path / "s.zarr", frame=SMALL)
     found = estimate(job, trial_of(job), workers=1)
     assert found.samples == 6
-    assert found.core_seconds == pytest.approx(6 * 0.1 + 0.6)
+    assert found.core_seconds == pytest.approx(6 * 0.1 + 0.6 + 0.5)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +205,7 @@ def test_a_replaced_image_is_planned_with_its_shard(make_manifest: Callable[...,
     job = run.prepare(table, store)
     found = estimate(job, trial_of(job), workers=1)
     assert (found.samples, found.shards) == (64, 1)
-    assert found.core_seconds == pytest.approx(64 * 0.1 + 0.6)
+    assert found.core_seconds == pytest.approx(64 * 0.1 + 0.6 + 0.5)
     assert found.store_bytes > 64 * 6 * 100, "the shard's files are written whole"
 
 
@@ -220,10 +216,9 @@ def test_each_kind_of_work_has_its_own_cost(make_manifest: Callable[..., Manifes
     job = run.prepare(table, store, structures=["mask_edges"])
     measured = run_trial(job, np.concatenate(rows_of_tasks(job)), processes=1, images=16)
     assert measured is not None
-    parts = {"load": 0.8, "canny": 8.0, "mask_edges": 0.08, "patch_counts": 0.4, "compress": 0.0, "write": 0.6}
-    assert measured.shards[0].seconds.keys() == parts.keys(), "what any shard needs"
-    trial = replace(measured, shards=tuple(replace(shard, samples=8, seconds=parts) for shard in measured.shards))
-    found = estimate(job, trial, workers=1)
+    parts = {"load": 0.1, "canny": 1.0, "mask_edges": 0.01, "patch_counts": 0.05, "compress": 0.0, "write": 0.6 / 64}
+    assert measured.parts.keys() == parts.keys(), "what any shard needs"
+    found = estimate(job, replace(measured, parts=parts, first_seconds=0.0), workers=1)
     assert found.core_seconds == pytest.approx(64 * (0.1 + 0.01) + 6 * (0.1 + 1 + 0.01 + 0.05) + 2 * 0.6)
 
 
@@ -231,7 +226,7 @@ def test_less_work_than_processes(make_manifest: Callable[..., Manifest], tmp_pa
     job = run.prepare(make_manifest(70), tmp_path / "s.zarr", frame=SMALL)
     found = run_trial(job, np.array([3]), processes=2)
     assert found is not None
-    assert (found.processes, len(found.shards)) == (1, 1)
+    assert (found.processes, found.images) == (1, SAMPLES_PER_SHARD)
 
 
 def test_images_that_fail_are_counted(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -254,7 +249,7 @@ class Deadly:
 
 def test_a_process_that_dies_is_an_error_with_a_hint() -> None:
     with pytest.raises(ExecutorError) as caught:
-        compute_at_once([Deadly()], 1, 1.0)  # type: ignore[list-item]
+        compute_at_once([[Deadly()]], 1.0)  # type: ignore[list-item]
     assert "--workers" in str(caught.value.hint)
 
 
