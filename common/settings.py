@@ -1,16 +1,17 @@
 """From nested mappings (TOML, JSON) to frozen dataclasses and back: every key known, every value of the right type.
 
 The types are read from the dataclasses themselves, so a setting exists in exactly one place. Understood: bool, int,
-float (an integer is taken too), str, Path, `PathText`, `NameOrPath`, `Literal`, `X | None`, `tuple[X, ...]`,
-`tuple[X, Y]`, `Mapping[str, X]` and nested dataclasses. `from_text` reads one option of a command line.
+float (an integer is taken too), str, Path, `PathText`, `NameOrPath`, `Literal`, `X | None`, `tuple[X, ...]` and nested
+dataclasses. `from_text` reads one option of a command line.
 """
 
 import difflib
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -53,19 +54,23 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
         ConfigError: A key is unknown (the message names the known ones) or missing, a value has the wrong type, or
             the dataclass itself refuses it.
     """
-    known = {field.name: field for field in _init_fields(cls)}
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise _unknown_key(_dotted(where, key), key, list(known))
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            guess = f"; did you mean `{close[0]}`?" if close else ""
+            unknown = f"unknown key `{_dotted(where, key)}`{guess}"
+            raise ConfigError(unknown, hint=f"Known here: {', '.join(known)}.")
     hints = typing.get_type_hints(cls, include_extras=True)
     arguments: dict[str, Any] = {}
     for name, field in known.items():
+        dotted = _dotted(where, name)
         if name in values:
-            arguments[name] = _convert(values[name], hints[name], base=base, where=_dotted(where, name))
-        elif _nested(hints[name]) and not _has_default(field):
-            arguments[name] = build(hints[name], {}, base=base, where=_dotted(where, name))
-        elif not _has_default(field):
-            raise ConfigError(f"`{_dotted(where, name)}` is missing", hint="It has no default; add it to the file.")
+            arguments[name] = _convert(values[name], hints[name], base=base, where=dotted)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            if not is_dataclass(hints[name]):
+                raise ConfigError(f"`{dotted}` is missing", hint="It has no default; add it to the file.")
+            arguments[name] = _convert({}, hints[name], base=base, where=dotted)
     try:
         return cls(**arguments)
     except (PhyssegError, ValueError, TypeError) as error:
@@ -76,9 +81,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
 def to_dict(config: Any) -> Any:
     """The settings as JSON values: dataclasses become dicts, tuples lists. `build` reads the result back."""
     if is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_dict(getattr(config, field.name)) for field in _init_fields(type(config))}
-    if isinstance(config, Mapping):
-        return {str(key): to_dict(value) for key, value in config.items()}
+        return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
     if isinstance(config, (list, tuple)):
         return [to_dict(value) for value in config]
     if isinstance(config, Path):
@@ -111,7 +114,10 @@ def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {text}: `{'.'.join(parts[: depth + 1])}` is a value, not a table")
         table = inner
-    table[parts[-1]] = _OverriddenText(value, base) if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = _OverriddenText(value)
+        value.base = base
+    table[parts[-1]] = value
 
 
 def from_text(value: Any, hint: Any, *, where: str) -> Any:
@@ -145,7 +151,9 @@ def type_in_words(hint: Any) -> str:
     """
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
-    return " or ".join(_TYPE_WORDS.get(kind, str(kind)) for kind in _alternatives(hint))
+    if len(kinds := _alternatives(hint)) > 1:
+        return " or ".join(map(type_in_words, kinds))
+    return "none" if hint is types.NoneType else re.sub("^an? ", "", _SCALARS[hint][0])
 
 
 def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -162,15 +170,14 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-_TYPE_WORDS = {
-    types.NoneType: "none",
-    bool: "true or false",
-    int: "integer",
-    float: "number",
-    str: "text",
-    Path: "path",
+_SCALARS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", (bool,)),
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float)),
+    str: ("text", (str,)),
+    Path: ("a path", (str,)),
 }
-_READ_FROM: dict[Any, Any] = {int: (str, int), float: (str, int, float), str: (str, Path), Path: (str, Path)}
+"""Types of a single value: their names in messages, and what they are read from."""
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -186,7 +193,8 @@ def _read_text(value: Any, kind: Any) -> Any:
         return _TRUTH[word] if word else value
     if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
         return value
-    if isinstance(value, _READ_FROM.get(kind, ())) and not isinstance(value, bool):
+    accepted = (str, Path, *_SCALARS[kind][1]) if kind in (int, float, str, Path) else ()
+    if isinstance(value, accepted) and not isinstance(value, bool):
         return kind(value)
     raise ValueError(value)
 
@@ -194,93 +202,40 @@ def _read_text(value: Any, kind: Any) -> Any:
 class _OverriddenText(str):
     """Text of a `--set`: remembers the folder that a relative path in it is relative to."""
 
-    __slots__ = ("base",)
     base: Path
-
-    def __new__(cls, text: str, base: Path) -> "_OverriddenText":
-        made = super().__new__(cls, text)
-        made.base = base
-        return made
 
 
 def _convert(value: Any, hint: Any, *, base: Path, where: str) -> Any:
     """`value` as the type `hint`, or a ConfigError that names the key, the type and what was found."""
-    if _nested(hint):
-        return build(hint, _table(value, where), base=base, where=where)
-    if hint is Any:
-        return value
-    convert = _CONVERTERS.get(typing.get_origin(hint))
-    if convert is None:
-        return _convert_scalar(value, hint, base=base, where=where)
-    return convert(value, typing.get_args(hint), base=base, where=where)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise _wrong_type(where, "a table", value)
+        return build(hint, value, base=base, where=where)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        text = _convert(value, arguments[0], base=base, where=where)
+        return text if arguments[1] is _RelativePathUnlessName and is_name(text) else _resolved(text, base)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _wrong_type(where, "a list", value)
+        return tuple(_convert(item, arguments[0], base=base, where=f"{where}[{i}]") for i, item in enumerate(value))
+    if len(kinds := _alternatives(hint)) > 1:
+        kind = next(kind for kind in kinds if kind is not types.NoneType)
+        return None if value is None else _convert(value, kind, base=base, where=where)
+    return _convert_scalar(value, hint, base=base, where=where)
 
 
-def _convert_mapping(value: Any, arguments: tuple[Any, ...], *, base: Path, where: str) -> dict[str, Any]:
-    items = _table(value, where).items()
-    return {key: _convert(item, arguments[1], base=base, where=_dotted(where, key)) for key, item in items}
-
-
-def _convert_annotated(value: Any, arguments: tuple[Any, ...], *, base: Path, where: str) -> Any:
-    result = _convert(value, arguments[0], base=base, where=where)
-    if _RelativePath in arguments or (_RelativePathUnlessName in arguments and not is_name(result)):
-        return _resolved(result, base)
-    return result
-
-
-def _convert_choice(value: Any, choices: tuple[Any, ...], *, base: Path, where: str) -> Any:
-    if value not in choices:
-        raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return str(value) if isinstance(value, str) else value
-
-
-def _convert_scalar(value: Any, hint: Any, *, base: Path, where: str) -> Any:
-    if hint is Path and isinstance(value, str):
+def _convert_scalar(value: Any, kind: Any, *, base: Path, where: str) -> Any:
+    if choices := typing.get_args(kind):  # of a Literal
+        if value not in choices:
+            raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        return str(value) if isinstance(value, str) else value
+    words, accepted = _SCALARS[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong_type(where, words, value)
+    if kind is Path:
         return Path(_resolved(value, base))
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, str):
-        return value if isinstance(value, _OverriddenText) else str(value)
-    names = {Path: "a path", bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    raise _wrong_type(where, names.get(hint, str(hint)), value)
-
-
-def _convert_optional(value: Any, choices: tuple[Any, ...], *, base: Path, where: str) -> Any:
-    if value is None and type(None) in choices:
-        return None
-    errors = []
-    for choice in choices:
-        if choice is type(None):
-            continue
-        try:
-            return _convert(value, choice, base=base, where=where)
-        except ConfigError as error:
-            errors.append(error)
-    raise errors[-1]
-
-
-def _convert_tuple(value: Any, items: tuple[Any, ...], *, base: Path, where: str) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise _wrong_type(where, "a list", value)
-    if len(items) == 2 and items[1] is Ellipsis:
-        items = (items[0],) * len(value)
-    if len(items) != len(value):
-        raise ConfigError(f"`{where}` takes {len(items)} values, got {len(value)}: {list(value)!r}")
-    pairs = zip(value, items, strict=True)
-    return tuple(_convert(item, hint, base=base, where=f"{where}[{i}]") for i, (item, hint) in enumerate(pairs))
-
-
-_CONVERTERS: dict[Any, Callable[..., Any]] = {
-    Annotated: _convert_annotated,
-    Literal: _convert_choice,
-    Mapping: _convert_mapping,
-    types.UnionType: _convert_optional,
-    typing.Union: _convert_optional,
-    tuple: _convert_tuple,
-}
+    return value if isinstance(value, _OverriddenText) else kind(value)
 
 
 def _resolved(text: str, base: Path) -> str:
@@ -291,34 +246,10 @@ def _resolved(text: str, base: Path) -> str:
     return str((folder / Path(str(text)).expanduser()).resolve())
 
 
-def _table(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _wrong_type(where, "a table", value)
-    return value
-
-
-def _unknown_key(dotted: str, key: str, known: list[str]) -> ConfigError:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    guess = f"; did you mean `{close[0]}`?" if close else ""
-    return ConfigError(f"unknown key `{dotted}`{guess}", hint=f"Known here: {', '.join(known)}.")
-
-
 def _wrong_type(where: str, expected: str, value: Any) -> ConfigError:
     shown = {str: "text", bool: "boolean", int: "integer", float: "number", dict: "table", list: "list"}
     kind = next((word for known, word in shown.items() if isinstance(value, known)), type(value).__name__)
-    return ConfigError(f"`{where}` must be {expected}, got {kind} {to_dict(value)!r}")
-
-
-def _init_fields(cls: type[Any]) -> list[Field[Any]]:
-    return [field for field in fields(cls) if field.init]
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _nested(hint: Any) -> bool:
-    return isinstance(hint, type) and is_dataclass(hint)
+    return ConfigError(f"`{where}` must be {expected}, got {kind} {value!r}")
 
 
 def _dotted(prefix: str, key: str) -> str:
