@@ -25,12 +25,7 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old file or the new one.
-
-    Args:
-        path: The file. Missing folders above it are made.
-        data: Its whole content.
-    """
+    """Write a file, and missing folders above it: a reader, or a crash at any moment, sees the old one or the new."""
     with _flushed_beside(path, data) as partial:
         partial.replace(path)
 
@@ -41,11 +36,7 @@ def atomic_json(path: Path, document: object) -> None:
 
 
 def atomic_create(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, atomically.
-
-    Args:
-        path: The file. Missing folders above it are made.
-        data: Its whole content.
+    """Write a file that is not there yet, as `atomic_write` does.
 
     Raises:
         FileExistsError: There is a file of that name; it stays as it is.
@@ -76,13 +67,17 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         yield partial
         _sync_tree(partial)
         if replace and target.exists():
-            old = _replace_folder(partial, target)
+            old = partial  # where the old folder is once they have changed places
+            if not _exchange(partial, target):
+                old = _beside(target)
+                target.rename(old)
+                partial.rename(target)
         else:
             partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync_directory(target.parent)
+    sync(target.parent)
     if old:
         shutil.rmtree(old)
 
@@ -91,7 +86,7 @@ def remove_folder(folder: Path) -> None:
     """Delete a folder so that a crash in between leaves no half of it under its name."""
     trash = _beside(folder)
     folder.rename(trash)
-    sync_directory(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(trash)
 
 
@@ -106,9 +101,13 @@ def remove_partials(folder: Path) -> int:
     return len(strays)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable."""
-    _sync(directory)
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -130,24 +129,14 @@ def _flushed_beside(path: Path, data: bytes) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def _make_folder(folder: Path) -> None:
     missing = list(itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        sync_directory(made.parent)
-
-
-def _replace_folder(new: Path, old: Path) -> Path:
-    """Put `new` under the name of `old`; returns the hidden name that the old folder has from now on."""
-    if _exchange(new, old):
-        return new
-    trash = _beside(old)
-    old.rename(trash)
-    new.rename(old)
-    return trash
+        sync(made.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -169,14 +158,6 @@ def _sync_tree(folder: Path) -> None:
     found = list(os.walk(folder))
     # Flushes that wait together share a commit of the journal: 3,000 small files on ext4 take 0.5 s, in a row 15 s.
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(_sync, (Path(directory, name) for directory, _, files in found for name in files)))
+        list(pool.map(sync, (Path(directory, name) for directory, _, files in found for name in files)))
     for directory, _, _ in found:
-        _sync(Path(directory))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(Path(directory))

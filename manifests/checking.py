@@ -14,9 +14,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..common.processes import available_cpus
-from .decoding import LABEL_HINT, ImageFacts, check_image, decode_image
+from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image
 from .errors import DecodeError, ManifestError
-from .labels.forms import check_label_file, decode_raw
+from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
 from .manifest import Manifest, Sample
@@ -149,7 +149,7 @@ def check_pair(
     with _quarantine(problems, "unreadable image", image_name):
         facts = check_image(image_bytes, max_megapixels=settings.max_megapixels)
     with _quarantine(problems, "unreadable label", label_name):
-        check_label_file(label_bytes)
+        check_png(label_bytes)  # whose damage decoders do not notice
         raw = decode_raw(label_bytes, ids.label_form)
     orientation, size = 1, (0, 0)
     if facts is not None:

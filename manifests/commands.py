@@ -80,7 +80,7 @@ def manifest_coco_stuff(
     _finish(found.checked, out, found if check else None, verbose=verbose, allow_quarantine=allow_quarantine)
 
 
-def _benchmark_command(name: str, description: str, *, label_forms: bool = False) -> None:
+def _benchmark_command(name: str, description: str) -> None:
     """Add `physseg manifest NAME` for a benchmark with a published layout."""
 
     def command(
@@ -123,7 +123,7 @@ def _benchmark_command(name: str, description: str, *, label_forms: bool = False
             found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, next_command="evaluate RUN"
         )
 
-    if not label_forms:  # Typer makes the options from the signature
+    if not name.startswith("pascal-context"):  # Typer makes the options from the signature
         signature = inspect.signature(command)
         options = [o for o in signature.parameters.values() if o.name not in ("form", "labels", "write_labels")]
         command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
@@ -137,16 +137,8 @@ _benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016
 _benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
 _benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
 _benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
-_benchmark_command(
-    "pascal-context-59",
-    "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.",
-    label_forms=True,
-)
-_benchmark_command(
-    "pascal-context-459",
-    "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.",
-    label_forms=True,
-)
+_benchmark_command("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
+_benchmark_command("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
 
 
 @app.command("folder")

@@ -42,9 +42,7 @@ class ImageFacts:
     """What the header of a photograph says, before any turning."""
 
     height: int
-    """Height in pixels, as stored."""
     width: int
-    """Width in pixels, as stored."""
     mode: str
     """Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...; "RGB;16" for 16 bits per colour."""
     orientation: int
@@ -66,15 +64,15 @@ def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
     Greyscale gives three equal channels. A JPEG cut short is *not* noticed (OpenCV fills with grey): `check_image` does
     that once, and hashes guard it afterwards. Raises DecodeError when OpenCV cannot read it at all.
     """
-    _check_not_empty(data)
+    check_not_empty(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if getattr(error, "code", None) == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error  # the machine's fault, not the file's
-        raise _undecodable(str(error)) from error
+        raise DecodeError(f"cannot be decoded: {error}") from error
     if image is None:
-        raise _undecodable("not a picture that OpenCV can read")
+        raise DecodeError("cannot be decoded: not a picture that OpenCV can read")
     return turn(np.asarray(image, dtype=np.uint8), orientation)
 
 
@@ -111,7 +109,7 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
             raise LabelFormatError(
                 f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)", hint=LABEL_HINT
             )
-        with _damage_named():
+        with damage_named():
             _check_plain(picture)
             ids = np.asarray(picture)
         mode = picture.mode
@@ -145,7 +143,7 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
                 hint="check the file, or allow more with --max-megapixels",
                 reason="image too large",
             )
-        with _damage_named():
+        with damage_named():
             picture.load()
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
         is_16_bit_colour = is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode
@@ -155,24 +153,25 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
             mode=picture.mode + (";16" if is_16_bit_colour else ""),
             orientation=orientation if orientation in range(1, 9) else 1,
         )
-    if is_png(data):
-        check_png(data)
+    check_png(data)
     return facts
 
 
 def check_png(data: bytes) -> None:
-    """Check every chunk of a PNG against its CRC, up to the end mark. Raises DecodeError.
+    """Check every chunk of a PNG against its CRC, up to the end mark; any other file passes. Raises DecodeError.
 
     Decoders stop at the last row: Pillow accepts a file whose tail is missing or whose checksums are wrong.
     """
+    if not is_png(data):
+        return
     offset = len(PNG_SIGNATURE)
     while True:
         length, kind = struct.unpack_from(">I4s", data.ljust(offset + 8, b"\0"), offset)
         end = offset + 12 + length  # length, kind, body, CRC
         if end > len(data):
-            raise _undecodable(f"the PNG ends after {len(data)} bytes, in the middle of a chunk")
+            raise DecodeError(f"cannot be decoded: the PNG ends after {len(data)} bytes, in the middle of a chunk")
         if zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise _undecodable(f"wrong checksum of the PNG chunk at byte {offset}")
+            raise DecodeError(f"cannot be decoded: wrong checksum of the PNG chunk at byte {offset}")
         if kind == b"IEND":
             return
         offset = end
@@ -199,37 +198,32 @@ def _check_plain(picture: Image.Image) -> None:
         )
 
 
-def _check_not_empty(data: bytes) -> None:
+def check_not_empty(data: bytes) -> None:
+    """Raise DecodeError for a file without a byte."""
     if not data:
         raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
 
 
 def _opened(data: bytes) -> Image.Image:
-    _check_not_empty(data)
-    with _damage_named():
+    check_not_empty(data)
+    with damage_named():
         try:
             return Image.open(io.BytesIO(data))
         except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
             raise DecodeError(f"too large: {error}", hint="check the file", reason="image too large") from error
         except UnidentifiedImageError as error:
-            raise _undecodable("not a picture in any known format") from error
+            raise DecodeError("cannot be decoded: not a picture in any known format") from error
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
+def damage_named() -> Iterator[None]:
     """Whatever Pillow raises becomes a DecodeError: on damaged bytes its parsers fail with any error there is."""
     try:
         yield
     except (DecodeError, MemoryError):
         raise
     except Exception as error:
-        raise _undecodable(str(error) or type(error).__name__) from error
-
-
-def _undecodable(reason: str) -> DecodeError:
-    return DecodeError(
-        f"cannot be decoded: {reason}", hint="the file is damaged or incomplete; copy or download it again"
-    )
+        raise DecodeError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _unstretch(ids: npt.NDArray[np.uint8], data: bytes) -> npt.NDArray[np.uint8]:

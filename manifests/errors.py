@@ -1,5 +1,7 @@
 """Errors of the manifests package: what can be wrong with a data set, its files, or a manifest."""
 
+from typing import ClassVar
+
 from ..common.errors import PhyssegError
 
 
@@ -13,9 +15,13 @@ class DecodeError(ManifestError):
     The field `reason` says under which heading the file is quarantined, if not as unreadable.
     """
 
+    default_hint: ClassVar[str | None] = "the file is damaged or incomplete; copy or download it again"
+
 
 class LabelFormatError(DecodeError):
     """A label file that holds ids in another form than expected, or none."""
+
+    default_hint = None
 
     def __init__(self, message: str, *, hint: str | None = None, reason: str = "label format") -> None:
         super().__init__(message, hint=hint, reason=reason)

@@ -19,9 +19,6 @@ class ContentCache:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def __repr__(self) -> str:
-        return f"ContentCache({str(self.folder)!r})"
-
     def file(self, sha256: str, fetch: Callable[[], bytes], where: str) -> Path:
         """The local file with that content.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync_directory
+from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync
 from .interface import RandomAccess, Storage
 
 
@@ -17,9 +17,6 @@ class LocalStorage(Storage):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.url = str(path)
-
-    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
-        return LocalStorage, (self.path,)
 
     def get(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
@@ -52,7 +49,7 @@ class LocalStorage(Storage):
             file.unlink(missing_ok=True)
         for folder in {file.parent for file in files}:
             with suppress(FileNotFoundError):
-                sync_directory(folder)  # a removal may get lost in a power cut, too
+                sync(folder)  # a removal may get lost in a power cut, too
 
     def delete_folder(self, path: str) -> None:
         shutil.rmtree(self.path / path, ignore_errors=True)

@@ -30,6 +30,7 @@ _MISSING = ("NoSuchKey", "BlobNotFound")
 """How services say that it is the file that is missing: S3 and Google, Azure."""
 _ATTEMPTS = 6
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+_AWS_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _AWS_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _CREDENTIALS_HINT = (
     "credentials are taken from the service's standard places: for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -130,9 +131,10 @@ class ObjectStorage(Storage):
         return []  # an unfinished request leaves no object
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        wanted, size = list(items), 64 * PARALLEL_REQUESTS  # not all of a large store's files at once
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            for batch in _batches(list(items), 64 * PARALLEL_REQUESTS):  # not all of a large store's files at once
-                yield from pool.map(function, batch)
+            for start in range(0, len(wanted), size):
+                yield from pool.map(function, wanted[start : start + size])
 
     def _put(self, path: str, data: bytes, *, mode: str) -> None:
         with self._named(path):
@@ -162,10 +164,9 @@ class ObjectStorage(Storage):
 
     def _connect(self, retries: dict[str, Any]) -> Any:
         from_url = self._api.store.from_url
-        options: dict[str, Any] = {}
-        if _endpoint().startswith("http://"):
-            options["allow_http"] = True  # an endpoint that is written like this is meant like this
-        client = {"timeout": _REQUEST_TIMEOUT, **options}
+        endpoint = next((os.environ[name] for name in _AWS_ENDPOINTS if name in os.environ), "")
+        # An endpoint that is written with http is meant so.
+        client = {"timeout": _REQUEST_TIMEOUT} | ({"allow_http": True} if endpoint.startswith("http://") else {})
         credentials = {"credential_provider": provider} if (provider := self._credential_provider()) else {}
         try:
             return from_url(self.url, retry_config=retries, client_options=client, **credentials)
@@ -228,11 +229,6 @@ class ObjectFile(RandomAccess):
         return self.storage.get_range(self.path, length, offset) if length else b""
 
 
-def _endpoint() -> str:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((os.environ[name] for name in names if name in os.environ), "")
-
-
 def _status(error: Exception) -> int | None:
     """The service's HTTP status in an error's text."""
     found = re.search(r"status code: (\d{3})", str(error))
@@ -243,8 +239,3 @@ def first_line(error: object) -> str:
     """What an error says first, for messages."""
     lines = str(error).strip().splitlines()
     return lines[0][:400] if lines else type(error).__name__
-
-
-def _batches(items: list[S], size: int) -> Iterator[list[S]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

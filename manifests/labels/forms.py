@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..decoding import PNG_COLOUR_TYPE, PNG_DEPTH, check_png, decode_label, is_png
-from ..errors import DecodeError, LabelFormatError
+from ..decoding import PNG_COLOUR_TYPE, PNG_DEPTH, check_not_empty, damage_named, decode_label, is_png
+from ..errors import LabelFormatError
 from .mat_file import read_matrix
 
 PNG_RGB = 2  # the colour type
@@ -29,12 +29,6 @@ RawIds = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 def decode_raw(data: bytes, form: str) -> RawIds:
     """The raw ids of a label file, (H, W) uint8 or uint16. Raises DecodeError for a file that has another form."""
     return FORMS[form](data)
-
-
-def check_label_file(data: bytes) -> None:
-    """What decoders do not notice, once per file: a damaged PNG. Raises DecodeError."""
-    if is_png(data):
-        check_png(data)
 
 
 def voc_palette() -> npt.NDArray[np.uint8]:
@@ -91,20 +85,14 @@ def _colour_keys() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
 
 def _rgb_png(data: bytes) -> npt.NDArray[np.uint8]:
     """The colours of an 8-bit RGB PNG; Pillow would silently cut 16 bits to 8."""
-    if not data:
-        raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
+    check_not_empty(data)
     if not is_png(data) or data[PNG_DEPTH : PNG_COLOUR_TYPE + 1] != bytes((8, PNG_RGB)):
         raise LabelFormatError(
             "expected an RGB PNG of 8 bits a channel, got another picture",
             hint="give the archive's own files, unconverted",
         )
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture, np.uint8)
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged bytes Pillow fails with any error there is
-        raise DecodeError(f"cannot be decoded: {error}", hint="copy or download the file again") from error
+    with damage_named(), Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture, np.uint8)
 
 
 FORMS: Mapping[str, Callable[[bytes], RawIds]] = {

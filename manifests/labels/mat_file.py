@@ -69,9 +69,7 @@ def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes
                 return read(parts, order)
             seen.append(found)
     except (struct.error, zlib.error, ValueError, IndexError, KeyError) as error:
-        raise DecodeError(
-            f"cannot be decoded: a damaged MATLAB file ({error})", hint="copy or download it again"
-        ) from error
+        raise DecodeError(f"cannot be decoded: a damaged MATLAB file ({error})") from error
     raise LabelFormatError(
         f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}",
         hint="is this file of another data set?",
