@@ -1,7 +1,7 @@
 """The training loop of a detector: seeded, logged, and resumable at any step with the same result.
 
 Nothing random is carried from step to step. Pictures, homographies and noise follow from the seed and the step, and the
-learning rate from the step. A checkpoint is weights, optimiser and step. So pictures may as well be drawn by other
+learning rate from the step. So pictures may as well be drawn by other
 processes, ahead of the step that needs them. The same result means the same bytes on a CPU with one number of threads.
 On a GPU, whose sums may come in any order, it means the same up to rounding.
 """
@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from ...common.atomic import atomic_write, remove_partials
 from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
@@ -23,13 +25,16 @@ from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
 from ..model.device import choose_device
+from ..runs import checkpoint
+from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
+from ..runs.run_log import RunLog
 from .pictures.photometric import augment
 from .pictures.sources import Source, drawn_batches
-from .run_files import WEIGHTS, log, record_settings, recorded_settings, resume, save
 from .settings import TrainSettings, chosen_precision, drawing_processes
 from .targets import cell_classes, detector_loss, valid_cells
 
+WEIGHTS = "weights.safetensors"  # in the run folder, of the same step as its checkpoint: what detects
 SAVE_EVERY_S = 120.0
 
 
@@ -63,51 +68,94 @@ def train(
         The file of weights.
 
     Raises:
-        ExtractorError: The folder was made with other settings, a picture cannot be read, a worker died, or the loss is
-            not finite.
-        RunFolderError: Another process is training in the folder.
+        RunFolderError: The folder was made with other settings, or another process is training in it.
+        CheckpointError: The folder's checkpoint is torn.
+        ExtractorError: A picture cannot be read, a worker died, or the loss is not finite.
     """
-    place = choose_device(device)
-    recorded = recorded_settings(run).get("precision")
+    place, folder = choose_device(device), RunFolder(run)
+    recorded = (folder.read()["training"] or {}).get("precision") if folder.exists() else None
     settings = replace(settings, precision=chosen_precision(settings.precision, device, recorded))
     first = read_weights(start) if start else None
     last = min(settings.steps, stop_at or settings.steps)
-    with RunFolder(run).locked():
-        beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
-        record_settings(run, to_dict(settings) | beginning)
-        torch.manual_seed(settings.seed)
-        network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
-        step = resume(run, network, optimiser)
+    torch.manual_seed(settings.seed)
+    network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+    with folder.locked():
+        _begin_or_check(folder, settings, network, source, first)
+        step = _resume(folder, network, optimizer)
         if step:
             say(f"{run}: resumes at step {step} of {settings.steps}")
         network.train()
         saved = logged = time.monotonic()
         losses: list[Tensor] = []
-        steps = range(step, last)
-        for drawn in drawn_batches(source, settings, steps, workers=drawing_processes(workers, place)):
-            images, classes, valid = training_batch(drawn, settings, step, device=place)
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate_at(step)
-            with torch.autocast(place.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                logits = network(images.to(memory_format=torch.channels_last))
-            loss = detector_loss(logits, classes, valid)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            losses.append(loss.detach())
-            step += 1
-            if step % log_every == 0 or step == last:
-                mean, seconds = float(torch.stack(losses).mean()), time.monotonic() - logged
-                if not math.isfinite(mean):
-                    raise ExtractorError(f"{run}: the loss is {mean} at step {step}", hint="lower the learning rate")
-                log(run, {"step": step, "loss": mean, "seconds": seconds})
-                say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
-                losses, logged = [], time.monotonic()
-            if time.monotonic() - saved > SAVE_EVERY_S or step == last:
-                save(run, network, optimiser, step)
-                saved = time.monotonic()
+        processes = drawing_processes(workers, place)
+        with RunLog(folder.log_file, folder.tensorboard, start_step=step) as log:
+            for drawn in drawn_batches(source, settings, range(step, last), workers=processes):
+                images, classes, valid = training_batch(drawn, settings, step, device=place)
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate_at(step)
+                with torch.autocast(place.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                    logits = network(images.to(memory_format=torch.channels_last))
+                loss = detector_loss(logits, classes, valid)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                losses.append(loss.detach())
+                step += 1
+                if step % log_every == 0 or step == last:
+                    mean, seconds = float(torch.stack(losses).mean()), time.monotonic() - logged
+                    if not math.isfinite(mean):
+                        raise ExtractorError(
+                            f"{run}: the loss is {mean} at step {step}", hint="lower the learning rate"
+                        )
+                    log.scalars(step, {"loss": mean, "seconds": seconds})
+                    say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
+                    losses, logged = [], time.monotonic()
+                if time.monotonic() - saved > SAVE_EVERY_S or step == last:
+                    _save(folder, network, optimizer, step)
+                    saved = time.monotonic()
     return run / WEIGHTS
+
+
+def weights_file(network: DetectorNetwork) -> bytes:
+    """A safetensors file of a network, in our own naming scheme, half precision, without the norms' counters."""
+    state = {
+        key: value.detach().to("cpu", torch.float16).contiguous()
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    return save_safetensors(state)
+
+
+def _begin_or_check(
+    folder: RunFolder, settings: TrainSettings, network: DetectorNetwork, source: Source, first: bytes | None
+) -> None:
+    """Record everything the weights depend on; a folder that has such a record must have the same."""
+    beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
+    run = {"model": to_dict(network.architecture), "training": to_dict(settings) | beginning, "data": None}
+    if folder.exists():
+        folder.check_same(run)
+    else:
+        folder.create(**run)
+
+
+def _resume(folder: RunFolder, network: DetectorNetwork, optimizer: torch.optim.Optimizer) -> int:
+    """Load the folder's checkpoint, if it has one; returns the number of steps taken."""
+    remove_partials(folder.checkpoints)
+    if not checkpoint.steps(folder.checkpoints):
+        return 0
+    path = checkpoint.path_of(folder.checkpoints, None)
+    state = checkpoint.load_model(path, network, to_dict(network.architecture))
+    optimizer.load_state_dict(checkpoint.load_trainer(path)["optimizer"])
+    return state.step
+
+
+def _save(folder: RunFolder, network: DetectorNetwork, optimizer: torch.optim.Optimizer, step: int) -> None:
+    # In this order: stopped in between, a finished training would be one whose weights are an earlier step's.
+    atomic_write(folder.path / WEIGHTS, weights_file(network))
+    state = CheckpointState(step=step, model=to_dict(network.architecture), classes=(), data=None)
+    checkpoint.save(folder.checkpoints, state, network.state_dict(), {"optimizer": optimizer.state_dict()})
+    checkpoint.prune(folder.checkpoints, keep_last=1)
 
 
 def training_batch(

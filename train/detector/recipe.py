@@ -16,9 +16,8 @@ from safetensors.torch import save as save_safetensors
 
 from ...common.atomic import atomic_write
 from .labelling import label, write_textures
-from .loop import train
+from .loop import WEIGHTS, train
 from .pictures.sources import Shapes, labelled_source
-from .run_files import WEIGHTS
 from .settings import TrainSettings, further_settings
 
 

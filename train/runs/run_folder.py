@@ -52,25 +52,26 @@ class RunFolder:
         model: Mapping[str, Any],
         training: Mapping[str, Any] | None,
         data: Mapping[str, Any] | None,
-        classes: tuple[str, ...],
+        classes: tuple[str, ...] = (),
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a run: the vocabulary first, `config.json` last, each written atomically.
 
         Args:
-            model: Settings of the segmenter (`to_dict`).
+            model: Settings of the model (`to_dict`).
             training: All other settings; None for imported weights.
             data: Identity of the data; None for imported weights.
-            classes: Class names of the training vocabulary.
+            classes: Class names of the training vocabulary; a detector of keypoints has none.
             origin: Where the first weights come from: pretrained CLIP, or an imported checkpoint.
 
         Raises:
             RunFolderError: The folder holds something else.
         """
         if self.path.exists() and not self.exists() and any(self.path.iterdir()):
-            hint = "Choose another --out, or empty it."
+            hint = "Choose another folder, or empty it."
             raise RunFolderError(f"{self.path}: not empty and not a run folder", hint=hint)
-        atomic_write(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
+        if classes:
+            atomic_write(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
         document = {
             "format": FORMAT,
             "version": __version__,
@@ -102,7 +103,7 @@ class RunFolder:
         """Replace what `best` returns."""
         atomic_write(self.best_file, (json.dumps(best) + "\n").encode())
 
-    def check_same(self, current: Mapping[str, Any], *, resumable: frozenset[str]) -> None:
+    def check_same(self, current: Mapping[str, Any], *, resumable: frozenset[str] = frozenset()) -> None:
         """Refuse to resume with other settings than the run began with.
 
         Args:
@@ -122,7 +123,7 @@ class RunFolder:
             listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
             raise RunFolderError(
                 f"{self.path}: this run was begun with other settings: {listed}",
-                hint="Go back to the run's settings (its config.json), or start another run with another --out.",
+                hint="Go back to the run's settings (its config.json), or start another run in another folder.",
             )
 
     @contextmanager
@@ -135,6 +136,6 @@ class RunFolder:
             except BlockingIOError:
                 raise RunFolderError(
                     f"{self.path}: another process is training in this run folder",
-                    hint="Wait for it to end, stop it, or choose another --out.",
+                    hint="Wait for it to end, stop it, or choose another folder.",
                 ) from None
             yield

@@ -12,9 +12,10 @@ from physseg.structure_extractors.superpoint.weights import load_detector
 from physseg.train.detector import loop, recipe, settings
 from physseg.train.detector.judging import evaluation
 from physseg.train.detector.labels import Labelled
+from physseg.train.detector.loop import WEIGHTS
 from physseg.train.detector.recipe import Recipe, Round, reproduce
-from physseg.train.detector.run_files import SETTINGS, WEIGHTS
 from physseg.train.detector.settings import TrainSettings
+from physseg.train.runs.run_folder import RunFolder
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 
@@ -39,7 +40,7 @@ def test_the_same_command_goes_on_in_the_precision_that_it_began_with(tmp_path, 
     assert run_command(monkeypatch, *again, "--precision", "bfloat16") == 0
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert run_command(monkeypatch, *again) == 0
-    assert json.loads((tmp_path / "run" / SETTINGS).read_text())["precision"] == "bfloat16"
+    assert RunFolder(tmp_path / "run").read()["training"]["precision"] == "bfloat16"
 
 
 def test_the_commands_in_their_order(tmp_path, tiny, monkeypatch, capsys):
@@ -117,10 +118,10 @@ def test_places_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"precision": '])
 def test_settings_that_do_not_read_are_named(tmp_path, monkeypatch, capsys, content):
-    (tmp_path / SETTINGS).write_text(content)
+    RunFolder(tmp_path).config_file.write_text(content)
     assert run_command(monkeypatch, "train-synthetic", tmp_path, "--steps", 1) == 1
     error = capsys.readouterr().err
-    assert "settings.json: expected the settings of a training" in error and "Traceback" not in error
+    assert "config.json is missing or unreadable" in error and "Traceback" not in error
 
 
 def test_full_width_is_the_published_one(tmp_path, tiny, monkeypatch):

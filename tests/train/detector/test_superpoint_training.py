@@ -1,10 +1,8 @@
 """The training loop: it learns, it resumes to the same weights, its files load."""
 
-import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +11,16 @@ from physseg.common.errors import ConfigError
 from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from physseg.structure_extractors.superpoint.weights import load_detector
-from physseg.train.detector import run_files, settings
+from physseg.train.detector import loop, settings
 from physseg.train.detector.labels import Labelled
-from physseg.train.detector.loop import train, training_batch
+from physseg.train.detector.loop import WEIGHTS, train, training_batch, weights_file
 from physseg.train.detector.pictures.files import find_pictures
 from physseg.train.detector.pictures.sources import LabelledImages, Mixed, Shapes, draw_batch
-from physseg.train.detector.run_files import CHECKPOINT, LOG, SETTINGS, WEIGHTS, weights_file
 from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
-from physseg.train.errors import RunFolderError
+from physseg.train.errors import CheckpointError, RunFolderError
+from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
 from safetensors.torch import load as load_safetensors
 
 from ...forked import Forked
@@ -60,7 +59,7 @@ def test_pictures_that_are_not_warped_keep_their_keypoints():
 def test_the_loss_falls(tmp_path):
     settings = replace(TINY, steps=60, batch_size=8, learning_rate=2e-2)
     train(Shapes(), settings, tmp_path, log_every=15)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / LOG).read_text().splitlines()]
+    losses = [entry["loss"] for entry in read_log(RunFolder(tmp_path).log_file, "step")]
     assert losses[0] > 3  # ln 65 = 4.2 to begin with
     assert losses[-1] < 0.85 * losses[0]
 
@@ -98,18 +97,15 @@ def test_the_precision_is_one_that_the_cpu_computes_in(monkeypatch, capability, 
         chosen_precision("float16", "cpu", None)
 
 
-@pytest.mark.parametrize("interrupted", [WEIGHTS, CHECKPOINT])
-def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch, interrupted):
+@pytest.mark.parametrize(("owner", "interrupted"), [(loop, "atomic_write"), (checkpoint, "save")])
+def test_an_end_between_two_files_leaves_no_older_weights(tmp_path, monkeypatch, owner, interrupted):
     train(Shapes(), TINY, tmp_path / "whole")
-    atomic_write = run_files.atomic_write
 
-    def fails_at_the_end(path: Path, data: bytes) -> None:
-        if path.name == interrupted:
-            raise OSError("power cut")
-        atomic_write(path, data)
+    def fails(*_: object) -> None:
+        raise OSError("power cut")
 
     train(Shapes(), TINY, tmp_path / "cut", stop_at=3)
-    monkeypatch.setattr(run_files, "atomic_write", fails_at_the_end)
+    monkeypatch.setattr(owner, interrupted, fails)
     with pytest.raises(OSError, match="power cut"):
         train(Shapes(), TINY, tmp_path / "cut")
     monkeypatch.undo()
@@ -181,13 +177,18 @@ def test_nobody_is_left_behind_when_a_training_is_killed(tmp_path, monkeypatch, 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     with RunFolder(tmp_path).locked(), pytest.raises(RunFolderError, match="another process"):
         train(Shapes(), TINY, tmp_path)
-    assert not (tmp_path / SETTINGS).exists()
+    assert not RunFolder(tmp_path).exists()
 
 
 def test_other_settings_need_another_folder(tmp_path):
     train(Shapes(), TINY, tmp_path, stop_at=1)
-    with pytest.raises(ExtractorError, match="seed 0, now 3"):
+    with pytest.raises(RunFolderError, match="seed: run 0, now 3"):
         train(Shapes(), replace(TINY, seed=3), tmp_path)
+    for file in ("settings.json", "checkpoint.pt", "log.jsonl"):  # as earlier versions wrote them
+        (tmp_path / "old").mkdir(exist_ok=True)
+        (tmp_path / "old" / file).write_bytes(b"{}")
+    with pytest.raises(RunFolderError, match="not empty and not a run folder"):
+        train(Shapes(), TINY, tmp_path / "old")
 
 
 def test_weights_are_written_in_half_precision_and_load(tmp_path):
@@ -235,6 +236,6 @@ def test_a_device_that_is_not_there_and_a_damaged_checkpoint_are_named(tmp_path)
     with pytest.raises(ConfigError, match="abacus"):
         train(Shapes(), TINY, tmp_path / "run", device="abacus")
     train(Shapes(), TINY, tmp_path / "run", stop_at=1)
-    (tmp_path / "run" / CHECKPOINT).write_bytes(b"damage")
-    with pytest.raises(ExtractorError, match=r"checkpoint\.pt"):
+    (checkpoint.path_of(RunFolder(tmp_path / "run").checkpoints, None) / checkpoint.TRAINER_FILE).write_bytes(b"damage")
+    with pytest.raises(CheckpointError, match=r"trainer\.pt"):
         train(Shapes(), TINY, tmp_path / "run")
