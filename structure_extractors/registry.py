@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..common.errors import ConfigError
 from ..common.settings import from_text, type_in_words
 from .canny import Canny
 from .errors import ExtractorError
@@ -34,7 +33,8 @@ def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None
 
     Raises:
         ExtractorError: A name or an option is unknown, a name is given twice, an extractor that was not asked for has
-            settings, or a value does not fit. The message lists what there is.
+            settings, or a value is out of its range. The message lists what there is.
+        ConfigError: A value cannot be read as its option's type.
     """
     settings = settings or {}
     for name in (*names, *settings):
@@ -61,16 +61,11 @@ def options(name: str) -> dict[str, str]:
 
 def _make(extractor: type[Any], given: Mapping[str, Any]) -> Extractor:
     known, hints = options(extractor.name), typing.get_type_hints(extractor)
-    for option in given:
+    values = {}
+    for option, value in given.items():
         if option not in known:
             listed = "; ".join(f"{key} ({meaning})" for key, meaning in known.items())
             raise ExtractorError(f"{extractor.name} has no option {option!r}", hint=f"its options: {listed}")
-    try:
-        values = {
-            option: from_text(value, hints[option], where=f"{extractor.name}.{option}")
-            for option, value in given.items()
-        }
-    except ConfigError as error:
-        raise ExtractorError(error.args[0]) from error
+        values[option] = from_text(value, hints[option], where=f"{extractor.name}.{option}")
     made: Extractor = extractor(**values)
     return made

@@ -12,50 +12,6 @@ from .interface import JSON, Image, Labels, check_image, check_option, settings_
 from .keypoints import encode_confidence, keep_strongest, score_map, suppress_neighbours
 
 
-def detect_sift(
-    image: Image,
-    *,
-    octave_layers: int = 3,
-    contrast_threshold: float = 0.04,
-    edge_threshold: float = 10.0,
-    sigma: float = 1.6,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Keypoints of a picture, by x, then y.
-
-    OpenCV repeats a point for each of its orientations; here it comes once. The first octave is upsampled precisely:
-    OpenCV's default leaves every point 0.25 px too far to the right and below (0.5 px between an image and its mirror
-    image, which would break the flip of cached maps).
-
-    Args:
-        image: RGB (H, W, 3) uint8.
-        octave_layers: Number of scales per octave.
-        contrast_threshold: Points with less contrast x octave_layers are dropped.
-        edge_threshold: Points with a larger ratio of principal curvatures are dropped.
-        sigma: Blur of the first scale, pixels.
-
-    Returns:
-        Points (N, 2) x, y in pixels, and their responses (N,), float32. The response is the contrast |D(x)| at the
-        extremum of the difference of Gaussians, for grey values in [0, 1]: at least contrast_threshold / octave_layers,
-        not bounded above.
-    """
-    detector = cv2.SIFT.create(
-        nOctaveLayers=octave_layers,
-        contrastThreshold=contrast_threshold,
-        edgeThreshold=edge_threshold,
-        sigma=sigma,
-        enable_precise_upscale=True,
-    )
-    found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-    points = np.empty((len(found), 3), np.float32)
-    if found:
-        points[:, :2] = cv2.KeyPoint.convert(found)
-        points[:, 2] = [point.response for point in found]
-    points = points[np.lexsort(points.T[::-1])]
-    first = np.ones(len(points), np.bool_)
-    first[1:] = (points[1:] != points[:-1]).any(axis=1)
-    return points[first, :2], points[first, 2]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sift:
     """Array `sift` (H, W) uint8, a keypoint heatmap as in `keypoints.py`. Uses the image only.
@@ -71,9 +27,7 @@ class Sift:
     contrast_threshold: float = 0.04  # points with less contrast x octave_layers are dropped; lower finds more
     edge_threshold: float = 10.0  # points with a larger ratio of principal curvatures are dropped; lower finds fewer
     sigma: float = 1.6  # blur of the first scale in pixels
-    full_response: float = (
-        0.1  # response that means confidence 1; photographs have a median of .027, a 99th pct of .087
-    )
+    full_response: float = 0.1  # response of confidence 1; photographs have a median of .027, a 99th pct of .087
     nms_radius: int = 2  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     max_keypoints: int | None = None  # keep this many of the strongest; None = all
 
@@ -88,15 +42,36 @@ class Sift:
     def identity(self) -> dict[str, JSON]:
         return settings_identity(self, revision=1)
 
+    def detect(self, image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """All keypoints of a picture, by x, then y.
+
+        OpenCV repeats a point for each of its orientations; here it comes once. The first octave is upsampled
+        precisely: OpenCV's default leaves every point 0.25 px too far to the right and below (0.5 px between an image
+        and its mirror image, which would break the flip of cached maps).
+
+        Args:
+            image: RGB (H, W, 3) uint8.
+
+        Returns:
+            Points (N, 2) x, y in pixels, and their responses (N,), float32. The response is the contrast |D(x)| at the
+            extremum of the difference of Gaussians, for grey values in [0, 1]: at least contrast_threshold /
+            octave_layers, not bounded above.
+        """
+        detector = cv2.SIFT.create(
+            nOctaveLayers=self.octave_layers,
+            contrastThreshold=self.contrast_threshold,
+            edgeThreshold=self.edge_threshold,
+            sigma=self.sigma,
+            enable_precise_upscale=True,
+        )
+        found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+        points = np.array([(*point.pt, point.response) for point in found], np.float32).reshape(-1, 3)
+        points = np.unique(points, axis=0)
+        return points[:, :2], points[:, 2]
+
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         image = check_image(image, extractor=self.name)
-        points, responses = detect_sift(
-            image,
-            octave_layers=self.octave_layers,
-            contrast_threshold=self.contrast_threshold,
-            edge_threshold=self.edge_threshold,
-            sigma=self.sigma,
-        )
+        points, responses = self.detect(image)
         confidence = np.minimum(responses / np.float32(self.full_response), np.float32(1))
         scores = suppress_neighbours(score_map(points, confidence, image.shape[:2]), self.nms_radius)
         return {"sift": encode_confidence(keep_strongest(scores, self.max_keypoints))}

@@ -6,7 +6,7 @@ widths, in where batch normalisation stands, and in its epsilon: `Architecture` 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,35 +40,19 @@ class Architecture:
 
 
 class ConvUnit(nn.Module):
-    """A convolution that keeps the size, with its ReLU and normalisation in the architecture's order."""
+    """A convolution that keeps the size, then ReLU and batch normalisation in the given order; "conv" has neither."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, order: Order, eps: float) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, order: str, eps: float) -> None:
         super().__init__()
         self.order = order
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.norm = nn.BatchNorm2d(outputs, eps=eps) if "bn" in order else None
+        self.norm = nn.BatchNorm2d(outputs, eps=eps) if "bn" in order else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.norm is None:
-            return functional.relu(x)
-        if self.order == "conv-bn-relu":
-            return functional.relu(self.norm(x))
-        normalised: Tensor = self.norm(functional.relu(x))
-        return normalised
-
-
-class LogitUnit(nn.Module):
-    """The last 1x1 convolution, with batch normalisation in some variants."""
-
-    def __init__(self, inputs: int, *, norm: bool, eps: float) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, NUM_LOGITS, 1)
-        self.norm = nn.BatchNorm2d(NUM_LOGITS, eps=eps) if norm else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x if self.norm is None else self.norm(x)
+        for part in self.order.split("-")[1:]:
+            x = functional.relu(x) if part == "relu" else self.norm(x)
+        return x
 
 
 class DetectorNetwork(nn.Module):
@@ -83,7 +67,8 @@ class DetectorNetwork(nn.Module):
             ConvUnit(i, o, 3, order=order, eps=eps) for i, o in zip(inputs, architecture.widths, strict=True)
         )
         self.head = ConvUnit(architecture.widths[-1], architecture.head_width, 3, order=order, eps=eps)
-        self.logits = LogitUnit(architecture.head_width, norm=architecture.norm_logits, eps=eps)
+        logits = "conv-bn" if architecture.norm_logits else "conv"
+        self.logits = ConvUnit(architecture.head_width, NUM_LOGITS, 1, order=logits, eps=eps)
 
     @property
     def device(self) -> torch.device:
@@ -115,10 +100,11 @@ def fold_normalisation(network: DetectorNetwork) -> DetectorNetwork:
     )
     for given, made in units:
         weight, bias = given.conv.weight.detach().double(), given.conv.bias.detach().double()
-        if given.norm is not None:
-            factor = given.norm.weight.double() / (given.norm.running_var.double() + given.norm.eps).sqrt()
+        if "bn" in given.order:
+            norm: Any = given.norm
+            factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             weight = weight * factor[:, None, None, None]
-            bias = (bias - given.norm.running_mean.double()) * factor + given.norm.bias.double()
+            bias = (bias - norm.running_mean.double()) * factor + norm.bias.double()
         made.conv.weight.data.copy_(weight)
         made.conv.bias.data.copy_(bias)
     return folded.to(network.logits.conv.weight.dtype).eval().requires_grad_(False)

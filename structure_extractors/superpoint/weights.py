@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,66 +27,52 @@ UNITS = (*(f"blocks.{index}" for index in range(8)), "head", "logits")  # parts 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightFormat:
-    """One naming scheme and what it implies."""
+    """One naming scheme and what it implies. `conv{12}{ab}` stands for conv1a, conv1b, conv2a, conv2b."""
 
     name: str
-    convs: tuple[str, ...]  # key of each unit's convolution, in the order of UNITS, without ".weight" and ".bias"
-    norms: tuple[str, ...] = ()  # key of each unit's batch normalisation, the logits' too; () = none
+    convs: tuple[str, ...]  # keys of the units' convolutions, in the order of UNITS, without ".weight" and ".bias"
+    norms: tuple[str, ...] = ()  # keys of the units' batch normalisation, the logits' too; () = none
     order: Order = "conv-relu"
     norm_eps: float = 1e-5
     threshold: float = 0.015  # detection threshold that the scheme's authors use
 
     def keys(self) -> dict[str, str]:
         """Map each needed key of the file to the network's own name for it."""
-        convs = {
-            f"{theirs}.{part}": f"{ours}.conv.{part}"
-            for ours, theirs in zip(UNITS, self.convs, strict=True)
-            for part in ("weight", "bias")
+        norm_parts = ("weight", "bias", "running_mean", "running_var")
+        return {
+            f"{theirs}.{part}": f"{ours}.{layer}.{part}"
+            for layer, patterns, parts in (("conv", self.convs, ("weight", "bias")), ("norm", self.norms, norm_parts))
+            for ours, theirs in zip(UNITS, _spelt_out(patterns), strict=bool(patterns))
+            for part in parts
         }
-        norms = {
-            f"{theirs}.{part}": f"{ours}.norm.{part}"
-            for ours, theirs in zip(UNITS, self.norms, strict=bool(self.norms))
-            for part in ("weight", "bias", "running_mean", "running_var")
-        }
-        return convs | norms
 
 
-_AB = tuple(f"{pair}{letter}" for pair in range(1, 5) for letter in "ab")
-
-
-def _rpautrat(part: str) -> tuple[str, ...]:
-    units = (*(f"backbone.{pair}.{unit}" for pair in range(4) for unit in range(2)), "detector.0", "detector.1")
-    return tuple(f"{unit}.{part}" for unit in units)
-
-
-def _eric_yyjau(part: str, first: int) -> tuple[str, ...]:
-    blocks = ("inc.conv.conv", *(f"down{number}.mpconv.1.conv" for number in range(1, 4)))
-    encoder = (f"{block}.{index}" for block in blocks for index in (first, first + 3))
-    return (*encoder, f"{part}Pa", f"{part}Pb")
+def _spelt_out(patterns: tuple[str, ...]) -> Iterator[str]:
+    for pattern in patterns:
+        texts = re.split("[{}]", pattern)  # every second one is a choice of characters
+        yield from map("".join, product(*(text if index % 2 else [text] for index, text in enumerate(texts))))
 
 
 FORMATS = (
-    WeightFormat(name="Magic Leap", convs=(*(f"conv{name}" for name in _AB), "convPa", "convPb")),
+    WeightFormat(name="Magic Leap", convs=("conv{1234P}{ab}",)),
     WeightFormat(
         name="rpautrat",
-        convs=_rpautrat("conv"),
-        norms=_rpautrat("bn"),
+        convs=("backbone.{0123}.{01}.conv", "detector.{01}.conv"),
+        norms=("backbone.{0123}.{01}.bn", "detector.{01}.bn"),
         order="conv-relu-bn",
         norm_eps=1e-3,
         threshold=0.005,
     ),
     WeightFormat(
-        name="Hugging Face",
-        convs=(
-            *(f"encoder.conv_blocks.{block}.conv_{letter}" for block in range(4) for letter in "ab"),
-            *("keypoint_decoder.conv_score_a", "keypoint_decoder.conv_score_b"),
-        ),
+        name="Hugging Face", convs=("encoder.conv_blocks.{0123}.conv_{ab}", "keypoint_decoder.conv_score_{ab}")
     ),
+    WeightFormat(name="Hugging Face (early)", convs=("encoder.conv{1234}{ab}", "keypoint_decoder.convS{ab}")),
     WeightFormat(
-        name="Hugging Face (early)",
-        convs=(*(f"encoder.conv{name}" for name in _AB), "keypoint_decoder.convSa", "keypoint_decoder.convSb"),
+        name="eric-yyjau",
+        convs=("inc.conv.conv.{03}", "down{123}.mpconv.1.conv.{03}", "convP{ab}"),
+        norms=("inc.conv.conv.{14}", "down{123}.mpconv.1.conv.{14}", "bnP{ab}"),
+        order="conv-bn-relu",
     ),
-    WeightFormat(name="eric-yyjau", convs=_eric_yyjau("conv", 0), norms=_eric_yyjau("bn", 1), order="conv-bn-relu"),
     # A network's own state dict, as a training of our own saves it.
     WeightFormat(
         name="physseg",
@@ -129,7 +116,7 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
     incomplete: dict[str, list[str]] = {}
     for candidate in FORMATS:
         keys = candidate.keys()
-        for prefix in _prefixes(tensors, f"{candidate.convs[0]}.weight"):
+        for prefix in _prefixes(tensors, next(iter(keys))):
             missing = [prefix + key for key in keys if prefix + key not in tensors]
             if missing:
                 incomplete[candidate.name] = missing
@@ -191,21 +178,16 @@ def _check_shapes(weights: Mapping[str, Tensor], *, where: str) -> None:
 
 def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
     """All tensors of a file under their dotted keys."""
-    safetensors = data[8:9] == b"{"  # eight bytes of length, then JSON
-    if not safetensors and data[:1] != b"\x80" and data[:2] != b"PK":  # pickle, zip
-        raise _unreadable(where, f"{len(data)} bytes that begin with {data[:20]!r}")
+    got = f"{len(data)} bytes that begin with {data[:20]!r}"
     try:
-        if safetensors:
+        if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             return load_safetensors(data)
-        return dict(_flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
+        if data.startswith((b"\x80", b"PK")):  # pickle, zip
+            return dict(_flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         got = f"an object of class {refused[1]} in it" if refused else "a file that is damaged or of another kind"
-        raise _unreadable(where, got) from error
-
-
-def _unreadable(where: str, got: str) -> WeightsError:
-    return WeightsError.mismatch(
+    raise WeightsError.mismatch(
         where,
         "a safetensors file or a PyTorch file of nothing but tensors",
         got,

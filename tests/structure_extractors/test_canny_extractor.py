@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from physseg.structure_extractors.canny import Canny, canny_edges
+from physseg.structure_extractors.canny import Canny
 from physseg.structure_extractors.errors import ExtractorError
 
 LABELS = np.zeros((40, 48), np.uint8)
@@ -35,8 +35,8 @@ def test_thresholds_decide_which_steps_count():
     # A vertical step of 40 grey levels has the Sobel gradient 4 * 40 = 160, with a 3x3 kernel.
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, 10:] = 40
-    assert canny_edges(image, low=50, high=159).any()
-    assert not canny_edges(image, low=50, high=161).any()
+    assert Canny(low=50, high=159).edges(image).any()
+    assert not Canny(low=50, high=161).edges(image).any()
 
 
 def test_convention_grey_weighs_rgb_not_bgr():
@@ -44,8 +44,8 @@ def test_convention_grey_weighs_rgb_not_bgr():
     red, blue = np.zeros((2, 20, 20, 3), np.uint8)
     red[:, 10:, 0] = 255
     blue[:, 10:, 2] = 255
-    assert canny_edges(red, low=200, high=200).any()
-    assert not canny_edges(blue, low=200, high=200).any()
+    assert Canny(low=200, high=200).edges(red).any()
+    assert not Canny(low=200, high=200).edges(blue).any()
 
 
 def test_blur_removes_noise_that_is_off_by_default():

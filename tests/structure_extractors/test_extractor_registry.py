@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from physseg.common.errors import ConfigError
 from physseg.structure_extractors.errors import ExtractorError
 from physseg.structure_extractors.registry import DEFAULT, EXTRACTORS, build, options
 
@@ -111,7 +112,7 @@ def test_names_twice_and_settings_of_nobody_are_errors():
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(option, value, expected):
-    with pytest.raises(ExtractorError, match=rf"canny\.{option}: expected {expected}, got {value!r}"):
+    with pytest.raises(ConfigError, match=rf"canny\.{option}: expected {expected}, got {value!r}"):
         build(["canny"], {"canny": {option: value}})
 
 

@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.mask_edges import MaskEdges, mask_edges
+from physseg.structure_extractors.mask_edges import MaskEdges
 
 IMAGE = np.zeros((1, 1, 3), np.uint8)
+
+
+def mask_edges(labels: np.ndarray, *, ignore_index: int, **options: int) -> np.ndarray:
+    return MaskEdges(**options)(IMAGE, labels, ignore_index=ignore_index)["mask_edges"]
 
 
 def brute_force(labels: np.ndarray, ignore_index: int, radius: int, ignore_borders: bool) -> np.ndarray:

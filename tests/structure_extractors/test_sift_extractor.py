@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.sift import Sift, detect_sift
+from physseg.structure_extractors.sift import Sift
 
 LABELS = np.zeros((1, 1), np.uint8)
 
@@ -43,15 +43,15 @@ def test_a_blob_is_found_at_its_centre():
 
 def test_convention_points_are_not_shifted_by_the_upsampled_octave():
     # OpenCV's default upscaling would put both 0.25 px to the right and below.
-    points, _ = detect_sift(blobs((70.0, 41.0), sigma=2.0))
+    points, _ = Sift().detect(blobs((70.0, 41.0), sigma=2.0))
     assert len(points) == 1
     np.testing.assert_allclose(points[0], (70, 41), atol=0.05)
 
 
 def test_mirrored_image_gives_the_mirrored_points():
     image = texture(0)
-    points, response = detect_sift(image)
-    mirrored, _ = detect_sift(np.ascontiguousarray(image[:, ::-1]))
+    points, response = Sift().detect(image)
+    mirrored, _ = Sift().detect(np.ascontiguousarray(image[:, ::-1]))
     mirrored[:, 0] = image.shape[1] - 1 - mirrored[:, 0]
     distance = np.abs(points[:, None] - mirrored[None]).max(axis=2).min(axis=1)
     strong = response > 0.03  # points near the threshold come and go with rounding
@@ -61,7 +61,7 @@ def test_mirrored_image_gives_the_mirrored_points():
 
 def test_confidence_is_the_response_over_a_fixed_reference():
     image = blobs((40, 40), (90, 60))
-    _, response = detect_sift(image)
+    _, response = Sift().detect(image)
     heatmap = extract(image, full_response=0.2)
     expected = np.sort(np.minimum(response / 0.2, 1))
     got = np.sort((heatmap[heatmap > 0] / 255.0) ** 2)

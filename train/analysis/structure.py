@@ -23,7 +23,7 @@ from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
 from ...pipeline.store.frame import CELL_PX, Frame
 from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import SPECS
-from ...structure_extractors.canny import canny_edges
+from ...structure_extractors.canny import Canny
 from ..data.crop import IMAGE_FILL
 from ..errors import AnalysisError, RunFolderError
 from ..model.segmenter import Segmenter
@@ -144,8 +144,8 @@ def match_bsds(
             if others := boundaries[:number] + boundaries[number + 1 :]:
                 scores["people"].add([person], others, tolerance)
         for score in swept.values():
-            found = (canny_edges(image, low=high / 2, high=high, blur_sigma=canny_blur) for high in score.thresholds)
-            score.add([thin(edges > 0) for edges in found], boundaries, tolerance)
+            extractors = (Canny(low=high / 2, high=high, blur_sigma=canny_blur) for high in score.thresholds)
+            score.add([thin(extractor.edges(image) > 0) for extractor in extractors], boundaries, tolerance)
         if model is not None:
             maps = dict(zip(model.config.structures, _at_own_size(model, image, window_px), strict=True))
             for name in heads:

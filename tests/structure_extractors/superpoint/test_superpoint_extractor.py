@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from physseg.common.errors import ConfigError
 from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.keypoints import encode_confidence, select_keypoints
 from physseg.structure_extractors.registry import build
@@ -210,7 +211,7 @@ def test_settings_come_as_text(weights):
     text = {"weights": weights, "threshold": "none", "max_keypoints": "50", "dense": "true", "precision": "bfloat16"}
     (extractor,) = build(["superpoint"], {"superpoint": text})
     assert extractor == SuperPoint(weights=weights, max_keypoints=50, dense=True, precision="bfloat16")
-    with pytest.raises(ExtractorError, match=r"superpoint\.precision: expected 'float32' or 'bfloat16', got 'half'"):
+    with pytest.raises(ConfigError, match=r"superpoint\.precision: expected 'float32' or 'bfloat16', got 'half'"):
         build(["superpoint"], {"superpoint": {"weights": weights, "precision": "half"}})
 
 

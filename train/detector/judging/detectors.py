@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....structure_extractors.keypoints import Scores, select_keypoints
-from ....structure_extractors.sift import detect_sift
+from ....structure_extractors.sift import Sift
 
 Grey = npt.NDArray[np.uint8]
 Detect = Callable[[Grey], Scores]  # (H, W) uint8 to (H, W) float32, larger is better, not positive is no point
@@ -34,7 +34,7 @@ def fast(grey: Grey) -> Scores:
 
 
 def sift(grey: Grey) -> Scores:
-    points, responses = detect_sift(np.dstack([grey] * 3), contrast_threshold=0.01)
+    points, responses = Sift(contrast_threshold=0.01).detect(np.dstack([grey] * 3))
     scores = np.zeros(grey.shape, np.float32)
     x, y = np.clip(np.floor(points.T + 0.5).astype(int), 0, np.array([grey.shape[::-1]]).T - 1)
     np.maximum.at(scores, (y, x), responses)
