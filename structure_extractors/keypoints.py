@@ -100,12 +100,8 @@ def clear_border(scores: Scores, border_px: int) -> Scores:
 
 def keep_strongest(scores: Scores, max_keypoints: int | None) -> Scores:
     """Return the map with its max_keypoints best points (equal ones: first in row-major order); None keeps all."""
-    if max_keypoints is None:
-        return scores
-    flat = np.flatnonzero(scores > 0)
-    if len(flat) <= max_keypoints:
-        return scores
-    best = flat[np.argsort(-scores.ravel()[flat], kind="stable")[:max_keypoints]]
+    points = np.flatnonzero(scores > 0)
+    best = points[np.argsort(-scores.ravel()[points], kind="stable")[:max_keypoints]]
     out = np.zeros_like(scores)
     out.ravel()[best] = scores.ravel()[best]
     return out
@@ -127,5 +123,4 @@ def select_keypoints(
         max_keypoints: See `keep_strongest`.
     """
     above = np.where(probability > threshold, probability, np.float32(0))
-    kept = clear_border(suppress_neighbours(above, nms_radius), border)
-    return keep_strongest(kept, max_keypoints)
+    return keep_strongest(clear_border(suppress_neighbours(above, nms_radius), border), max_keypoints)

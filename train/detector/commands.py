@@ -114,7 +114,7 @@ def superpoint_train(
     source = labelled_source(images, labels, shapes, settings.size)
     first = start or SHIPPED_WEIGHTS
     weights = train(source, settings, run, start=first, device=device, workers=workers, say=typer.echo)
-    typer.echo(f"{weights}: trained on {len(source.labelled.labels.names)} labelled pictures")
+    typer.echo(f"{weights}: trained on {len(source.labels.names)} labelled pictures")
 
 
 @app.command("reproduce")

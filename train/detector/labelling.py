@@ -75,7 +75,12 @@ def label(
     settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": RADIUS_PX, "max_points": max_points}
     settings |= {"size": list(size), "precision": precision, "spread_px": SPREAD_PX}
     made_by = json.dumps(settings)
-    done = _done(before, out, made_by)
+    if before and before.made_by != made_by:
+        raise ExtractorError(
+            f"{out}: labels made with other settings are here: {before.made_by}, now {made_by}",
+            hint="name another file, or remove this one",
+        )
+    done = {name: before.keypoints(index) for index, name in enumerate(before.names)} if before else {}
     network = read_detector(weights, precision=precision, device=str(choose_device(device))).network
     names = find_pictures(folder)
     saved = started = time.monotonic()
@@ -93,18 +98,6 @@ def label(
     labelled = _pack({name: done[name] for name in names}, size, made_by)
     labelled.write(out)
     return labelled
-
-
-def _done(labelled: Labelled | None, out: Path, made_by: str) -> dict[str, npt.NDArray[np.float32]]:
-    """Keypoints of the pictures that are labelled already."""
-    if labelled is None:
-        return {}
-    if labelled.made_by != made_by:
-        raise ExtractorError(
-            f"{out}: labels made with other settings are here: {labelled.made_by}, now {made_by}",
-            hint="name another file, or remove this one",
-        )
-    return {name: labelled.keypoints(index) for index, name in enumerate(labelled.names)}
 
 
 def _pack(done: dict[str, npt.NDArray[np.float32]], size: tuple[int, int], made_by: str) -> Labelled:

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +38,7 @@ class Labelled:
     def write(self, path: Path) -> None:
         """Write an .npz archive, atomically."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            names=np.array(self.names),
-            size=np.array(self.size),
-            points=self.points,
-            offsets=self.offsets,
-            made_by=np.array(self.made_by),
-        )
+        np.savez_compressed(buffer, **asdict(self))
         atomic_write(path, buffer.getvalue())
 
     @classmethod

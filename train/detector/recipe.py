@@ -6,12 +6,12 @@ labels, round after round, with shapes among them. What the last two rounds end 
 resumes as that does. How the weights in the package came about is on their card, with what differed from today's code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 
 from ...common.atomic import atomic_write
@@ -52,15 +52,11 @@ class Recipe:
 def reproduce(
     folder: Path, recipe: Recipe, *, precision: str, device: str, workers: int | None, say: Callable[[str], None]
 ) -> Path:
-    """Make a detector by a recipe, resuming what was interrupted.
+    """Make a detector by a recipe, resuming what was interrupted. Other arguments are those of `train`.
 
     Args:
         folder: Folder for everything that is made on the way.
         recipe: The recipe.
-        precision: "bfloat16", "float32" or "auto".
-        device: PyTorch's name of the device.
-        workers: Number of processes that draw pictures; None chooses by the device.
-        say: Takes the lines of the report.
 
     Returns:
         The file of weights.
@@ -90,12 +86,7 @@ def reproduce(
         run = folder / f"round{number}"
         weights = train(source, settings, run, start=weights, device=device, workers=workers, say=say)
         made.append(weights)
-    atomic_write(folder / WEIGHTS, mean_weights([path.read_bytes() for path in made[-2:]]))
-    return folder / WEIGHTS
-
-
-def mean_weights(files: Sequence[bytes]) -> bytes:
-    """The mean of the weights of several files (safetensors, half precision) of one training, as such a file."""
-    states = [load_safetensors(data) for data in files]
+    states = [load_file(path) for path in made[-2:]]
     mean = {key: torch.stack([state[key].float() for state in states]).mean(dim=0).half() for key in states[0]}
-    return save_safetensors(mean)
+    atomic_write(folder / WEIGHTS, save_safetensors(mean))
+    return folder / WEIGHTS

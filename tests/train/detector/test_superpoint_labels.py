@@ -8,7 +8,7 @@ from physseg.structure_extractors.errors import ExtractorError
 from physseg.train.detector import labelling
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.pictures.files import find_pictures
-from physseg.train.detector.pictures.sources import LabelledImages, Mixed
+from physseg.train.detector.pictures.sources import LabelledImages
 from PIL import Image
 
 
@@ -55,7 +55,7 @@ def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):
     labels = Labelled(names=("dots.png",), size=(64, 80), points=points, offsets=np.array([0, 3]))
     seen = 0
     for seed in range(20):
-        part, keypoints = LabelledImages(tmp_path, labels).draw(np.random.default_rng(seed), (32, 40))
+        part, keypoints = LabelledImages(tmp_path, labels, 0.0).draw(np.random.default_rng(seed), (32, 40))
         inside = ((keypoints >= 0) & (keypoints < (40, 32))).all(axis=1)
         for x, y in keypoints[inside].astype(int):
             assert part[y, x] == 255
@@ -69,7 +69,7 @@ def test_a_mixture_has_both(tmp_path):
     labels = Labelled(
         names=("black.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
     )
-    source = Mixed(LabelledImages(tmp_path, labels), 0.3)
+    source = LabelledImages(tmp_path, labels, 0.3)
     drawn = [source.draw(np.random.default_rng(seed), (32, 40))[0].any() for seed in range(300)]
     assert 0.2 < np.mean(drawn) < 0.4
 

@@ -15,7 +15,7 @@ from physseg.train.detector import loop, settings
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.loop import WEIGHTS, train, training_batch, weights_file
 from physseg.train.detector.pictures.files import find_pictures
-from physseg.train.detector.pictures.sources import LabelledImages, Mixed, Shapes, draw_batch
+from physseg.train.detector.pictures.sources import LabelledImages, Shapes, draw_batch
 from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
 from physseg.train.errors import CheckpointError, RunFolderError
 from physseg.train.runs import checkpoint
@@ -139,7 +139,7 @@ def test_an_error_of_a_process_that_draws_arrives_as_it_is(tmp_path, content, go
         names=("broken.png",), size=(32, 40), points=np.zeros((0, 2), np.float32), offsets=np.zeros(2, int)
     )
     with pytest.raises(ExtractorError, match=rf"^\S*broken\.png: expected a picture, {got}$"):
-        train(Mixed(LabelledImages(tmp_path, labels), 0.0), TINY, tmp_path / "run", workers=workers)
+        train(LabelledImages(tmp_path, labels, 0.0), TINY, tmp_path / "run", workers=workers)
 
 
 class Deadly(Shapes):

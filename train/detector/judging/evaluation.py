@@ -17,7 +17,7 @@ from ..pictures.files import find_pictures, read_grey
 from ..pictures.photometric import add_noise
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import Found, average_precision, found_again, matches, repeatability
+from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, matches, repeatability
 from .pairs import PHOTO_SIZE, Pair, self_warped_pairs
 
 RADIUS_PX = 4  # suppression of neighbours, as in extraction
@@ -26,9 +26,7 @@ RADIUS_PX = 4  # suppression of neighbours, as in extraction
 SHAPE_RADIUS_PX = 2
 TRUTH = "the truth itself"
 SHAPE_SIZE = (120, 160)
-NUM_POINTS = 300
 MAX_PHOTOGRAPHS = 20
-TOLERANCE_PX = 3.0
 HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
 
 
@@ -124,30 +122,16 @@ def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
     return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
 
 
-def repeated_points(
-    pair: Pair, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], number: int = NUM_POINTS
-) -> tuple[Found, Found]:
-    """The best points of both pictures of a pair, of all points (N, 2), and which of them are found again."""
-    sizes = (pair.one.shape, pair.other.shape)
-    return found_again(one, other, pair.homography, sizes, number=number, tolerance_px=TOLERANCE_PX)
-
-
 def mean_repeatability(
     detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS
 ) -> dict[str, float]:
     """Mean repeatability of each detector's best `number` points over pairs."""
+    greys = {id(grey): grey for pair in pairs for grey in (pair.one, pair.other)}  # a first one is in several pairs
     result = {}
     for name, detect in detectors.items():
-        found: dict[int, npt.NDArray[np.float32]] = {}  # by identity: a first picture is in several pairs
-        values = []
-        for pair in pairs:
-            for grey in (pair.one, pair.other):
-                if id(grey) not in found:
-                    found[id(grey)] = all_points(detect, grey)
-            one, other = found[id(pair.one)], found[id(pair.other)]
-            value = repeatability(repeated_points(pair, one, other, number))
-            if value is not None:
-                values.append(value)
+        points = {key: all_points(detect, grey) for key, grey in greys.items()}
+        found = (found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number) for pair in pairs)
+        values = [value for value in map(repeatability, found) if value is not None]
         result[name] = float(np.mean(values)) if values else float("nan")
     return result
 

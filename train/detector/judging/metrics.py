@@ -6,8 +6,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .detectors import Grey
+from .pairs import Pair
+
 Points = npt.NDArray[np.float32]  # (N, 2) x, y
-Floats = npt.NDArray[np.float64]
+Found = tuple[Points, npt.NDArray[np.bool_]]  # points (N, 2), and which of them the other picture has (N,)
+
+NUM_POINTS = 300
+TOLERANCE_PX = 3.0
 
 
 def matches(detected: Points, truth: Points, tolerance_px: float) -> npt.NDArray[np.bool_]:
@@ -53,34 +59,21 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
     return float(best[hit].sum() / num_truth)
 
 
-Found = tuple[Points, npt.NDArray[np.bool_]]  # points (N, 2), and which of them the other picture has (N,)
-
-
-def found_again(
-    one: Points,
-    other: Points,
-    homography: Floats,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    *,
-    number: int,
-    tolerance_px: float,
-) -> tuple[Found, Found]:
-    """The points of two pictures that count, and which of them the other picture has as well.
+def found_again(pair: Pair, one: Points, other: Points, *, number: int = NUM_POINTS) -> tuple[Found, Found]:
+    """The points of two pictures that count, and which of them the other picture has within `TOLERANCE_PX`.
 
     Only points that both pictures show count. Distances are taken in the second picture.
 
     Args:
+        pair: The pictures.
         one: Points (N, 2) x, y of the first picture, best first.
         other: Points of the second picture.
-        homography: (3, 3), from pixels of the first picture to the second's.
-        sizes: Height and width of both.
         number: Number of points that count of each picture, the best ones.
-        tolerance_px: Largest distance between a point and the one that it is found as.
     """
-    there, back = _mapped(one, homography), _mapped(other, np.linalg.inv(homography).astype(np.float64))
-    one, there = (points[_inside(there, sizes[1])][:number] for points in (one, there))
-    other = other[_inside(back, sizes[0])][:number]
-    near = np.linalg.norm(there[:, None] - other[None], axis=-1) <= tolerance_px
+    there, back = _mapped(one, pair.homography), _mapped(other, np.linalg.inv(pair.homography).astype(np.float64))
+    one, there = (points[_inside(there, pair.other)][:number] for points in (one, there))
+    other = other[_inside(back, pair.one)][:number]
+    near = np.linalg.norm(there[:, None] - other[None], axis=-1) <= TOLERANCE_PX
     return (one, near.any(axis=1)), (other, near.any(axis=0))
 
 
@@ -90,12 +83,12 @@ def repeatability(found: tuple[Found, Found]) -> float | None:
     return float(again.mean()) if len(again) else None
 
 
-def _mapped(points: Points, homography: Floats) -> Points:
+def _mapped(points: Points, homography: npt.NDArray[np.float64]) -> Points:
     if not len(points):
         return points
     return np.asarray(cv2.perspectiveTransform(points[None].astype(np.float64), homography)[0], np.float32)
 
 
-def _inside(points: Points, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    x, y = points.T
-    return np.asarray((x >= 0) & (x <= size[1] - 1) & (y >= 0) & (y <= size[0] - 1))
+def _inside(points: Points, picture: Grey) -> npt.NDArray[np.bool_]:
+    last = np.array(picture.shape[::-1]) - 1
+    return np.asarray(((points >= 0) & (points <= last)).all(axis=1))

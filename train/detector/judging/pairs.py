@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ....structure_extractors.errors import ExtractorError
@@ -13,7 +14,6 @@ from ....structure_extractors.superpoint.homography import HomographySettings, r
 from ..pictures.files import SUFFIXES, read_grey
 from ..pictures.photometric import add_noise
 from .detectors import Grey
-from .metrics import Floats
 
 PHOTO_SIZE = (240, 320)  # h, w
 SEED = 2**31  # of the warps; away from those of training
@@ -26,7 +26,7 @@ class Pair:
 
     one: Grey
     other: Grey
-    homography: Floats
+    homography: npt.NDArray[np.float64]
 
 
 def read_sequences(folders: Sequence[Path]) -> dict[str, list[Pair]]:
@@ -72,7 +72,7 @@ def self_warped_pairs(greys: Sequence[Grey], *, viewpoint: bool) -> list[Pair]:
     return pairs
 
 
-def _resized(path: Path) -> tuple[Grey, Floats]:
+def _resized(path: Path) -> tuple[Grey, npt.NDArray[np.float64]]:
     """A picture at `PHOTO_SIZE`, and the map of its pixel coordinates to the resized ones (centres at integers)."""
     grey = read_grey(path)
     sy, sx = PHOTO_SIZE[0] / grey.shape[0], PHOTO_SIZE[1] / grey.shape[1]

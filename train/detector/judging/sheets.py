@@ -14,16 +14,13 @@ from ....common.atomic import atomic_write
 from ....common.images import encode_png
 from ..pictures.shapes import KINDS
 from .detectors import Detect, Grey, best_points
-from .evaluation import RADIUS_PX, TOLERANCE_PX, all_points, repeated_points, shape_pictures
-from .metrics import Points, matches
+from .evaluation import RADIUS_PX, all_points, shape_pictures
+from .metrics import TOLERANCE_PX, Points, found_again, matches
 from .pairs import Pair
 
-Colour = tuple[int, int, int]  # RGB
 Image = npt.NDArray[np.uint8]
 
-TRUE: Colour = (0, 200, 80)
-FOUND: Colour = (0, 140, 255)
-WRONG: Colour = (255, 60, 60)
+TRUE, FOUND, WRONG = (0, 200, 80), (0, 140, 255), (255, 60, 60)  # RGB of rings, dots and crosses
 ZOOM = 3
 GAP_PX = 4
 
@@ -64,46 +61,34 @@ def shape_sheet(detect: Detect, threshold: float, *, noisy: bool, columns: int) 
     for grey, truth in shape_pictures(columns, noisy=noisy):
         points, _ = best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=0, threshold=threshold)
         hit = matches(points, truth, TOLERANCE_PX)
-        canvas = _enlarged(grey)
-        _rings(canvas, truth, TRUE)
-        _dots(canvas, points[hit], FOUND)
-        _crosses(canvas, points[~hit], WRONG)
-        drawn.append(canvas)
+        drawn.append(_marked(grey, rings=truth, dots=points[hit], crosses=points[~hit]))
     rows = [_beside(drawn[start : start + columns]) for start in range(0, len(KINDS) * columns, columns)]
     return _beside([np.swapaxes(row, 0, 1) for row in rows]).swapaxes(0, 1)
 
 
 def pair_sheet(detect: Detect, pair: Pair) -> Image:
     """Both pictures of a pair beside each other, (H, W, 3) uint8."""
-    one, other = (all_points(detect, grey) for grey in (pair.one, pair.other))
-    halves = repeated_points(pair, one, other)
-    drawn = []
-    for grey, (points, again) in zip((pair.one, pair.other), halves, strict=True):
-        canvas = _enlarged(grey)
-        _rings(canvas, points[again], TRUE)
-        _crosses(canvas, points[~again], WRONG)
-        drawn.append(canvas)
-    return _beside(drawn)
+    greys = (pair.one, pair.other)
+    halves = found_again(pair, *(all_points(detect, grey) for grey in greys))
+    return _beside(
+        [
+            _marked(grey, rings=points[again], dots=points[:0], crosses=points[~again])
+            for grey, (points, again) in zip(greys, halves, strict=True)
+        ]
+    )
 
 
-def _enlarged(grey: Grey) -> Image:
+def _marked(grey: Grey, *, rings: Points, dots: Points, crosses: Points) -> Image:
+    """A grey picture, enlarged, with marks in colour at points (N, 2)."""
     large = cv2.resize(grey, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.cvtColor(large, cv2.COLOR_GRAY2RGB), np.uint8)
-
-
-def _rings(canvas: Image, points: Points, colour: Colour) -> None:
-    for place in _places(points):
-        cv2.circle(canvas, place, 2 * ZOOM, colour, 1, cv2.LINE_AA)
-
-
-def _dots(canvas: Image, points: Points, colour: Colour) -> None:
-    for place in _places(points):
-        cv2.circle(canvas, place, ZOOM - 1, colour, cv2.FILLED, cv2.LINE_AA)
-
-
-def _crosses(canvas: Image, points: Points, colour: Colour) -> None:
-    for place in _places(points):
-        cv2.drawMarker(canvas, place, colour, cv2.MARKER_TILTED_CROSS, 2 * ZOOM, 1, cv2.LINE_AA)
+    canvas = np.asarray(cv2.cvtColor(large, cv2.COLOR_GRAY2RGB), np.uint8)
+    for place in _places(rings):
+        cv2.circle(canvas, place, 2 * ZOOM, TRUE, 1, cv2.LINE_AA)
+    for place in _places(dots):
+        cv2.circle(canvas, place, ZOOM - 1, FOUND, cv2.FILLED, cv2.LINE_AA)
+    for place in _places(crosses):
+        cv2.drawMarker(canvas, place, WRONG, cv2.MARKER_TILTED_CROSS, 2 * ZOOM, 1, cv2.LINE_AA)
+    return canvas
 
 
 def _places(points: Points) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ A detector trained on clean shapes finds nothing under noise: average precision 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +44,14 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     """
     number, device = len(images), images.device
 
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(number, 1, 1, 1, generator=generator, device=device)
-
-    def chosen() -> Tensor:
-        return uniform(0, 1) < settings.probability
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        drawn = torch.rand(shape or (number, 1, 1, 1), generator=generator, device=device)
+        return low + (high - low) * drawn
 
     def sometimes(changed: Tensor) -> Tensor:
-        return torch.where(chosen(), changed, images)
+        return torch.where(uniform(0, 1) < settings.probability, changed, images)
 
-    images = sometimes(_shaded(images, settings, generator))
+    images = sometimes(_shaded(images, settings, uniform))
     mean = images.mean(dim=(2, 3), keepdim=True)
     images = sometimes((images - mean) * uniform(*settings.contrast) + mean).clamp(0, 1)
     images = sometimes(images + uniform(-settings.brightness, settings.brightness)).clamp(0, 1)
@@ -75,13 +74,9 @@ def add_noise(image: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint
     return np.asarray(np.rint(255 * noisy[0, 0].numpy()), np.uint8)
 
 
-def _shaded(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
+def _shaded(images: Tensor, settings: PhotometricSettings, uniform: Callable[..., Tensor]) -> Tensor:
     """Multiply by the soft shadow of random ellipses: made at a quarter of the size, for it is smooth."""
     number, _, height, width = images.shape
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, device=images.device)
-
     y, x = torch.meshgrid(
         torch.linspace(0, height / width, max(height // 4, 2), device=images.device),
         torch.linspace(0, 1, max(width // 4, 2), device=images.device),

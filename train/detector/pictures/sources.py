@@ -49,15 +49,23 @@ class Shapes:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Pictures of a folder with the keypoints of a label file: a random part of one of them."""
+    """Pictures of a folder with the keypoints of a label file: a random part of one of them.
+
+    Shapes among them keep what was learnt on shapes from being lost.
+    """
 
     folder: Path
     labels: Labelled
+    shapes: float  # share of the shapes, 0..1
 
     def describe(self) -> str:
-        return f"{len(self.labels.names)} labelled pictures, {len(self.labels.points)} points, by {self.labels.made_by}"
+        labels = self.labels
+        named = f"{len(labels.names)} labelled pictures, {len(labels.points)} points, by {labels.made_by}"
+        return f"{named}; shapes: {self.shapes}"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        if rng.random() < self.shapes:
+            return draw_shape(rng, size)
         index = int(rng.integers(len(self.labels.names)))
         image = _read_grey(self.folder / self.labels.names[index], self.labels.size)
         corner = [int(rng.integers(0, have - want + 1)) for have, want in zip(image.shape, size, strict=True)]
@@ -65,31 +73,15 @@ class LabelledImages:
         return part, self.labels.keypoints(index) - np.array(corner[::-1], np.float32)
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """Shapes among labelled pictures, so that what was learnt on them is not lost."""
-
-    labelled: LabelledImages
-    shapes: float  # share of the shapes, 0..1
-
-    def describe(self) -> str:
-        return f"{self.labelled.describe()}; shapes: {self.shapes}"
-
-    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        return (Shapes() if rng.random() < self.shapes else self.labelled).draw(rng, size)
-
-
-def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> Mixed:
+def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> LabelledImages:
     """Labelled pictures of a folder, with a share of shapes. Raises ExtractorError if they are smaller than `size`."""
     labelled = Labelled.read(labels)
     if labelled.size[0] < size[0] or labelled.size[1] < size[1]:
         raise ExtractorError(f"{labels}: labels of pictures of {labelled.size}, smaller than {size} to train on")
-    return Mixed(LabelledImages(folder, labelled), shapes)
+    return LabelledImages(folder, labelled, shapes)
 
 
-@lru_cache(maxsize=1024)  # 80 MB of 240x320, in each process that draws
-def _read_grey(path: Path, size: Size) -> npt.NDArray[np.uint8]:
-    return read_grey(path, size)
+_read_grey = lru_cache(maxsize=1024)(read_grey)  # 80 MB of 240x320, in each process that draws
 
 
 def draw_batch(source: Source, settings: TrainSettings, step: int) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ from physseg.train.detector.judging.evaluation import (
     table,
 )
 from physseg.train.detector.judging.metrics import average_precision, found_again, matches, repeatability
-from physseg.train.detector.judging.pairs import self_warped_pairs, sequence_pairs
+from physseg.train.detector.judging.pairs import Pair, self_warped_pairs, sequence_pairs
 from physseg.train.detector.pictures.textures import draw_texture
 
-SIZES = ((100, 100), (100, 100))
+PICTURE = np.zeros((100, 100), np.uint8)
 
 
 def points(*pairs: tuple[float, float]) -> np.ndarray:
@@ -25,7 +25,7 @@ def points(*pairs: tuple[float, float]) -> np.ndarray:
 
 
 def repeated(one: np.ndarray, other: np.ndarray, homography: np.ndarray, *, number: int = 300) -> float | None:
-    return repeatability(found_again(one, other, homography, SIZES, number=number, tolerance_px=3.0))
+    return repeatability(found_again(Pair(PICTURE, PICTURE, homography), one, other, number=number))
 
 
 def test_each_keypoint_is_found_once():
