@@ -243,7 +243,7 @@ def structure(
     if store is not None and run is None:
         raise typer.BadParameter("name the run whose maps are to be compared with the store's", param_hint="RUN")
     loaded = load_run(run, step=parse_step(checkpoint), device=choose_device(device)) if run else None
-    window_px = window or (analysis.training_crop(run) if run else 384)
+    window_px = window or analysis.training_crop(run)
     if store is not None and loaded is not None:
         title = f"{run} at step {loaded.step} against {store}"
         found = analysis.match_store(

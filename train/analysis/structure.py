@@ -7,7 +7,6 @@ scored as boundary_score.py says.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import SPECS
 from ...structure_extractors.canny import Canny
 from ..data.crop import IMAGE_FILL
-from ..errors import AnalysisError, RunFolderError
+from ..errors import AnalysisError
 from ..model.segmenter import Segmenter
 from ..prediction.trained_model import as_rgb
 from ..runs.run_folder import RunFolder
@@ -40,13 +39,11 @@ CANNY_HIGHS = tuple(float(round(25 * 2 ** (step / 2))) for step in range(12))
 WINDOWS_AT_ONCE = 4
 
 
-def training_crop(run: Path, default: int = 384) -> int:
-    """The side in px of the crops a run was trained on; the published one where the folder does not say."""
-    try:
-        training: dict[str, Any] = RunFolder(run).read()["training"] or {}
-    except RunFolderError:
-        return default
-    return int(training.get("data", {}).get("crop", default))
+def training_crop(run: Path | None) -> int:
+    """The side in px of the crops a run was trained on; the published one without a run, or if it does not say."""
+    folder = RunFolder(run) if run else None
+    training = folder.read()["training"] if folder and folder.exists() else None
+    return int((training or {}).get("data", {}).get("crop", 384))
 
 
 def structure_maps(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[np.float32]:

@@ -19,8 +19,7 @@ from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError
 from ...common.text import format_duration
 from ..evaluation.result import read_evaluation
-from .page import Stage
-from .report import page_of_demo
+from .page import Stage, page_of_demo
 from .results import describe, measure
 from .scenes import UNSEEN_THINGS, SceneFolders, write_scenes
 

@@ -1,17 +1,33 @@
 """The page the demo ends with: one HTML file that holds its pictures and needs nothing from outside."""
 
 import math
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ...common.html import render
+from ...common.images import data_url, encode_jpeg
 from ...common.text import format_duration
+from ...manifests.manifest import Manifest
+from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
+from ...pipeline.inspect.drawing.palette import palette
+from ..runs.run_log import read_log
 from .results import Results, describe
+from .scenes import UNSEEN_THINGS
+
+_LOSSES = {
+    "loss/total": "total",
+    "loss/segmentation": "segmentation",
+    "loss/structure": "structure, L^p",
+    "loss/alignment": "patch alignment, L^sac",
+}
 
 _PLOT = {"width": 260, "height": 180, "left": 46, "right": 248, "top": 30, "bottom": 152}
 """Size of a chart, and where its axes begin and end, in px."""
@@ -22,11 +38,29 @@ class Stage:
     """One step of the chain, as it ran."""
 
     title: str
-    """Name of the step."""
     command: str
     """What a user would type. A step without a command of its own has the call in words."""
     seconds: float
-    """Duration of the step."""
+
+
+def page_of_demo(
+    out: Path, *, settings: Mapping[str, Any], stages: Sequence[Stage], resumed: bool, results: Results, shown: int
+) -> str:
+    """The page of a demo whose steps have run, as HTML text, with the first predictions in the number `shown`."""
+    train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
+    return render_page(
+        settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
+        stages=stages,
+        resumed=resumed,
+        results=results,
+        losses=_losses(out / "run" / "log.jsonl"),
+        scenes=[_scene(train, index) for index in range(min(3, len(train)))],
+        structures=[
+            {"url": data_url(path.read_bytes(), "png"), "caption": f"training scene {path.stem}"}
+            for path in sorted((out / "structures").glob("*.png"))
+        ],
+        predictions=[_prediction(val, index, out / "predictions") for index in range(min(shown, len(val)))],
+    )
 
 
 def render_page(
@@ -102,3 +136,66 @@ def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _path(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _machine() -> dict[str, str]:
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "cores": str(os.cpu_count()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
+    """Each loss part's (step, value), the total first; a value that is no number was logged as text and is left out."""
+    entries = read_log(log, "step")
+    return {
+        title: [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), float)]
+        for name, title in _LOSSES.items()
+    }
+
+
+def _scene(manifest: Manifest, index: int) -> dict[str, Any]:
+    image, labels = manifest.load(index)
+    pictures = (
+        _picture(image, f"training scene {manifest.samples[index].sample_id}"),
+        _picture(_coloured(manifest, image, labels), "its label map; grey regions are unlabelled"),
+    )
+    return {"pictures": pictures, "legend": _legend(manifest, labels)}
+
+
+def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
+    """The image, its label map and what was predicted, drawn alike."""
+    image, labels = manifest.load(index)
+    sample = manifest.samples[index].sample_id
+    predicted = np.asarray(cv2.imread(str(folder / f"{Path(sample).name}_labels.png"), cv2.IMREAD_UNCHANGED))
+    labelled = labels != manifest.vocabulary.ignore_index
+    right = float(np.mean(predicted[labelled] == labels[labelled])) if labelled.any() else float("nan")
+    pictures = (
+        _picture(image, f"validation scene {sample}"),
+        _picture(_coloured(manifest, image, labels), "its label map"),
+        _picture(_coloured(manifest, image, predicted), f"prediction: {right:.0%} of the pixels right"),
+    )
+    return {"pictures": pictures, "legend": _legend(manifest, np.stack((labels, predicted)))}
+
+
+def _coloured(manifest: Manifest, image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The image in its classes' colours, with names on the large regions."""
+    names, ignore_index = manifest.vocabulary.prompt_names, manifest.vocabulary.ignore_index
+    return overlay(image, labels, names, ignore_index=ignore_index, alpha=0.7, max_legend=0)
+
+
+def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tuple[int, int, int]]]:
+    """Classes that occur and their colours; those that were never trained are marked."""
+    names = manifest.vocabulary.prompt_names
+    colours = palette(len(names)).tolist()
+    present = [index for index, _ in class_shares(labels) if index != manifest.vocabulary.ignore_index]
+    return [
+        (f"{names[i]}{' (never trained)' if names[i] in UNSEEN_THINGS else ''}", tuple(colours[i])) for i in present
+    ]
+
+
+def _picture(image: npt.NDArray[np.uint8], caption: str) -> dict[str, str]:
+    return {"url": data_url(encode_jpeg(image), "jpeg"), "caption": caption}

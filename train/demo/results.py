@@ -21,7 +21,6 @@ class GroupScore:
     """Mean IoU over some classes, beside what two ways of not looking at the image would reach on the same pixels."""
 
     miou: float
-    """Mean IoU that the model reaches."""
     uniform: float
     """Expected mean IoU when every pixel gets a class drawn evenly from the whole vocabulary."""
     most_frequent: float
@@ -114,9 +113,7 @@ class Results:
     pixels: Int64
     """(T,) labelled pixels of each class."""
     seen: GroupScore
-    """Scores of the trained classes."""
     unseen: GroupScore
-    """Scores of the classes that training never shows."""
     gone: dict[str, float]
     """What the pixels of unseen classes were called, as from `destinations`."""
 

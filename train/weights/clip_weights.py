@@ -88,10 +88,7 @@ def split_fused_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Copy `state` into the module. Raises CheckpointError, which names what differs, unless all of it fits."""
     check_state(module, state, source=source)
-    own = module.state_dict()
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
+    module.load_state_dict(state)
 
 
 def check_state(
