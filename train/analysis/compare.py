@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
@@ -22,9 +23,9 @@ from ...common.images import encode_png
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
+from ..evaluation.evaluate import load_each, usable_samples
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
-from .samples import load_each, usable
 
 UInt8 = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
@@ -76,7 +77,7 @@ def score(labels: Ids, predictions: Sequence[Ids], *, sample_id: str, ignore_ind
 
 def find_samples(manifest: Manifest, sample_ids: Sequence[str]) -> list[int]:
     """Indices of samples by id. Raises AnalysisError for one that is not there or quarantined."""
-    good = set(usable(manifest))
+    good = set(usable_samples(manifest))
     found = []
     for text in sample_ids:
         index = manifest.table.find(text)
@@ -113,12 +114,12 @@ def compare_runs(
     """
     if len(models) < 2:
         raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
-    indices = find_samples(manifest, sample_ids) if sample_ids else usable(manifest, max_images)
+    indices = find_samples(manifest, sample_ids) if sample_ids else usable_samples(manifest, max_images)
     texts = {name: class_texts(model, manifest.vocabulary.classes) for name, model in models.items()}
     ignore_index = manifest.vocabulary.ignore_index
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []
-    for number, (image, labels) in enumerate(load_each(manifest, indices)):
+    for number, (image, labels) in enumerate(tqdm(load_each(manifest, indices), total=len(indices), unit="img")):
         predictions = tuple(
             manifest.fold(predict_label_map(model, image, texts[name], settings)) for name, model in models.items()
         )

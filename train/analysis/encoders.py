@@ -83,7 +83,6 @@ def find_encoder(
         clip: Preset of the weights.
         prompts: A template with {}, a name of templates, or a file of them. Default: the model's.
         synonyms: Rule for a class's synonyms. Default: the model's.
-        device: Where the model goes.
 
     Raises:
         AnalysisError: `source` and `clip` do not go together.

@@ -21,15 +21,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from ...common.text import align
 from ...manifests.manifest import Manifest
+from ..evaluation.evaluate import load_each, usable_samples
 from ..evaluation.metrics import ConfusionMatrix
 from ..losses.numerics import check_choice
 from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, probability_maps
 from ..model.segmenter import Segmenter
 from .encoders import ClipEncoder
-from .samples import load_each, usable
 
 Regions = Literal["class", "connected"]
 Ids = npt.NDArray[np.integer[Any]]
@@ -119,7 +120,7 @@ def run_oracles(
 ) -> list[OracleRow]:
     """All rows of the table; `clips` name true regions as well. `max_images` None: all usable samples."""
     check_choice("kind of region", regions, get_args(Regions))
-    indices = usable(manifest, max_images)
+    indices = usable_samples(manifest, max_images)
     vocabulary, num_classes = manifest.vocabulary, len(manifest.evaluated_classes)
     texts = class_texts(model, vocabulary.classes)
     clips = clips or {}
@@ -131,7 +132,7 @@ def run_oracles(
         name: OracleRow(name, where, what, ConfusionMatrix(num_classes, vocabulary.ignore_index))
         for name, (where, what) in kinds.items()
     }
-    for image, labels in load_each(manifest, indices):
+    for image, labels in tqdm(load_each(manifest, indices), total=len(indices), unit="img"):
         true_regions, true_ids = split_regions(labels, regions, ignore_index=vocabulary.ignore_index)
         if not len(true_ids):  # without any labelled pixel nothing counts
             continue

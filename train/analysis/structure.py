@@ -85,7 +85,6 @@ def match_store(
 
     Args:
         model: A model with a structure head.
-        store: The store.
         window_px: Side of the head's windows.
         max_images: Number of samples to look at. Default: all.
         tolerance_px: Distance within which pixels match. Default: a share of the frame's diagonal.

@@ -58,34 +58,27 @@ def evaluate_model(
         ContentError: A file is not what the manifest says.
     """
     vocabulary = manifest.vocabulary
-    indices = manifest.usable
-    quarantined = tuple(sample.sample_id for sample in manifest.quarantined)
-    if not indices:
-        raise EvaluationError(
-            f"{manifest.dataset}: nothing to evaluate: {len(manifest)} samples, {len(quarantined)} of them quarantined",
-            hint="Check the manifest's problems with `physseg manifest`.",
-        )
+    chosen = usable_samples(manifest, max_images)
+    chosen = part.of(chosen) if part else chosen
     text_features = class_texts(model, vocabulary.classes)
     classes = manifest.evaluated_classes
     confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
-    chosen = indices[:max_images]
-    chosen = part.of(chosen) if part else chosen
     counts: dict[str, tuple[Counts, Counts, Counts]] = {}
     unlabelled = []
-    loaded = zip(chosen, _loaded(manifest, chosen), strict=True)
+    loaded = zip(chosen, load_each(manifest, chosen), strict=True)
     for index, (image, labels) in tqdm(loaded, total=len(chosen), unit="img", disable=not progress):
         sample_id = manifest.table.value("sample_id", index)
         if (labels == vocabulary.ignore_index).all():
             unlabelled.append(sample_id)
             continue
         prediction = predict_label_map(model, image, text_features, settings)
-        counts[sample_id] = confusion.update(manifest.fold(prediction), manifest.fold(labels))
+        counts[sample_id] = confusion.update(manifest.fold(prediction), labels)
     return Evaluation(
         confusion=confusion,
         classes=classes,
         seen=_seen(manifest, trained_on),
         num_images=len(counts),
-        quarantined=quarantined,
+        quarantined=tuple(sample.sample_id for sample in manifest.quarantined),
         unlabelled=tuple(unlabelled),
         images=ImageCounts.stack(list(counts), list(counts.values()), len(classes)),
         source={**(source or {}), **_protocol(model, manifest, settings, max_images)},
@@ -136,15 +129,23 @@ def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[boo
     return tuple(not known.isdisjoint(synonyms_of(entry.casefold())) for entry in classes)
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
+def usable_samples(manifest: Manifest, max_images: int | None = None) -> list[int]:
+    """Indices of the first samples that are not quarantined. Raises EvaluationError if there are none."""
+    found = manifest.usable[:max_images]
+    if not found:
+        counts = f"{len(manifest)} samples, {len(manifest.quarantined)} of them quarantined"
+        hint = "Check the manifest's problems with `physseg manifest`."
+        raise EvaluationError(f"{manifest.dataset}: nothing to evaluate: {counts}", hint=hint)
+    return found
 
 
-def _loaded(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:
-    """Images and labels in order, each decoded while the one before is being predicted."""
+def load_each(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]:
+    """Images (H, W, 3) RGB and folded labels (H, W) in order, each decoded while the one before is being predicted."""
     with ThreadPoolExecutor(1) as pool:
         current = None
         for index in [*indices, None]:
             upcoming = None if index is None else pool.submit(manifest.load, index)
             if current is not None:
-                yield current.result()
+                image, labels = current.result()
+                yield image, manifest.fold(labels)
             current = upcoming

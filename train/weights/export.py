@@ -39,13 +39,11 @@ def is_export(path: Path) -> bool:
 def write_export(
     out: Path, model: Segmenter, *, classes: tuple[str, ...], step: int, origin: Mapping[str, Any] | None
 ) -> None:
-    """Write a model as it predicts, without its auxiliary heads, into a folder of its own, atomically.
+    """Write a model of `step` training steps as it predicts, without its auxiliary heads, atomically.
 
     Args:
         out: The folder to make.
-        model: The trained model.
         classes: The training vocabulary.
-        step: Training steps that the model has taken.
         origin: Whatever is known of where the weights come from.
 
     Raises:

@@ -15,7 +15,7 @@ from physseg.manifests.manifest import Manifest
 from physseg.train.analysis import oracle
 from physseg.train.analysis.oracle import DRAWN, NAMED, PLAIN, best_overlap, patch_shares, run_oracles, split_regions
 from physseg.train.config import TrainConfig
-from physseg.train.errors import AnalysisError
+from physseg.train.errors import EvaluationError
 from physseg.train.loop.loop import train
 from physseg.train.model.inference import InferenceSettings
 from typer.testing import CliRunner
@@ -85,7 +85,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(oracle, "probability_maps", maps)
     monkeypatch.setattr(oracle, "class_texts", lambda model, vocabulary: torch.zeros(3, 1, 4))
-    monkeypatch.setattr(oracle, "usable", lambda manifest, most: [0, 1])
+    monkeypatch.setattr(oracle, "usable_samples", lambda manifest, most: [0, 1])
     samples = [
         (np.zeros((2, 4, 3), np.uint8), TRUTH),
         (np.zeros((3, 3, 3), np.uint8), np.full((3, 3), 255, np.uint8)),
@@ -144,7 +144,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
     assert len(pixels) == 1, "every row scores the same pixels"
     assert document["rows"][3]["pixel_accuracy"] >= document["rows"][0]["pixel_accuracy"]
     empty = Manifest(**{**_fields(train_manifest), "samples": []})
-    with pytest.raises(AnalysisError, match="nothing to look at: 0 samples"):
+    with pytest.raises(EvaluationError, match="0 samples"):
         run_oracles(None, empty)  # type: ignore[arg-type]
 
 
