@@ -29,7 +29,7 @@ from physseg.train.data.dataset import Batch, DataConfig, TrainSamples, batches,
 from physseg.train.data.order import PositionBatches
 from physseg.train.loop.objective import Objective
 from physseg.train.losses.total import LossConfig
-from physseg.train.model.bounded import set_recompute
+from physseg.train.model.bounded import bounded_parts
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter
 from physseg.train.optim import build_optimizer, clip_gradients, require_finite
@@ -238,7 +238,8 @@ class Trained:
         vocabulary = self.samples.reader.schema.vocabulary
         torch.manual_seed(0)
         model = Segmenter(self.config.model)
-        set_recompute(model, case.recompute)
+        for part in bounded_parts(model):
+            part.recompute = case.recompute
         self.objective = Objective(model, self.config, vocabulary.classes, vocabulary.ignore_index)
         self.objective.to(torch.device(case.device)).train()
         self.optimizer = build_optimizer(model, self.config.optim)

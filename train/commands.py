@@ -13,6 +13,7 @@ from ..common.text import Part, parse_bytes
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from .model.inference import InferenceSettings
+    from .prediction.load_run import LoadedRun
 
 T = TypeVar("T")
 
@@ -21,17 +22,13 @@ weights_app = typer.Typer(
     help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
 )
 
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; default: `run` of the configuration.")]
+Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
-Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", help="Step to load, or latest, or best (the highest mIoU during training).")
-]
+Checkpoint = Annotated[str, typer.Option(help="Step to load, or latest, or best (the highest mIoU during training).")]
 Prompts = Annotated[
     str, typer.Option(help='Ask with other templates, as many as in training: "single", "imagenet", or a file of them.')
 ]
-SynonymRule = Annotated[
-    str | None, typer.Option("--synonyms", help="first or mean of a class's synonyms. Default: as in training.")
-]
+SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
 NoWindows = Annotated[
     bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
@@ -47,12 +44,31 @@ def parse_step(text: str) -> int | Literal["best"] | None:
     return int(text)
 
 
+def load(
+    run: Path, checkpoint: str, *, device: str = "cpu", prompts: str = "", synonyms: str | None = None
+) -> "LoadedRun":
+    """The model that the options of a command name."""
+    from .model.device import choose_device
+    from .prediction.load_run import load_run
+
+    step = parse_step(checkpoint)
+    return load_run(run, step=step, device=choose_device(device), prompts=prompts, synonyms=synonyms)
+
+
+def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
+    """--memory and --no-windows together."""
+    from .model.inference import PUBLISHED, InferenceSettings
+
+    memory_bytes = _parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
+    return InferenceSettings(windows=not no_windows, memory_bytes=memory_bytes)
+
+
 @app.command()
 def train(
     config: Annotated[
         Path | None, typer.Argument(help="TOML file, or a recipe: vit-b-16, vit-l-14, vit-h-14. See --example.")
     ] = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: `run` of the configuration.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
     ] = None,
@@ -83,9 +99,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder, imported checkpoint or exported model. With --merge: a part.")
-    ],
+    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint, exported model. With --merge: a part.")],
     manifests: Annotated[
         list[str] | None,
         typer.Argument(help="Manifests to evaluate on, of any vocabulary; files or URLs. With --merge: more parts."),
@@ -109,7 +123,7 @@ def evaluate(
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
     all_classes: Annotated[
-        bool, typer.Option("--all-classes", help="Show every class, not the best and worst.")
+        bool, typer.Option("--all-classes", help="Show all classes, not the best and worst.")
     ] = False,
     device: Device = "auto",
 ) -> None:
@@ -118,10 +132,8 @@ def evaluate(
     On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
     `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
     """
-    from .evaluation.benchmark_table import COLUMNS, paper_table
     from .evaluation.evaluate import evaluate_model
-    from .model.device import choose_device
-    from .prediction.load_run import load_run
+    from .evaluation.result import COLUMNS, paper_table
     from .runs.run_folder import RunFolder
 
     manifests, benchmarks, rows = manifests or [], benchmarks or [], 10**6 if all_classes else 10
@@ -132,10 +144,8 @@ def evaluate(
         return
     chosen_part = _parsed(Part.parse, part, "--part")
     tables = _evaluated_tables(manifests, benchmarks, root)
-    loaded = load_run(
-        run, step=parse_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms
-    )
-    results = {}
+    loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
+    settings, results = inference_settings(memory, no_windows=no_windows), {}
     for name, manifest in tables.items():
         result = evaluate_model(
             loaded.model,
@@ -143,7 +153,7 @@ def evaluate(
             trained_on=loaded.classes,
             max_images=max_images,
             part=chosen_part,
-            settings=inference_settings(memory, no_windows=no_windows),
+            settings=settings,
             source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
         )
         results[manifest.dataset] = result
@@ -173,6 +183,7 @@ def _parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | Non
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
     """Manifests by the name of their results."""
+    from ..manifests.datasets import published
     from ..manifests.manifest import Manifest
 
     if benchmarks and manifests:
@@ -182,14 +193,8 @@ def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | N
     names = benchmarks or [Path(location).stem for location in manifests]
     if len(set(names)) < len(names):
         raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
-    if benchmarks:
-        return _benchmarks(benchmarks, root)
-    return {name: Manifest.read(location, root=root) for name, location in zip(names, manifests, strict=True)}
-
-
-def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
-    from ..manifests.datasets import published
-
+    if manifests:
+        return {name: Manifest.read(location, root=root) for name, location in zip(names, manifests, strict=True)}
     if unknown := [name for name in names if name not in published.TEST_SPLITS]:
         known = ", ".join(published.TEST_SPLITS)
         raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
@@ -202,19 +207,9 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
     return found
 
 
-def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
-    """--memory and --no-windows together."""
-    from .model.inference import InferenceSettings
-
-    return InferenceSettings(
-        windows=not no_windows,
-        memory_bytes=_parsed(parse_bytes, memory, "--memory") or InferenceSettings().memory_bytes,
-    )
-
-
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
+    run: Run,
     images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
@@ -230,14 +225,10 @@ def predict(
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
     from ..pipeline.inspect.drawing.label_maps import percent
-    from .model.device import choose_device
-    from .prediction.load_run import load_run
     from .prediction.predict import find_images, predict_files, read_words
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
-    loaded = load_run(
-        run, step=parse_step(checkpoint), device=choose_device(device), prompts=prompts, synonyms=synonyms
-    )
+    loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     failed = 0
     settings = inference_settings(memory, no_windows=no_windows)
     for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
@@ -290,10 +281,9 @@ def export(
 
     In Python: physseg.load("OUT").segment("photo.jpg", ["cat", "dog"]). evaluate and predict take the folder, too.
     """
-    from .prediction.load_run import load_run
     from .weights.export import write_export
 
-    loaded = load_run(run, step=parse_step(checkpoint))
+    loaded = load(run, checkpoint)
     write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
     size = sum(path.stat().st_size for path in out.iterdir())
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")

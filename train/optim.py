@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,20 +13,8 @@ from ..common.errors import ConfigError
 from .errors import NonFiniteLossError
 from .model.segmenter import Segmenter
 
-# detectron2's list of normalisation layers (subclasses included), plus RMSNorm, which is younger than that list.
-_NORMS: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-    nn.RMSNorm,
-)
+# detectron2's normalisation layers (batch and instance norm share the private base), and RMSNorm, which is younger.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,22 +43,16 @@ class OptimConfig:
     """L2 norm to which the gradient of all parameters together is clipped; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
-        for name in (
-            "clip_scale",
-            "weight_decay",
-            "weight_decay_norm",
-            "weight_decay_embedding",
-            "warmup_steps",
-            "max_gradient_norm",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in ("learning_rate", "epsilon"):
+                fits, expected = 0 < value < math.inf, "more than 0"
+            elif name in ("beta1", "beta2"):
+                fits, expected = 0 <= value < 1, "0 to below 1"
+            else:
+                fits, expected = 0 <= value < math.inf, "0 or more"
+            if not fits:
+                raise ConfigError(f"{name} = {value}: expected {expected}")
 
 
 def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
@@ -80,30 +62,20 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
     decay, everything else decays: biases too, and bare nn.Parameters such as CLIP's positional embedding (where it is
     trained at all) and the aggregator's padding tokens.
 
-    Args:
-        model: Not yet wrapped: DDP and torch.compile prefix all names.
-        config: Rates and decays.
-
-    Returns:
-        The optimiser. Each group carries `name` and `base_lr`, its rate at step 0, besides AdamW's own keys; a
-        parameter appears once, however many modules share it, in the order of `named_modules`.
+    Each group carries `name` and `base_lr`, its rate at step 0, besides AdamW's own keys; a parameter appears once,
+    however many modules share it, in the order of `named_modules`.
 
     Raises:
         ConfigError: Nothing is trainable, or the model has no parameter of a CLIP name.
     """
     clip_names = model.clip_parameter_names()
     rates = {"head": config.learning_rate, "clip": config.learning_rate * config.clip_scale}
-    decays = {
-        "plain": config.weight_decay,
-        "norm": config.weight_decay_norm,
-        "embedding": config.weight_decay_embedding,
-    }
-    groups: dict[str, dict[str, Any]] = {
-        name: {"params": [], "name": name, "lr": rate, "base_lr": rate, "weight_decay": decay}
-        for part, rate in rates.items()
-        for kind, decay in decays.items()
-        for name in [f"{part}/{kind}"]
-    }
+    kinds = {"plain": config.weight_decay, "norm": config.weight_decay_norm, "embedding": config.weight_decay_embedding}
+    groups: dict[str, dict[str, Any]] = {}
+    for part, rate in rates.items():
+        for kind, decay in kinds.items():
+            name = f"{part}/{kind}"
+            groups[name] = {"params": [], "name": name, "lr": rate, "base_lr": rate, "weight_decay": decay}
     seen: set[Tensor] = set()
     names: set[str] = set()
     for module_name, module in model.named_modules():
@@ -122,12 +94,8 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
         )
     if not seen:
         raise ConfigError("no parameter of the model is trainable", hint="check the finetune setting")
-    return AdamW(
-        [group for group in groups.values() if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-    )
+    used = [group for group in groups.values() if group["params"]]
+    return AdamW(used, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup: int = 0) -> float:
@@ -161,9 +129,8 @@ def learning_rates(optimizer: AdamW) -> dict[str, float]:
 def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
     """Scale all gradients together so that their L2 norm is at most `max_norm`; 0 only measures.
 
-    Returns:
-        The norm before clipping, a scalar on the device. It is NaN or infinite if any gradient is: look at it
-        (`require_finite`) before the optimiser's step, for clipping has then spread the damage to all gradients.
+    Returns the norm before clipping, a scalar on the device. It is NaN or infinite if any gradient is: look at it
+    (`require_finite`) before the optimiser's step, for clipping has then spread the damage to all gradients.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)

@@ -77,10 +77,8 @@ def color_jitter(images: Tensor, params: Tensor, valid: Tensor | None = None) ->
         [165.0, 165.0, 165.0]
     """
     if images.ndim != 4 or images.shape[1] != 3 or params.shape != (images.shape[0], len(JITTER)):
-        raise ShapeError(
-            f"expected images (B, 3, H, W) and params (B, {len(JITTER)}), "
-            f"got {tuple(images.shape)} and {tuple(params.shape)}"
-        )
+        got = f"{tuple(images.shape)} and {tuple(params.shape)}"
+        raise ShapeError(f"expected images (B, 3, H, W) and params (B, {len(JITTER)}), got {got}")
     original = images if images.dtype == torch.float64 else images.float()
     brightness, contrast, saturation, hue, last = params.to(original)[:, :, None, None, None].unbind(1)
     neutral = torch.ones_like(contrast)

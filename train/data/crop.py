@@ -33,24 +33,16 @@ class CropWindow:
     def draw(
         cls, uniforms: npt.NDArray[np.float64], frame_size: tuple[int, int], *, size: int, flip_probability: float
     ) -> "CropWindow":
-        """The window that three random numbers give.
-
-        Args:
-            uniforms: (3,) in [0, 1): row, column, flip.
-            frame_size: (height, width) of the image's frame.
-            size: Side of the window.
-            flip_probability: Share of windows that are mirrored.
-        """
+        """The window on a frame (height, width) that three numbers in [0, 1) give: row, column, flip."""
         top, left = (
             CELL_PX * int(uniform * (max(0, edge - size) // CELL_PX + 1))
             for uniform, edge in zip(uniforms[:2], frame_size, strict=True)
         )
-        return cls(top=top, left=left, size=size, flip=bool(uniforms[2] < flip_probability))
+        return cls(top, left, size, flip=bool(uniforms[2] < flip_probability))
 
     def cut(self, plane: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Window (..., size, size) of canvas arrays (..., H, W), mirrored if flipped; a copy."""
-        rows, columns = slice(self.top, self.top + self.size), slice(self.left, self.left + self.size)
-        return self._turned(plane[..., rows, columns])
+        return self._turned(plane[..., self.top : self.top + self.size, self.left : self.left + self.size])
 
     def cut_cells(self, cells: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Window (..., size / 8, size / 8) of cell arrays (..., H / 8, W / 8), mirrored if flipped; a copy."""

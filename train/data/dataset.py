@@ -94,23 +94,36 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             TrainDataError: The store has not what the configuration wants, or no usable sample.
             StoreIncompleteError: Not all samples have been computed.
         """
-        check_arrays(config, StoreReader(config.store, ()).schema, structures, cells=cells)
-        self.cache = ContentCache(config.cache) if config.cache else None
-        arrays = arrays_to_read(structures, cells=cells)
-        self.reader = StoreReader(config.store, arrays, root=config.images, cache=self.cache)
-        check_status(self.reader, config.store)
-        self.config = config
+        self.config, self.cells, self.seed = config, cells, seed
         self.structures = tuple(structures)
-        self.cells = cells
-        self.seed = seed
+        self.arrays = ("labels", *structures, *(CELL_ARRAYS if cells else ()))
+        self._check_arrays(StoreReader(config.store, ()).schema)
+        self.cache = ContentCache(config.cache) if config.cache else None
+        self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache)
+        self._check_status()
         self.usable = self.reader.usable
         self.order = SampleOrder(seed, len(self.usable))
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
-        """The batch of these positions, or the error that stopped it.
+    @property
+    def quarantined(self) -> list[str]:
+        """Ids of the samples that training leaves out."""
+        status, samples = self.reader.status, self.reader.manifest.samples
+        return [samples[int(index)].sample_id for index in np.flatnonzero(status == QUARANTINED)]
 
-        Errors are returned, not raised: DataLoader would wrap a worker's exception in its traceback's text.
-        """
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to resume: the same samples, in the same classes, with the same arrays."""
+        schema = self.reader.schema
+        return {
+            "dataset": schema.dataset,
+            "manifest": schema.manifest_fingerprint,
+            "vocabulary": schema.vocabulary.fingerprint,
+            "num_usable": len(self.usable),
+            "layers": {layer: schema.layer_digest(layer) for layer in sorted({SPECS[a].layer for a in self.arrays})},
+        }
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
+        """The batch of these positions, or the error that stopped it (see common.loader)."""
         try:
             return self.batch(positions)
         except PhyssegError as error:
@@ -138,14 +151,14 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         size = self.reader.frame_size(index)
         sample_id = manifest.table.value("sample_id", index)
         if image.shape[:2] != size:
+            ours, theirs = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]} (height x width)"
             raise TrainDataError(
-                f"sample {sample_id}: the image's frame is {image.shape[0]}x{image.shape[1]} px, the store's "
-                f"{size[0]}x{size[1]} (height x width)",
+                f"sample {sample_id}: the image's frame is {ours} px, the store's {theirs}",
                 hint="The image was replaced after `physseg preprocess`: make the manifest again and re-run it.",
             )
-        draws = uniforms(self.seed, Purpose.CROP, position, 3)
-        window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
         side, cells = self.config.crop, self.config.crop // CELL_PX
+        draws = uniforms(self.seed, Purpose.CROP, position, 3)
+        window = CropWindow.draw(draws, size, size=side, flip_probability=self.config.flip)
         cut = {}
         for name, plane in self.reader.planes(index):
             cut[name] = window.cut_cells(plane) if name in CELL_ARRAYS else window.cut(plane)
@@ -162,63 +175,37 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
         }
 
+    def _check_arrays(self, schema: StoreSchema) -> None:
+        """Refuse a store without the arrays or the size that the configuration wants."""
+        store, crop, frame = self.config.store, self.config.crop, schema.frame
+        missing = [name for name in self.arrays if name not in schema.array_names]
+        if missing:
+            layers = ",".join(dict.fromkeys(SPECS[name].layer if name in SPECS else name for name in missing))
+            raise TrainDataError(
+                f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
+                hint=f"Run `physseg preprocess MANIFEST {store} --structures {layers}`, or change model.structures.",
+            )
+        if crop > frame.short_edge:
+            limit = f"canvas is {frame.canvas} px" if crop > frame.canvas else f"short edge is {frame.short_edge} px"
+            raise TrainDataError(
+                f"{store}: data.crop is {crop} px, but the store's {limit}: every crop would be padded",
+                hint=f"Set data.crop to {frame.short_edge // CELL_PX * CELL_PX}, or preprocess into a new store with "
+                f"a short edge of {crop} px.",
+            )
 
-def arrays_to_read(structures: Sequence[str], *, cells: bool) -> tuple[str, ...]:
-    """Store arrays that training reads."""
-    return ("labels", *structures, *(CELL_ARRAYS if cells else ()))
-
-
-def check_arrays(config: DataConfig, schema: StoreSchema, structures: Sequence[str], *, cells: bool) -> None:
-    """Refuse a store without the arrays or the size that this configuration wants, naming both sides and the repair."""
-    store, frame = config.store, schema.frame
-    missing = [name for name in arrays_to_read(structures, cells=cells) if name not in schema.array_names]
-    if missing:
-        layers = dict.fromkeys(SPECS[name].layer if name in SPECS else name for name in missing)
-        raise TrainDataError(
-            f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
-            hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(layers)}`, "
-            "or change model.structures.",
-        )
-    if config.crop > frame.short_edge:
-        limit = f"canvas is {frame.canvas} px" if config.crop > frame.canvas else f"short edge is {frame.short_edge} px"
-        raise TrainDataError(
-            f"{store}: data.crop is {config.crop} px, but the store's {limit}: every crop would be padded",
-            hint=f"Set data.crop to {frame.short_edge // CELL_PX * CELL_PX}, or preprocess into a new store with a "
-            f"short edge of {config.crop} px.",
-        )
-
-
-def check_status(reader: StoreReader, store: str) -> None:
-    """Refuse a store that is not computed to the end, or has nothing to train on."""
-    counts = {status: int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED)}
-    if counts[MISSING]:
-        raise StoreIncompleteError(
-            f"{store}: {counts[MISSING]} of {len(reader)} samples have not been computed",
-            hint=f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped.",
-        )
-    if not counts[DONE]:
-        raise TrainDataError(
-            f"{store}: no usable sample: all {counts[QUARANTINED]} are quarantined",
-            hint=f"`physseg inspect {store}` tells why.",
-        )
-
-
-def quarantined_ids(reader: StoreReader) -> list[str]:
-    """Ids of the samples that training leaves out, for the log."""
-    return [reader.manifest.samples[int(i)].sample_id for i in np.flatnonzero(reader.status == QUARANTINED)]
-
-
-def data_identity(samples: TrainSamples) -> dict[str, Any]:
-    """What must be equal for a run to resume: the same samples, in the same classes, with the same arrays."""
-    schema = samples.reader.schema
-    layers = {SPECS[name].layer for name in arrays_to_read(samples.structures, cells=samples.cells)}
-    return {
-        "dataset": schema.dataset,
-        "manifest": schema.manifest_fingerprint,
-        "vocabulary": schema.vocabulary.fingerprint,
-        "num_usable": len(samples.usable),
-        "layers": {layer: schema.layer_digest(layer) for layer in sorted(layers)},
-    }
+    def _check_status(self) -> None:
+        """Refuse a store that is not computed to the end, or has nothing to train on."""
+        store, status = self.config.store, self.reader.status
+        if missing := int((status == MISSING).sum()):
+            raise StoreIncompleteError(
+                f"{store}: {missing} of {len(self.reader)} samples have not been computed",
+                hint=f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped.",
+            )
+        if not (status == DONE).any():
+            raise TrainDataError(
+                f"{store}: no usable sample: all {int((status == QUARANTINED).sum())} are quarantined",
+                hint=f"`physseg inspect {store}` tells why.",
+            )
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
@@ -227,6 +214,7 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
     Raises:
         PhyssegError: What a worker met; TrainDataError if one died.
     """
+    hint = "usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch"
     return load_batches(
         samples,
         sampler,
@@ -234,20 +222,17 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
         prefetch=samples.config.prefetch,
         pin_memory=pin_memory,
         start_worker=_start_worker,
-        death=TrainDataError(
-            "a data worker died",
-            hint="usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch",
-        ),
+        death=TrainDataError("a data worker died", hint=hint),
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device, with class ids as int64; they travel as small integers."""
-    moved: dict[str, Any] = {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
-    for key in ("labels", "cell_classes"):
-        moved[key] = moved[key].long()
+    moved: dict[str, Any] = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[key] = value.to(device, non_blocking=True)
+    moved |= {key: moved[key].long() for key in ("labels", "cell_classes")}
     return moved  # type: ignore[return-value]
 
 

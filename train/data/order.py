@@ -52,10 +52,7 @@ class SampleOrder:
     """Sample number of every position; keeps the permutations of the two epochs that a batch can straddle."""
 
     def __init__(self, seed: int, num_samples: int) -> None:
-        if num_samples < 1:
-            raise ValueError(f"an order needs at least one sample, got {num_samples}")
-        self.seed = seed
-        self.num_samples = num_samples
+        self.seed, self.num_samples = seed, num_samples
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
     def __call__(self, position: int) -> int:
@@ -75,19 +72,15 @@ class SampleOrder:
 class PositionBatches(Sampler[list[int]]):
     """Positions of each step in [start, stop) that one rank handles; starts at any step without walking up to it.
 
-    Rank `r` of `w` takes the r-th of w equal slices of the step's global batch.
+    Rank `r` (from 0) of `num_ranks` takes the r-th of as many equal slices of the step's global batch.
     """
 
     start: int
-    """First step."""
     stop: int
-    """One past the last step."""
     batch_size: int
     """Number of samples of one step over all ranks; a multiple of `num_ranks`."""
     rank: int = 0
-    """Which of the ranks this is, from 0."""
     num_ranks: int = 1
-    """Number of ranks that share each step."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.num_ranks:

@@ -22,8 +22,8 @@ from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
 from ..model.text import synonyms_of
-from .image_counts import Counts, ImageCounts
-from .metrics import ConfusionMatrix
+from .image_counts import ImageCounts
+from .metrics import ConfusionMatrix, Counts
 from .result import Evaluation
 
 
@@ -73,14 +73,17 @@ def evaluate_model(
             continue
         prediction = predict_label_map(model, image, text_features, settings)
         counts[sample_id] = confusion.update(manifest.fold(prediction), labels)
+    seen, fold = seen_classes(vocabulary.classes, trained_on), manifest.fold_from
+    if fold is not None:  # what is folded into the background counts as seen if any of it is
+        seen = (*seen[:fold], any(seen[fold:]))
     return Evaluation(
         confusion=confusion,
         classes=classes,
-        seen=_seen(manifest, trained_on),
+        seen=seen,
         num_images=len(counts),
         quarantined=tuple(sample.sample_id for sample in manifest.quarantined),
         unlabelled=tuple(unlabelled),
-        images=ImageCounts.stack(list(counts), list(counts.values()), len(classes)),
+        images=ImageCounts.stack(counts, len(classes)),
         source={**(source or {}), **_protocol(model, manifest, settings, max_images)},
         part=part,
     )
@@ -110,13 +113,6 @@ def _protocol(
         "fingerprint": hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12],
         "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
     }
-
-
-def _seen(manifest: Manifest, trained_on: Sequence[str]) -> tuple[bool, ...]:
-    """Of each class that is scored; what is folded into the background counts as seen if any of it is."""
-    seen = seen_classes(manifest.vocabulary.classes, trained_on)
-    fold = manifest.fold_from
-    return seen if fold is None else (*seen[:fold], any(seen[fold:]))
 
 
 def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[bool, ...]:

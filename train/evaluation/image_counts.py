@@ -4,13 +4,16 @@ The confusion matrices of thousands of images would be large; their diagonals an
 more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-Counts = npt.NDArray[np.int64]
+from .metrics import Counts
+
+COUNTS = ("hits", "true", "predicted")
+"""Names of what is counted of each image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,29 +30,23 @@ class ImageCounts:
     """(N, C) number of labelled pixels that were predicted as each class."""
 
     @staticmethod
-    def stack(
-        image_ids: Sequence[str], matrices: Sequence[tuple[Counts, Counts, Counts]], classes: int
-    ) -> "ImageCounts":
-        """From (hits, true, predicted), each (C,), of every image."""
-        stacked = np.array(matrices, dtype=np.int64).reshape(len(image_ids), 3, classes)
-        return ImageCounts(image_ids=tuple(image_ids), hits=stacked[:, 0], true=stacked[:, 1], predicted=stacked[:, 2])
+    def stack(images: Mapping[str, tuple[Counts, Counts, Counts]], classes: int) -> "ImageCounts":
+        """From (hits, true, predicted), each (C,), of every image by its id."""
+        stacked = np.array(list(images.values()), dtype=np.int64).reshape(len(images), 3, classes)
+        return ImageCounts(image_ids=tuple(images), hits=stacked[:, 0], true=stacked[:, 1], predicted=stacked[:, 2])
 
     @staticmethod
     def joined(parts: Sequence["ImageCounts"]) -> "ImageCounts":
         """All images of several parts."""
         return ImageCounts(
             image_ids=tuple(name for part in parts for name in part.image_ids),
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ("hits", "true", "predicted")},
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in COUNTS},
         )
 
     def resampled_miou(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """mIoU of samples of the images, over the classes that are true or predicted somewhere in the sample.
 
-        Args:
-            weights: (B, N), how often each image is in each sample.
-
-        Returns:
-            (B,), NaN for a sample without any class.
+        `weights` (B, N) says how often each image is in each sample. Returns (B,), NaN for a sample without any class.
         """
         hits = weights @ self.hits.astype(np.float64)
         union = weights @ (self.true + self.predicted - self.hits).astype(np.float64)

@@ -7,7 +7,6 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ...common.errors import ConfigError
@@ -15,6 +14,7 @@ from ..errors import ShapeError
 from ..losses.numerics import check_choice
 
 Integers = npt.NDArray[np.integer[Any]]
+Counts = npt.NDArray[np.int64]
 Over = Literal["union", "ground_truth"]
 
 
@@ -41,7 +41,7 @@ class ConfusionMatrix:
     """Number of classes C; labels and predictions are 0..C-1."""
     ignore_index: int
     """Label of pixels that belong to no class."""
-    matrix: npt.NDArray[np.int64] = field(init=False)
+    matrix: Counts = field(init=False)
     """(C, C) int64 number of pixels; row = true class, column = predicted class."""
 
     def __post_init__(self) -> None:
@@ -52,9 +52,7 @@ class ConfusionMatrix:
             )
         self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
-    def update(
-        self, prediction: Tensor | Integers, labels: Tensor | Integers
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def update(self, prediction: Tensor | Integers, labels: Tensor | Integers) -> tuple[Counts, Counts, Counts]:
         """Count the pixels of one or more images.
 
         Args:
@@ -70,16 +68,15 @@ class ConfusionMatrix:
         """
         true, predicted = _as_int64("labels", labels), _as_int64("prediction", prediction)
         if true.shape != predicted.shape:
-            raise ShapeError(f"labels {tuple(true.shape)} and prediction {tuple(predicted.shape)} differ in shape")
-        true, predicted = true.flatten(), predicted.flatten().to(true.device)
+            raise ShapeError(f"labels {true.shape} and prediction {predicted.shape} differ in shape")
         self._check_ids("prediction", predicted)
         counted = true != self.ignore_index
         true, predicted = true[counted], predicted[counted]
         self._check_ids("labels", true)
-        pixels = torch.bincount(self.num_classes * true + predicted, minlength=self.num_classes**2)
-        counted_now = pixels.reshape(self.num_classes, self.num_classes).cpu().numpy()
+        pixels = np.bincount(self.num_classes * true + predicted, minlength=self.num_classes**2)
+        counted_now = pixels.reshape(self.num_classes, self.num_classes)
         self.matrix += counted_now
-        return np.diagonal(counted_now).copy(), counted_now.sum(axis=1), counted_now.sum(axis=0)
+        return _margins(counted_now)
 
     def __add__(self, other: Self) -> Self:
         """metric(A) + metric(B) = metric(A and B). ShapeError if they count different classes."""
@@ -94,12 +91,13 @@ class ConfusionMatrix:
 
     def iou(self) -> npt.NDArray[np.float64]:
         """Intersection over union of each class, (C,); NaN where a class has neither true nor predicted pixels."""
-        hits, union = self._hits(), self._true() + self._predicted() - self._hits()
-        return _ratio(hits, union)
+        hits, true, predicted = _margins(self.matrix)
+        return _ratio(hits, true + predicted - hits)
 
     def accuracy(self) -> npt.NDArray[np.float64]:
         """Share of each class's true pixels that were found, (C,); NaN where a class has none."""
-        return _ratio(self._hits(), self._true())
+        hits, true, _ = _margins(self.matrix)
+        return _ratio(hits, true)
 
     def miou(self, over: Over = "union") -> float:
         """IoU averaged over classes.
@@ -112,26 +110,27 @@ class ConfusionMatrix:
         """
         check_choice("set of classes", over, get_args(Over))
         iou = self.iou()
-        return _mean(iou[self._true() > 0] if over == "ground_truth" else iou[~np.isnan(iou)])
+        return _mean(iou[self.matrix.any(axis=1)] if over == "ground_truth" else iou[~np.isnan(iou)])
 
     def pixel_accuracy(self) -> float:
         """Share of all labelled pixels that were predicted right."""
-        return float(_ratio(self._hits().sum(), self._true().sum()))
+        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
 
     def mean_accuracy(self) -> float:
         """Accuracy averaged over the classes that occur in the ground truth."""
-        return _mean(self.accuracy()[self._true() > 0])
+        return _mean(self.accuracy()[self.matrix.any(axis=1)])
 
     def frequency_weighted_iou(self) -> float:
         """IoU weighted by each class's share of the labelled pixels."""
-        true = self._true()
+        true = self.matrix.sum(axis=1)
         present = true > 0
         return float((self.iou()[present] * true[present]).sum() / true.sum()) if present.any() else math.nan
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Everything above for JSON: fractions 0..1, None where undefined; `classes` are the C names."""
         self._check_names(classes)
-        rows = zip(classes, self.iou(), self.accuracy(), self._true(), self._predicted(), strict=True)
+        _, true, predicted = _margins(self.matrix)
+        rows = zip(classes, self.iou(), self.accuracy(), true, predicted, strict=True)
         return {
             "miou": _json(self.miou()),
             "miou_ground_truth_classes": _json(self.miou("ground_truth")),
@@ -139,7 +138,7 @@ class ConfusionMatrix:
             "mean_accuracy": _json(self.mean_accuracy()),
             "frequency_weighted_iou": _json(self.frequency_weighted_iou()),
             "num_classes": self.num_classes,
-            "num_classes_in_ground_truth": int((self._true() > 0).sum()),
+            "num_classes_in_ground_truth": int((true > 0).sum()),
             "num_classes_averaged": int((~np.isnan(self.iou())).sum()),
             "num_pixels": int(self.matrix.sum()),
             "classes": [
@@ -147,17 +146,17 @@ class ConfusionMatrix:
                     "name": name,
                     "iou": _json(iou),
                     "accuracy": _json(accuracy),
-                    "true_pixels": int(true),
-                    "predicted_pixels": int(predicted),
+                    "true_pixels": int(true_px),
+                    "predicted_pixels": int(predicted_px),
                 }
-                for name, iou, accuracy, true, predicted in rows
+                for name, iou, accuracy, true_px, predicted_px in rows
             ],
         }
 
     def table(self, classes: Sequence[str], rows: int = 10) -> str:
         """A text for the terminal, in percent: the averages, then the `rows` best and worst classes that occur."""
         self._check_names(classes)
-        iou, accuracy, true = self.iou(), self.accuracy(), self._true()
+        iou, accuracy, true = self.iou(), self.accuracy(), self.matrix.sum(axis=1)
         order: list[int] = sorted(np.flatnonzero(true).tolist(), key=lambda index: (-iou[index], index))
         shown = order if len(order) <= 2 * rows else [*order[:rows], None, *order[-rows:]]
         width = max([len("class"), *(len(classes[index]) for index in shown if index is not None)])
@@ -179,41 +178,29 @@ class ConfusionMatrix:
         ]
         return "\n".join(lines)
 
-    def _hits(self) -> npt.NDArray[np.int64]:
-        return np.diagonal(self.matrix)
-
-    def _true(self) -> npt.NDArray[np.int64]:
-        true: npt.NDArray[np.int64] = self.matrix.sum(axis=1)
-        return true
-
-    def _predicted(self) -> npt.NDArray[np.int64]:
-        predicted: npt.NDArray[np.int64] = self.matrix.sum(axis=0)
-        return predicted
-
-    def _check_ids(self, what: str, ids: Tensor) -> None:
-        if not ids.numel():
-            return
-        low, high = (int(value) for value in ids.aminmax())
+    def _check_ids(self, what: str, ids: Counts) -> None:
+        low, high = ids.min(initial=0), ids.max(initial=0)
         if low < 0 or high >= self.num_classes:
-            raise ShapeError(
-                f"{what}: expected ids 0..{self.num_classes - 1}"
-                f"{f' or {self.ignore_index} (ignore)' if what == 'labels' else ''}, got {low if low < 0 else high}",
-                hint="do labels, predictions and this metric use one vocabulary?",
-            )
+            ignored = f" or {self.ignore_index} (ignore)" if what == "labels" else ""
+            expected, got = f"ids 0..{self.num_classes - 1}{ignored}", low if low < 0 else high
+            hint = "do labels, predictions and this metric use one vocabulary?"
+            raise ShapeError.mismatch(what, expected, got, hint)
 
     def _check_names(self, classes: Sequence[str]) -> None:
         if len(classes) != self.num_classes:
             raise ShapeError(f"expected {self.num_classes} class names, got {len(classes)}")
 
 
-def _as_int64(what: str, ids: Tensor | Integers) -> Tensor:
-    if isinstance(ids, Tensor):
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ShapeError(f"{what}: expected integer ids, got {ids.dtype}")
-        return ids.long()
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise ShapeError(f"{what}: expected integer ids, got {ids.dtype}")
-    return torch.from_numpy(ids.astype(np.int64))
+def _margins(matrix: Counts) -> tuple[Counts, Counts, Counts]:
+    """Hits, true pixels and predicted pixels of each class, each (C,)."""
+    return np.diagonal(matrix).copy(), matrix.sum(axis=1), matrix.sum(axis=0)
+
+
+def _as_int64(what: str, ids: Tensor | Integers) -> Counts:
+    array = ids.cpu().numpy() if isinstance(ids, Tensor) else ids
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ShapeError.mismatch(what, "integer ids", ids.dtype)
+    return array.astype(np.int64)
 
 
 def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -15,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ... import __version__
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_json, atomic_write
 from ...common.text import Part, preview
 from ..errors import EvaluationError
-from .image_counts import ImageCounts
+from .image_counts import COUNTS, ImageCounts
 from .metrics import ConfusionMatrix
+
+COLUMNS: Mapping[str, str] = {
+    "ade20k-847": "A-847",
+    "pascal-context-459": "PC-459",
+    "ade20k-150": "A-150",
+    "pascal-context-59": "PC-59",
+    "pascal-voc-20": "PAS-20",
+    "pascal-voc-20b": "PAS-20b",
+}
+"""Name of a data set -> its column in the paper's tables, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +70,6 @@ class Evaluation:
         """About 95 % of the mIoU over images (ImageCounts.interval); None where images are few or not known."""
         return self.images.interval() if self.images is not None and len(self.images.image_ids) > 1 else None
 
-    def with_counts(self, matrix: npt.NDArray[np.int64]) -> "Evaluation":
-        """The same evaluation with other pixel counts (C, C): those of all parts, added."""
-        confusion = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore_index)
-        confusion.matrix = matrix
-        return replace(self, confusion=confusion, images=None)
-
     def document(self) -> dict[str, Any]:
         """Everything as JSON: fractions 0..1, None where there is nothing to average."""
         summary = self.confusion.summary(self.classes)
@@ -102,10 +105,8 @@ class Evaluation:
             if ids:
                 lines.append(f"{len(ids)} {what} samples left out: {preview(ids)}")
         if shared := self.source.get("shared_prompts"):
-            count = sum(len(ids) for ids in shared.values())
-            lines.append(
-                f"{count} classes share their prompt with another and cannot be told apart: {', '.join(shared)}"
-            )
+            named = f"{sum(map(len, shared.values()))} classes share their prompt with another"
+            lines.append(f"{named} and cannot be told apart: {', '.join(shared)}")
         return "\n".join(lines)
 
     def scalars(self) -> dict[str, float]:
@@ -122,33 +123,26 @@ class Evaluation:
         """Write `name.json`, and as `name.npz` the matrix, its class names and every image's counts.
 
         A part's name says which it is. A result of that name on other samples or by another protocol stays: then this
-        one's name gets a hash.
-
-        Returns:
-            The JSON's path.
+        one's name gets a hash. Returns the JSON's path.
         """
         if self.part:
             name += f".part-{self.part.number}-of-{self.part.parts}"
         if _is_of_another(folder / f"{name}.json", self.source):
             name = f"{name}-{self.source['fingerprint']}-{self.source['manifest'][:6]}"
-        arrays: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
+        arrays: dict[str, Any] = {"confusion": self.confusion.matrix, "classes": np.array(self.classes)}
         if self.images:
             arrays["image_ids"] = np.array(self.images.image_ids)
-            arrays |= {f"image_{part}": getattr(self.images, part) for part in ("hits", "true", "predicted")}
+            arrays |= {f"image_{part}": getattr(self.images, part) for part in COUNTS}
         buffer = BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         atomic_write(folder / f"{name}.npz", buffer.getvalue())
         path = folder / f"{name}.json"
-        atomic_write(path, (json.dumps(self.document(), indent=1) + "\n").encode())
+        atomic_json(path, self.document())
         return path
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What `Evaluation.write` wrote as this JSON file and the .npz beside it.
-
-    Raises:
-        EvaluationError: The files are not such a result.
-    """
+    """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError for others."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz")) as arrays:
@@ -157,7 +151,7 @@ def read_evaluation(path: Path) -> Evaluation:
             confusion.matrix = arrays["confusion"]
             images = ImageCounts(
                 image_ids=tuple(arrays["image_ids"].tolist()),
-                **{part: arrays[f"image_{part}"] for part in ("hits", "true", "predicted")},
+                **{part: arrays[f"image_{part}"] for part in COUNTS},
             )
         return Evaluation(
             confusion=confusion,
@@ -171,19 +165,12 @@ def read_evaluation(path: Path) -> Evaluation:
             part=Part(*document["part"]) if document["part"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(
-            f"{path}: not a result of `physseg evaluate`: {error}", hint="Name the .json file; its .npz lies beside it."
-        ) from error
+        hint = "Name the .json file; its .npz lies beside it."
+        raise EvaluationError(f"{path}: not a result of `physseg evaluate`: {error}", hint=hint) from error
 
 
 def merge(files: Sequence[Path]) -> Evaluation:
-    """One evaluation of all parts.
-
-    Raises:
-        EvaluationError: Parts are missing, double, or of different evaluations.
-    """
-    if not files:
-        raise EvaluationError("nothing to merge", hint="Name the JSON files of all parts.")
+    """One evaluation of all parts. Raises EvaluationError if some are missing, double, or of different evaluations."""
     found = _by_number(files)
     whole = range(1, _part(next(iter(found.values()))).parts + 1)
     if missing := [number for number in whole if number not in found]:
@@ -200,6 +187,17 @@ def merge(files: Sequence[Path]) -> Evaluation:
         images=ImageCounts.joined([part.images for part in ordered if part.images is not None]),
         part=None,
     )
+
+
+def paper_table(name: str, results: Mapping[str, Evaluation]) -> str:
+    """A Markdown table of one row: mIoU in percent of each data set, by the set's name, in the paper's columns.
+
+    Over the classes that are true or predicted, as detectron2 0.6 (see ConfusionMatrix.miou); the results' files have
+    the average over the ground truth's classes, too.
+    """
+    values = [f"{100 * results[data].confusion.miou():.1f}" if data in results else "-" for data in COLUMNS]
+    rows = [["mIoU, %", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *values]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def whole_name(file: Path) -> str:
@@ -251,16 +249,7 @@ def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
 
 _GROUPS = (("seen", True), ("unseen", False))
 
-_SOURCE = (
-    "run",
-    "step",
-    "weights",
-    "dataset",
-    "vocabulary",
-    "manifest",
-    "ignore_index",
-    "protocol",
-    "fingerprint",
-    "shared_prompts",
-)
+_MODEL_KEYS = ("run", "step", "weights")
+_PROTOCOL_KEYS = ("dataset", "vocabulary", "manifest", "ignore_index", "protocol", "fingerprint", "shared_prompts")
+_SOURCE = (*_MODEL_KEYS, *_PROTOCOL_KEYS)
 """Keys of a result that say what it is of."""

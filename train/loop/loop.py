@@ -7,14 +7,15 @@ promises beyond it). Other numbers of ranks or micro-batches see the same sample
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 from tqdm import tqdm
 
 from ...common.atomic import remove_partials
@@ -23,24 +24,17 @@ from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
 from ...common.text import Part, preview
 from ...manifests.manifest import Manifest
+from .. import optim
 from ..config import RESUMABLE_KEYS, TrainConfig
-from ..data.dataset import Batch, TrainSamples, batches, data_identity, quarantined_ids, to_device
+from ..data.dataset import Batch, TrainSamples, batches, to_device
 from ..data.order import PositionBatches
 from ..errors import NonFiniteLossError, RankError
 from ..evaluation.evaluate import evaluate_model
 from ..evaluation.result import Evaluation
 from ..model.backbones.clip_presets import PRETRAINED
-from ..model.bounded import set_recompute
+from ..model.bounded import bounded_parts
 from ..model.inference import InferenceSettings
 from ..model.segmenter import Segmenter
-from ..optim import (
-    build_optimizer,
-    clip_gradients,
-    learning_rate_factor,
-    learning_rates,
-    require_finite,
-    set_learning_rate,
-)
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -96,8 +90,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
     with joined(config.device) as ranks:
         _check_batch_size(config, ranks)
         with run.locked() if ranks.is_main else nullcontext():
-            training = _Training(config, run, ranks)
-            return training.run_until(min(stop_at or config.steps, config.steps), progress=progress)
+            return _Training(config, run, ranks).run_until(min(stop_at or config.steps, config.steps), progress)
 
 
 class _Training:
@@ -113,33 +106,27 @@ class _Training:
             structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
             self.vocabulary = self.samples.reader.schema.vocabulary
-            self.identity = data_identity(self.samples)
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
             self._begin_or_check_run()
         torch.manual_seed(config.seed)
         self.model = Segmenter(config.model)
-        set_recompute(self.model, config.recompute)
+        for part in bounded_parts(self.model):
+            part.recompute = config.recompute
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
-        self.optimizer: AdamW = build_optimizer(self.model, config.optim)
-        self.ema: ModelEma | None = None
+        self.optimizer = optim.build_optimizer(self.model, config.optim)
         self.step = self.saved_step = self._resume_or_begin()
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
 
-    def run_until(self, stop_at: int, *, progress: bool) -> TrainResult:
+    def run_until(self, stop_at: int, progress: bool) -> TrainResult:
         """Train until `stop_at` steps have been taken."""
-        started, first_step = time.perf_counter(), self.step
+        started, first_step, steps = time.perf_counter(), self.step, self.config.steps
+        hidden = not (progress and self.ranks.is_main)
         with (
             self._open_log() as log,
-            tqdm(
-                total=self.config.steps,
-                initial=first_step,
-                unit="step",
-                disable=not (progress and self.ranks.is_main),
-                smoothing=0.1,
-            ) as bar,
+            tqdm(total=steps, initial=first_step, unit="step", disable=hidden, smoothing=0.1) as bar,
             StopSignals() as stop,
         ):
             self._log_start(log, stop_at)
@@ -149,12 +136,12 @@ class _Training:
             except PhyssegError:
                 self._save()  # raised between steps: the weights are whole
                 raise
-            log.event("end", self.step, finished=self.step >= self.config.steps, stopped_by=stopped_by)
+            log.event("end", self.step, finished=self.step >= steps, stopped_by=stopped_by)
         return TrainResult(
             run=self.run.path,
             step=self.step,
             first_step=first_step,
-            finished=self.step >= self.config.steps,
+            finished=self.step >= steps,
             stopped_by=stopped_by,
             seconds=time.perf_counter() - started,
             rank=self.ranks.rank,
@@ -165,12 +152,13 @@ class _Training:
         config, meter = self.config, AverageMeter(self.config.batch_size)
         data = _Data(self._stream(stop_at), meter, stop)
         data.fetch()
-        while self.step < stop_at and not self.ranks.any(data.must_stop):
+        while self.step < stop_at and not self.ranks.any(bool(stop.received or data.failure)):
             batch = data.batch
             assert batch is not None
-            set_learning_rate(self.optimizer, learning_rate_factor(self.step, config.steps, config.optim.warmup_steps))
+            factor = optim.learning_rate_factor(self.step, config.steps, config.optim.warmup_steps)
+            optim.set_learning_rate(self.optimizer, factor)
             parts = self._gradients(to_device(batch, self.device))
-            parts["gradient_norm"] = clip_gradients(self.optimizer, config.optim.max_gradient_norm)
+            parts["gradient_norm"] = optim.clip_gradients(self.optimizer, config.optim.max_gradient_norm)
             data.fetch()  # while the device is at work
             self._take_step(log, batch, parts, meter)
             bar.update()
@@ -183,7 +171,8 @@ class _Training:
                     self._evaluate(log)
         if meter:
             self._log_means(log, bar, meter)
-        stopped_by = self._why_stopped(data)
+        self._raise_if_any_failed(data.failure)
+        stopped_by = next((signal for signal in self.ranks.gather(stop.received) if signal), None)
         self._save()
         return stopped_by
 
@@ -205,7 +194,7 @@ class _Training:
     def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: AverageMeter) -> None:
         """Change the weights, unless a number says that would ruin them."""
         try:
-            values = require_finite(parts, step=self.step, sample_ids=batch["sample_ids"])
+            values = optim.require_finite(parts, step=self.step, sample_ids=batch["sample_ids"])
         except NonFiniteLossError as error:
             sample_ids = [name for names in self.ranks.gather(batch["sample_ids"]) for name in names]
             log.event("non_finite", self.step, parts=error.fields["parts"], sample_ids=sample_ids)
@@ -213,14 +202,8 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.step)
+        self.ema.update(self.step)
         meter.count(values)
-
-    def _why_stopped(self, data: "_Data") -> str | None:
-        """Raises what stopped the data of any rank; else the name of the signal that any received, if any."""
-        self._raise_if_any_failed(data.failure)
-        return next((signal for signal in self.ranks.gather(data.stop.received) if signal is not None), None)
 
     def _raise_if_any_failed(self, failure: PhyssegError | None) -> None:
         """Raises this rank's failure, or RankError for that of another one: all ranks end together."""
@@ -232,12 +215,9 @@ class _Training:
                 raise RankError(f"stopped at step {self.step} because rank {rank} failed: {text}")
 
     def _stream(self, stop_at: int) -> Iterator[Batch]:
+        batch_size, ranks = self.config.batch_size, self.ranks
         sampler = PositionBatches(
-            start=self.step,
-            stop=stop_at,
-            batch_size=self.config.batch_size,
-            rank=self.ranks.rank,
-            num_ranks=self.ranks.size,
+            start=self.step, stop=stop_at, batch_size=batch_size, rank=ranks.rank, num_ranks=ranks.size
         )
         return batches(self.samples, sampler, pin_memory=self.device.type == "cuda")
 
@@ -245,12 +225,12 @@ class _Training:
         settings = to_dict(self.config)
         model = settings.pop("model")
         if self.run.exists():
-            current = {"model": model, "training": settings, "data": self.identity}
+            current = {"model": model, "training": settings, "data": self.samples.identity}
             self.run.check_same(current, resumable=RESUMABLE_KEYS)
         else:
             origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
-            classes = self.vocabulary.classes
-            self.run.create(model=model, training=settings, data=self.identity, classes=classes, origin=origin)
+            data, classes = self.samples.identity, self.vocabulary.classes
+            self.run.create(model=model, training=settings, data=data, classes=classes, origin=origin)
 
     # --- checkpoints ---
 
@@ -258,13 +238,10 @@ class _Training:
         """Write a checkpoint of this step, unless there is one."""
         if not self.ranks.is_main or self.step == self.saved_step:
             return
-        state = CheckpointState(
-            step=self.step, model=to_dict(self.config.model), classes=self.vocabulary.classes, data=self.identity
-        )
-        trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()}
-        if self.ema is not None:
-            trainer["weights"] = self.ema.trained_weights()
-        with self._evaluated_weights():
+        model, data = to_dict(self.config.model), self.samples.identity
+        state = CheckpointState(step=self.step, model=model, classes=self.vocabulary.classes, data=data)
+        trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()} | self.ema.state()
+        with self.ema.in_place():
             checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
         self.saved_step = self.step
         self._prune()
@@ -281,20 +258,16 @@ class _Training:
         if not checkpoint.steps(self.run.checkpoints):
             if self.clip_weights is not None:
                 load_clip_weights(self.model.clip, self.clip_weights.path)
-            self.ema = self._new_ema()
+            self.ema = ModelEma(self.model, self.config.ema_decay)
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
         state = checkpoint.load_model(path, self.model, to_dict(self.config.model))
         trainer = checkpoint.load_trainer(path)
         self.optimizer.load_state_dict(trainer["optimizer"])
-        self.ema = self._new_ema()
-        if self.ema is not None:
-            self.ema.restore(trainer["weights"])
+        self.ema = ModelEma(self.model, self.config.ema_decay)
+        self.ema.restore(trainer)
         set_random_state(trainer["random"])
         return state.step
-
-    def _new_ema(self) -> ModelEma | None:
-        return ModelEma(self.model, self.config.ema_decay) if self.config.ema_decay else None
 
     # --- evaluation ---
 
@@ -314,9 +287,8 @@ class _Training:
         assert self.eval_manifest is not None
         self._save()  # an evaluation takes long, and may be killed
         part, failure = None, None
-        self.model.eval()
         try:
-            with self._evaluated_weights():
+            with self.ema.in_place():
                 part = evaluate_model(
                     self.model,
                     self.eval_manifest,
@@ -328,12 +300,13 @@ class _Training:
                 )
         except PhyssegError as error:
             failure = error
-        self.model.train()
         self._raise_if_any_failed(failure)
         assert part is not None
-        self._keep_if_best(log, part.with_counts(ranks.total(part.confusion.matrix)))
+        whole = replace(part, confusion=reduce(add, ranks.gather(part.confusion)), images=None)
+        self._keep_if_best(whole)
+        log.scalars(self.step, whole.scalars())  # last: what is logged is done
 
-    def _keep_if_best(self, log: RunLog, result: Evaluation) -> None:
+    def _keep_if_best(self, result: Evaluation) -> None:
         settings, miou = self.config.eval, result.confusion.miou()
         if settings.keep_best and self.ranks.is_main:
             of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
@@ -343,11 +316,6 @@ class _Training:
             if best is None or not kept or best["step"] >= self.step or best["of"] != of or miou > best["miou"]:
                 self.run.set_best({"step": self.step, "miou": miou, "of": of})
                 self._prune()
-        log.scalars(self.step, result.scalars())  # last: what is logged is done
-
-    def _evaluated_weights(self) -> AbstractContextManager[None]:
-        """Inside, the model holds what it is evaluated with: the moving averages, where there are any."""
-        return self.ema.in_place() if self.ema is not None else nullcontext()
 
     # --- log ---
 
@@ -357,12 +325,12 @@ class _Training:
         return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step)
 
     def _log_means(self, log: RunLog, bar: "tqdm[Any]", meter: AverageMeter) -> None:
-        values = meter.take() | learning_rates(self.optimizer)
+        values = meter.take() | optim.learning_rates(self.optimizer)
         log.scalars(self.step, values)
         bar.set_postfix_str(f"loss {values['loss/total']:.3f}, data wait {values['speed/data_wait']:.0%}")
 
     def _log_start(self, log: RunLog, stop_at: int) -> None:
-        left_out = quarantined_ids(self.samples.reader)
+        left_out = self.samples.quarantined
         log.event(
             "start",
             self.step,
@@ -393,11 +361,6 @@ class _Data:
     failure: PhyssegError | None = None
     batch: Batch | None = None
 
-    @property
-    def must_stop(self) -> bool:
-        """Whether a signal came, or no batch."""
-        return self.stop.received is not None or self.failure is not None
-
     def fetch(self) -> None:
         """Take the next batch from the stream, unless a signal asked to stop."""
         if self.stop.received is not None:
@@ -413,9 +376,7 @@ class _Data:
 
 
 def _check_batch_size(config: TrainConfig, ranks: Ranks) -> None:
-    if config.batch_size % (ranks.size * config.accumulate):
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be spread evenly over {ranks.size} ranks x accumulate "
-            f"{config.accumulate}",
-            hint=f"batch_size is that of all together: a multiple of {ranks.size * config.accumulate}",
-        )
+    size, spread = config.batch_size, f"{ranks.size} ranks x accumulate {config.accumulate}"
+    if size % (ranks.size * config.accumulate):
+        hint = f"batch_size is that of all together: a multiple of {ranks.size * config.accumulate}"
+        raise ConfigError(f"batch_size {size} cannot be spread evenly over {spread}", hint=hint)

@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,10 +47,10 @@ class Ranks:
     def main_process_first(self) -> Iterator[None]:
         """The first rank does what is inside, then the others: what it creates is there for them."""
         if not self.is_main:
-            self._wait()
+            self.any(False)  # which waits for all
         yield
         if self.is_main:
-            self._wait()
+            self.any(False)
 
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
@@ -74,25 +72,13 @@ class Ranks:
             for (name, value), part in zip(values.items(), parts, strict=True)
         }
 
-    def total(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Sum over ranks of an int64 array."""
-        if self.size == 1:
-            return counts
-        summed = torch.from_numpy(counts).to(self.device, copy=True)
-        dist.all_reduce(summed)
-        return summed.cpu().numpy()
-
     def gather(self, value: Any) -> list[Any]:
-        """What every rank passes, by rank; small picklable things."""
+        """What every rank passes, by rank; picklable things of a few MB at most."""
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
-
-    def _wait(self) -> None:
-        if self.size > 1:
-            self.any(False)
 
 
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:

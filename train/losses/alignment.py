@@ -51,10 +51,8 @@ def patch_weights(
         [[[0.0, 0.375, 0.0, 0.25]]]
     """
     if cell_classes.ndim != 4 or cell_classes.shape != cell_counts.shape:
-        raise ShapeError(
-            f"expected cell_classes and cell_counts of one shape (B, K, h, w), "
-            f"got {tuple(cell_classes.shape)} and {tuple(cell_counts.shape)}"
-        )
+        got = f"{tuple(cell_classes.shape)} and {tuple(cell_counts.shape)}"
+        raise ShapeError(f"expected cell_classes and cell_counts of one shape (B, K, h, w), got {got}")
     counts = torch.where(cell_classes == ignore_index, 0, cell_counts)
     index = torch.where(cell_classes == ignore_index, 0, cell_classes).long()
     index, counts = _by_patch(index, cells_per_patch), _by_patch(counts, cells_per_patch).float()
@@ -105,10 +103,8 @@ def patch_alignment_loss(
     """
     check_choice("alignment loss", form, get_args(AlignmentForm))
     if similarity.ndim != 3 or similarity.shape != weights.shape:
-        raise ShapeError(
-            f"expected similarity and weights of one shape (B, N, T), "
-            f"got {tuple(similarity.shape)} and {tuple(weights.shape)}"
-        )
+        got = f"{tuple(similarity.shape)} and {tuple(weights.shape)}"
+        raise ShapeError(f"expected similarity and weights of one shape (B, N, T), got {got}")
     similarity = at_least_float32(similarity)
     weights = weights.to(similarity.dtype)
     share = weights.sum(-1)

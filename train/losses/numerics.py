@@ -17,10 +17,6 @@ def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Check a name that stands for a form.
-
-    Raises:
-        ConfigError: `name` is not one of `known`, which the message lists.
-    """
+    """Raise ConfigError, which lists the known names, for a name that is none of them."""
     if name not in known:
         raise ConfigError(f"unknown {what} {name!r}", hint=f"known: {', '.join(known)}")

@@ -41,9 +41,8 @@ def segmentation_loss(
         0.910038
     """
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
-        raise ShapeError(
-            f"expected logits (B, T, h, w) and labels (B, H, W), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+        got = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ShapeError(f"expected logits (B, T, h, w) and labels (B, H, W), got {got}")
     if 0 <= ignore_index < logits.shape[1]:
         raise ShapeError(f"ignore_index {ignore_index} is the id of one of the {logits.shape[1]} classes")
     size = (labels.shape[1], labels.shape[2])
@@ -51,10 +50,8 @@ def segmentation_loss(
     labelled = (labels != ignore_index)[:, None]
     counted = labelled if mask_ignored else torch.ones_like(labelled)
     index = torch.where(labelled, labels[:, None], 0)
-    if count is None:
-        count = counted.sum()
     total = cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, counted))
-    return divide_by_count(total, count) / logits.shape[1]
+    return divide_by_count(total, counted.sum() if count is None else count) / logits.shape[1]
 
 
 class _OneHotBCE(torch.autograd.Function):

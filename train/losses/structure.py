@@ -59,9 +59,8 @@ def structure_targets(
     if sigma_cells <= 0:
         raise ConfigError(f"sigma_cells must be positive, got {sigma_cells}")
     if maps.ndim != 4 or valid.shape != (maps.shape[0], *maps.shape[2:]):
-        raise ShapeError(
-            f"expected maps (B, S, H, W) and valid (B, H, W), got {tuple(maps.shape)} and {tuple(valid.shape)}"
-        )
+        got = f"{tuple(maps.shape)} and {tuple(valid.shape)}"
+        raise ShapeError(f"expected maps (B, S, H, W) and valid (B, H, W), got {got}")
     height, width = maps.shape[2:]
     if height % size[0] or width % size[1]:
         raise ShapeError(f"maps of {height} x {width} px do not divide into {size[0]} x {size[1]} cells")
@@ -122,10 +121,8 @@ def structure_losses(
     """
     check_choice("structure loss", form, tuple(_FORMS))
     if targets.shape != logits.shape or valid.shape != (logits.shape[0], 1, *logits.shape[2:]):
-        raise ShapeError(
-            f"expected targets {tuple(logits.shape)} and valid with one channel, as the logits; "
-            f"got {tuple(targets.shape)} and {tuple(valid.shape)}"
-        )
+        expected = f"targets {tuple(logits.shape)} and valid with one channel, as the logits"
+        raise ShapeError(f"expected {expected}; got {tuple(targets.shape)} and {tuple(valid.shape)}")
     logits = at_least_float32(logits)
     cells = _FORMS[form](logits, targets.to(logits.dtype), alpha, gamma, beta)
     if count is None:
@@ -142,9 +139,7 @@ def structure_count(targets: Tensor, valid: Tensor, form: StructureForm) -> Tens
 def _focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float, beta: float) -> Tensor:
     # kornia's is exactly the formula above for soft targets too. `ignore_index=None`: masking is ours, because its own
     # marks cells by a target value and leaves them in the mean.
-    cells: Tensor = binary_focal_loss_with_logits(
-        logits, targets, alpha=alpha, gamma=gamma, reduction="none", ignore_index=None
-    )
+    cells: Tensor = binary_focal_loss_with_logits(logits, targets, alpha, gamma, reduction="none", ignore_index=None)
     return cells
 
 

@@ -6,7 +6,7 @@ functions of tensors and compute in float32 at least, whatever precision the net
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import inf, isqrt
 from typing import Any, Protocol, get_args
 
 import torch
@@ -52,27 +52,18 @@ class LossConfig:
     """Form of L^sac: infonce, soft_ce or printed (`alignment.patch_alignment_loss`)."""
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("structure_form", get_args(StructureForm)),
-            ("structure_target", get_args(TargetMode)),
-            ("alignment_form", get_args(AlignmentForm)),
-        ):
-            check_choice(name, getattr(self, name), known)
-        for name, low, high in (
-            ("lambda_p", 0, float("inf")),
-            ("lambda_sac", 0, float("inf")),
-            ("alpha", 0, 1),
-            ("gamma", 0, float("inf")),
-            ("beta", 0, float("inf")),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected {low} to {high}")
+        forms = {"structure_form": StructureForm, "structure_target": TargetMode, "alignment_form": AlignmentForm}
+        for name, form in forms.items():
+            check_choice(name, getattr(self, name), get_args(form))
+        for name in ("lambda_p", "lambda_sac", "alpha", "gamma", "beta"):
+            value, highest = getattr(self, name), 1 if name == "alpha" else inf
+            if not 0 <= value <= highest:
+                raise ConfigError(f"{name} = {value}: expected 0 to {highest}")
         if not self.sigma_cells > 0:
             raise ConfigError(f"sigma_cells = {self.sigma_cells}: expected more than 0")
         if self.structure_form == "quality" and 0 < self.gamma < 1:
-            raise ConfigError(
-                f"gamma = {self.gamma}: the quality form has an infinite slope at s = y", hint="use 0, or 1 and more"
-            )
+            slope = f"gamma = {self.gamma}: the quality form has an infinite slope at s = y"
+            raise ConfigError(slope, hint="use 0, or 1 and more")
         if self.structure_form == "gaussian_focal" and self.structure_target == "soft":
             raise ConfigError(
                 "structure_form = 'gaussian_focal' needs cells with target 1, structure_target = 'soft' has hardly any",

@@ -6,7 +6,7 @@ activation checkpointing (Chen et al. 2016): nothing but the inputs is kept, and
 gradient is due.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ RECOMPUTED_BYTES = 2**27
 
 
 class Bounded(nn.Module):
-    """A module whose parts run through `run_part` and `in_pieces`; the functions below decide for a whole network."""
+    """A module whose parts run through `run_part` and `in_pieces`."""
 
     recompute: bool = False
+    """Whether activations are computed again for the gradient instead of kept."""
     working_bytes: int | None = None
+    """Bound on what this module holds in evaluation; None lifts the bound."""
 
     def run_part(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`part(*inputs)`; where gradients are wanted and `recompute` is set, only the inputs are kept for them."""
@@ -39,15 +41,6 @@ class Bounded(nn.Module):
         return torch.cat([self.run_part(part, piece) for piece in torch.split(x, count, dim)], dim)
 
 
-def set_recompute(network: nn.Module, recompute: bool) -> None:
-    """Choose whether the network computes activations again instead of keeping them for the gradient."""
-    for module in network.modules():
-        if isinstance(module, Bounded):
-            module.recompute = recompute
-
-
-def set_working_bytes(network: nn.Module, working_bytes: int | None) -> None:
-    """Bound what each part of the network holds in evaluation; None lifts the bound."""
-    for module in network.modules():
-        if isinstance(module, Bounded):
-            module.working_bytes = working_bytes
+def bounded_parts(network: nn.Module) -> Iterator[Bounded]:
+    """The parts of a network whose `recompute` and `working_bytes` decide what they hold."""
+    return (module for module in network.modules() if isinstance(module, Bounded))

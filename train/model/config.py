@@ -8,28 +8,17 @@ from ...common.settings import NameOrPath
 from .backbones.clip_presets import ClipArchitecture, clip_architecture
 from .text import TEMPLATE, Synonyms, read_templates
 
-# What a field of SegmenterConfig stands for when it is left at 0, () or "preset".
-_PUBLISHED: dict[str, Any] = {
-    "finetune": "qv",
-    "num_layers": 2,
-    "num_heads": 4,
-    "hidden_dim": 128,
-    "guidance_dim": 128,
-    "decoder_dims": (64, 32),
-    "decoder_guidance_dims": (256, 128),
-    "decoder_guidance_proj_dims": (32, 16),
-    "structure_dim": 256,
-}
-_TINY: dict[str, Any] = {
-    "finetune": "all",
-    "num_layers": 1,
-    "num_heads": 2,
-    "hidden_dim": 32,
-    "guidance_dim": 32,
-    "decoder_dims": (16, 8),
-    "decoder_guidance_dims": (32, 16),
-    "decoder_guidance_proj_dims": (16, 8),
-    "structure_dim": 32,
+# What a field of SegmenterConfig stands for when it is left at 0, () or "preset": as published, and for clip = "tiny".
+_SIZES: dict[str, tuple[Any, Any]] = {
+    "finetune": ("qv", "all"),
+    "num_layers": (2, 1),
+    "num_heads": (4, 2),
+    "hidden_dim": (128, 32),
+    "guidance_dim": (128, 32),
+    "decoder_dims": ((64, 32), (16, 8)),
+    "decoder_guidance_dims": ((256, 128), (32, 16)),
+    "decoder_guidance_proj_dims": ((32, 16), (16, 8)),
+    "structure_dim": (256, 32),
 }
 
 
@@ -94,8 +83,8 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         self._resolve_templates()
-        defaults = {**(_TINY if self.clip == "tiny" else _PUBLISHED), "alignment_dim": self.clip_sizes.embed_dim}
-        for name, value in defaults.items():
+        sizes = {name: tiny if self.clip == "tiny" else published for name, (published, tiny) in _SIZES.items()}
+        for name, value in {**sizes, "alignment_dim": self.clip_sizes.embed_dim}.items():
             if getattr(self, name) in (0, (), "preset"):
                 object.__setattr__(self, name, value)
         for field in fields(self):
@@ -116,10 +105,8 @@ class SegmenterConfig:
     def _resolve_templates(self) -> None:
         named = read_templates(self.prompts or "single") if self.prompts or not self.templates else self.templates
         if self.templates and named != self.templates:
-            raise ConfigError(
-                f"prompts: {self.prompts!r} stands for other templates than {self.templates}",
-                hint="give only one of them",
-            )
+            different = f"prompts: {self.prompts!r} stands for other templates than {self.templates}"
+            raise ConfigError(different, hint="give only one of them")
         object.__setattr__(self, "templates", named)
         object.__setattr__(self, "prompts", "")
 
@@ -132,21 +119,13 @@ class SegmenterConfig:
             raise ConfigError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if any(dim > 16 and dim % 16 for dim in self.decoder_dims):
             raise ConfigError(f"decoder_dims: groups of 16 channels are normalised, got {self.decoder_dims}")
-        for dim, of_guidance in zip(
-            (self.hidden_dim, self.decoder_dims[0]), self.decoder_guidance_proj_dims, strict=True
-        ):
-            if of_guidance >= dim:
-                raise ConfigError(
-                    f"decoder_guidance_proj_dims: {of_guidance} of a stage's {dim} channels leave none to the cost"
-                )
-        _check_templates(self.templates)
+        stages = (self.hidden_dim, self.decoder_dims[0])
+        for dim, guidance in zip(stages, self.decoder_guidance_proj_dims, strict=True):
+            if guidance >= dim:
+                left = f"{guidance} of a stage's {dim} channels leave none to the cost"
+                raise ConfigError(f"decoder_guidance_proj_dims: {left}")
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            wrong = f"templates: each needs exactly one {{}} for the class name, got {self.templates}"
+            raise ConfigError(wrong, hint=f"the published template is {TEMPLATE!r}")
         if len(set(self.structures)) != len(self.structures):
             raise ConfigError(f"structures: every name once, got {self.structures}")
-
-
-def _check_templates(templates: tuple[str, ...]) -> None:
-    if not templates or any(template.count("{}") != 1 for template in templates):
-        raise ConfigError(
-            f"templates: each needs exactly one {{}} for the class name, got {templates}",
-            hint=f"the published template is {TEMPLATE!r}",
-        )

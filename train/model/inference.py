@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...common.errors import ConfigError
 from ..errors import ShapeError
-from .bounded import set_working_bytes
+from .bounded import bounded_parts
 from .segmenter import Segmenter
 
 
@@ -144,7 +144,8 @@ def probability_maps(
     model.eval()
     try:
         at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
-        set_working_bytes(model, settings.memory_bytes // 8)
+        for part in bounded_parts(model):
+            part.working_bytes = settings.memory_bytes // 8
         for start in range(0, len(crops), at_once):
             found = model(crops[start : start + at_once], text_features).logits
             if start == 0:

@@ -56,11 +56,10 @@ class Segmenter(nn.Module):
         self.structure_head: StructureHead | None = None
         self.alignment_head: AlignmentHead | None = None
         if config.structures:
-            self.structure_head = StructureHead([arch.vision_width] * 4, len(config.structures), config.structure_dim)
+            self.structure_head = StructureHead(arch.vision_width, len(config.structures), config.structure_dim)
         if config.alignment:
-            self.alignment_head = AlignmentHead(
-                arch.embed_dim, config.alignment_dim, normalize=config.alignment_normalize
-            )
+            dim, normalize = config.alignment_dim, config.alignment_normalize
+            self.alignment_head = AlignmentHead(arch.embed_dim, dim, normalize=normalize)
         # On the CPU even where the model is made on the meta device, to be filled from a file: no file holds these.
         self.register_buffer("clip_mean", torch.tensor(CLIP_MEAN, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("clip_std", torch.tensor(CLIP_STD, device="cpu").view(3, 1, 1), persistent=False)
@@ -128,29 +127,32 @@ class Segmenter(nn.Module):
         Raises:
             ShapeError: The shapes do not fit, or the images are not floating.
         """
-        self._check(text_features)
-        arch = self.arch
-        wanted = {*arch.guidance_blocks, *(arch.structure_blocks if self._predicts_structure() else ())}
-        dense = self.encode_image(images, wanted)
+        expected, arch = (len(self.config.templates), self.arch.embed_dim), self.arch
+        if text_features.ndim != 3 or text_features.shape[1:] != expected or not len(text_features):
+            wanted, hint = f"(T, {expected[0]}, {expected[1]})", "pass what Segmenter.encode_text returned"
+            raise ShapeError.mismatch("text_features", wanted, tuple(text_features.shape), hint)
+        structure_head = self.structure_head if self.training else None
+        structure_blocks = arch.structure_blocks if structure_head is not None else ()
+        dense = self.encode_image(images, {*arch.guidance_blocks, *structure_blocks})
         patches = dense.tokens[:, 1:]
         near, fine = (_as_map(dense.blocks[block], arch.grid) for block in arch.guidance_blocks)
         guidance = (self.upsample1(near), self.upsample2(fine))
         logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance)
         structure_logits = similarity = None
-        if self.training and self.structure_head is not None:
-            structure_logits = self.structure_head(self._structure_levels(dense))
+        if structure_head is not None:
+            structure_logits = structure_head(self._structure_levels(dense))
         if self.training and self.alignment_head is not None:
             similarity = self.alignment_head(patches, text_features.mean(dim=1))
         return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
 
     def encode_image(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
-        """Dense CLIP features of crops; patches lie row by row on a square grid, tokens are not normalised.
+        """Dense CLIP features of crops as `forward` takes them, and of the image blocks whose outputs are wanted, too.
 
-        Args:
-            images: (B, 3, S, S) as `forward` takes them.
-            keep_blocks: Image blocks whose outputs are wanted, too.
+        Patches lie row by row on a square grid; tokens are not normalised.
         """
-        _check_images(images)
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise ShapeError.mismatch("images", "float (B, 3, S, S) in 0..255", got)
         encoder_size = (self.arch.image_px, self.arch.image_px)
         normalised = (images - self.clip_mean) / self.clip_std
         if normalised.shape[-2:] != encoder_size:
@@ -162,14 +164,8 @@ class Segmenter(nn.Module):
     def predict_structures(self, images: Tensor) -> Tensor:
         """What the structure head sees in crops, for analyses: `forward` computes it in training only.
 
-        Args:
-            images: (B, 3, S, S) as `forward` takes them.
-
-        Returns:
-            (B, S, 4 g, 4 g) probabilities of `config.structures`.
-
-        Raises:
-            ConfigError: The model has no structure head.
+        Images (B, 3, S, S) as `forward` takes them to probabilities (B, S, 4 g, 4 g) of `config.structures`. Raises
+        ConfigError if the model has no structure head.
         """
         if self.structure_head is None:
             raise ConfigError(
@@ -195,9 +191,6 @@ class Segmenter(nn.Module):
         """Names (as in `named_parameters`) of CLIP's parameters: those that take the scaled-down learning rate."""
         return frozenset(f"clip.{name}" for name, _ in self.clip.named_parameters())
 
-    def _predicts_structure(self) -> bool:
-        return self.training and self.structure_head is not None
-
     def _structure_levels(self, dense: DenseFeatures) -> list[Tensor]:
         """Maps (B, width, g, g) of the structure blocks, the deepest first."""
         return [_as_map(dense.blocks[block], self.arch.grid) for block in reversed(self.arch.structure_blocks)]
@@ -209,12 +202,6 @@ class Segmenter(nn.Module):
         last = f"visual.transformer.resblocks.{self.arch.vision_layers - 1}.attn."
         # The last image block has no attention, so its query and key weights cannot learn.
         return self.config.finetune == "all" and name not in (last + "q_proj_weight", last + "k_proj_weight")
-
-    def _check(self, text_features: Tensor) -> None:
-        expected = (len(self.config.templates), self.arch.embed_dim)
-        if text_features.ndim != 3 or text_features.shape[1:] != expected or not len(text_features):
-            wanted, hint = f"(T, {expected[0]}, {expected[1]})", "pass what Segmenter.encode_text returned"
-            raise ShapeError.mismatch("text_features", wanted, tuple(text_features.shape), hint)
 
 
 def blank_segmenter(config: SegmenterConfig) -> Segmenter:
@@ -233,11 +220,6 @@ class _NoInitialWeights(TorchFunctionMode):
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ShapeError.mismatch("images", "float (B, 3, S, S) in 0..255", f"{images.dtype} {tuple(images.shape)}")
 
 
 def _as_map(tokens: Tensor, side: int) -> Tensor:

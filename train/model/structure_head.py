@@ -54,15 +54,15 @@ class StructureHead(nn.Module):
     sigmoid is the loss's affair. See docs/method.md, Structures.
 
     Args:
-        level_dims: Channels of each level, in the order of `forward`'s argument.
+        level_dim: Channels of each level.
         structures: Number of maps to predict, S.
         hidden: Channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
 
     Raises:
-        ConfigError: There are not exactly four levels, no structure, or GroupNorm cannot split `hidden`.
+        ConfigError: GroupNorm cannot split `hidden`.
 
     Example:
-        >>> head = StructureHead([64, 64, 64, 64], structures=2, hidden=32)
+        >>> head = StructureHead(64, structures=2, hidden=32)
         >>> head([torch.rand(1, 64, 24, 24) for _ in range(4)]).shape
         torch.Size([1, 2, 96, 96])
     """
@@ -70,19 +70,11 @@ class StructureHead(nn.Module):
     #: Growth of the grid inside each Refine module; three modules, four levels, 4 x in all.
     scales = (1, 2, 2)
 
-    def __init__(self, level_dims: Sequence[int], structures: int, hidden: int = 256) -> None:
+    def __init__(self, level_dim: int, structures: int, hidden: int = 256) -> None:
         super().__init__()
-        if len(level_dims) != len(self.scales) + 1:
-            hint = "name four blocks of the image encoder, the deepest first"
-            raise ConfigError(
-                f"the structure head fuses {len(self.scales) + 1} levels, got {len(level_dims)}", hint=hint
-            )
-        if structures < 1:
-            hint = "build no head at all for a run without structures"
-            raise ConfigError(f"the structure head predicts at least one structure, got {structures}", hint=hint)
         if hidden < 8 or hidden % 8:
             raise ConfigError(f"hidden must be a positive multiple of 8, got {hidden}", hint="for example 32 or 256")
-        self.levels = nn.ModuleList(nn.Conv2d(dim, hidden, kernel_size=1) for dim in level_dims)
+        self.levels = nn.ModuleList(nn.Conv2d(level_dim, hidden, kernel_size=1) for _ in range(len(self.scales) + 1))
         self.refine = nn.ModuleList(Refine(hidden, scale) for scale in self.scales)
         self.predict = nn.Conv2d(hidden, structures, kernel_size=1)
         nn.init.constant_(cast(Tensor, self.predict.bias), -math.log((1 - PRIOR) / PRIOR))
@@ -101,9 +93,8 @@ class StructureHead(nn.Module):
             ShapeError: The head was built for another number of levels, or they lie on different grids.
         """
         if len(levels) != len(self.levels) or len({level.shape[-2:] for level in levels}) != 1:
-            raise ShapeError(
-                f"expected {len(self.levels)} levels on one grid, got shapes {[tuple(level.shape) for level in levels]}"
-            )
+            shapes = [tuple(level.shape) for level in levels]
+            raise ShapeError(f"expected {len(self.levels)} levels on one grid, got shapes {shapes}")
         maps = [conv(level) for conv, level in zip(self.levels, levels, strict=True)]
         fused = maps[0]
         for refine, level in zip(self.refine, maps[1:], strict=True):

@@ -72,14 +72,8 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: not empty and not a run folder", hint=hint)
         if classes:
             atomic_write(self.vocabulary_file, ("\n".join(classes) + "\n").encode())
-        document = {
-            "format": FORMAT,
-            "version": __version__,
-            "model": model,
-            "training": training,
-            "data": data,
-            "origin": origin,
-        }
+        document = {"format": FORMAT, "version": __version__, "model": model, "training": training}
+        document |= {"data": data, "origin": origin}
         atomic_write(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
 
     def read(self) -> dict[str, Any]:
@@ -115,8 +109,7 @@ class RunFolder:
         """
         saved = self.read()
         different: dict[str, tuple[Any, Any]] = {}
-        for part in ("model", "training", "data"):
-            prefix = {"model": "model", "training": "", "data": "store"}[part]
+        for part, prefix in (("model", "model"), ("training", ""), ("data", "store")):
             different |= differing_keys(saved[part], current[part], prefix)
         different = {key: pair for key, pair in different.items() if key not in resumable}
         if different:

@@ -15,9 +15,8 @@ from physseg.manifests.manifest import Manifest, Sample, Vocabulary
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
 from physseg.train.evaluation import evaluate
-from physseg.train.evaluation.benchmark_table import paper_table
 from physseg.train.evaluation.evaluate import evaluate_model, seen_classes
-from physseg.train.evaluation.result import Evaluation, merge, read_evaluation
+from physseg.train.evaluation.result import Evaluation, merge, paper_table, read_evaluation
 from physseg.train.loop.loop import train
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.inference import InferenceSettings

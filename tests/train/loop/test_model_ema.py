@@ -33,8 +33,8 @@ def test_restore_takes_the_averages_from_the_module() -> None:
     """As after loading a checkpoint, whose model file holds averages."""
     module = module_of(3.0)
     averages = ModelEma(module, 0.9)
-    averages.restore({"weight": torch.full((1, 1), 7.0)})
-    assert averages.trained_weights()["weight"].item() == 7.0 == module.weight.item()
+    averages.restore({"weights": {"weight": torch.full((1, 1), 7.0)}})
+    assert averages.state()["weights"]["weight"].item() == 7.0 == module.weight.item()
     with averages.in_place():
         assert module.weight.item() == 3.0
 

@@ -47,9 +47,8 @@ class ClipArchitecture:
             if width % heads:
                 raise ConfigError(f"CLIP sizes: {name}_width {width} is not a multiple of {name}_heads {heads}")
         if not all(0 <= block < self.vision_layers for block in self.guidance_blocks):
-            raise ConfigError(
-                f"CLIP sizes: guidance_blocks {self.guidance_blocks} must lie in 0..{self.vision_layers - 1}"
-            )
+            limits = f"0..{self.vision_layers - 1}"
+            raise ConfigError(f"CLIP sizes: guidance_blocks {self.guidance_blocks} must lie in {limits}")
 
     @property
     def grid(self) -> int:
@@ -76,26 +75,23 @@ _B16 = ClipArchitecture(
     guidance_blocks=(3, 7),
     quick_gelu=True,
 )
-_L14 = ClipArchitecture(
+_L14 = replace(
+    _B16,
     embed_dim=768,
     image_px=336,
     patch_px=14,
-    position_grid=24,
     vision_width=1024,
     vision_layers=24,
     vision_heads=16,
     text_width=768,
-    text_layers=12,
     text_heads=12,
     guidance_blocks=(7, 15),
-    quick_gelu=True,
 )
 _H14 = replace(
     _L14,
     embed_dim=1024,
     vision_width=1280,
     vision_layers=32,
-    vision_heads=16,
     text_width=1024,
     text_layers=24,
     text_heads=16,
@@ -104,11 +100,9 @@ _H14 = replace(
     quick_gelu=False,
 )
 # Random weights, for tests and the demo: a step of batch 4 with 16 classes takes about half a second on 2 cores.
-_TINY = ClipArchitecture(
+_TINY = replace(
+    _B16,
     embed_dim=64,
-    image_px=384,
-    patch_px=16,
-    position_grid=24,
     vision_width=96,
     vision_layers=6,
     vision_heads=2,
