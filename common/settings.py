@@ -45,7 +45,6 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
     """An instance of the dataclass `cls` from nested values.
 
     Args:
-        cls: A dataclass.
         values: Its fields by name; a missing one keeps its default.
         base: The folder that relative paths are taken from.
         where: The dotted prefix of a key in messages.

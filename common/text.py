@@ -56,7 +56,6 @@ def align(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Rows of cells as lines, with columns two spaces apart.
 
     Args:
-        rows: Cells of every row, as many in each.
         right: Indices of the columns whose cells end, not begin, at the same place.
 
     >>> align([("class", "IoU"), ("cat", "7.5")], right={1})

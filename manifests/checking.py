@@ -72,7 +72,6 @@ class Checked:
     """A manifest with what was counted on the way."""
 
     manifest: Manifest
-    """The manifest of all samples."""
     class_pixels: npt.NDArray[np.int64]
     """Number of pixels of each class in all usable samples, (T,)."""
     ignored_pixels: int
@@ -91,14 +90,6 @@ def check_samples(
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
 
     Content problems become the `problem` of a row.
-
-    Args:
-        pairs: The files of each sample.
-        ids: What the numbers in the label files mean.
-        dataset: Name of the data set.
-        split: Name of the split.
-        settings: How strict the checks are.
-        cross_check: What another file says about a pair's labels.
 
     Raises:
         ManifestError: There is no pair, or every single one has a problem. Then something is wrong with the arguments

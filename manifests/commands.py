@@ -119,9 +119,7 @@ def _benchmark_command(name: str, description: str) -> None:
             settings=_check_settings(exif, max_megapixels, workers, out, check=check),
         )
         archive = found if check else None
-        _finish(
-            found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, next_command="evaluate RUN"
-        )
+        _finish(found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, benchmark=True)
 
     if not name.startswith("pascal-context"):  # Typer makes the options from the signature
         signature = inspect.signature(command)
@@ -206,23 +204,21 @@ def _finish(
     *,
     verbose: bool,
     allow_quarantine: bool,
-    next_command: str = "",
+    benchmark: bool = False,
 ) -> None:
     """Write the manifest and say what is in it; of an archive that is checked, what it lacks.
 
     A manifest is written of a complete archive only.
     """
-    from .report import archive_lines, summary_lines
+    from .report import EVALUATE, PREPROCESS, archive_lines, summary_lines
 
     incomplete = archive is not None and bool(archive.faults)
-    if out is not None and not incomplete:
-        checked.manifest.write(out)
-        next_step = f"physseg {next_command} {out}" if next_command else ""
-        summary = summary_lines(checked, out, verbose=verbose, next_step=next_step)
-        lines = [*(archive_lines(archive) if archive else ()), *summary]
-    else:
-        lines = [*summary_lines(checked, None, verbose=verbose), *(archive_lines(archive) if archive else ())]
-    for line in lines:
+    written = None if incomplete else out
+    if written is not None:
+        checked.manifest.write(written)
+    summary = summary_lines(checked, written, verbose=verbose, next_step=EVALUATE if benchmark else PREPROCESS)
+    lacks = archive_lines(archive) if archive else ()
+    for line in (*lacks, *summary) if written is not None else (*summary, *lacks):
         typer.echo(line)
     if incomplete:
         raise typer.Exit(1)

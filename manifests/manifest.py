@@ -114,7 +114,7 @@ class Manifest(LabelIds):
         """Read a manifest.
 
         Args:
-            path: Its path or URL.
+            path: Path or URL.
             root: Where the data set lies now, if not where it lay when the manifest was made.
 
         Raises:

@@ -34,17 +34,9 @@ class Pair:
 
 
 def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> list[Pair]:
-    """Pairs of equal stems in two flat folders.
+    """Pairs of equal stems in two flat folders, sorted; those alone that the file `listed` names.
 
     Without the errors a forgotten folder would make a smaller data set and nobody would notice.
-
-    Args:
-        images: Folder of the images.
-        labels: Folder of the label pictures.
-        listed: File of stems to select.
-
-    Returns:
-        The pairs, sorted by stem.
 
     Raises:
         ManifestError: A folder is missing or empty, two files have one stem, a file has no partner, or a listed stem

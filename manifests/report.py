@@ -10,10 +10,12 @@ from .datasets.published import Found
 from .manifest import Manifest
 
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
+PREPROCESS = "preprocess {path} {stem}.zarr"
+EVALUATE = "evaluate RUN {path}"
 
 
 def summary_lines(
-    checked: Checked, path: Path | str | None, *, verbose: bool = False, next_step: str = ""
+    checked: Checked, path: Path | str | None, *, verbose: bool = False, next_step: str = PREPROCESS
 ) -> Iterator[str]:
     """The summary, line by line; `verbose` adds the share of every class. `path` is None where nothing was written."""
     manifest = checked.manifest
@@ -41,7 +43,7 @@ def summary_lines(
     yield from _quarantine_lines(checked)
     if path is not None:
         yield f"written      {path} ({len(manifest.to_bytes()) / 1024:.0f} KB)"
-        yield "next         " + (next_step or f"physseg preprocess {path} {str(path).removesuffix('.parquet')}.zarr")
+        yield "next         physseg " + next_step.format(path=path, stem=str(path).removesuffix(".parquet"))
 
 
 def archive_lines(found: Found) -> Iterator[str]:

@@ -33,13 +33,9 @@ class Archive:
     """One split as it lies in a folder; files by stem, as many as there are."""
 
     release: Release
-    """The split as it was published."""
     ids: LabelIds
-    """What the numbers in the label files mean."""
     images: Mapping[str, Path]
-    """Photographs by stem."""
     labels: Mapping[str, Path]
-    """Label files by stem."""
     listed: Sequence[str] | None = None
     """Names of the split's samples, where a file lists them; None for all that are there."""
     listed_in: Path | None = None
@@ -47,7 +43,6 @@ class Archive:
     notes: Mapping[str, str] = field(default_factory=dict)
     """What is already known about a sample, by stem."""
     cross_check: CrossCheck | None = None
-    """What another file of the archive says about a sample's labels."""
 
     @property
     def names(self) -> frozenset[str]:

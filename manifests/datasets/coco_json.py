@@ -56,7 +56,6 @@ def paint_labels(
 
     Args:
         annotations: Annotation files; those of the second are painted over those of the first.
-        images: Folder of the photographs.
         out: New folder for the label pictures. It appears atomically.
         listed: File of stems to select.
         workers: Number of threads; 0 for all CPUs.

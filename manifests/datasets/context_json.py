@@ -34,7 +34,6 @@ def paint_context(
     """Paint a split's images. Later segments cover earlier ones in the file's order, as in the benchmark.
 
     Args:
-        path: The merged annotation file.
         split: Phase of the images, train or val.
         out: New folder for the label pictures.
         expected_names: What categories may be called, in lower case without spaces, by category id.

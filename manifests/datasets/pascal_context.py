@@ -86,9 +86,6 @@ def find_context(
     """A split of Pascal Context below `root`.
 
     Args:
-        root: Folder into which the archives were unpacked.
-        split: train or val.
-        num_classes: 59 or 459.
         form: What the label files are, one of `FORMS`; None: the merged JSON if it is there (for 59), else `.mat`.
         labels: Folder of the label files, where it is not part of the published layout.
         write_labels: New folder for label pictures painted from the JSON.

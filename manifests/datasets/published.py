@@ -37,9 +37,7 @@ class Found:
     """A manifest, and what the archive lacks."""
 
     checked: Checked
-    """The manifest of what is there."""
     release: Release
-    """The split as it was published."""
     faults: list[str]
     """What is missing, one line each."""
 
