@@ -110,9 +110,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
 

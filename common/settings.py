@@ -166,9 +166,6 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[
     return {} if ours == theirs else {prefix: (ours, theirs)}
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 _SCALARS: dict[Any, tuple[str, Any]] = {
     bool: ("true or false", (bool,)),
     int: ("an integer", (int,)),

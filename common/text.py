@@ -95,17 +95,15 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.parts:
-            raise ConfigError(
-                f"part: expected I/N with I from 1 to N, got {self}",
-                hint="in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8",
-            )
+            hint = "in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8"
+            raise ConfigError.mismatch("part", "I/N with I from 1 to N", self, hint=hint)
 
     @classmethod
     def parse(cls, text: str) -> "Part":
         """ "3/8" as the third of eight. Raises ConfigError."""
         found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
         if not found:
-            raise ConfigError(f"part: expected I/N with I from 1 to N, got {text!r}")
+            raise ConfigError.mismatch("part", "I/N with I from 1 to N", repr(text))
         return cls(int(found[1]), int(found[2]))
 
     def owns(self, index: int) -> bool:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..common.processes import available_cpus
-from .decoding import LABEL_HINT, ImageFacts, check_image, check_png, decode_image
-from .errors import DecodeError, ManifestError
+from .decoding import ImageFacts, check_image, check_png, decode_image
+from .errors import DecodeError, LabelFormatError, ManifestError
 from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
@@ -33,7 +33,7 @@ REPAIRS = {
     "image format": "convert to JPEG or PNG",
     "image too large": "check the files, or allow more with --max-megapixels",
     "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at it",
-    "label format": f"take the file out of its archive again; in a data set of your own, {LABEL_HINT}",
+    "label format": LabelFormatError.default_hint,
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
     "unknown ids": "correct the label, or take it out of its archive again; in a data set of your own, say what the id "
@@ -114,11 +114,9 @@ def check_samples(
             progress.update(len(results))
     broken = [sample for sample in samples if sample.problem]
     if len(broken) == len(samples):
-        raise ManifestError(
-            f"none of {len(samples)} samples can be used; the first:\n  "
-            + "\n  ".join(f"{sample.sample_id}: {sample.problem}" for sample in broken[:5]),
-            hint=REPAIRS[broken[0].problem.split(":")[0]],
-        )
+        first = "".join(f"\n  {sample.sample_id}: {sample.problem}" for sample in broken[:5])
+        hint = REPAIRS[broken[0].problem.split(":")[0]]
+        raise ManifestError(f"none of {len(samples)} samples can be used; the first:{first}", hint=hint)
     manifest = Manifest(
         root=str(root),
         dataset=dataset,

@@ -31,10 +31,6 @@ PLAIN_TIFF = {
     274: ("orientation", 1, (1,)),
     339: ("sample format", 1, (1,)),  # unsigned
 }
-LABEL_HINT = (
-    "labels must be single-channel pictures of class ids (8-bit, palette or 16-bit PNG); turn colour-coded maps into "
-    "ids first, e.g. with a dict from colour to class index"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +98,10 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """
     with _opened(data) as picture:
         if picture.format not in LABEL_FORMATS:
-            raise LabelFormatError(
-                f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}", hint=LABEL_HINT
-            )
+            raise LabelFormatError(f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}")
         if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
-            raise LabelFormatError(
-                f"expected one channel of class ids, got mode {picture.mode} (colours or transparency)", hint=LABEL_HINT
-            )
+            got = f"mode {picture.mode} (colours or transparency)"
+            raise LabelFormatError(f"expected one channel of class ids, got {got}")
         with damage_named():
             _check_plain(picture)
             ids = np.asarray(picture)
@@ -118,7 +111,7 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if mode == "P":
         return ids.astype(np.uint8, copy=False)
     if ids.size and (ids.min() < 0 or ids.max() > 65535):
-        raise LabelFormatError(f"expected ids of 0..65535, got {ids.min()}..{ids.max()}", hint=LABEL_HINT)
+        raise LabelFormatError(f"expected ids of 0..65535, got {ids.min()}..{ids.max()}")
     return ids.astype(np.uint16, copy=False)
 
 
@@ -130,19 +123,14 @@ def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
     """
     with _opened(data) as picture:
         if picture.format not in IMAGE_FORMATS:
-            raise DecodeError(
-                f"expected JPEG or PNG, got {picture.format}",
-                hint="convert the file to JPEG or PNG",
-                reason="image format",
-            )
+            hint = "convert the file to JPEG or PNG"
+            raise DecodeError(f"expected JPEG or PNG, got {picture.format}", hint=hint, reason="image format")
         megapixels = picture.width * picture.height / 1e6
         if megapixels > max_megapixels:
-            raise DecodeError(
-                f"expected at most {max_megapixels:g} megapixels, got {megapixels:.3g} "
-                f"({picture.height} x {picture.width} pixels)",
-                hint="check the file, or allow more with --max-megapixels",
-                reason="image too large",
-            )
+            got = f"{megapixels:.3g} ({picture.height} x {picture.width} pixels)"
+            hint = "check the file, or allow more with --max-megapixels"
+            too_large = f"expected at most {max_megapixels:g} megapixels, got {got}"
+            raise DecodeError(too_large, hint=hint, reason="image too large")
         with damage_named():
             picture.load()
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
@@ -193,9 +181,8 @@ def _check_plain(picture: Image.Image) -> None:
     if getattr(picture, "n_frames", 1) > 1:
         got.append(f"{picture.n_frames} pages")  # type: ignore[attr-defined]
     if got:
-        raise LabelFormatError(
-            f"expected one plain page of 8 or 16 bits per pixel, 0 as black, got {', '.join(got)}", hint=LABEL_HINT
-        )
+        expected = "one plain page of 8 or 16 bits per pixel, 0 as black"
+        raise LabelFormatError(f"expected {expected}, got {', '.join(got)}")
 
 
 def check_not_empty(data: bytes) -> None:

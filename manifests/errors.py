@@ -21,7 +21,11 @@ class DecodeError(ManifestError):
 class LabelFormatError(DecodeError):
     """A label file that holds ids in another form than expected, or none."""
 
-    default_hint = None
+    default_hint = (
+        "take the file out of its archive again; in a data set of your own, labels must be single-channel pictures of "
+        "class ids (8-bit, palette or 16-bit PNG): turn colour-coded maps into ids first, e.g. with a dict from colour "
+        "to class index"
+    )
 
     def __init__(self, message: str, *, hint: str | None = None, reason: str = "label format") -> None:
         super().__init__(message, hint=hint, reason=reason)

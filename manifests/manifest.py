@@ -89,8 +89,6 @@ class Manifest(LabelIds):
             meaning.append([self.label_form, self.max_short_side_px])
         return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
 
-    # --- files ------------------------------------------------------------------------------------------------------
-
     def write(self, path: Path | str) -> None:
         """Write as Parquet to a path or URL, atomically."""
         folder, name = split(str(path))
@@ -153,8 +151,6 @@ class Manifest(LabelIds):
             raise error.prefixed(path) from error
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{path}: its metadata is incomplete: {error!r}", hint=REBUILD_HINT) from error
-
-    # --- content ----------------------------------------------------------------------------------------------------
 
     def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
         """A sample's image and labels.

@@ -207,10 +207,8 @@ def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
         raise ManifestError.mismatch(path, "a manifest (Parquet)", error, hint=REBUILD_HINT) from error
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)
     if metadata is None:
-        raise ManifestError(
-            f"{path}: a Parquet file, but not a manifest of physseg (no {METADATA_KEY.decode()!r} metadata)",
-            hint=REBUILD_HINT,
-        )
+        lacks = f"no {METADATA_KEY.decode()!r} metadata"
+        raise ManifestError(f"{path}: a Parquet file, but not a manifest of physseg ({lacks})", hint=REBUILD_HINT)
     return metadata, table
 
 

@@ -39,10 +39,8 @@ class Vocabulary:
             if not entry.split(",")[0].strip():
                 raise ManifestError(f"{where}: class {index} has no name (got {entry!r})")
             if entry in first_seen:
-                raise ManifestError(
-                    f"{where}: classes {first_seen[entry]} and {index} are both {entry!r}",
-                    hint="every class needs a text of its own; add synonyms to tell them apart",
-                )
+                hint = "every class needs a text of its own; add synonyms to tell them apart"
+                raise ManifestError(f"{where}: classes {first_seen[entry]} and {index} are both {entry!r}", hint=hint)
             first_seen[entry] = index
 
     @property
@@ -110,9 +108,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
             hint = "one class per line, no empty lines: class id = line number - 1"
             raise ManifestError.mismatch(where, "a class name", repr(line), hint=hint)
         if entry in lines:
-            raise ManifestError(
-                f"{where}: class {entry!r} already stands in line {lines[entry]}",
-                hint="remove one, or add synonyms to tell them apart",
-            )
+            hint = "remove one, or add synonyms to tell them apart"
+            raise ManifestError(f"{where}: class {entry!r} already stands in line {lines[entry]}", hint=hint)
         lines[entry] = number
     return tuple(lines)

@@ -44,8 +44,6 @@ class ContentCache:
         try:
             atomic_write(path, data)
         except OSError as error:
-            raise StorageError(
-                f"{self.folder}: cannot keep {where} here: {error.strerror}",
-                hint="make room, choose another folder for the cache, or do without",
-            ) from error
+            hint = "make room, choose another folder for the cache, or do without"
+            raise StorageError(f"{self.folder}: cannot keep {where} here: {error.strerror}", hint=hint) from error
         return path

@@ -185,10 +185,9 @@ class ObjectStorage(Storage):
 
             return Boto3CredentialProvider()
         except Exception as error:
-            raise StorageError(
-                f"{self.url}: the profile in ~/.aws cannot be used: {first_line(error)}",
-                hint="pip install 'physseg[s3]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            ) from error
+            unusable = f"{self.url}: the profile in ~/.aws cannot be used: {first_line(error)}"
+            hint = "pip install 'physseg[s3]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise StorageError(unusable, hint=hint) from error
 
     @contextmanager
     def _named(self, path: str) -> Iterator[None]:

@@ -94,19 +94,16 @@ def existing_folder(root: Path, candidates: Iterable[str], what: str, release: R
     tried = [root / candidate for candidate in candidates]
     if found := next(filter(Path.is_dir, tried), None):
         return found
-    raise ManifestError(
-        f"{what} of {release.title}: expected {' or '.join(map(str, tried))}, none exists", hint=release.source
-    )
+    expected = " or ".join(map(str, tried))
+    raise ManifestError(f"{what} of {release.title}: expected {expected}, none exists", hint=release.source)
 
 
 def existing_list(candidates: Sequence[Path], release: Release) -> Path:
     """The first of the list files that exists. Raises ManifestError, which says where to get the archive."""
     if found := next(filter(Path.is_file, candidates), None):
         return found
-    raise ManifestError(
-        f"list of {release.title}: expected {' or '.join(map(str, candidates))}, none exists",
-        hint=f"{release.source}; or name yours with --list FILE",
-    )
+    expected, hint = " or ".join(map(str, candidates)), f"{release.source}; or name yours with --list FILE"
+    raise ManifestError(f"list of {release.title}: expected {expected}, none exists", hint=hint)
 
 
 def known_split(split: str, releases: Mapping[str, Release], dataset: str) -> Release:

@@ -88,9 +88,8 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
         try:
             _add_file(images, data, path)
         except (KeyError, TypeError) as error:
-            raise ManifestError(
-                f"{path}: an entry that is not as in COCO's files: {type(error).__name__}: {error}"
-            ) from error
+            what = f"{type(error).__name__}: {error}"
+            raise ManifestError(f"{path}: an entry that is not as in COCO's files: {what}") from error
     return images
 
 
@@ -101,10 +100,9 @@ def paint(image: AnnotatedImage) -> npt.NDArray[np.uint8]:
         try:
             mask = segment_mask(segmentation, image.height, image.width)
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-            raise ManifestError(
-                f"{file}, annotation {annotation_id} of {image.file_name}: {error}",
-                hint="the annotation file is damaged or belongs to other images; download it again",
-            ) from error
+            where = f"{file}, annotation {annotation_id} of {image.file_name}"
+            hint = "the annotation file is damaged or belongs to other images; download it again"
+            raise ManifestError(f"{where}: {error}", hint=hint) from error
         canvas[mask] = category - 1
     return canvas
 
@@ -128,11 +126,9 @@ def _check_second_file(images: Mapping[int, AnnotatedImage], data: Mapping[str, 
         raise ManifestError(f"{first} and {path.name} have no image in common", hint="give two files of the same split")
     for annotation in data["annotations"]:
         if LAST_THING < annotation["category_id"] <= NUM_CATEGORIES:
-            raise ManifestError(
-                f"{path}: annotation {annotation.get('id')} is stuff (category {annotation['category_id']}); painted "
-                f"after {first}, it would cover the things there",
-                hint="exchange --stuff-json and --instances-json",
-            )
+            stuff = f"annotation {annotation.get('id')} is stuff (category {annotation['category_id']})"
+            covered = f"painted after {first}, it would cover the things there"
+            raise ManifestError(f"{path}: {stuff}; {covered}", hint="exchange --stuff-json and --instances-json")
 
 
 def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
@@ -141,10 +137,9 @@ def _check_categories(path: Path, data: Mapping[str, Any]) -> None:
     for category in data["categories"]:
         index = CATEGORY_TO_CLASS.get(category["id"])
         if index is not None and category["name"] != classes[index]:
-            raise ManifestError(
-                f"{path}: category {category['id']} is {category['name']!r}, in COCO-Stuff it is {classes[index]!r}",
-                hint="this is not a COCO-Stuff file; paint its labels yourself and use `physseg manifest folder`",
-            )
+            both = f"is {category['name']!r}, in COCO-Stuff it is {classes[index]!r}"
+            hint = "this is not a COCO-Stuff file; paint its labels yourself and use `physseg manifest folder`"
+            raise ManifestError(f"{path}: category {category['id']} {both}", hint=hint)
 
 
 def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path: Path) -> None:
@@ -159,10 +154,8 @@ def _add_image(images: dict[int, AnnotatedImage], entry: Mapping[str, Any], path
         raise ManifestError(f"{path}: image id {entry['id']} stands there twice")
     ours = (known.file_name, known.height, known.width)
     if ours != described:
-        raise ManifestError(
-            f"image {entry['id']}: {known.files[0]} says {ours}, {path.name} says {described} (name, height, width)",
-            hint="give two files of the same release and split",
-        )
+        both = f"{known.files[0]} says {ours}, {path.name} says {described} (name, height, width)"
+        raise ManifestError(f"image {entry['id']}: {both}", hint="give two files of the same release and split")
     known.files.append(path.name)
 
 

@@ -55,16 +55,14 @@ def paint_context(
             segments[segment["image_id"]].append(segment)
         names = {int(entry["category_id"]): str(entry["name"]) for entry in data["categories"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(
-            f"{path}: an entry that is not as in {path.name}: {type(error).__name__}: {error}", hint=SOURCE
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ManifestError(f"{path}: an entry that is not as in {path.name}: {what}", hint=SOURCE) from error
     _check_names(path, names, expected_names)
     if not images:
         raise ManifestError(f"{path}: expected images of phase {split!r}, got none", hint=SOURCE)
     if absent := set(listed or ()) - images.keys():
-        raise ManifestError(
-            f"{path}: {len(absent)} listed names are not of phase {split!r} ({preview(sorted(absent))})"
-        )
+        listed_names = f"{len(absent)} listed names ({preview(sorted(absent))})"
+        raise ManifestError(f"{path}: {listed_names} are not of phase {split!r}")
     stems = sorted(images if listed is None else listed)
 
     def paint(stem: str) -> npt.NDArray[np.uint16]:
@@ -90,10 +88,8 @@ def paint_image(
             mask = segment_mask(segment["segmentation"], *canvas.shape)
             canvas[mask] = category if 1 <= category <= NUM_CATEGORIES else 0
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise ManifestError(
-            f"{image.get('file_name')}: {type(error).__name__}: {error}",
-            hint="the annotation file is damaged; " + SOURCE,
-        ) from error
+        what, hint = f"{type(error).__name__}: {error}", f"the annotation file is damaged; {SOURCE}"
+        raise ManifestError(f"{image.get('file_name')}: {what}", hint=hint) from error
     return canvas
 
 
@@ -105,8 +101,5 @@ def _check_names(path: Path, names: Mapping[int, str], expected: Mapping[int, Co
         if names.get(category, "").replace(" ", "").lower() not in ours
     ]
     if len(others) > len(expected) // 2:
-        raise ManifestError(
-            f"{path}: not Pascal Context's categories: {len(others)} of {len(expected)} have other names "
-            f"({preview(sorted(others), 3)})",
-            hint=SOURCE,
-        )
+        got = f"{len(others)} of {len(expected)} have other names ({preview(sorted(others), 3)})"
+        raise ManifestError(f"{path}: not Pascal Context's categories: {got}", hint=SOURCE)

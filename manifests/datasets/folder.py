@@ -42,9 +42,8 @@ def folder(
 def check_root(root: Path | None, images: Path | None, labels: Path | None) -> None:
     """Raise ManifestError for a `root` that explicit folders leave without a use."""
     if root is not None and images is not None and labels is not None:
-        raise ManifestError(
-            "--root is not used beside explicit folders for both images and labels", hint="leave it out"
-        )
+        unused = "--root is not used beside explicit folders for both images and labels"
+        raise ManifestError(unused, hint="leave it out")
 
 
 def no_folders(root: str) -> ManifestError:

@@ -74,9 +74,7 @@ def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]
             progress.update()
         if problems:
             rest = len(problems) - MAX_PROBLEMS_SHOWN
-            shown = problems[:MAX_PROBLEMS_SHOWN] + [f"and {rest} more"] * (rest > 0)
-            raise ManifestError(
-                f"{len(problems)} of {len(stems)} images have a segment that does not fit, nothing was written:\n  "
-                + "\n  ".join(shown),
-                hint="download the annotation file again, or leave these images out with --list FILE",
-            )
+            shown = "\n  ".join(problems[:MAX_PROBLEMS_SHOWN] + [f"and {rest} more"] * (rest > 0))
+            unfit = f"{len(problems)} of {len(stems)} images have a segment that does not fit, nothing was written"
+            hint = "download the annotation file again, or leave these images out with --list FILE"
+            raise ManifestError(f"{unfit}:\n  {shown}", hint=hint)

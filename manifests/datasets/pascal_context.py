@@ -92,21 +92,18 @@ def find_context(
         listed_in: File of sample names that replaces the archive's own list.
         workers: Number of threads that paint; 0 for all CPUs.
     """
-    dataset = f"pascal-context-{num_classes}"
-    release = known_split(split, RELEASES, dataset)
+    release = known_split(split, RELEASES, f"pascal-context-{num_classes}")
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     allowed = FORMS if num_classes == 59 else {"mat": FORMS["mat"]}
     _check_form(form, allowed, labels)
-    form = form or _form_in(kit, allowed)
+    form = form or ("json" if "json" in allowed and (kit / MERGED_JSON).is_file() else "mat")
     image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}
     if form == "json":
         if write_labels is None:
-            raise ManifestError(
-                f"{kit / MERGED_JSON}: its labels have to be painted, --write-labels is missing",
-                hint="--write-labels DIR, a new folder; or --form mat",
-            )
+            missing = f"{kit / MERGED_JSON}: its labels have to be painted, --write-labels is missing"
+            raise ManifestError(missing, hint="--write-labels DIR, a new folder; or --form mat")
         names = read_list(listed_in) if listed_in else None
         labels, listed_in = write_labels.expanduser().resolve(), listed_in or kit / MERGED_JSON
         notes = paint_context(
@@ -134,26 +131,12 @@ def _check_form(form: str | None, allowed: Mapping[str, str], labels: Path | Non
     if form is not None and form not in allowed:
         raise ManifestError.mismatch("--form", " or ".join(allowed), repr(form))
     if labels is not None and form is None and len(allowed) > 1:
-        raise ManifestError(
-            f"{labels}: what its numbers mean is not known, --form is missing",
-            hint="; ".join(f"{name}: {what}" for name, what in allowed.items() if name != "json"),
-        )
+        hint = "; ".join(f"{name}: {what}" for name, what in allowed.items() if name != "json")
+        raise ManifestError(f"{labels}: what its numbers mean is not known, --form is missing", hint=hint)
     if form == "json" and labels is not None:
         raise ManifestError("--form json makes its label pictures, --labels names others", hint="leave one of them out")
     if form in ("painted", "ids", "colours") and labels is None:
         raise ManifestError(f"--form {form}: the folder of the pictures is missing", hint="name it with --labels DIR")
-
-
-def _form_in(kit: Path, allowed: Mapping[str, str]) -> str:
-    if len(allowed) == 1:
-        return next(iter(allowed))
-    if (kit / MERGED_JSON).is_file():
-        return "json"
-    if (kit / MAT_FOLDER).is_dir():
-        return "mat"
-    raise ManifestError(
-        f"labels of Pascal Context: expected {kit / MERGED_JSON} or {kit / MAT_FOLDER}, none exists", hint=SOURCE
-    )
 
 
 def _category_names_59() -> dict[int, tuple[str, str]]:

@@ -86,10 +86,8 @@ def list_names(path: Path) -> tuple[str, ...]:
         stems = {Path(word).stem if "/" in word else word for word in line.split()}
         name = min(stems)
         if len(stems) > 1 or name in names:
-            raise ManifestError(
-                f"{path}: expected one name, or the two files of one sample, once per line; got {line!r}"
-                + (f" after {names[name]!r}" if name in names else ""),
-                hint="take the list out of the archive again",
-            )
+            got = f"{line!r} after {names[name]!r}" if name in names else repr(line)
+            expected = "one name, or the two files of one sample, once per line"
+            raise ManifestError.mismatch(path, expected, got, hint="take the list out of the archive again")
         names[name] = line
     return tuple(names)

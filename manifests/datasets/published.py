@@ -109,10 +109,9 @@ def coco_stuff(
         if annotations and not keep:
             write_labels = write_labels or Path(scratch) / "labels"
         if bool(annotations) != (write_labels is not None):
-            raise ManifestError(
-                "expected annotation files together with a new folder for the label pictures, got only one of them",
-                hint="--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR",
-            )
+            expected = "annotation files together with a new folder for the label pictures"
+            hint = "--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR"
+            raise ManifestError(f"expected {expected}, got only one of them", hint=hint)
         check_root(root, images, labels or write_labels)
         images = images or find_folder(root, split, IMAGE_FOLDERS, "photographs")
         if write_labels is not None:
@@ -143,8 +142,8 @@ def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
     """A scene or two whose JSON file disagrees are noted in their rows; where most do, the ids mean other things."""
     doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
     if 2 * len(doubtful) > len(checked.manifest):
-        raise ManifestError(
-            f"{folder_of(archive.labels)}: {len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} "
-            f"({preview(sorted(doubtful))}): expected {archive.release.title}, got another release or converted labels",
-            hint=archive.release.source,
+        scenes = (
+            f"{len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} ({preview(sorted(doubtful))})"
         )
+        where, got = f"{folder_of(archive.labels)}: {scenes}", "another release or converted labels"
+        raise ManifestError.mismatch(where, archive.release.title, got, hint=archive.release.source)

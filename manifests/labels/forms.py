@@ -67,11 +67,9 @@ def _voc_colours(data: bytes) -> RawIds:
     positions = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     foreign = known[positions] != keys
     if foreign.any():
-        raise LabelFormatError(
-            f"expected colours of VOC's palette, got {tuple(colours[foreign][0].tolist())} and others "
-            f"in {int(foreign.sum())} pixels",
-            hint="smoothed or recompressed label colours cannot be turned into ids; find the original picture",
-        )
+        hint = "smoothed or recompressed label colours cannot be turned into ids; find the original picture"
+        got = f"{tuple(colours[foreign][0].tolist())} and others in {int(foreign.sum())} pixels"
+        raise LabelFormatError(f"expected colours of VOC's palette, got {got}", hint=hint)
     return np.asarray(index_of[positions], np.uint8)
 
 
@@ -87,10 +85,7 @@ def _rgb_png(data: bytes) -> npt.NDArray[np.uint8]:
     """The colours of an 8-bit RGB PNG; Pillow would silently cut 16 bits to 8."""
     check_not_empty(data)
     if not is_png(data) or data[PNG_DEPTH : PNG_COLOUR_TYPE + 1] != bytes((8, PNG_RGB)):
-        raise LabelFormatError(
-            "expected an RGB PNG of 8 bits a channel, got another picture",
-            hint="give the archive's own files, unconverted",
-        )
+        raise LabelFormatError("expected an RGB PNG of 8 bits a channel, got another picture")
     with damage_named(), Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture, np.uint8)
 

@@ -70,10 +70,7 @@ def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes
             seen.append(found)
     except (struct.error, zlib.error, ValueError, IndexError, KeyError) as error:
         raise DecodeError(f"cannot be decoded: a damaged MATLAB file ({error})") from error
-    raise LabelFormatError(
-        f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}",
-        hint="is this file of another data set?",
-    )
+    raise LabelFormatError(f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}")
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
