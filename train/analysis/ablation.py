@@ -10,7 +10,6 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from ...common.errors import ConfigError
@@ -84,14 +83,11 @@ def read_table(name: str) -> Table:
     Raises:
         AnalysisError: There is no such table, or the file holds none.
     """
-    if name in TABLES:
-        text = resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
+    file = Path(__file__).with_name(f"{name}.toml") if name in TABLES else Path(name)
+    if not file.is_file():
         raise AnalysisError(f"{name}: no such table or file", hint=f"Tables: {', '.join(TABLES)}.")
     try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
         rows = tuple(Row(str(row["name"]), tuple(row["set"])) for row in document["rows"])
         title = str(document["title"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:

@@ -96,10 +96,9 @@ def find_encoder(
         return ClipEncoder(loaded.model, {"run": str(path), "step": loaded.step, "templates": list(config.templates)})
     if not is_run and clip is not None:
         return clip_of_weights(source, clip, prompts=prompts, synonyms=synonyms, device=device)
-    raise AnalysisError(
-        f"{source}: a run folder, and a preset {clip} too" if is_run else f"{source}: not a run folder",
-        hint="name a run by itself, or pretrained weights (tag or file) with --clip PRESET",
-    )
+    fault = f"a run folder, and a preset {clip} too" if is_run else "not a run folder"
+    hint = "name a run by itself, or pretrained weights (tag or file) with --clip PRESET"
+    raise AnalysisError(f"{source}: {fault}", hint=hint)
 
 
 def _asked(config: SegmenterConfig, prompts: str, synonyms: str | None) -> SegmenterConfig:

@@ -61,10 +61,7 @@ class Similarity:
 
 
 def compare_vocabularies(
-    vocabulary: Vocabulary,
-    reference: Vocabulary,
-    ours: npt.NDArray[np.floating[Any]],
-    theirs: npt.NDArray[np.floating[Any]],
+    vocabulary: Vocabulary, reference: Vocabulary, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]
 ) -> Similarity:
     """From unit text vectors (A, D) of the vocabulary and (B, D) of the reference."""
     cosines = ours.astype(np.float64) @ theirs.astype(np.float64).T
@@ -97,10 +94,8 @@ def find_vocabulary(text: str) -> Vocabulary:
         return Manifest.read(path).vocabulary
     if path.is_file():
         return Vocabulary(name=path.stem, classes=read_classes(path))
-    raise AnalysisError(
-        f"{text}: no published vocabulary of this name, and no file",
-        hint=f"known: {', '.join(sorted(known | set(ALIASES)))}; or a manifest (.parquet), or one class per line",
-    )
+    hint = f"known: {', '.join(sorted(known | set(ALIASES)))}; or a manifest (.parquet), or one class per line"
+    raise AnalysisError(f"{text}: no published vocabulary of this name, and no file", hint=hint)
 
 
 def table(found: Sequence[Similarity], *, worst: int = 3) -> str:

@@ -104,10 +104,8 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
     record = read_record(clip, name)
     if record is None:
-        raise WeightsError(
-            f"clip_weights: {name!r} for {clip} is not in the cache {cache_folder()}",
-            hint=f"{_fetch_hint(clip, name)}; `physseg weights list` shows all tags; a file needs a slash or a dot",
-        )
+        hint = f"{_fetch_hint(clip, name)}; `physseg weights list` shows all tags; a file needs a slash or a dot"
+        raise WeightsError(f"clip_weights: {name!r} for {clip} is not in the cache {cache_folder()}", hint=hint)
     path = weights_folder(clip, name) / record.file
     found = file_sha256(path) if path.is_file() else None
     if found != record.sha256:

@@ -76,14 +76,13 @@ def import_catseg(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: exists already", hint="choose another name for the run folder")
-    state, iteration = read_catseg(path)
+    state, step = read_catseg(path)
     try:
         renamed = from_catseg(state)
         config = sizes_from_catseg(state, renamed, num_heads=num_heads, **_prompts(renamed, prompts))
     except CheckpointError as error:
         raise error.prefixed(path) from error
     fitted = fitted_state(config, renamed, source=str(path))
-    step = 0 if iteration is None else iteration + 1
     vocabulary = classes or coco_stuff_vocabulary().classes
     origin = {"imported": {"file": path.name, "sha256": file_sha256(path)}}
     with atomic_folder(out) as partial:
@@ -99,8 +98,8 @@ def import_catseg(
     )
 
 
-def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
-    """The state dict of a checkpoint file under its own names, and the last iteration if the file tells.
+def read_catseg(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The state dict of a checkpoint file under its own names, and the steps it was trained for; 0 if it does not tell.
 
     Raises:
         CheckpointError: The file is missing, torn, or of another kind.
@@ -119,7 +118,7 @@ def read_catseg(path: Path) -> tuple[dict[str, Tensor], int | None]:
     state = {name.removeprefix("module."): tensor for name, tensor in model.items()}
     _refuse_foreign(path, state)
     iteration = content.get("iteration")
-    return state, iteration if isinstance(iteration, int) else None
+    return state, iteration + 1 if isinstance(iteration, int) else 0
 
 
 def _refuse_foreign(path: Path, state: Mapping[str, Tensor]) -> None:

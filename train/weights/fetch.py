@@ -39,14 +39,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedTag:
-    """Published weights of a preset."""
+    """Published weights of a preset; what they share with `WeightsRecord` has the same names."""
 
     clip: str
-    """Name of the preset."""
     tag: str
-    """open_clip's name for the weights."""
     quick_gelu: bool
-    """Whether the weights were trained with QuickGELU instead of GELU."""
     sources: tuple[Source, ...]
     """Places that have the weights, in the order in which they are tried."""
 
@@ -143,10 +140,8 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
                 cause = error.__cause__ or error  # the hub's client speaks of its own cache first
                 reason = (str(cause).splitlines() or [type(cause).__name__])[0]
                 failures.append(f"{source.url}: {reason}")
-    raise WeightsError(
-        f"{tag.clip} {tag.tag}: could not be fetched: {'; '.join(failures)}",
-        hint="on a machine without a network, fetch it elsewhere and name the file as `clip_weights`",
-    )
+    hint = "on a machine without a network, fetch it elsewhere and name the file as `clip_weights`"
+    raise WeightsError(f"{tag.clip} {tag.tag}: could not be fetched: {'; '.join(failures)}", hint=hint)
 
 
 def _sources(url: str, hub: str) -> tuple[Source, ...]:
