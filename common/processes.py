@@ -33,12 +33,10 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident bytes of a process."""
+    """Resident bytes of a process, now and at most so far."""
 
     now: int = 0
-    """Bytes that are resident now."""
     peak: int = 0
-    """The most bytes that have been resident so far."""
 
 
 def memory_of(process: int | str | None) -> Memory:

@@ -17,7 +17,6 @@ QUARANTINE_EXIT = 3
 
 ImagesFolder = Annotated[Path | None, typer.Option("--images", help="Folder of the photographs (JPEG or PNG).")]
 LabelsFolder = Annotated[Path | None, typer.Option("--labels", help="Folder of the label pictures, one id per pixel.")]
-ManifestOut = Annotated[str, typer.Option("--out", help="The manifest to write, e.g. coco.parquet; a file or a URL.")]
 ListFile = Annotated[
     Path | None, typer.Option("--list", help="Use only these samples: one file name without extension per line.")
 ]
@@ -31,7 +30,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share o
 Check = Annotated[
     bool, typer.Option("--check", help="Compare with what was published, say what is missing; --out may be left out.")
 ]
-CheckedOut = Annotated[
+ManifestOut = Annotated[
     str | None, typer.Option("--out", help="The manifest to write, e.g. ade150.parquet; a file or a URL.")
 ]
 BenchmarkRoot = Annotated[Path, typer.Option("--root", help="Folder into which the archives were unpacked.")]
@@ -40,7 +39,7 @@ BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: th
 
 @app.command("coco-stuff")
 def manifest_coco_stuff(
-    out: CheckedOut = None,
+    out: ManifestOut = None,
     root_folder: Annotated[Path | None, typer.Option("--root", help="Data set folder; needs --split.")] = None,
     split: Annotated[str | None, typer.Option(help="train2017 or val2017.")] = None,
     images: ImagesFolder = None,
@@ -85,7 +84,7 @@ def _benchmark_command(name: str, description: str) -> None:
 
     def command(
         root_folder: BenchmarkRoot,
-        out: CheckedOut = None,
+        out: ManifestOut = None,
         split: BenchmarkSplit = None,
         form: Annotated[
             str | None,

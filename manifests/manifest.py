@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +46,8 @@ class Manifest(LabelIds):
         object.__setattr__(self, "samples", table)
         super().__post_init__()
         if repeated := table.repeated:
-            raise ManifestError(
-                f"sample id {repeated[0]!r} stands in {repeated[1]} rows; expected every id once", hint=REBUILD_HINT
-            )
+            got = f"sample id {repeated[0]!r} stands in {repeated[1]} rows"
+            raise ManifestError(f"{got}; expected every id once", hint=REBUILD_HINT)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -181,13 +180,8 @@ class Manifest(LabelIds):
         sample = self.samples[index]
         image = self._decode_image(sample, files[0], verify=verify)
         path = sample.label_path
-        if verify:
-            _check_hash(sample, path, files[1], sample.label_sha256)
-        try:
-            raw = decode_raw(files[1], self.label_form)
-        except DecodeError as error:
-            raise _of_sample(sample, path, error) from error
-        raw = cap_labels(raw, self.max_short_side_px)
+        with _named(sample, path, files[1], sample.label_sha256 if verify else ""):
+            raw = cap_labels(decode_raw(files[1], self.label_form), self.max_short_side_px)
         if raw.shape != image.shape[:2]:
             raise _content_error(sample, path, f"{_size(image.shape)} as the image", _size(raw.shape))
         labels, unknown = self.map_ids(raw)
@@ -206,9 +200,8 @@ class Manifest(LabelIds):
         if facts is not None:
             path, orientation, size = facts
             with suppress(OSError, DecodeError):
-                image = cap_image(
-                    decode_image(self._image_bytes(index, path, cache), orientation), self.max_short_side_px
-                )
+                image = decode_image(self._image_bytes(index, path, cache), orientation)
+                image = cap_image(image, self.max_short_side_px)
                 if image.shape[:2] == size:
                     return image
         sample = self.samples[index]  # which also names what is wrong
@@ -236,13 +229,8 @@ class Manifest(LabelIds):
 
     def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
         path = sample.image_path
-        if verify:
-            _check_hash(sample, path, data, sample.image_sha256)
-        try:
-            image = decode_image(data, sample.orientation)
-        except DecodeError as error:
-            raise _of_sample(sample, path, error) from error
-        image = cap_image(image, self.max_short_side_px)
+        with _named(sample, path, data, sample.image_sha256 if verify else ""):
+            image = cap_image(decode_image(data, sample.orientation), self.max_short_side_px)
         if image.shape[:2] != (sample.height, sample.width):
             expected = f"{_size((sample.height, sample.width))} as in the manifest"
             raise _content_error(sample, path, expected, _size(image.shape))
@@ -259,20 +247,22 @@ def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: 
     return ContentError.mismatch(f"sample {sample.sample_id}: {path}", expected, got, hint=hint)
 
 
-def _of_sample(sample: Sample, path: str, error: DecodeError) -> ContentError:
-    return ContentError(f"sample {sample.sample_id}: {path}: {error.args[0]}", hint=error.hint)
-
-
 def _check_usable(sample: Sample) -> None:
     if sample.problem:
         raise ContentError(f"sample {sample.sample_id} is quarantined: {sample.problem}")
 
 
-def _check_hash(sample: Sample, path: str, data: bytes, sha256: str) -> None:
-    got = hashlib.sha256(data).hexdigest()
+@contextmanager
+def _named(sample: Sample, path: str, data: bytes, sha256: str) -> Iterator[None]:
+    """Before a file is decoded its hash is checked, if one is given; what is wrong names sample and file."""
+    got = hashlib.sha256(data).hexdigest() if sha256 else ""
     if got != sha256:
         hint = "the file changed after the manifest was made: restore it, or make the manifest again"
         raise _content_error(sample, path, f"sha256 {sha256[:12]} as in the manifest", got[:12], hint=hint)
+    try:
+        yield
+    except DecodeError as error:
+        raise ContentError(f"sample {sample.sample_id}: {path}: {error.args[0]}", hint=error.hint) from error
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -52,14 +52,11 @@ def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> lis
 
 
 class Side(NamedTuple):
-    """Images, or what belongs to them."""
+    """Images, or what belongs to them, by the stem of their files; what one is called, and where they lie."""
 
     what: str
-    """Name of one, for messages."""
     place: Path | str
-    """Where they lie, for messages."""
     by_stem: Mapping[str, object]
-    """Each of them by the stem of its file."""
 
 
 def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
@@ -74,10 +71,9 @@ def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
             _check_listed(stems, side, listed)
         return sorted(stems)
     parts = [
-        f"{len(lone)} of {len(side.by_stem)} {side.what}s in {side.place} have no {partner.what} "
-        f"({preview(sorted(lone))})"
-        for side, partner in ((one, other), (other, one))
-        if (lone := side.by_stem.keys() - partner.by_stem.keys())
+        f"{len(lone)} of {len(a.by_stem)} {a.what}s in {a.place} have no {b.what} ({preview(sorted(lone))})"
+        for a, b in ((one, other), (other, one))
+        if (lone := a.by_stem.keys() - b.by_stem.keys())
     ]
     if parts:
         raise ManifestError("; ".join(parts), hint=LIST_HINT)

@@ -56,12 +56,11 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.sample_id or CONTROL.search(self.sample_id):
             raise ManifestError(f"expected an id in printable characters, got {self.sample_id!r}", hint=REBUILD_HINT)
+        where = f"sample {self.sample_id}"
         for path in (self.image_path, self.label_path):
             if not path or path.startswith("/") or ".." in path.split("/") or CONTROL.search(path):
-                raise ManifestError.mismatch(
-                    f"sample {self.sample_id!r}", "a path inside the manifest's root", repr(path), hint=REBUILD_HINT
-                )
-        where = f"sample {self.sample_id}"
+                expected = "a path inside the manifest's root"
+                raise ManifestError.mismatch(where, expected, repr(path), hint=REBUILD_HINT)
         if self.orientation not in range(1, 9):
             raise ManifestError.mismatch(where, "orientation 1..8", self.orientation)
         if min(self.height, self.width) < 1 and not self.problem:

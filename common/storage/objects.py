@@ -6,7 +6,7 @@ Credentials come from where each service's own tools look for them, never from u
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -126,9 +126,6 @@ class ObjectStorage(Storage):
                     raise
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
-
-    def leftovers(self) -> Sequence[str]:
-        return []  # an unfinished request leaves no object
 
     def each(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         wanted, size = list(items), 64 * PARALLEL_REQUESTS  # not all of a large store's files at once

@@ -142,8 +142,7 @@ def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
     """A scene or two whose JSON file disagrees are noted in their rows; where most do, the ids mean other things."""
     doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
     if 2 * len(doubtful) > len(checked.manifest):
-        scenes = (
-            f"{len(doubtful)} of {len(checked.manifest)} scenes have {JSON_DISAGREES} ({preview(sorted(doubtful))})"
-        )
-        where, got = f"{folder_of(archive.labels)}: {scenes}", "another release or converted labels"
+        scenes = f"{folder_of(archive.labels)}: {len(doubtful)} of {len(checked.manifest)} scenes"
+        where = f"{scenes} have {JSON_DISAGREES} ({preview(sorted(doubtful))})"
+        got = "another release or converted labels"
         raise ManifestError.mismatch(where, archive.release.title, got, hint=archive.release.source)
