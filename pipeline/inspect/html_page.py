@@ -21,10 +21,10 @@ from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
 from ...common.text import format_bytes
 from .drawing.label_maps import class_shares
-from .drawing.layers import Layer
+from .drawing.layers import Layer, weight_layer
 from .drawing.palette import IGNORED, UInt8, css_colour, heat_colours, palette
 from .errors import InspectError
-from .pictures import class_layers, map_layers, structure_colour
+from .pictures import map_layers, structure_colour
 from .sample_view import MOVED_HINT, SampleView, SampleViews
 from .summary import StoreSummary, evenly, summarise
 from .table import NUMBERS, array_rows, facts, layer_rows, measured_note
@@ -72,19 +72,14 @@ def write_page(
         )
     summary = summarise(store, root=root)
     cards, scripts = [], []
-    present: set[int] = set()
     for index in tqdm(chosen, unit="img", disable=not progress):
         view = views.view(index, need_image=False)
-        present.update(class_id for class_id, _ in view.shares)
         layers = map_layers(view)
         cards.append(_card(view, layers["labels"][0]))
         scripts.append(_sample(view, layers))
     problems = tuple(script["problem"] for script in scripts if script["problem"])
     if len(problems) == len(chosen):
-        raise InspectError(
-            f"none of the {len(chosen)} images could be read; the first: {problems[0]}",
-            hint=MOVED_HINT,
-        )
+        raise InspectError(f"none of the {len(chosen)} images could be read; the first: {problems[0]}", hint=MOVED_HINT)
     text = render(
         Path(__file__).parent / "page" / "page.html",
         summary=summary,
@@ -97,7 +92,7 @@ def write_page(
         quarantine_listed=QUARANTINE_LISTED,
         num_usable=len(usable),
         cards=cards,
-        settings=_settings(views, present),
+        settings=_settings(views, sorted({class_id for script in scripts for class_id, _ in script["classes"]})),
         samples=scripts,
         version=__version__,
     )
@@ -132,8 +127,7 @@ def _card(view: SampleView, labels: Layer) -> dict[str, Any]:
 
 def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[str, Any]:
     """What the large view shows of one sample."""
-    height, width = view.labels.shape
-    weights = class_layers(view, [class_id for class_id, _ in view.shares])
+    weights = {class_id: weight_layer(view.patch_weights(class_id)) for class_id, _ in view.shares}
     return {
         "id": view.sample.sample_id,
         "index": view.index,
@@ -141,7 +135,7 @@ def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[s
         "note": view.sample.note,
         "problem": view.image_problem,
         "size": [view.sample.height, view.sample.width],
-        "frame": [height, width],
+        "frame": view.labels.shape,
         "image": data_url(encode_jpeg(view.image, JPEG_QUALITY), "jpeg"),
         "layers": {
             name: {"src": data_url(layer.to_png(), "png"), "about": amount} for name, (layer, amount) in layers.items()
@@ -149,11 +143,11 @@ def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[s
         "classes": [[class_id, round(share, 6)] for class_id, share in view.shares],
         "ignored": dict(class_shares(view.labels)).get(view.vocabulary.ignore_index, 0.0),
         "weights": {class_id: data_url(layer.to_png(), "png") for class_id, layer in weights.items()},
-        "patches": [-(-height // view.patch_px), -(-width // view.patch_px)],
+        "patches": view.patches,
     }
 
 
-def _settings(views: SampleViews, present: set[int]) -> dict[str, Any]:
+def _settings(views: SampleViews, present: Sequence[int]) -> dict[str, Any]:
     """What all samples share: layers from bottom to top, and the names and colours of the classes that occur."""
     vocabulary = views.vocabulary
     colours, names = palette(vocabulary.num_classes), vocabulary.prompt_names
@@ -165,7 +159,7 @@ def _settings(views: SampleViews, present: set[int]) -> dict[str, Any]:
     ]
     return {
         "layers": [dict(zip(("name", "title", "colour", "opacity"), layer, strict=True)) for layer in shown],
-        "classes": {i: {"name": names[i], "colour": css_colour(colours[i])} for i in sorted(present)},
+        "classes": {i: {"name": names[i], "colour": css_colour(colours[i])} for i in present},
         "ignored": css_colour(IGNORED),
         "patch": views.patch_px,
     }

@@ -33,11 +33,6 @@ def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     return layers
 
 
-def class_layers(view: SampleView, class_ids: Sequence[int]) -> dict[int, Layer]:
-    """Layers of the patch weights of each class."""
-    return {class_id: weight_layer(view.patch_weights(class_id)) for class_id in class_ids}
-
-
 def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> Path:
     """Write a sample's pictures as PNG files below `out/ID`, and all of them together as `out/ID.png`.
 
@@ -58,9 +53,10 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     for name, (layer, amount) in map_layers(view).items():
         if name != "labels":
             panels[name] = layer.over(grey), f"{name} ({amount})"
-    for class_id, layer in class_layers(view, class_ids or list(present)[:1]).items():
+    for class_id in class_ids or list(present)[:1]:
         caption = f"patch weights: {names[class_id]}{'' if class_id in present else ' (not in this image)'}"
-        panels[f"weights_{_safe(names[class_id])}"] = layer.over(grey, side=view.patch_px), caption
+        weights = weight_layer(view.patch_weights(class_id)).over(grey, side=view.patch_px)
+        panels[f"weights_{_safe(names[class_id])}"] = weights, caption
     folder = _safe(view.sample.sample_id)
     if folder != view.sample.sample_id:
         folder = f"{folder}-{view.index}"  # two ids may be alike once made safe for a file name

@@ -43,10 +43,16 @@ class SampleView:
     structures: Mapping[str, tuple[ArraySpec, UInt8]]
     """Structure maps (h, w) by array name, with their rows of the schema."""
     cell_classes: npt.NDArray[Any]
-    """Classes in each cell, (K, rows, columns); an even number of cells that covers the frame."""
+    """Classes in each cell of the canvas, (K, rows, columns)."""
     cell_counts: UInt8
     """Pixels of each such class, (K, rows, columns)."""
     patch_px: int
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of patches that cover the frame."""
+        height, width = self.labels.shape
+        return -(-height // self.patch_px), -(-width // self.patch_px)
 
     @property
     def shares(self) -> list[tuple[int, float]]:
@@ -56,9 +62,11 @@ class SampleView:
     def patch_weights(self, class_id: int) -> npt.NDArray[np.float32]:
         """Share of one class in the pixels of each patch of the frame, (rows, columns): w_ij of Eq. 2 for class j."""
         counts = np.where(self.cell_classes == class_id, self.cell_counts, 0).sum(axis=0, dtype=np.float32)
-        rows, columns = counts.shape
-        side = CELLS_PER_PATCH
-        patches = counts.reshape(rows // side, side, columns // side, side).sum(axis=(1, 3))
+        (rows, columns), side = self.patches, CELLS_PER_PATCH
+        cells = np.pad(counts, (0, side - 1))[
+            : rows * side, : columns * side
+        ]  # of the last patches some may be missing
+        patches = cells.reshape(rows, side, columns, side).sum(axis=(1, 3))
         return np.asarray(patches / self.patch_px**2, np.float32)
 
 
@@ -88,8 +96,7 @@ class SampleViews:
             InspectError: There is no such sample; the hint has close matches.
         """
         rows = self.reader.manifest.table
-        position = rows.find(text)
-        if position is not None:
+        if (position := rows.find(text)) is not None:
             return position
         if re.fullmatch(r"0|[1-9][0-9]{0,11}", text) and int(text) < len(self.reader):
             return int(text)
@@ -104,21 +111,20 @@ class SampleViews:
         Raises:
             InspectError: No class has that name, or several have.
         """
-        wanted = " ".join(text.lower().split())
-        entries = [" ".join(entry.lower().split()) for entry in self.vocabulary.classes]
+        vocabulary, wanted = self.vocabulary, " ".join(text.lower().split())
+        entries = [" ".join(entry.lower().split()) for entry in vocabulary.classes]
         if wanted in entries:
             return entries.index(wanted)
-        words = [[word.strip() for word in entry.split(",")] for entry in entries]
-        found = [index for index, synonyms in enumerate(words) if wanted in synonyms]
+        synonyms = [(word.strip(), index) for index, entry in enumerate(entries) for word in entry.split(",")]
+        found = [index for word, index in synonyms if word == wanted]
         if len(found) == 1:
             return found[0]
         if found:
-            listed = "; ".join(repr(self.vocabulary.classes[index]) for index in found)
+            listed = "; ".join(repr(vocabulary.classes[index]) for index in found)
             raise InspectError(f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}")
-        known = [word for synonyms in words for word in synonyms]
         raise InspectError(
-            f"{self.reader.store}: no class {text!r} in {self.vocabulary.name} ({self.vocabulary.num_classes} classes)",
-            hint=_did_you_mean(wanted, known),
+            f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({vocabulary.num_classes} classes)",
+            hint=_did_you_mean(wanted, [word for word, _ in synonyms]),
         )
 
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
@@ -135,11 +141,12 @@ class SampleViews:
         reader = self.reader
         if reader.status[index] == QUARANTINED:
             name = reader.manifest.samples[index].sample_id
-            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {self._why(index)}")
+            record = read_commit(reader.store, index // reader.schema.samples_per_shard)
+            reasons = {entry.index: entry.reason for entry in (record.quarantine if record else ())}
+            why = reasons.get(index, "its commit record does not say why")
+            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {why}")
         planes = reader.read(index)
         height, width = reader.frame_size(index)
-        rows, columns = (CELLS_PER_PATCH * -(-edge // self.patch_px) for edge in (height, width))
-        cells = [_even(planes[name])[:, :rows, :columns] for name in ("cell_classes", "cell_counts")]
         problem = ""
         try:
             image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
@@ -155,22 +162,10 @@ class SampleViews:
             image_problem=problem,
             labels=planes["labels"][:height, :width],
             structures={spec.name: (spec, planes[spec.name][:height, :width]) for spec in self.drawn},
-            cell_classes=cells[0],
-            cell_counts=cells[1],
+            cell_classes=planes["cell_classes"],
+            cell_counts=planes["cell_counts"],
             patch_px=self.patch_px,
         )
-
-    def _why(self, index: int) -> str:
-        """Why a sample is quarantined, from its shard's commit record."""
-        record = read_commit(self.reader.store, index // self.reader.schema.samples_per_shard)
-        entries = record.quarantine if record else ()
-        return next((entry.reason for entry in entries if entry.index == index), "its commit record does not say why")
-
-
-def _even(cells: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Cells (K, rows, columns), with an empty row and column more where their number is odd."""
-    odd = cells.shape[-1] % CELLS_PER_PATCH
-    return np.pad(cells, ((0, 0), (0, odd), (0, odd))) if odd else cells
 
 
 def _did_you_mean(text: str, known: Sequence[str]) -> str:

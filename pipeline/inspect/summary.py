@@ -115,13 +115,15 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     store = open_storage(store)
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
-    records, damaged = _records(store, schema)
+    found = list(read_commits(store, range(schema.num_shards)))
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
+    records = [record for record in found if isinstance(record, CommitRecord)]
     sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
     fills, measured = _fill_shares(reader, measure)
     arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
     per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
-    counts = {status: int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED)}
+    missing, done, quarantined = (int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED))
     return StoreSummary(
         path=str(store),
         dataset=schema.dataset,
@@ -129,15 +131,22 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         num_classes=schema.vocabulary.num_classes,
         ignore_index=schema.vocabulary.ignore_index,
         samples=schema.num_samples,
-        done=counts[DONE],
-        missing=counts[MISSING],
-        quarantined=counts[QUARANTINED],
+        done=done,
+        missing=missing,
+        quarantined=quarantined,
         quarantine=tuple(entry for record in records for entry in record.quarantine),
         shards=schema.num_shards,
         shards_committed=len(records),
         damaged=(*damaged, *absent),
         arrays=arrays,
-        layers=tuple(_layer_facts(name, schema, records) for name in schema.layers),
+        layers=tuple(
+            LayerFacts(
+                name=name,
+                settings=dict(settings),
+                shards_current=sum(record.has(name, schema.layer_digest(name)) for record in records),
+            )
+            for name, settings in schema.layers.items()
+        ),
         frame=asdict(schema.frame),
         cell_px=schema.cell_px,
         schema_version=SCHEMA_VERSION,
@@ -154,13 +163,6 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
 
 
 # --- counting -------------------------------------------------------------------------------------------------------
-
-
-def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
-    """The commit records that are there, and what is wrong with those that cannot be read."""
-    found = list(read_commits(store, range(schema.num_shards)))
-    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
-    return [record for record in found if isinstance(record, CommitRecord)], damaged
 
 
 def _committed_files(
@@ -184,25 +186,18 @@ def _committed_files(
 
 def _fill_shares(reader: StoreReader, measure: int) -> tuple[dict[str, float], int]:
     """Per array: values inside the frame that are not fill, as a share; and how many samples were read."""
-    chosen = evenly(reader.usable.tolist(), measure)
+    schema, chosen = reader.schema, evenly(reader.usable.tolist(), measure)
     filled: Counter[str] = Counter()
     values: Counter[str] = Counter()
-    specs = {spec.name: spec for spec in reader.schema.specs}
     for index in chosen:
-        frame = reader.frame_size(index)
-        for name, plane in reader.read(index).items():
-            inside = _inside(np.asarray(plane), specs[name], frame, reader.schema.cell_px)
-            filled[name] += int(np.count_nonzero(inside != reader.schema.fill(specs[name])))
-            values[name] += inside.size
+        planes, (height, width) = reader.read(index), reader.frame_size(index)
+        extent = {"y": height, "x": width}
+        extent |= {f"cell_{dim}": -(-edge // schema.cell_px) for dim, edge in extent.items()}
+        for spec in (spec for spec in schema.specs if spec.name in planes):
+            inside = np.asarray(planes[spec.name])[tuple(slice(extent.get(dim)) for dim in spec.dims)]
+            filled[spec.name] += int(np.count_nonzero(inside != schema.fill(spec)))
+            values[spec.name] += inside.size
     return {name: filled[name] / values[name] for name in values}, len(chosen)
-
-
-def _inside(plane: np.ndarray[Any, Any], spec: ArraySpec, frame: tuple[int, int], cell_px: int) -> np.ndarray[Any, Any]:
-    """The part of one sample of an array that lies in the frame (height, width)."""
-    height, width = frame
-    cells = {"cell_y": -(-height // cell_px), "cell_x": -(-width // cell_px)}
-    extent = {"y": height, "x": width, **cells}
-    return plane[tuple(slice(extent.get(dim)) for dim in spec.dims)]
 
 
 def _array_facts(spec: ArraySpec, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:
@@ -220,12 +215,6 @@ def _array_facts(spec: ArraySpec, schema: StoreSchema, files: Counter[str], fill
         compression=raw / size if size else None,
         fill=fill,
     )
-
-
-def _layer_facts(name: str, schema: StoreSchema, records: Sequence[CommitRecord]) -> LayerFacts:
-    digest = schema.layer_digest(name)
-    current = sum(name in record.layers and record.layers[name].settings == digest for record in records)
-    return LayerFacts(name=name, settings=dict(schema.layers[name]), shards_current=current)
 
 
 def evenly(values: Sequence[int], count: int) -> list[int]:

@@ -13,6 +13,8 @@ from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
 from .palette import IGNORED, UInt8, blend, colour_labels, palette
 
 Labels = npt.NDArray[np.integer[Any]]
+_MAPS_LEGEND = 24
+"""Classes in the legend of several maps."""
 
 
 def overlay(
@@ -23,7 +25,6 @@ def overlay(
     ignore_index: int,
     alpha: float = 0.6,
     max_legend: int = 20,
-    write_names: bool = True,
 ) -> UInt8:
     """The image in its classes' colours with outlines, names on the largest regions, and a legend.
 
@@ -37,22 +38,20 @@ def overlay(
         ignore_index: Id of pixels without a class.
         alpha: Opacity of the colours, from 0 to 1.
         max_legend: Number of classes in the legend; 0 leaves it out.
-        write_names: Whether each class's name stands on its largest region.
 
     Raises:
         DrawError: The arrays do not fit each other, or a label is no class.
     """
     picture = blend_labels(image, labels, len(names), ignore_index=ignore_index, alpha=alpha)
     shares = dict(class_shares(labels))
-    if write_names:
-        _write_names(picture, labels, names, [index for index in shares if index != ignore_index])
+    _write_names(picture, labels, names, [index for index in shares if index != ignore_index])
     if not max_legend:
         return picture
+    entries, size_px = _legend_entries(list(shares), shares, names, ignore_index, max_legend), text_px(*labels.shape)
     height, width = labels.shape
-    wide = width > 1.8 * height
-    entries = _legend_entries(list(shares), shares, names, ignore_index, max_legend)
-    room = {"width": width} if wide else {"height": height}
-    return stack([picture, legend(entries, text_px(height, width), **room)], axis=0 if wide else 1)
+    if width > 1.8 * height:
+        return stack([picture, legend(entries, size_px, width=width)], axis=0)
+    return stack([picture, legend(entries, size_px, height=height)], axis=1)
 
 
 def row_of_maps(
@@ -62,7 +61,6 @@ def row_of_maps(
     *,
     ignore_index: int,
     title: str = "",
-    max_legend: int = 24,
 ) -> UInt8:
     """The image and several label maps of it side by side, each under its caption, and one legend of them all.
 
@@ -74,13 +72,12 @@ def row_of_maps(
         names: Name of each class.
         ignore_index: Id of pixels without a class.
         title: Heading of the picture.
-        max_legend: Number of classes in the legend.
     """
     panels = [(image, "image")]
     panels += [(blend_labels(image, plane, len(names), ignore_index=ignore_index), text) for plane, text in maps]
     page = tile(panels, columns=len(panels), title=title)
     order = [index for index, _ in class_shares(np.stack([plane for plane, _ in maps]))]
-    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, max_legend)
+    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, _MAPS_LEGEND)
     return stack([page, legend(entries, text_px(*image.shape[:2]), width=page.shape[1])], axis=0)
 
 
@@ -125,16 +122,14 @@ def _legend_entries(
 ) -> list[LegendEntry]:
     """At most `limit` classes in the given order with their shares, the rest in one entry, then ignored pixels."""
     colours = palette(len(names)).tolist()
+    values = {index: percent(share) for index, share in shares.items()}
     classes = [index for index in order if index != ignore_index]
-    entries = [
-        LegendEntry(tuple(colours[index]), names[index], percent(shares[index]) if index in shares else "-")
-        for index in classes[:limit]
-    ]
+    entries = [LegendEntry(tuple(colours[index]), names[index], values.get(index, "-")) for index in classes[:limit]]
     if rest := classes[limit:]:
         share = sum(shares.get(index, 0.0) for index in rest)
         entries.append(LegendEntry(PAPER, f"and {len(rest)} more", percent(share)))
     if ignore_index in shares:
-        entries.append(LegendEntry(IGNORED, "(ignored)", percent(shares[ignore_index])))
+        entries.append(LegendEntry(IGNORED, "(ignored)", values[ignore_index]))
     return entries
 
 
@@ -142,12 +137,9 @@ def _write_names(picture: UInt8, labels: Labels, names: Sequence[str], present: 
     """Write each class's name on its largest region if it fits there."""
     size_px = text_px(*labels.shape)
     for index in present:
-        mask = labels == index
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask[window].astype(np.uint8), connectivity=4)
+        _, parts, stats, _ = cv2.connectedComponentsWithStats((labels == index).astype(np.uint8), connectivity=4)
         largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-        place = place_text(parts == largest, names[index], (size_px, max(10, round(size_px * 0.75))))
-        if place is not None:
-            x, y, size = place
-            write(picture, names[index], x + int(columns[0]), y + int(rows[0]), size, (255, 255, 255), halo=True)
+        left, top, width, height = map(int, stats[largest, : cv2.CC_STAT_AREA])
+        region = parts[top : top + height, left : left + width] == largest
+        if place := place_text(region, names[index], (size_px, max(10, round(size_px * 0.75)))):
+            write(picture, names[index], left + place[0], top + place[1], place[2], (255, 255, 255), halo=True)

@@ -49,9 +49,8 @@ class Layer:
         height, width = image.shape[:2]
         pixels = np.repeat(np.repeat(self.pixels, side, axis=0), side, axis=1)[:height, :width]
         if pixels.shape != (height, width):
-            raise DrawError(
-                f"a layer of {self.pixels.shape} pixels, {side} px each, does not cover an image of {height} x {width}"
-            )
+            size = f"{self.pixels.shape} pixels, {side} px each"
+            raise DrawError(f"a layer of {size}, does not cover an image of {height} x {width}")
         return blend(image, self.colours[pixels], self.alpha * self.opacity[pixels] / np.float32(255))
 
     def to_png(self) -> bytes:
@@ -72,9 +71,8 @@ def label_layer(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignor
     ids, local = np.unique(labels, return_inverse=True)
     pixels = local.reshape(labels.shape)
     pixels[outlines(labels)] = len(ids)
-    colours = np.concatenate(
-        [colour_labels(ids, num_classes, ignore_index=ignore_index), np.array([_OUTLINE], np.uint8)]
-    )
+    coloured = colour_labels(ids, num_classes, ignore_index=ignore_index)
+    colours = np.concatenate([coloured, np.array([_OUTLINE], np.uint8)])
     return Layer(pixels=pixels, colours=colours, opacity=np.full(len(colours), 255, np.uint8), alpha=0.6)
 
 
@@ -121,11 +119,6 @@ def structure_alpha(plane: UInt8, kind: str) -> npt.NDArray[np.float32]:
 
 def weight_layer(weights: Floats) -> Layer:
     """Patch weights (rows, columns) in [0, 1], a pixel per patch, dark to bright; 0 is clear."""
-    opacity = np.full(LEVELS, 255, np.uint8)
-    opacity[0] = 0
-    return Layer(
-        pixels=np.ceil(weights * (LEVELS - 1) - 1e-6).astype(np.uint8),
-        colours=heat_colours(np.linspace(0, 1, LEVELS)),
-        opacity=opacity,
-        alpha=0.8,
-    )
+    pixels = np.ceil(weights * (LEVELS - 1) - 1e-6).astype(np.uint8)
+    opacity = np.array([0] + [255] * (LEVELS - 1), np.uint8)
+    return Layer(pixels=pixels, colours=heat_colours(np.linspace(0, 1, LEVELS)), opacity=opacity, alpha=0.8)

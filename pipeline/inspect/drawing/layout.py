@@ -9,20 +9,14 @@ from .lettering import PAPER, shorten, text_px, text_size, write
 from .palette import UInt8
 
 
-def tile(panels: Sequence[tuple[UInt8, str]], *, columns: int | None = None, title: str = "") -> UInt8:
-    """Pictures in a grid, each under its caption, on paper.
-
-    Args:
-        panels: Pictures (H, W, 3) uint8 RGB of any sizes, with their captions.
-        columns: Number of pictures in a row. By default the grid is about square.
-        title: Heading above the grid.
+def tile(panels: Sequence[tuple[UInt8, str]], *, columns: int, title: str = "") -> UInt8:
+    """Pictures (H, W, 3) uint8 RGB of any sizes in a grid, each under its caption, on paper under a heading.
 
     Raises:
         DrawError: There is no picture.
     """
     if not panels:
         raise DrawError("expected at least one picture, got none")
-    columns = columns or max(1, round(len(panels) ** 0.5))
     size_px = max(text_px(*image.shape[:2]) for image, _ in panels)
     cells = [_captioned(image, caption, size_px) for image, caption in panels]
     width = max(cell.shape[1] for cell in cells)
@@ -30,7 +24,12 @@ def tile(panels: Sequence[tuple[UInt8, str]], *, columns: int | None = None, tit
     rows = [stack(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
     page = stack(rows, axis=0)
     page = _extend(page, page.shape[0] + size_px, page.shape[1] + size_px)
-    return stack([_heading(title, page.shape[1], size_px), page], axis=0) if title else page
+    if not title:
+        return page
+    big = round(size_px * 1.3)
+    heading = np.full((round(size_px * 2.6), page.shape[1], 3), PAPER, np.uint8)
+    write(heading, shorten(title, big, page.shape[1] - 2 * size_px), size_px, size_px, big)
+    return stack([heading, page], axis=0)
 
 
 def stack(images: Sequence[UInt8], *, axis: int) -> UInt8:
@@ -38,14 +37,6 @@ def stack(images: Sequence[UInt8], *, axis: int) -> UInt8:
     room = max(image.shape[1 - axis] for image in images)
     sizes = [(image.shape[0], room) if axis == 0 else (room, image.shape[1]) for image in images]
     return np.concatenate([_extend(image, *size) for image, size in zip(images, sizes, strict=True)], axis=axis)
-
-
-def _heading(title: str, width: int, size_px: int) -> UInt8:
-    """A title, larger than the captions of size `size_px`."""
-    canvas = np.full((round(size_px * 2.6), width, 3), PAPER, np.uint8)
-    big = round(size_px * 1.3)
-    write(canvas, shorten(title, big, width - 2 * size_px), size_px, size_px, big)
-    return canvas
 
 
 def _captioned(image: UInt8, caption: str, size_px: int) -> UInt8:

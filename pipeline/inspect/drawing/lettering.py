@@ -5,10 +5,11 @@ is one, and otherwise lose their accents or become question marks rather than bo
 """
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -30,14 +31,12 @@ _COVERED = 0.92
 """Share of a name's box that must lie on its region."""
 
 
-@dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """One row of a legend."""
+class LegendEntry(NamedTuple):
+    """One row of a legend; `value` stands at the right, e.g. `12.4%`."""
 
     colour: Colour
     name: str
     value: str
-    """Text at the right of the row, e.g. `12.4%`."""
 
 
 def text_px(height: int, width: int) -> int:
@@ -77,26 +76,20 @@ def shorten(text: str, size_px: int, width: int) -> str:
     """The text, or as much of it as fits into `width` px with an ellipsis at the end."""
     if text_size(text, size_px)[1] <= width:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if text_size(text[:middle].rstrip() + "…", size_px)[1] <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "…"
+    cuts = [text[:count].rstrip() + "…" for count in range(len(text))]
+    return cuts[max(0, bisect_right(cuts, width, key=lambda cut: text_size(cut, size_px)[1]) - 1)]
 
 
 def legend(
     entries: Sequence[LegendEntry], size_px: int, *, height: int | None = None, width: int | None = None
 ) -> UInt8:
     """A legend on paper, (H, W, 3) uint8: as many columns as a given height needs, or as a given width allows."""
-    row = round(size_px * 1.6)
-    pad = size_px
+    row, pad = round(size_px * 1.6), size_px
     names = [shorten(entry.name, size_px, _LONGEST_NAME_EM * size_px) for entry in entries]
     name_width = max((text_size(name, size_px)[1] for name in names), default=0)
     value_width = max((text_size(entry.value, size_px)[1] for entry in entries), default=0)
-    column = size_px + size_px // 2 + name_width + size_px + value_width
+    indent = size_px + size_px // 2
+    column = indent + name_width + size_px + value_width
     if width is not None:
         columns = int(np.clip((width - pad) // (column + pad), 1, max(len(entries), 1)))
     else:
@@ -106,32 +99,24 @@ def legend(
     for number, (entry, name) in enumerate(zip(entries, names, strict=True)):
         x, y = pad + number // rows * (column + pad), pad + number % rows * row
         text_y = y + (row - text_size(name, size_px)[0]) // 2
-        swatch = (slice(y + (row - size_px) // 2, y + (row + size_px) // 2), slice(x, x + size_px))
-        canvas[swatch] = entry.colour
-        write(canvas, name, x + size_px + size_px // 2, text_y, size_px)
-        value_x = x + column - text_size(entry.value, size_px)[1]
-        write(canvas, entry.value, value_x, text_y, size_px, FAINT_INK)
+        canvas[y + (row - size_px) // 2 : y + (row + size_px) // 2, x : x + size_px] = entry.colour
+        write(canvas, name, x + indent, text_y, size_px)
+        write(canvas, entry.value, x + column - text_size(entry.value, size_px)[1], text_y, size_px, FAINT_INK)
     return canvas
 
 
 def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]) -> tuple[int, int, int] | None:
-    """Where a text's box lies on a region, or None if it fits nowhere.
-
-    Of all boxes that the region covers it is one whose middle lies deep and central.
+    """Where a line of text stands on a region: of all boxes that it covers, one whose middle lies deep and central.
 
     Args:
-        region: (H, W), True where the text may stand.
+        region: (H, W), True where the text may stand; cut to what is True, so that its middle is that of the region.
         text: One line.
         sizes_px: Font sizes, tried in order.
 
     Returns:
-        x and y of the box's top left, and the font size.
+        x and y of the box's top left, and the font size; None if it fits nowhere.
     """
-    if not region.any():
-        return None
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    window = np.ascontiguousarray(region[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    window = np.ascontiguousarray(region).view(np.uint8)
     sums = cv2.integral(window)
     depth = cv2.distanceTransform(np.pad(window, 1), cv2.DIST_L1, 3)[1:-1, 1:-1]
     for size_px in sizes_px:
@@ -144,7 +129,7 @@ def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]
             middle_y, middle_x = y + height // 2, x + width // 2
             off_centre = np.hypot(middle_y - window.shape[0] / 2, middle_x - window.shape[1] / 2)
             best = int(np.argmax(depth[middle_y, middle_x] - 0.1 * off_centre))
-            return int(x[best]) + left, int(y[best]) + top, size_px
+            return int(x[best]), int(y[best]), size_px
     return None
 
 
@@ -156,15 +141,16 @@ def _drawable(text: str, size_px: int) -> tuple[str, Font]:
         if all(_has_glyph(font, character) for character in text):
             return text, font
     own = _fonts(size_px)[0]
-    bare = unicodedata.normalize("NFKD", text.replace("…", "..."))
-    bare = "".join(character for character in bare if not unicodedata.combining(character))
+    bare = filter(
+        lambda character: not unicodedata.combining(character), unicodedata.normalize("NFKD", text.replace("…", "..."))
+    )
     return "".join(character if _has_glyph(own, character) else "?" for character in bare), own
 
 
 @lru_cache(maxsize=64)
 def _fonts(size_px: int) -> tuple[Font, ...]:
     """Pillow's own font, then those that this machine has."""
-    fonts: list[Font] = [ImageFont.load_default(size_px)]
+    fonts = [ImageFont.load_default(size_px)]
     for name in _MACHINE_FONTS:
         with suppress(OSError):
             fonts.append(ImageFont.truetype(name, size_px))

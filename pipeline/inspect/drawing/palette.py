@@ -62,23 +62,14 @@ def palette(num_classes: int) -> UInt8:
 
 
 def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
-    """The label map in its classes' colours, ignored pixels grey.
-
-    Args:
-        labels: Class ids of any shape.
-        num_classes: Number of classes.
-        ignore_index: Id of pixels without a class.
-
-    Returns:
-        (..., 3) uint8 RGB.
+    """Class ids of any shape in their classes' colours, (..., 3) uint8 RGB; those of `ignore_index` grey.
 
     Raises:
         DrawError: A label is neither a class nor `ignore_index`, or that is also a class.
     """
     if 0 <= ignore_index < num_classes:
         raise DrawError(f"ignore index {ignore_index} is also the id of one of {num_classes} classes")
-    table = np.empty((max(num_classes, ignore_index + 1), 3), np.uint8)
-    table[:] = IGNORED
+    table = np.full((max(num_classes, ignore_index + 1), 3), IGNORED, np.uint8)
     table[:num_classes] = palette(num_classes)
     known = (labels >= 0) & ((labels < num_classes) | (labels == ignore_index))
     if not known.all():
@@ -114,12 +105,18 @@ def css_colour(colour: Colour | UInt8) -> str:
     >>> css_colour((255, 0, 16))
     '#ff0010'
     """
-    return "#" + "".join(f"{int(channel):02x}" for channel in colour)
+    return "#" + bytes(colour).hex()
 
 
 @lru_cache(maxsize=16)
 def _palette(num_classes: int) -> UInt8:
-    candidates, lab = _candidates()
+    """The colours, chosen among a grid of all without near-greys, near-blacks, near-whites and neon."""
+    axis = np.linspace(0, 255, 16).round().astype(np.uint8)
+    candidates = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(candidates)
+    lightness, chroma = lab[:, 0] / _LIGHTNESS_WEIGHT, np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lightness > 0.45) & (lightness < 0.92) & (chroma > 0.07) & (chroma < 0.18)
+    candidates, lab = candidates[usable], lab[usable]
     count = min(num_classes, len(candidates))
     order = np.zeros(count, np.intp)
     distance = ((lab - _oklab(np.array(IGNORED))) ** 2).sum(axis=1)
@@ -128,17 +125,6 @@ def _palette(num_classes: int) -> UInt8:
         distance = np.minimum(distance, ((lab - lab[order[position]]) ** 2).sum(axis=1))
         distance[order[position]] = -1
     return np.asarray(candidates[order[np.arange(num_classes) % max(count, 1)]])
-
-
-@lru_cache(maxsize=1)
-def _candidates() -> tuple[UInt8, npt.NDArray[np.float64]]:
-    """Colours to choose from (N, 3), and the same in Oklab: no near-greys, near-blacks, near-whites, no neon."""
-    axis = np.linspace(0, 255, 16).round().astype(np.uint8)
-    rgb = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _oklab(rgb)
-    lightness, chroma = lab[:, 0] / _LIGHTNESS_WEIGHT, np.hypot(lab[:, 1], lab[:, 2])
-    usable = (lightness > 0.45) & (lightness < 0.92) & (chroma > 0.07) & (chroma < 0.18)
-    return rgb[usable], lab[usable]
 
 
 def _oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

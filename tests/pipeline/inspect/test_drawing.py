@@ -86,7 +86,7 @@ def test_an_id_without_a_class_is_refused() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 def test_a_labelled_pixel_has_its_class_s_blended_colour(alpha: float) -> None:
-    picture = label_maps.overlay(GREY, quarters(), NAMES, ignore_index=255, alpha=alpha, write_names=False)
+    picture = label_maps.blend_labels(GREY, quarters(), 3, ignore_index=255, alpha=alpha)
     for (y, x), class_id in {(5, 5): 0, (5, 50): 1, (35, 5): 2}.items():
         np.testing.assert_array_equal(picture[y, x], blended(palette.palette(3)[class_id], alpha))
     np.testing.assert_array_equal(picture[35, 50], blended(np.array(palette.IGNORED), alpha))
@@ -151,7 +151,7 @@ def test_names_are_written_on_large_regions_only() -> None:
     image = np.zeros((200, 300, 3), np.uint8)
     labels = np.zeros((200, 300), np.uint8)
     labels[:6, :6] = 1
-    plain = label_maps.overlay(image, labels, NAMES, ignore_index=255, write_names=False, max_legend=0)
+    plain = label_maps.blend_labels(image, labels, 3, ignore_index=255)
     named = label_maps.overlay(image, labels, NAMES, ignore_index=255, max_legend=0)
     changed = (plain != named).any(axis=2)
     assert changed.any()
@@ -251,7 +251,7 @@ def test_tiles_stand_in_a_grid_with_their_pictures_unchanged() -> None:
     assert np.flatnonzero(blues.any(axis=0))[0] > np.flatnonzero(reds.any(axis=0))[0]
     assert np.flatnonzero(reds.any(axis=1))[-1] > np.flatnonzero(blues.any(axis=1))[-1]
     with pytest.raises(DrawError):
-        layout.tile([])
+        layout.tile([], columns=2)
 
 
 def test_text_is_shortened_to_fit() -> None:
