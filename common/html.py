@@ -12,15 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def render(template: Path, **values: Any) -> str:
-    """The text of a template with its values.
-
-    Args:
-        template: The template's file. It may include others of its folder.
-        values: What the template names. Text is escaped, save for `markupsafe.Markup`.
-
-    Raises:
-        jinja2.UndefinedError: The template names a value that was not given.
-    """
+    """The text of a template file with the values it names; `markupsafe.Markup` among them is not escaped."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,

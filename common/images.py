@@ -9,27 +9,12 @@ import numpy.typing as npt
 
 
 def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
-    """A lossless picture.
-
-    Args:
-        pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: The pixels have another form.
-    """
+    """A lossless picture of (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB. Raises ValueError for other pixels."""
     return _encode(".png", pixels, [], (np.uint8, np.uint16))
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88) -> bytes:
-    """A lossy picture.
-
-    Args:
-        pixels: (H, W) or (H, W, 3) uint8, grey or RGB.
-        quality: 1 to 100.
-
-    Raises:
-        ValueError: The pixels have another form.
-    """
+    """A lossy picture of (H, W) or (H, W, 3) uint8, grey or RGB; `quality` 1 to 100. Raises ValueError for others."""
     return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality], (np.uint8,))
 
 

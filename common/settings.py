@@ -20,16 +20,10 @@ from .errors import ConfigError, PhyssegError
 T = TypeVar("T")
 
 
-class _RelativePath:
-    """Marks text that is a path or a URL; a relative path is resolved against the file it was written in."""
-
-
-class _RelativePathUnlessName:
-    """The same for text that may also be a name: a bare word without a dot or a slash is one."""
-
-
-PathText = Annotated[str, _RelativePath]
-NameOrPath = Annotated[str, _RelativePathUnlessName]
+PathText = Annotated[str, "path"]
+"""Text that is a path or a URL; a relative path is resolved against the file it was written in."""
+NameOrPath = Annotated[str, "name or path"]
+"""The same for text that may also be a name: a bare word without a dot or a slash is one."""
 
 
 def is_name(text: str) -> bool:
@@ -210,7 +204,7 @@ def _convert(value: Any, hint: Any, *, base: Path, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         text = _convert(value, arguments[0], base=base, where=where)
-        return text if arguments[1] is _RelativePathUnlessName and is_name(text) else _resolved(text, base)
+        return text if hint == NameOrPath and is_name(text) else _resolved(text, base)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _wrong_type(where, "a list", value)

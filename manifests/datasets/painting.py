@@ -47,7 +47,6 @@ def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]
     """Write one label picture per image into a new folder, which appears with the last one.
 
     Args:
-        stems: Names of the images without their suffix.
         paint: Makes the picture of a stem, (H, W) uint8 or uint16, or raises ManifestError.
         out: The folder of `STEM.png`.
         workers: Number of threads; 0 for all CPUs.
