@@ -25,14 +25,10 @@ weights_app = typer.Typer(
 Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
 Checkpoint = Annotated[str, typer.Option(help="Step to load, or latest, or best (the highest mIoU during training).")]
-Prompts = Annotated[
-    str, typer.Option(help='Ask with other templates, as many as in training: "single", "imagenet", or a file of them.')
-]
+Prompts = Annotated[str, typer.Option(help='Other templates, as many as in training: "single", "imagenet" or a file.')]
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
-NoWindows = Annotated[
-    bool, typer.Option("--no-windows", help="Look at the whole image only: five times faster, another protocol.")
-]
+NoWindows = Annotated[bool, typer.Option("--no-windows", help="Whole images only: 5 times faster, another protocol.")]
 
 
 def parse_step(text: str) -> int | Literal["best"] | None:
@@ -44,9 +40,7 @@ def parse_step(text: str) -> int | Literal["best"] | None:
     return int(text)
 
 
-def load(
-    run: Path, checkpoint: str, *, device: str = "cpu", prompts: str = "", synonyms: str | None = None
-) -> "LoadedRun":
+def load(run: Path, checkpoint: str, *, device: str, prompts: str = "", synonyms: str | None = None) -> "LoadedRun":
     """The model that the options of a command name."""
     from .model.device import choose_device
     from .prediction.load_run import load_run
@@ -122,9 +116,7 @@ def evaluate(
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
-    all_classes: Annotated[
-        bool, typer.Option("--all-classes", help="Show all classes, not the best and worst.")
-    ] = False,
+    all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")] = False,
     device: Device = "auto",
 ) -> None:
     """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as the benchmarks are scored.
@@ -283,7 +275,7 @@ def export(
     """
     from .weights.export import write_export
 
-    loaded = load(run, checkpoint)
+    loaded = load(run, checkpoint, device="cpu")
     write_export(out, loaded.model, classes=loaded.classes, step=loaded.step, origin=loaded.origin)
     size = sum(path.stat().st_size for path in out.iterdir())
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
@@ -312,9 +304,7 @@ def weights_list(
 @weights_app.command("fetch")
 def weights_fetch(
     tag: Annotated[str, typer.Argument(help="As `physseg weights list` shows it, for example openai.")],
-    clip: Annotated[
-        str | None, typer.Option(help="Preset, where several have the tag: ViT-B-16, ViT-L-14-336.")
-    ] = None,
+    clip: Annotated[str | None, typer.Option(help="Preset, if several have the tag: ViT-B-16, ViT-L-14-336.")] = None,
     url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
 ) -> None:
     """Fetch pretrained CLIP weights into the cache. Then: clip_weights = "TAG".
@@ -337,9 +327,7 @@ def weights_fetch(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps. Default: about three minutes of them.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: about three minutes.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes, weights and order.")] = 0,
     images: Annotated[int, typer.Option(min=4, help="Training scenes; a quarter as many for validation.")] = 160,
 ) -> None:

@@ -20,28 +20,10 @@ from .losses.total import LossConfig
 from .model.config import SegmenterConfig
 from .optim import OptimConfig
 
-RESUMABLE_KEYS = frozenset(
-    {
-        "data.store",  # where it is; what is in it is compared on its own
-        "data.images",
-        "data.cache",
-        "data.num_workers",
-        "data.prefetch",
-        "run",
-        "device",
-        "log_every",
-        "checkpoint_every",
-        "keep_last",
-        "accumulate",
-        "recompute",
-        "compile",
-        "eval.manifest",
-        "eval.every",
-        "eval.max_images",
-        "eval.windows",
-        "eval.keep_best",
-    }
-)
+_DATA_KEYS = ("store", "images", "cache", "num_workers", "prefetch")  # what is in a store is compared on its own
+_EVAL_KEYS = ("manifest", "every", "max_images", "windows", "keep_best")
+_OWN_KEYS = ("run", "device", "log_every", "checkpoint_every", "keep_last", "accumulate", "recompute", "compile")
+RESUMABLE_KEYS = frozenset({*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS})
 """Keys of settings that may differ when a run is resumed: none of them touches a weight but by rounding."""
 
 
@@ -123,10 +105,9 @@ class TrainConfig:
         object.__setattr__(self, "model", model)
         self._check_crop()
         if self.losses.lambda_p > 0 and not structures:
-            raise ConfigError(
-                f"losses.lambda_p is {self.losses.lambda_p:g}, but model.structures names no structure to predict",
-                hint='Write `structures = ["canny"]` in [model], or `lambda_p = 0` in [losses].',
-            )
+            hint = 'Write `structures = ["canny"]` in [model], or `lambda_p = 0` in [losses].'
+            weight = f"losses.lambda_p is {self.losses.lambda_p:g}"
+            raise ConfigError(f"{weight}, but model.structures names no structure to predict", hint=hint)
 
     def _check_crop(self) -> None:
         """A patch must hold whole cells of the cached counts, and a structure logit whole pixels."""

@@ -88,10 +88,8 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
             part = "clip" if name in clip_names else "head"
             groups[f"{part}/{_kind(module)}"]["params"].append(parameter)
     if clip_names - names:
-        raise ConfigError(
-            f"the model has no parameter named {min(clip_names - names)!r}",
-            hint="build the optimiser before wrapping the model in DDP or torch.compile",
-        )
+        hint = "build the optimiser before wrapping the model in DDP or torch.compile"
+        raise ConfigError(f"the model has no parameter named {min(clip_names - names)!r}", hint=hint)
     if not seen:
         raise ConfigError("no parameter of the model is trainable", hint="check the finetune setting")
     used = [group for group in groups.values() if group["params"]]
@@ -139,17 +137,15 @@ def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
 def require_finite(parts: Mapping[str, Tensor], *, step: int, sample_ids: Sequence[str]) -> dict[str, float]:
     """Read scalars off the device, all at once, and stop if any of them is NaN or infinite.
 
+    Called before the optimiser's step, the weights are still those of the last good one.
+
     Args:
-        parts: Losses by name, and the gradient norm: scalars on one device.
+        parts: Losses by name, and the gradient norm: scalars on one device. Returned as floats, for the log.
         step: Number of steps taken so far, for the message.
         sample_ids: Ids of the batch's samples, for the message.
 
-    Returns:
-        The same as floats, for the log.
-
     Raises:
-        NonFiniteLossError: One is not finite. It has the fields `step`, `parts` and `sample_ids`. Called before the
-            optimiser's step, the weights are still those of the last good one.
+        NonFiniteLossError: One is not finite. It has the fields `step`, `parts` and `sample_ids`.
     """
     values = torch.stack([value.detach().double() for value in parts.values()]).tolist()
     read = dict(zip(parts, values, strict=True))

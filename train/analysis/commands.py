@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...common.atomic import atomic_json, atomic_write
-from ..commands import Checkpoint, Device, Memory, NoWindows, SynonymRule, inference_settings, parse_step
+from ..commands import Checkpoint, Device, Memory, NoWindows, Run, SynonymRule, inference_settings, load
 
 Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
 
@@ -57,9 +57,7 @@ def ablation(
 
 @app.command()
 def similarity(
-    source: Annotated[
-        str, typer.Argument(help="A run or exported model; or with --clip, CLIP weights: a tag, a file.")
-    ],
+    source: Annotated[str, typer.Argument(help="A run or exported model; with --clip, CLIP weights: a tag, a file.")],
     vocabularies: Annotated[
         list[str] | None,
         typer.Argument(help="Published names (ade20k-150, ...), manifests, class files. Default: those of Table 1."),
@@ -97,7 +95,7 @@ def similarity(
 
 @app.command()
 def oracle(
-    run: Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")],
+    run: Run,
     manifest: Annotated[Path, typer.Argument(help="Manifest of the images, of any vocabulary.")],
     regions: Annotated[
         str, typer.Option(help="class: all pixels of a class in an image are one region; connected: its parts.")
@@ -122,17 +120,15 @@ def oracle(
     """
     from ...manifests.manifest import Manifest
     from ..model.device import choose_device
-    from ..prediction.load_run import load_run
     from . import oracle as analysis
     from .encoders import ClipEncoder, clip_of_weights
 
     table = Manifest.read(manifest, root=root)
-    place = choose_device(device)
-    loaded = load_run(run, step=parse_step(checkpoint), device=place)
+    loaded = load(run, checkpoint, device=device)
     clips = {"CLIP as trained in the run": ClipEncoder(loaded.model, {"run": str(run)})}
     if clip_weights:
         preset, synonyms = clip or loaded.model.config.clip, loaded.model.config.synonyms
-        pretrained = clip_of_weights(clip_weights, preset, synonyms=synonyms, device=place)
+        pretrained = clip_of_weights(clip_weights, preset, synonyms=synonyms, device=choose_device(device))
         clips[f"{preset} {Path(clip_weights).name}"] = pretrained
     found = analysis.run_oracles(
         loaded.model,
@@ -173,8 +169,6 @@ def compare(
     For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
     """
     from ...manifests.manifest import Manifest
-    from ..model.device import choose_device
-    from ..prediction.load_run import load_run
     from . import compare as analysis
 
     paths: dict[str, Path] = {}
@@ -186,8 +180,8 @@ def compare(
         paths[name] = Path(path)
     if len(paths) < 2:
         raise typer.BadParameter("name two runs or more", param_hint="RUNS")
-    table, step, place = Manifest.read(manifest, root=root), parse_step(checkpoint), choose_device(device)
-    loaded = {name: load_run(path, step=step, device=place) for name, path in paths.items()}
+    table = Manifest.read(manifest, root=root)
+    loaded = {name: load(path, checkpoint, device=device) for name, path in paths.items()}
     pictured, scores = analysis.compare_runs(
         {name: run.model for name, run in loaded.items()},
         table,
@@ -234,15 +228,13 @@ def structure(
     by chance. With --bsds, Canny's F stands beside the head's. Not the benchmark's one-to-one matching: compare these
     numbers with each other, not with published ones.
     """
-    from ..model.device import choose_device
-    from ..prediction.load_run import load_run
     from . import structure as analysis
 
     if (store is None) == (bsds is None):
         raise typer.BadParameter("name either a store or BSDS500", param_hint="--store, --bsds")
     if store is not None and run is None:
         raise typer.BadParameter("name the run whose maps are to be compared with the store's", param_hint="RUN")
-    loaded = load_run(run, step=parse_step(checkpoint), device=choose_device(device)) if run else None
+    loaded = load(run, checkpoint, device=device) if run else None
     window_px = window or analysis.training_crop(run)
     if store is not None and loaded is not None:
         title = f"{run} at step {loaded.step} against {store}"

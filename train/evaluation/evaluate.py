@@ -44,13 +44,9 @@ def evaluate_model(
     labels and predictions are folded before they are counted.
 
     Args:
-        model: Predicts, on its own device.
-        manifest: What to evaluate on.
         trained_on: Class names of the training vocabulary.
         max_images: Number of samples, from the first one on; None takes all.
         part: Which of these samples to take; the confusion matrices of all parts add up.
-        settings: How images are cut.
-        progress: Whether to draw a bar.
         source: What else the result should say of the model.
 
     Raises:

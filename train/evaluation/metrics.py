@@ -46,10 +46,8 @@ class ConfusionMatrix:
 
     def __post_init__(self) -> None:
         if self.num_classes < 1 or 0 <= self.ignore_index < self.num_classes:
-            raise ConfigError(
-                f"num_classes = {self.num_classes} and ignore_index = {self.ignore_index}: "
-                "expected one class or more, and an ignore_index that is none of them"
-            )
+            got = f"num_classes = {self.num_classes} and ignore_index = {self.ignore_index}"
+            raise ConfigError(f"{got}: expected one class or more, and an ignore_index that is none of them")
         self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
     def update(self, prediction: Tensor | Integers, labels: Tensor | Integers) -> tuple[Counts, Counts, Counts]:

@@ -174,10 +174,8 @@ def merge(files: Sequence[Path]) -> Evaluation:
     found = _by_number(files)
     whole = range(1, _part(next(iter(found.values()))).parts + 1)
     if missing := [number for number in whole if number not in found]:
-        raise EvaluationError(
-            f"{len(missing)} of {len(whole)} parts are missing: {', '.join(map(str, missing))}",
-            hint="Evaluate them with --part, then merge again.",
-        )
+        listed, hint = ", ".join(map(str, missing)), "Evaluate them with --part, then merge again."
+        raise EvaluationError(f"{len(missing)} of {len(whole)} parts are missing: {listed}", hint=hint)
     ordered = [found[number] for number in whole]
     return replace(
         ordered[0],
@@ -219,10 +217,9 @@ def _by_number(files: Sequence[Path]) -> dict[int, Evaluation]:
         part = read_evaluation(file)
         first, number = next(iter(found.values()), (file, part))[1], _part(part).number
         if different := _differences(first, part):
-            raise EvaluationError(
-                f"{file} and {files[0]} are not parts of one evaluation: they differ in {', '.join(different)}",
-                hint="Merge parts of the same checkpoint, manifest and options.",
-            )
+            differ, hint = ", ".join(different), "Merge parts of the same checkpoint, manifest and options."
+            parts = f"{file} and {files[0]} are not parts of one evaluation"
+            raise EvaluationError(f"{parts}: they differ in {differ}", hint=hint)
         if number in found:
             raise EvaluationError(f"{file} and {found[number][0]} are both part {number} of {_part(first).parts}")
         found[number] = file, part

@@ -18,9 +18,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: Segmenter, config: TrainConfig, classes: Sequence[str], ignore_index: int) -> None:
         super().__init__()
-        self.model = model
-        self.config = config
-        self.ignore_index = ignore_index
+        self.model, self.config, self.ignore_index = model, config, ignore_index
         self.tokens = model.tokenize(classes)  # no buffer: they steer Python, so they stay on the CPU
         self.shared = shared_prefix(self.tokens[self.tokens[..., 0] != 0])
 
@@ -31,14 +29,8 @@ class Objective(nn.Module):
             images = color_jitter(images, batch["jitter"], batch["valid"])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output = self.model(images, self.model.encode_text(self.tokens, self.shared))
-        return total_loss(
-            output,
-            batch,
-            self.config.losses,
-            ignore_index=self.ignore_index,
-            structures=self.config.model.structures,
-            counts=counts,
-        )
+        losses, structures = self.config.losses, self.config.model.structures
+        return total_loss(output, batch, losses, ignore_index=self.ignore_index, structures=structures, counts=counts)
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -47,14 +39,7 @@ class Objective(nn.Module):
         Batches differ in them: a step that is spread over ranks or micro-batches passes their mean to every part, and
         is then the same step however it is spread.
         """
-        grid = self.model.arch.grid
-        return loss_counts(
-            batch,
-            self.config.losses,
-            ignore_index=self.ignore_index,
-            structure_size=(4 * grid, 4 * grid),
-            num_patches=grid * grid,
-        )
+        return loss_counts(batch, self.config.losses, ignore_index=self.ignore_index, grid=self.model.arch.grid)
 
 
 def micro_batches(batch: Batch, number: int) -> Iterator[Batch]:

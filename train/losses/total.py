@@ -138,29 +138,22 @@ def total_loss(
             parts |= {f"structure/{name}": value for name, value in zip(structures, each.detach(), strict=True)}
     if config.lambda_sac > 0:
         similarity = _head(output.similarity, "lambda_sac", "patch alignment")
+        cell_classes = batch["cell_classes"]
         weights = patch_weights(
-            batch["cell_classes"],
+            cell_classes,
             batch["cell_counts"],
             similarity.shape[2],
-            _cells_per_patch(batch, similarity.shape[1]),
-            cell_px=batch["labels"].shape[-1] // batch["cell_classes"].shape[-1],
+            _cells_per_patch(cell_classes, similarity.shape[1]),
+            cell_px=batch["labels"].shape[-1] // cell_classes.shape[-1],
             ignore_index=ignore_index,
         )
-        parts["alignment"] = patch_alignment_loss(
-            similarity, weights, form=config.alignment_form, count=counts.get("alignment")
-        )
+        form, count = config.alignment_form, counts.get("alignment")
+        parts["alignment"] = patch_alignment_loss(similarity, weights, form=form, count=count)
         parts["loss"] = parts["loss"] + config.lambda_sac * parts["alignment"]
     return parts
 
 
-def loss_counts(
-    batch: Mapping[str, Any],
-    config: LossConfig,
-    *,
-    ignore_index: int,
-    structure_size: tuple[int, int],
-    num_patches: int,
-) -> dict[str, Tensor]:
+def loss_counts(batch: Mapping[str, Any], config: LossConfig, *, ignore_index: int, grid: int) -> dict[str, Tensor]:
     """What each mean of `total_loss` divides by, from the batch alone: labelled pixels, valid cells, labelled patches.
 
     These differ between batches. Where a step is spread over several ranks or micro-batches, and the mean of their
@@ -169,8 +162,7 @@ def loss_counts(
 
     Args:
         batch, config, ignore_index: as for `total_loss`.
-        structure_size: (h, w) of the structure logits.
-        num_patches: N of the similarities.
+        grid: Side of the patch grid; structure logits have 4 cells along the side of a patch.
 
     Returns:
         float32: `segmentation` (), and, where switched on, `structure` (S,) and `alignment` ().
@@ -179,35 +171,31 @@ def loss_counts(
     labelled = (labels != ignore_index).sum() if config.mask_ignored else labels.new_tensor(labels.numel())
     counts = {"segmentation": labelled.float()}
     if config.lambda_p > 0:
-        targets, valid = _structure_targets(batch, config, structure_size)
+        targets, valid = _structure_targets(batch, config, (4 * grid, 4 * grid))
         counts["structure"] = structure_count(targets, valid, config.structure_form)
     if config.lambda_sac > 0:
-        patches = labelled_patches(
-            batch["cell_classes"], batch["cell_counts"], _cells_per_patch(batch, num_patches), ignore_index
-        )
+        cells = batch["cell_classes"].shape[-1] // grid
+        patches = labelled_patches(batch["cell_classes"], batch["cell_counts"], cells, ignore_index)
         images = patches.new_tensor(patches.shape[0], dtype=torch.float32)
         counts["alignment"] = images if config.alignment_form == "printed" else patches.sum().float()
     return counts
 
 
 def _structure_targets(batch: Mapping[str, Any], config: LossConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    return structure_targets(
-        batch["structures"], batch["valid"], size, config.structure_target, sigma_cells=config.sigma_cells
-    )
+    maps, mode = batch["structures"], config.structure_target
+    return structure_targets(maps, batch["valid"], size, mode, sigma_cells=config.sigma_cells)
 
 
 def _head(predicted: Tensor | None, switch: str, head: str) -> Tensor:
     if predicted is None:
-        raise ConfigError(
-            f"{switch} is above 0, but the model made no {head} output",
-            hint=f"build the model with its {head} head, keep it in training mode, or set {switch} = 0",
-        )
+        hint = f"build the model with its {head} head, keep it in training mode, or set {switch} = 0"
+        raise ConfigError(f"{switch} is above 0, but the model made no {head} output", hint=hint)
     return predicted
 
 
-def _cells_per_patch(batch: Mapping[str, Any], num_patches: int) -> int:
+def _cells_per_patch(cells: Tensor, num_patches: int) -> int:
     """Cells along one side of a patch, from the cells of the crop and the patches of the model."""
-    height, width = batch["cell_classes"].shape[-2:]
+    height, width = cells.shape[-2:]
     side = isqrt(height * width // num_patches)
     if side < 1 or side * side * num_patches != height * width:
         raise ShapeError(f"{height} x {width} cells do not make {num_patches} square patches")

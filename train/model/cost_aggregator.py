@@ -155,14 +155,11 @@ class CostAggregator(nn.Module):
     def __init__(self, embed_dim: int, config: SegmenterConfig) -> None:
         super().__init__()
         self.pad_len = config.pad_len
-        dim, guidance_dim = config.hidden_dim, config.guidance_dim
-        self.cost_embedding = nn.Conv2d(len(config.templates), dim, kernel_size=7, padding=3)
-        self.image_guidance = nn.Conv2d(embed_dim, guidance_dim, kernel_size=3, padding=1)
-        self.text_guidance = nn.Linear(embed_dim, guidance_dim)
+        self.cost_embedding = nn.Conv2d(len(config.templates), config.hidden_dim, kernel_size=7, padding=3)
+        self.image_guidance = nn.Conv2d(embed_dim, config.guidance_dim, kernel_size=3, padding=1)
+        self.text_guidance = nn.Linear(embed_dim, config.guidance_dim)
         self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.num_layers))
-        self.decoder = Decoder(
-            dim, config.decoder_dims, config.decoder_guidance_dims, config.decoder_guidance_proj_dims
-        )
+        self.decoder = Decoder(config)
 
     def forward(self, image_features: Tensor, text_features: Tensor, decoder_guidance: tuple[Tensor, Tensor]) -> Tensor:
         """Logits (B, T, 4 h, 4 w).

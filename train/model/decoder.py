@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .bounded import Bounded
+from .config import SegmenterConfig
 
 
 class UpBlock(nn.Module):
@@ -41,18 +42,13 @@ class UpBlock(nn.Module):
 class Decoder(Bounded):
     """Two UpBlocks and a convolution to one logit, class by class."""
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        dims: tuple[int, ...],
-        guidance_dims: tuple[int, ...],
-        guidance_proj_dims: tuple[int, ...],
-    ) -> None:
+    def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
-        self.guidance1 = nn.Conv2d(guidance_dims[0], guidance_proj_dims[0], kernel_size=3, padding=1)
-        self.guidance2 = nn.Conv2d(guidance_dims[1], guidance_proj_dims[1], kernel_size=3, padding=1)
-        self.up1 = UpBlock(hidden_dim, dims[0], guidance_proj_dims[0])
-        self.up2 = UpBlock(dims[0], dims[1], guidance_proj_dims[1])
+        dims, guidance, projected = config.decoder_dims, config.decoder_guidance_dims, config.decoder_guidance_proj_dims
+        self.guidance1 = nn.Conv2d(guidance[0], projected[0], kernel_size=3, padding=1)
+        self.guidance2 = nn.Conv2d(guidance[1], projected[1], kernel_size=3, padding=1)
+        self.up1 = UpBlock(config.hidden_dim, dims[0], projected[0])
+        self.up2 = UpBlock(dims[0], dims[1], projected[1])
         self.head = nn.Conv2d(dims[1], 1, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, guidance: tuple[Tensor, Tensor]) -> Tensor:
@@ -142,11 +138,9 @@ class _Interleave(torch.autograd.Function):
 
 
 def _by_pixel(phases: Tensor) -> Tensor:
-    """Phases (N, 4 O, h + 1, w + 1), channels last, as a view (N, h, 2, w, 2, O) in the order of the output's
-    pixels."""
+    """Phases (N, 4 O, h + 1, w + 1), channels last, as a view (N, h, 2, w, 2, O) in the order of output pixels."""
     number, channels, rows, columns = phases.shape
     part = channels // 4
     image, row, column = rows * columns * channels, columns * channels, channels
-    return phases.as_strided(
-        (number, rows - 1, 2, columns - 1, 2, part), (image, row, row + 2 * part, column, column + part, 1)
-    )
+    strides = (image, row, row + 2 * part, column, column + part, 1)
+    return phases.as_strided((number, rows - 1, 2, columns - 1, 2, part), strides)

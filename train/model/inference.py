@@ -46,10 +46,9 @@ class InferenceSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px:
-            raise ConfigError(
-                f"windows of {self.window_px} px at stride {self.stride_px} do not cover {self.canvas_px} px exactly",
-                hint="canvas_px - window_px must be a multiple of stride_px, and stride_px at most window_px",
-            )
+            windows = f"windows of {self.window_px} px at stride {self.stride_px}"
+            hint = "canvas_px - window_px must be a multiple of stride_px, and stride_px at most window_px"
+            raise ConfigError(f"{windows} do not cover {self.canvas_px} px exactly", hint=hint)
 
     @property
     def offsets(self) -> tuple[tuple[int, int], ...]:
@@ -77,10 +76,9 @@ def predict_probabilities(
     """Probabilities of each class at an image's own size. Classes are independent: a pixel's need not sum to 1.
 
     Args:
-        model: Predicts, on its own device; its mode is kept.
+        model: Its mode is kept.
         image: (H, W, 3) uint8 RGB.
         text_features: (T, P, D) as `Segmenter.encode_text` gives them.
-        settings: How the image is cut.
 
     Returns:
         (T, H, W) float32 in [0, 1].
@@ -99,8 +97,7 @@ def predict_label_map(
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """The most probable class of every pixel. Arguments and errors as for `predict_probabilities`.
 
-    Returns:
-        Ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16, as label maps are stored.
+    Returns ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16, as label maps are stored.
     """
     best = BestClass()
     for start, chunk in probability_maps(model, image, text_features, settings):
@@ -125,7 +122,7 @@ class BestClass:
         self._best = torch.where(better, highest, best), torch.where(better, index + start, labels)
 
     def label_map(self, num_classes: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-        """Ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16."""
+        """What `predict_label_map` returns."""
         assert self._best is not None
         found: npt.NDArray[np.int64] = self._best[1].cpu().numpy()
         return found.astype(np.uint8) if num_classes <= 255 else found.astype(np.uint16)

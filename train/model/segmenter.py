@@ -67,21 +67,16 @@ class Segmenter(nn.Module):
             parameter.requires_grad = self._trains(name)
 
     def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: str | None = None) -> None:
-        """Ask in other words from now on.
-
-        Args:
-            templates: As many as before: each is a channel of the cost volume. None keeps them.
-            synonyms: What stands for a class of several synonyms. None keeps it.
+        """Ask in other templates, as many as before, or by another rule for synonyms; None keeps either.
 
         Raises:
             ConfigError: There is another number of templates, one has no {}, or the rule for synonyms is unknown.
         """
         given = self.config.templates if templates is None else templates
         if len(given) != len(self.config.templates):
-            raise ConfigError(
-                f"templates: this model was trained with {len(self.config.templates)}, got {len(given)}",
-                hint="each template is an input channel of the model; train another one for another number",
-            )
+            hint = "each template is an input channel of the model; train another one for another number"
+            trained = f"this model was trained with {len(self.config.templates)}"
+            raise ConfigError(f"templates: {trained}, got {len(given)}", hint=hint)
         changed: dict[str, Any] = {"templates": given, "synonyms": synonyms or self.config.synonyms}
         self.config = replace(self.config, **changed)
 
@@ -91,23 +86,14 @@ class Segmenter(nn.Module):
         return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
 
     def encode_text(self, tokens: Tensor, shared: int | None = None) -> Tensor:
-        """Text features of prompts; differentiable, not normalised.
+        """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised.
 
-        Args:
-            tokens: What `tokenize` gave; may be on the CPU.
-            shared: Number of tokens that all prompts begin with (`clip.shared_prefix`), for a caller who asks again.
-
-        Returns:
-            (T, P, D).
-
-        Raises:
-            ConfigError: The model has no text encoder.
+        `shared` is the number of tokens that all prompts begin with (`clip.shared_prefix`), for a caller who asks
+        again. Raises ConfigError if the model has no text encoder.
         """
         if self.clip.text is None:
-            raise ConfigError(
-                "this model has no text encoder: its checkpoint held none",
-                hint="pass text features (T, P, D) of your own to the model, or import a checkpoint that has one",
-            )
+            hint = "pass text features (T, P, D) of your own to the model, or import a checkpoint that has one"
+            raise ConfigError("this model has no text encoder: its checkpoint held none", hint=hint)
         present = tokens[..., 0] != 0
         rows = tokens.flatten(0, 1) if tokens.ndim == 3 else tokens[present]
         # Without gradients nothing need stay in memory: 80 templates for 847 classes are 70 000 prompts.
@@ -168,10 +154,10 @@ class Segmenter(nn.Module):
         ConfigError if the model has no structure head.
         """
         if self.structure_head is None:
-            raise ConfigError(
-                "this model has no structure head: it was trained without structures, or exported without its heads",
-                hint="name the run folder of a training with model.structures",
+            missing = (
+                "this model has no structure head: it was trained without structures, or exported without its heads"
             )
+            raise ConfigError(missing, hint="name the run folder of a training with model.structures")
         dense = self.encode_image(images, self.arch.structure_blocks)
         logits: Tensor = self.structure_head(self._structure_levels(dense))
         return logits.float().sigmoid()
@@ -196,7 +182,6 @@ class Segmenter(nn.Module):
         return [_as_map(dense.blocks[block], self.arch.grid) for block in reversed(self.arch.structure_blocks)]
 
     def _trains(self, name: str) -> bool:
-        """Whether a parameter of CLIP trains."""
         if self.config.finetune == "qv":
             return name.endswith(("attn.q_proj_weight", "attn.v_proj_weight"))
         last = f"visual.transformer.resblocks.{self.arch.vision_layers - 1}.attn."

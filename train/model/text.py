@@ -38,13 +38,9 @@ def synonyms_of(name: str) -> tuple[str, ...]:
 
 
 def read_templates(prompts: str) -> tuple[str, ...]:
-    """Templates by the name of a set, or from a file, one per line. Whoever takes a template checks what it looks like.
+    """Templates by the name of a set, "single" or "imagenet" (the 80 of OpenAI's CLIP), or from a file, one per line.
 
-    Args:
-        prompts: "single", "imagenet" (the 80 of OpenAI's CLIP), or the path of a text file.
-
-    Raises:
-        ConfigError: It is no set and no file, or an empty file.
+    Whoever takes a template checks what it looks like. Raises ConfigError for no set and no file, or an empty file.
     """
     if prompts == "single":
         return (TEMPLATE,)
@@ -53,10 +49,9 @@ def read_templates(prompts: str) -> tuple[str, ...]:
     try:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"prompts: {prompts!r} is no known set of templates, and cannot be read as a file of them",
-            hint='expected "single", "imagenet", or a text file with one template a line, such as: ' + TEMPLATE,
-        ) from error
+        hint = f'expected "single", "imagenet", or a text file with one template a line, such as: {TEMPLATE}'
+        unknown = f"prompts: {prompts!r} is no known set of templates, and cannot be read as a file of them"
+        raise ConfigError(unknown, hint=hint) from error
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates:
         raise ConfigError(f"{prompts}: expected one template a line, got an empty file")
@@ -127,10 +122,8 @@ def _token_rows(words: Sequence[str], templates: Sequence[str], context_length: 
     rows = [[tokenizer.sot_token_id, *tokenizer.encode(prompt), tokenizer.eot_token_id] for prompt in prompts]
     longest = max(range(len(rows)), key=lambda index: len(rows[index]))
     if len(rows[longest]) > context_length:
-        raise ConfigError(
-            f"prompt {prompts[longest]!r}: {len(rows[longest])} tokens, expected at most {context_length}",
-            hint="shorten the class name or the template",
-        )
+        too_long = f"{len(rows[longest])} tokens, expected at most {context_length}"
+        raise ConfigError(f"prompt {prompts[longest]!r}: {too_long}", hint="shorten the class name or the template")
     tokens = torch.zeros(len(rows), len(rows[longest]), dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)

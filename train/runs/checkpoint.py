@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,10 @@ def save(
     """Write a checkpoint atomically; one of the same step is replaced.
 
     Args:
-        folder: A run's `checkpoints`.
+        folder: A run's `checkpoints`, in which the checkpoint's folder is made and returned.
         state: What `state.json` says.
         model: State dict of the model to predict with.
         trainer: What training resumes from: anything that `torch.load(weights_only=True)` reads back. None: nothing.
-
-    Returns:
-        The checkpoint's folder.
     """
     target = _named(folder, state.step)
     with atomic_folder(target, replace=True) as partial:
@@ -106,13 +103,8 @@ def read_state(path: Path) -> CheckpointState:
     document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint)
     for name, expected in document["files"].items():
         _verify(path / name, expected)
-    return CheckpointState(
-        step=document["step"],
-        model=document["model"],
-        classes=tuple(document["classes"]),
-        data=document["data"],
-        version=document["version"],
-    )
+    said = {field.name: document[field.name] for field in fields(CheckpointState)}
+    return CheckpointState(**said | {"classes": tuple(document["classes"])})
 
 
 def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) -> CheckpointState:
@@ -127,10 +119,8 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
         raise CheckpointError(f"{path}: another architecture: {'; '.join(pairs)}", hint=hint)
     tensors = safetensors.torch.load_file(path / MODEL_FILE)
     if problems := _misfits(tensors, model.state_dict()):
-        raise CheckpointError(
-            f"{path}: {len(problems)} parameters do not fit: {'; '.join(problems[:5])}",
-            hint=f"It was written by physseg {state.version}, this is {__version__}.",
-        )
+        listed, hint = "; ".join(problems[:5]), f"It was written by physseg {state.version}, this is {__version__}."
+        raise CheckpointError(f"{path}: {len(problems)} parameters do not fit: {listed}", hint=hint)
     # A model made on the meta device has no memory of its own: it takes the tensors as they are.
     model.load_state_dict(tensors, assign=any(parameter.is_meta for parameter in model.parameters()))
     return state

@@ -107,7 +107,7 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_spread(config: LossCon
     whole = total_loss(output, batch, config, ignore_index=255)["loss"]
     expected = torch.autograd.grad(whole, leaves)  # type: ignore[arg-type]
     halves = [part(output, batch, slice(0, 2)), part(output, batch, slice(2, 4))]
-    counts = [loss_counts(b, config, ignore_index=255, structure_size=(8, 8), num_patches=4) for _, b in halves]
+    counts = [loss_counts(b, config, ignore_index=255, grid=2) for _, b in halves]
     shared = {name: (counts[0][name] + counts[1][name]) / 2 for name in counts[0]}
     spread = sum(total_loss(o, b, config, ignore_index=255, counts=shared)["loss"] / 2 for o, b in halves)
     assert isinstance(spread, Tensor) and spread.item() == pytest.approx(whole.item(), rel=1e-12)
@@ -118,7 +118,7 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_spread(config: LossCon
 def test_counts_of_a_batch_are_its_own() -> None:
     output, batch = toy()
     for config in (LossConfig(), LossConfig(structure_form="gaussian_focal", mask_ignored=True)):
-        counts = loss_counts(batch, config, ignore_index=255, structure_size=(8, 8), num_patches=4)
+        counts = loss_counts(batch, config, ignore_index=255, grid=2)
         own = total_loss(output, batch, config, ignore_index=255)
         given = total_loss(output, batch, config, ignore_index=255, counts=counts)
         assert {name: value.item() for name, value in own.items()} == {n: v.item() for n, v in given.items()}
