@@ -125,7 +125,7 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
         largest_pixels=int(table.pixels[chosen].max()),
         array_bytes=array_bytes,
         record_bytes=sizes[commit_path(0)] + sizes[job.schema.shard_file(STATUS, 0)],
-        image_file_bytes=float(np.mean(image_files)),
+        image_file_bytes=float(np.mean(image_files or [0])),
     )
 
 
