@@ -118,9 +118,9 @@ def select_keypoints(
     Args:
         probability: The map; any scores do.
         threshold: Keypoints score more than this.
-        nms_radius: See `suppress_neighbours`; 0 suppresses none.
-        border: See `clear_border`.
-        max_keypoints: See `keep_strongest`.
+        nms_radius: A keypoint suppresses weaker ones up to this far in x and y, pixels; 0 suppresses none.
+        border: Keypoints closer than this to the image's edge are dropped, pixels.
+        max_keypoints: Number of the strongest that stay; None keeps all.
     """
     above = np.where(probability > threshold, probability, np.float32(0))
     return keep_strongest(clear_border(suppress_neighbours(above, nms_radius), border), max_keypoints)

@@ -65,8 +65,8 @@ class Sift:
             enable_precise_upscale=True,
         )
         found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-        points = np.array([(*point.pt, point.response) for point in found], np.float32).reshape(-1, 3)
-        points = np.unique(points, axis=0)
+        points = np.array([(*point.pt, point.response) for point in found], np.float32)
+        points = np.unique(points.reshape(-1, 3), axis=0)
         return points[:, :2], points[:, 2]
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:

@@ -89,4 +89,4 @@ class SuperPoint:
         return arrays | {"superpoint_dense": encode_confidence(probability)} if self.dense else arrays
 
     def _detector(self, device: str) -> "Detector":
-        return load(self._path, self.weights_sha256, self.precision, device)
+        return load(self._path, precision=self.precision, device=device, sha256=self.weights_sha256)

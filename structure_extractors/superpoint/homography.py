@@ -80,6 +80,5 @@ def valid_pixels(homographies: Tensor, size: tuple[int, int], *, margin_px: int 
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     grid = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(homographies)
     source = warp_points(grid.expand(len(homographies), -1, -1), torch.linalg.inv(homographies))
-    low = torch.tensor([margin_px, margin_px]).to(homographies)
-    high = torch.tensor([width - 1 - margin_px, height - 1 - margin_px]).to(homographies)
-    return ((source >= low) & (source <= high)).all(dim=-1).view(-1, height, width)
+    last = torch.tensor([width - 1 - margin_px, height - 1 - margin_px]).to(homographies)
+    return ((source >= margin_px) & (source <= last)).all(dim=-1).view(-1, height, width)

@@ -28,25 +28,13 @@ WORKER_NUMBER = "PHYSSEG_WORKER_NUMBER"
 """In a worker's environment: which of the workers of its machine it is, so that they spread over the GPUs."""
 
 
-@lru_cache(maxsize=4)
-def load(path: str, sha256: str, precision: str, device: str) -> "Detector":
-    """The detector of a file, loaded once per process. Raises WeightsError, also if the file has another sha256."""
-    return read_detector(path, precision=precision, device=device, sha256=sha256)
-
-
 def read_detector(
     path: str | Path, *, precision: str = "float32", device: str = CPU, sha256: str | None = None
 ) -> "Detector":
     """Read a file of weights into a detector that is ready to detect: batch normalisation folded, channels last.
 
-    Args:
-        path: The file.
-        precision: "float32" or "bfloat16".
-        device: PyTorch's name of the device.
-        sha256: What the file had when the run began; None takes any.
-
     Raises:
-        WeightsError: The file cannot be read, holds no detector, or was replaced during the run.
+        WeightsError: The file cannot be read, holds no detector, or has another sha256 than when the run began.
     """
     import torch
 
@@ -64,6 +52,9 @@ def read_detector(
     network = fold_normalisation(detector.network)
     network.to(device=device, dtype=getattr(torch, precision), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return replace(detector, network=network)
+
+
+load = lru_cache(maxsize=4)(read_detector)  # once per process
 
 
 def infer(network: "DetectorNetwork", grey: npt.NDArray[np.uint8], adaptation: int = 0) -> Scores:

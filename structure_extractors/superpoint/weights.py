@@ -8,7 +8,7 @@ anything else are ignored; widths follow from the shapes. Nothing is ever downlo
 import io
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...common.text import preview
 from ..errors import WeightsError
-from .network import NUM_LOGITS, Architecture, DetectorNetwork, Order
+from .network import Architecture, DetectorNetwork, Order
 
 UNITS = (*(f"blocks.{index}" for index in range(8)), "head", "logits")  # parts of DetectorNetwork, input to output
 
@@ -93,11 +93,7 @@ class Detector:
 
 
 def load_detector(data: bytes, *, where: str) -> Detector:
-    """Make the detector of a weight file.
-
-    Args:
-        data: The bytes of the file.
-        where: Name of the file in messages.
+    """Make the detector of a weight file's bytes; `where` names it in messages.
 
     Raises:
         WeightsError: The file does not read, or does not hold exactly one detector.
@@ -116,7 +112,8 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
     incomplete: dict[str, list[str]] = {}
     for candidate in FORMATS:
         keys = candidate.keys()
-        for prefix in _prefixes(tensors, next(iter(keys))):
+        first = next(iter(keys))
+        for prefix in [key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")]:
             missing = [prefix + key for key in keys if prefix + key not in tensors]
             if missing:
                 incomplete[candidate.name] = missing
@@ -136,44 +133,30 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
     raise WeightsError(f"{where}: {problem}", hint=f"formats read: {names}")
 
 
-def _prefixes(keys: Iterable[str], name: str) -> list[str]:
-    """What stands before a name that ends some of the keys; nothing, or something that ends with a dot."""
-    return [key.removesuffix(name) for key in keys if key == name or key.endswith(f".{name}")]
-
-
 def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: str) -> DetectorNetwork:
-    """Make the network that `weights` (named as ours) fit, in float32 and evaluation mode."""
-    _check_shapes(weights, where=where)
-    outputs = [weights[f"{unit}.conv.weight"].shape[0] for unit in UNITS]
+    """Make the network that `weights` (named as ours) fit, in float32 and evaluation mode; widths follow from shapes.
+
+    Raises:
+        WeightsError: A shape does not follow from those of the other convolutions, or a value is not finite.
+    """
+    widths = [(*weights[f"{unit}.conv.weight"].shape, 1)[0] for unit in UNITS]  # 1 if it has no dimension at all
     architecture = Architecture(
-        widths=tuple(outputs[:8]),
-        head_width=outputs[8],
+        widths=tuple(widths[:8]),
+        head_width=widths[8],
         order=found.order,
         norm_eps=found.norm_eps,
         norm_logits=bool(found.norms),
     )
     network = DetectorNetwork(architecture)
-    counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
-    network.load_state_dict(counters | {key: value.float() for key, value in weights.items()}, strict=True)
+    state = network.state_dict()
+    for key, value in weights.items():
+        if value.shape != state[key].shape:
+            wanted, got = tuple(state[key].shape), tuple(value.shape)
+            raise WeightsError(f"{where}: {key} should have the shape {wanted}, got {got}")
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"{where}: {key} holds values that are not finite")
+    network.load_state_dict(state | {key: value.float() for key, value in weights.items()}, strict=True)
     return network.eval().requires_grad_(False)
-
-
-def _check_shapes(weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Each convolution takes what the one before gives, from 1 grey channel to 65 logits; all values are finite."""
-    inputs = 1
-    for unit in UNITS:
-        kernel = 1 if unit == "logits" else 3
-        shape = tuple(weights[f"{unit}.conv.weight"].shape)
-        outputs = NUM_LOGITS if unit == "logits" else (shape[0] if shape else 0)
-        expected: dict[str, tuple[int, ...]] = {f"{unit}.conv.weight": (outputs, inputs, kernel, kernel)}
-        expected |= {key: (outputs,) for key in weights if key.startswith(f"{unit}.") and key not in expected}
-        for key, wanted in expected.items():
-            if tuple(weights[key].shape) != wanted:
-                got = tuple(weights[key].shape)
-                raise WeightsError(f"{where}: {key} should have the shape {wanted}, got {got}")
-            if not torch.isfinite(weights[key]).all():
-                raise WeightsError(f"{where}: {key} holds values that are not finite")
-        inputs = outputs
 
 
 def _tensors(data: bytes, where: str) -> dict[str, Tensor]:

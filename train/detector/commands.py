@@ -73,19 +73,10 @@ def superpoint_label(
 ) -> None:
     """Label pictures by homographic adaptation: a detector's mean answer to many warped copies of each."""
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
-    from .labelling import label
+    from .labelling import LabelSettings, label
 
-    labelled = label(
-        images,
-        out,
-        weights or SHIPPED_WEIGHTS,
-        adaptation=adaptation,
-        threshold=threshold,
-        max_points=max_points,
-        precision=precision,
-        device=device,
-        say=typer.echo,
-    )
+    settings = LabelSettings(adaptation=adaptation, threshold=threshold, max_points=max_points, precision=precision)
+    labelled = label(images, out, weights or SHIPPED_WEIGHTS, settings, device=device, say=typer.echo)
     number = len(labelled.names)
     typer.echo(f"{out}: {number} pictures, {len(labelled.points) / number:.0f} keypoints each")
 

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...common.atomic import atomic_write
+from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.adaptation import SPREAD_PX
 from ...structure_extractors.superpoint.inference import infer, read_detector, read_weights
-from ...structure_extractors.superpoint.network import CELL_PX
 from ..model.device import choose_device
 from .judging.detectors import best_points
 from .labels import Labelled
@@ -23,8 +24,19 @@ from .pictures.files import find_pictures, read_grey
 from .pictures.textures import draw_texture
 from .settings import chosen_precision
 
-RADIUS_PX = 4  # keypoints are further apart than this, and from the edge
 SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSettings:
+    """Everything that labels depend on besides the pictures and the weights."""
+
+    adaptation: int = 100  # number of homographies per picture
+    threshold: float = 0.015  # keypoints are more probable than this
+    radius_px: int = 4  # keypoints are further apart than this, and from the edge
+    max_points: int = 600  # number of keypoints that are kept of each picture, the most probable ones
+    size: tuple[int, int] = (240, 320)  # height and width that the pictures are resized to
+    precision: str = "auto"  # of the convolutions: bfloat16, float32, or auto, which keeps that of labels begun before
 
 
 def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> None:
@@ -41,40 +53,20 @@ def label(
     folder: Path,
     out: Path,
     weights: Path,
+    settings: LabelSettings,
     *,
-    size: tuple[int, int] = (240, 320),
-    adaptation: int = 100,
-    threshold: float = 0.015,
-    max_points: int = 600,
-    precision: str = "auto",
     device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
 ) -> Labelled:
-    """Label every picture of a folder, resuming a label file that was interrupted.
-
-    Args:
-        folder: Folder of pictures, searched to any depth.
-        out: The label file.
-        weights: Weights of the detector.
-        size: Height and width that the pictures are resized to, multiples of 8.
-        adaptation: Number of homographies per picture.
-        threshold: Keypoints are more probable than this.
-        max_points: Number of keypoints that are kept of each picture, the most probable ones.
-        precision: "bfloat16", "float32" or "auto".
-        device: PyTorch's name of the device.
-        say: Takes the lines of the report.
+    """Label every picture of a folder, searched to any depth, resuming a label file that was interrupted.
 
     Raises:
         ExtractorError: The label file was made with other settings or weights, or a picture cannot be read.
     """
-    if size[0] % CELL_PX or size[1] % CELL_PX:
-        raise ExtractorError.mismatch("size", f"multiples of {CELL_PX}", size)
     before = Labelled.read(out) if out.exists() else None
-    precision = chosen_precision(precision, device, before.precision if before else None)
-    settings: dict[str, object] = {"weights": hashlib.sha256(read_weights(weights)).hexdigest()}
-    settings |= {"adaptation": adaptation, "threshold": threshold, "radius_px": RADIUS_PX, "max_points": max_points}
-    settings |= {"size": list(size), "precision": precision, "spread_px": SPREAD_PX}
-    made_by = json.dumps(settings)
+    precision = chosen_precision(settings.precision, device, before.precision if before else None)
+    recorded = to_dict(replace(settings, precision=precision)) | {"spread_px": SPREAD_PX}
+    made_by = json.dumps({"weights": hashlib.sha256(read_weights(weights)).hexdigest()} | recorded)
     if before and before.made_by != made_by:
         raise ExtractorError(
             f"{out}: labels made with other settings are here: {before.made_by}, now {made_by}",
@@ -82,14 +74,18 @@ def label(
         )
     done = {name: before.keypoints(index) for index, name in enumerate(before.names)} if before else {}
     network = read_detector(weights, precision=precision, device=str(choose_device(device))).network
-    names = find_pictures(folder)
+    names, size = find_pictures(folder), settings.size
     saved = started = time.monotonic()
     for index, name in enumerate(names):
         if name in done:
             continue
-        probability = infer(network, read_grey(folder / name, size), adaptation)
+        probability = infer(network, read_grey(folder / name, size), settings.adaptation)
         done[name], _ = best_points(
-            probability, number=max_points, radius_px=RADIUS_PX, border_px=RADIUS_PX, threshold=threshold
+            probability,
+            number=settings.max_points,
+            radius_px=settings.radius_px,
+            border_px=settings.radius_px,
+            threshold=settings.threshold,
         )
         if time.monotonic() - saved > SAVE_EVERY_S:
             _pack(done, size, made_by).write(out)

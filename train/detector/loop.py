@@ -56,7 +56,7 @@ def train(
         source: Training pictures.
         settings: Settings of the training; precision "auto" keeps that of a training that is resumed.
         run: The folder.
-        start: Weights to begin with, architecture included; None begins with random ones.
+        start: File of weights to begin with, architecture included; None begins with random ones.
         device: PyTorch's name of the device.
         workers: Number of processes that draw pictures, on which the weights do not depend. 0 draws in this process,
             None chooses by the device.
@@ -81,7 +81,13 @@ def train(
     network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
     with folder.locked():
-        _begin_or_check(folder, settings, network, source, first)
+        beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
+        training = to_dict(settings) | beginning
+        current = {"model": to_dict(network.architecture), "training": training, "data": None}
+        if folder.exists():
+            folder.check_same(current)
+        else:
+            folder.create(**current)
         step = _resume(folder, network, optimizer)
         if step:
             say(f"{run}: resumes at step {step} of {settings.steps}")
@@ -125,18 +131,6 @@ def weights_file(network: DetectorNetwork) -> bytes:
         if not key.endswith("num_batches_tracked")
     }
     return save_safetensors(state)
-
-
-def _begin_or_check(
-    folder: RunFolder, settings: TrainSettings, network: DetectorNetwork, source: Source, first: bytes | None
-) -> None:
-    """Record everything the weights depend on; a folder that has such a record must have the same."""
-    beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
-    run = {"model": to_dict(network.architecture), "training": to_dict(settings) | beginning, "data": None}
-    if folder.exists():
-        folder.check_same(run)
-    else:
-        folder.create(**run)
 
 
 def _resume(folder: RunFolder, network: DetectorNetwork, optimizer: torch.optim.Optimizer) -> int:
@@ -197,7 +191,5 @@ def _mix(*numbers: int) -> int:
 def _network(settings: TrainSettings, first: bytes | None, where: str) -> DetectorNetwork:
     if first is not None:
         return load_detector(first, where=where).network.requires_grad_(True)
-    architecture = Architecture(
-        widths=settings.widths, head_width=settings.head_width, order="conv-bn-relu", norm_logits=True
-    )
-    return DetectorNetwork(architecture)
+    widths, head_width = settings.widths, settings.head_width
+    return DetectorNetwork(Architecture(widths=widths, head_width=head_width, order="conv-bn-relu", norm_logits=True))

@@ -7,7 +7,7 @@ resumes as that does. How the weights in the package came about is on their card
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 
 from ...common.atomic import atomic_write
-from .labelling import label, write_textures
+from .labelling import LabelSettings, label, write_textures
 from .loop import WEIGHTS, train
 from .pictures.sources import Shapes, labelled_source
 from .settings import TrainSettings, further_settings
+
+# A low threshold, and few points are taken: which corners of a soft picture are its best.
+LABELS = LabelSettings(adaptation=32, threshold=0.005, max_points=300)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +41,7 @@ class Recipe:
 
     shape_steps: int = 8400  # number of training steps on shapes
     batch_size: int = 32  # number of pictures per step
-    texture_size: tuple[int, int] = (240, 320)  # height and width of the textures
-    adaptation: int = 32  # number of homographies per labelled picture
-    threshold: float = 0.005  # low, and few points are taken: which corners of a soft picture are its best
-    max_points: int = 300  # number of keypoints that are kept of each picture
+    labels: LabelSettings = LABELS
     rounds: tuple[Round, ...] = (
         Round(textures=250, textures_seed=0, steps=1000, shapes=0.3, seed=1),
         Round(textures=250, textures_seed=0, steps=1500, shapes=0.5, seed=2),
@@ -52,14 +52,9 @@ class Recipe:
 def reproduce(
     folder: Path, recipe: Recipe, *, precision: str, device: str, workers: int | None, say: Callable[[str], None]
 ) -> Path:
-    """Make a detector by a recipe, resuming what was interrupted. Other arguments are those of `train`.
+    """Make a detector by a recipe, resuming what was interrupted; returns its file of weights.
 
-    Args:
-        folder: Folder for everything that is made on the way.
-        recipe: The recipe.
-
-    Returns:
-        The file of weights.
+    All that is made on the way stays in `folder`. The other arguments are those of `train`.
     """
     made = []
     settings = TrainSettings(steps=recipe.shape_steps, seed=0, batch_size=recipe.batch_size, precision=precision)
@@ -67,20 +62,9 @@ def reproduce(
     for number, part in enumerate(recipe.rounds, start=1):
         say(f"round {number} of {len(recipe.rounds)}")
         textures = folder / f"textures{part.textures_seed}_{part.textures}"
-        write_textures(textures, number=part.textures, seed=part.textures_seed, size=recipe.texture_size)
+        write_textures(textures, number=part.textures, seed=part.textures_seed, size=recipe.labels.size)
         labels = folder / f"labels{number}.npz"
-        label(
-            textures,
-            labels,
-            weights,
-            size=recipe.texture_size,
-            adaptation=recipe.adaptation,
-            threshold=recipe.threshold,
-            max_points=recipe.max_points,
-            precision=precision,
-            device=device,
-            say=say,
-        )
+        label(textures, labels, weights, replace(recipe.labels, precision=precision), device=device, say=say)
         settings = further_settings(steps=part.steps, seed=part.seed, batch_size=recipe.batch_size, precision=precision)
         source = labelled_source(textures, labels, part.shapes, settings.size)
         run = folder / f"round{number}"

@@ -42,7 +42,7 @@ LABELS = np.zeros((1, 1), np.uint8)
 
 
 def detector(device: str, precision: str = "float32") -> Detector:
-    return load(str(SHIPPED_WEIGHTS), SHA256, precision, device)
+    return load(str(SHIPPED_WEIGHTS), precision=precision, device=device, sha256=SHA256)
 
 
 def picture(seed: int, height: int = 41, width: int = 52) -> np.ndarray:

@@ -11,6 +11,7 @@ from physseg.cli import main
 from physseg.structure_extractors.superpoint.weights import load_detector
 from physseg.train.detector import loop, recipe, settings
 from physseg.train.detector.judging import evaluation
+from physseg.train.detector.labelling import LabelSettings
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.loop import WEIGHTS
 from physseg.train.detector.recipe import Recipe, Round, reproduce
@@ -72,8 +73,7 @@ def test_the_recipe_runs_through_and_goes_on(tmp_path, tiny, monkeypatch):
     few = Recipe(
         shape_steps=2,
         batch_size=2,
-        texture_size=(64, 80),
-        adaptation=2,
+        labels=LabelSettings(size=(64, 80), adaptation=2, threshold=0.005, max_points=300),
         rounds=(
             Round(textures=2, textures_seed=0, steps=2, shapes=0.5, seed=1),
             Round(textures=3, textures_seed=5, steps=1, shapes=0.5, seed=2),

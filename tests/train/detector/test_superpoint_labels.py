@@ -1,11 +1,13 @@
 """Textures, labels of pictures, and training pictures drawn from them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
 from physseg.train.detector import labelling
+from physseg.train.detector.labelling import LabelSettings
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.pictures.files import find_pictures
 from physseg.train.detector.pictures.sources import LabelledImages
@@ -28,23 +30,23 @@ def test_textures_do_not_depend_on_how_many_there_are(tmp_path):
 def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):
     pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
     write_pictures(pictures, 2)
-    options = {"size": (64, 80), "adaptation": 2, "threshold": 0.0, "max_points": 9}
-    labelling.label(pictures, out, tiny_weights, **options)
+    options = LabelSettings(size=(64, 80), adaptation=2, threshold=0.0, max_points=9)
+    labelling.label(pictures, out, tiny_weights, options)
     write_pictures(pictures, 3)
-    labelled = labelling.label(pictures, out, tiny_weights, **options)
+    labelled = labelling.label(pictures, out, tiny_weights, options)
     assert labelled.names == tuple(f"texture_0000{index}.png" for index in range(3))
     read = Labelled.read(out)
     for index in range(3):
         np.testing.assert_array_equal(read.keypoints(index), labelled.keypoints(index))
         assert read.keypoints(index).shape == (9, 2)
     assert ((read.points >= 4) & (read.points < (76, 60))).all()
-    whole = labelling.label(pictures, tmp_path / "whole.npz", tiny_weights, **options)
+    whole = labelling.label(pictures, tmp_path / "whole.npz", tiny_weights, options)
     np.testing.assert_array_equal(whole.points, labelled.points)
     with pytest.raises(ExtractorError, match="other settings"):
-        labelling.label(pictures, out, tiny_weights, **options | {"adaptation": 3})
+        labelling.label(pictures, out, tiny_weights, replace(options, adaptation=3))
     monkeypatch.setattr(labelling, "SPREAD_PX", 0.0)  # as labels of another version of the code
     with pytest.raises(ExtractorError, match="other settings"):
-        labelling.label(pictures, out, tiny_weights, **options)
+        labelling.label(pictures, out, tiny_weights, options)
 
 
 def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):

@@ -29,7 +29,6 @@ SHAPE_SIZE = (120, 160)
 MAX_PHOTOGRAPHS = 20
 HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
 
-
 Rows = dict[str, dict[str, float]]  # detector -> measure -> figure
 
 
@@ -41,7 +40,7 @@ def evaluate(
     per_kind: int = 50,
     say: Callable[[str], None] = lambda _: None,
 ) -> Rows:
-    """All figures of a network, as it is and adapted, and of the classical detectors.
+    """All figures, by measure, of a network as it is and adapted, and of the classical detectors.
 
     Adapted networks are left out on shapes: the question there is what a single look finds.
 
@@ -51,9 +50,6 @@ def evaluate(
         photographs: Folder of pictures; the first `MAX_PHOTOGRAPHS` are warped, and changed in light and noise.
         per_kind: Number of held-out pictures of each kind of shape.
         say: Takes the lines of the report.
-
-    Returns:
-        By detector, its figure for each measure.
     """
     ours = {"ours": network_detector(network), "ours, adaptation 16": network_detector(network, 16)}
     everyone = ours | CLASSICAL

@@ -35,14 +35,11 @@ def write_pictures(
     cross where it has none.
 
     Args:
-        folder: Folder for the files.
+        folder: Folder for the files, whose paths are returned.
         detect: The detector.
         threshold: Points on shapes score more than this; they are suppressed as in extraction.
         sequences: Pairs of pictures by the name of their sequence.
         columns: Number of pictures of each kind of shape.
-
-    Returns:
-        The files.
     """
     sheets = {
         f"shapes_{'noisy' if noisy else 'clean'}": shape_sheet(detect, threshold, noisy=noisy, columns=columns)

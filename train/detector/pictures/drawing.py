@@ -17,8 +17,17 @@ _SHIFT = 4  # OpenCV takes coordinates as integers of 1/16 px
 
 def as_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Values cut off at black and white, fractions dropped."""
-    grey: npt.NDArray[np.uint8] = np.clip(values, 0, 255).astype(np.uint8)
-    return grey
+    return np.asarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def directions(angles: npt.NDArray[np.float64]) -> Points:
+    """Unit vectors (N, 2) at angles (N,) in radians."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def rotation(angle: float) -> npt.NDArray[np.float64]:
+    """The matrix (2, 2) that points (N, 2) are multiplied by from the right to turn by an angle in radians."""
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 class Canvas:
@@ -47,19 +56,12 @@ class Canvas:
 
     def greys_at(self, points: Points) -> list[int]:
         """What the picture holds at points (N, 2) now; outside it, at the nearest pixel."""
-        greys: list[int] = self.image[self._pixels(points)].tolist()
-        return greys
+        return list(map(int, self.image[self._pixels(points)]))
 
     def point(self, margin: float = 0.05) -> Points:
         """A random point (2,), at least `margin` of the shorter side inside."""
         edge = margin * self.extent
         return self.rng.uniform([edge, edge], [self.width - edge, self.height - edge])
-
-    def mask(self, polygon: Points) -> npt.NDArray[np.uint8]:
-        """The coverage of a polygon (N, 2), uint8 0..255 with smooth edges."""
-        covered = np.zeros((self.height, self.width), np.uint8)
-        cv2.fillPoly(covered, [_fixed(polygon)], 255, cv2.LINE_AA, _SHIFT)
-        return covered
 
     def fill(self, polygon: Points, grey: int, *, textured: bool = False) -> None:
         """Fill a polygon (N, 2); a texture is noise, fine or coarse, too weak to hide the polygon's edges."""
@@ -68,7 +70,9 @@ class Canvas:
             return
         x, y, width, height = cv2.boundingRect(polygon.astype(np.float32))
         box = np.s_[max(y - 2, 0) : max(y + height + 2, 0), max(x - 2, 0) : max(x + width + 2, 0)]
-        alpha = self.mask(polygon)[box].astype(np.float32) / 255
+        covered = np.zeros_like(self.image)
+        cv2.fillPoly(covered, [_fixed(polygon)], 255, cv2.LINE_AA, _SHIFT)
+        alpha = covered[box].astype(np.float32) / 255
         if not alpha.size:
             return
         cells = max(2, int(alpha.shape[0] / self.rng.choice([3, 6, 20, 60])))
@@ -84,8 +88,7 @@ class Canvas:
         """Those of the points (N, 2) where the picture has a corner at all: neighbours may be of one grey by chance."""
         corner = cv2.cornerMinEigenVal(self.image.astype(np.float32) / 255, 5 * SCALE, ksize=3)
         corner = cv2.dilate(corner, np.ones((5, 5), np.uint8))
-        seen: Points = points[corner[self._pixels(points)] > VISIBLE]
-        return seen
+        return np.asarray(points[corner[self._pixels(points)] > VISIBLE])
 
     def _pixels(self, points: Points) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Rows and columns of the pixels nearest to points (N, 2)."""
@@ -104,8 +107,7 @@ class Canvas:
 
     def finish(self, keypoints: Points) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """The picture at its final size, uint8 (H, W), and those keypoints (N, 2) that lie in it, float32."""
-        sigma = float(self.rng.uniform(0.3, 1.5))
-        soft = cv2.GaussianBlur(self.image, (0, 0), sigma)
+        soft = cv2.GaussianBlur(self.image, (0, 0), float(self.rng.uniform(0.3, 1.5)))
         size = (self.width // SCALE, self.height // SCALE)
         image = np.asarray(cv2.resize(soft, size, interpolation=cv2.INTER_AREA), np.uint8)
         points = (keypoints.reshape(-1, 2) + 0.5) / SCALE - 0.5
@@ -114,5 +116,4 @@ class Canvas:
 
 
 def _fixed(points: Points) -> npt.NDArray[np.int32]:
-    fixed: npt.NDArray[np.int32] = np.rint(points * (1 << _SHIFT)).astype(np.int32)
-    return fixed
+    return np.asarray(np.rint(points * (1 << _SHIFT)), np.int32)

@@ -6,10 +6,12 @@ A detector trained on clean shapes finds nothing under noise: average precision 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from kornia.filters import filter2d
 from torch import Tensor
 from torch.nn import functional
 
@@ -92,13 +94,8 @@ def _shaded(images: Tensor, settings: PhotometricSettings, uniform: Callable[...
     return images * (1 - uniform(-settings.shade, settings.shade, number, 1, 1, 1) * soft)
 
 
-def _filtered(images: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve each picture (B, 1, H, W) with its own kernel (B, k, k), k odd; edges are repeated."""
-    number, _, height, width = images.shape
-    half = kernels.shape[-1] // 2
-    padded = functional.pad(images, (half, half, half, half), mode="replicate")
-    out = functional.conv2d(padded.transpose(0, 1), kernels[:, None], groups=number)
-    return out.view(number, 1, height, width)
+# Convolves each picture (B, 1, H, W) with its own kernel (B, k, k), k odd.
+_filtered = partial(filter2d, border_type="replicate")
 
 
 def _gaussian_kernels(sigma_px: Tensor, side: int) -> Tensor:

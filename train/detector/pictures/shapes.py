@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import SCALE, Canvas, Points
+from .drawing import SCALE, Canvas, Points, as_grey, directions, rotation
 
 NONE: Points = np.zeros((0, 2))
 
@@ -91,7 +91,7 @@ def _star(canvas: Canvas) -> Points:
     centre = canvas.point(0.25)
     angles = rng.uniform(0, 2 * np.pi) + (np.arange(rays) + rng.uniform(-0.3, 0.3, rays)) * 2 * np.pi / rays
     length = canvas.extent * rng.uniform(0.15, 0.6, rays)
-    tips = centre + length[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    tips = centre + length[:, None] * directions(angles)
     grey, thickness = canvas.grey(), int(rng.integers(2, 9))
     for tip in tips:
         canvas.line(centre, tip, grey, thickness)
@@ -131,13 +131,13 @@ def _stripes(canvas: Canvas) -> Points:
 def _cube(canvas: Canvas) -> Points:
     """A box seen from anywhere, without perspective: the seven visible corners of its three visible faces."""
     rng = canvas.rng
-    rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     half = canvas.extent * rng.uniform(0.12, 0.35, 3)
     centre = canvas.point(0.25)
     last, corners = canvas.level, []
     for axis in range(3):
-        towards = rotation[:, axis] * np.sign(rotation[2, axis])
-        first, second = (rotation[:, other] * half[other] for other in range(3) if other != axis)
+        towards = turn[:, axis] * np.sign(turn[2, axis])
+        first, second = (turn[:, other] * half[other] for other in range(3) if other != axis)
         signs = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]])
         face = (towards * half[axis] + signs @ np.stack([first, second]))[:, :2] + centre
         last = canvas.grey(last)
@@ -167,8 +167,7 @@ def _noise(canvas: Canvas) -> Points:
     shape = (canvas.height // grain, canvas.width // grain)
     noise = rng.standard_normal(shape, np.float32) * rng.uniform(5, 60) + canvas.level
     size = (canvas.width, canvas.height)
-    grains = np.clip(noise, 0, 255).astype(np.uint8)
-    canvas.image = np.asarray(cv2.resize(grains, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    canvas.image = np.asarray(cv2.resize(as_grey(noise), size, interpolation=cv2.INTER_LINEAR), np.uint8)
     return NONE
 
 
@@ -192,16 +191,12 @@ def random_polygon(rng: np.random.Generator, centre: Points, radius: float) -> P
     for _ in range(20):
         number = int(rng.integers(3, 7))
         angles = rng.uniform(0, 2 * np.pi) + (np.arange(number) + rng.uniform(-0.35, 0.35, number)) * 2 * np.pi / number
-        corners: Points = centre + (radius * rng.uniform(0.4, 1, number))[:, None] * np.stack(
-            [np.cos(angles), np.sin(angles)], axis=1
-        )
+        corners = centre + (radius * rng.uniform(0.4, 1, number))[:, None] * directions(angles)
         before, after = np.roll(corners, 1, axis=0) - corners, np.roll(corners, -1, axis=0) - corners
         cosine = (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
         if (cosine > np.cos(np.radians(150))).all() and (cosine < np.cos(np.radians(20))).all():
             return corners
-    turns = np.arange(3) * 2 * np.pi / 3
-    triangle: Points = centre + radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
-    return triangle
+    return centre + radius * directions(np.arange(3) * 2 * np.pi / 3)
 
 
 def _in_perspective(canvas: Canvas, unit: Points) -> Points:
@@ -210,8 +205,7 @@ def _in_perspective(canvas: Canvas, unit: Points) -> Points:
     angle = rng.uniform(0, 2 * np.pi)
     half = canvas.extent * rng.uniform(0.25, 0.7, 2)
     corners = (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) + rng.uniform(-0.3, 0.3, (4, 2))) * half
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    target = (corners @ turn + canvas.point(0.3)).astype(np.float32)
+    target = (corners @ rotation(angle) + canvas.point(0.3)).astype(np.float32)
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
     return np.asarray(cv2.perspectiveTransform(unit[None], cv2.getPerspectiveTransform(square, target))[0], np.float64)
 
@@ -222,8 +216,7 @@ def _across(canvas: Canvas, upper: Points) -> Points:
     normal = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1.0)
     slant = canvas.rng.uniform(-0.3, 0.3) * along
     length = canvas.extent * canvas.rng.uniform(0.2, 0.8) * np.linspace(1, canvas.rng.uniform(0.6, 1.6), len(upper))
-    across: Points = length[:, None] * normal + slant
-    return across
+    return np.asarray(length[:, None] * normal + slant)
 
 
 def _crossings(p: Points, p_end: Points, q: Points, q_end: Points) -> tuple[Points, npt.NDArray[np.intp]]:
@@ -242,8 +235,7 @@ def _windows(values: npt.NDArray[np.uint8], points: Points) -> npt.NDArray[np.ui
     height, width = values.shape
     x, y = np.rint(points.T).astype(int)
     x, y = np.clip(x[:, None] + _DX, 0, width - 1), np.clip(y[:, None] + _DY, 0, height - 1)
-    around: npt.NDArray[np.uint8] = values[y, x]
-    return around
+    return np.asarray(values[y, x])
 
 
 _DY, _DX = (axis.ravel() - 2 for axis in np.indices((5, 5)))
@@ -255,5 +247,4 @@ def _apart(points: Points, distance: float) -> Points:
     kept = np.zeros(len(points), bool)
     for index in range(len(points)):
         kept[index] = not near[index, kept].any()
-    left: Points = points[kept]
-    return left
+    return np.asarray(points[kept])

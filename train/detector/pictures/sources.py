@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -27,23 +26,15 @@ from .shapes import draw_shape
 Size = tuple[int, int]  # height, width
 
 
-class Source(Protocol):
-    """Training pictures, of any size that is asked for."""
-
-    def describe(self) -> str:
-        """What the pictures are, in words that change if they change."""
-
-    def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """One picture (H, W) uint8 and its keypoints (N, 2) float32 x, y."""
-
-
 class Shapes:
     """Synthetic shapes."""
 
     def describe(self) -> str:
+        """What the pictures are, in words that change if they change."""
         return "shapes"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """One picture (H, W) uint8 and its keypoints (N, 2) float32 x, y."""
         return draw_shape(rng, size)
 
 
@@ -73,6 +64,9 @@ class LabelledImages:
         return part, self.labels.keypoints(index) - np.array(corner[::-1], np.float32)
 
 
+Source = Shapes | LabelledImages
+
+
 def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> LabelledImages:
     """Labelled pictures of a folder, with a share of shapes. Raises ExtractorError if they are smaller than `size`."""
     labelled = Labelled.read(labels)
@@ -99,12 +93,7 @@ def draw_batch(source: Source, settings: TrainSettings, step: int) -> tuple[Tens
 def drawn_batches(
     source: Source, settings: TrainSettings, steps: range, *, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `draw_batch` gives for each of the steps, in their order, drawn ahead by `workers` processes.
-
-    Raises:
-        PhyssegError: What the source met.
-        ExtractorError: A worker died.
-    """
+    """What `draw_batch` gives for each step, in order, drawn ahead by `workers` processes; raises what they met."""
     return load_batches(
         _Steps(source, settings, steps),
         num_workers=min(workers, len(steps)),

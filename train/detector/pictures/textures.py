@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import Canvas, Points, as_grey
+from .drawing import Canvas, Points, as_grey, directions, rotation
 from .shapes import random_polygon
 
 Grey = npt.NDArray[np.uint8]
@@ -31,11 +31,8 @@ def _leaves(canvas: Canvas) -> None:
     for _ in range(int(rng.integers(80, 400))):
         radius = canvas.extent * min(0.5, 0.025 * rng.pareto(1.5) + 0.02)
         grey = int(rng.integers(0, 256))
-        if rng.random() < 0.6:
-            corners = random_polygon(rng, canvas.point(0), radius)
-        else:
-            corners = _oval(rng, canvas.point(0), radius)
-        canvas.fill(corners, grey, textured=rng.random() < 0.4)
+        outline = random_polygon if rng.random() < 0.6 else _oval
+        canvas.fill(outline(rng, canvas.point(0), radius), grey, textured=rng.random() < 0.4)
 
 
 def _clouds(canvas: Canvas) -> None:
@@ -90,12 +87,9 @@ _SHARES = (0.45, 0.15, 0.15, 0.25)
 
 
 def _oval(rng: np.random.Generator, centre: Points, radius: float) -> Points:
-    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     axes = radius * np.array([1, rng.uniform(0.3, 1)])
-    angle = rng.uniform(0, np.pi)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    oval: Points = centre + (np.stack([np.cos(turns), np.sin(turns)], axis=1) * axes) @ turn
-    return oval
+    outline = directions(np.linspace(0, 2 * np.pi, 24, endpoint=False)) * axes
+    return np.asarray(centre + outline @ rotation(rng.uniform(0, np.pi)))
 
 
 def _fractal(canvas: Canvas) -> npt.NDArray[np.float32]:
@@ -104,8 +98,7 @@ def _fractal(canvas: Canvas) -> npt.NDArray[np.float32]:
     roughness = canvas.rng.uniform(0.4, 1.0)
     for octave in range(2, 8):
         total += canvas.smooth_noise(2**octave) * np.float32(2 ** (-octave * roughness))
-    scaled: npt.NDArray[np.float32] = (total - total.mean()) / total.std()
-    return scaled
+    return np.asarray((total - total.mean()) / total.std())
 
 
 def _photographed(canvas: Canvas) -> Grey:
