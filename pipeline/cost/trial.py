@@ -8,7 +8,7 @@ each slower than one alone). Only the shards are small, so that slow extractors 
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -99,15 +99,6 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
     samples, failed = reports[0].num_samples, sum(len(report.quarantine) for report in reports)
     if failed == samples * len(reports):
         return None
-    array_bytes = {}
-    for spec in job.schema.specs:
-        if spec.is_sharded and spec.layer in tasks[0].layers:
-            files = [size for path, size in sizes.items() if path.startswith(f"{spec.name}/c/")]
-            array_bytes[spec.name] = (float(np.mean(files)) - index_size(SAMPLES_PER_SHARD)) / SAMPLES_PER_SHARD
-    image_files = []
-    for row in chosen[:: max(1, len(chosen) // FILES_LOOKED_AT)].tolist():
-        with suppress(OSError):
-            image_files.append(len(read_below(job.manifest.root, table.value("image_path", row))))
     # Means, not medians: a run takes a sum, in which large images and slow reads count, few as they are.
     names, wall = [name for name in reports[0].seconds if name != "write"], float(np.mean(walls))
     parts = {name: float(np.mean([report.seconds[name] for report in reports])) / samples for name in names}
@@ -123,9 +114,9 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
         first_seconds=max(0.0, first - wall),
         peak_bytes=max(peak for _, _, peak in found),
         largest_pixels=int(table.pixels[chosen].max()),
-        array_bytes=array_bytes,
+        array_bytes=_array_bytes(job, tasks[0].layers, sizes),
         record_bytes=sizes[commit_path(0)] + sizes[job.schema.shard_file(STATUS, 0)],
-        image_file_bytes=float(np.mean(image_files or [0])),
+        image_file_bytes=_image_file_bytes(job, chosen),
     )
 
 
@@ -211,6 +202,23 @@ def _make_store(place: Storage, job: Job, chosen: Rows) -> list[ShardTask]:
         refused={},
     )
     return [replace(first, shard=shard) for shard in range(-(-len(chosen) // SAMPLES_PER_SHARD))]
+
+
+def _array_bytes(job: Job, layers: Collection[str], sizes: Mapping[str, int]) -> dict[str, float]:
+    found = {}
+    for spec in job.schema.specs:
+        if spec.is_sharded and spec.layer in layers:
+            files = [size for path, size in sizes.items() if path.startswith(f"{spec.name}/c/")]
+            found[spec.name] = (float(np.mean(files)) - index_size(SAMPLES_PER_SHARD)) / SAMPLES_PER_SHARD
+    return found
+
+
+def _image_file_bytes(job: Job, rows: Rows) -> float:
+    sizes = [0]
+    for row in rows[:: max(1, len(rows) // FILES_LOOKED_AT)].tolist():
+        with suppress(OSError):
+            sizes.append(len(read_below(job.manifest.root, job.manifest.table.value("image_path", row))))
+    return sum(sizes) / max(1, len(sizes) - 1)
 
 
 def _place_near(store: Storage) -> Storage:

@@ -115,9 +115,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     store = open_storage(store)
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
-    found = list(read_commits(store, range(schema.num_shards)))
-    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
-    records = [record for record in found if isinstance(record, CommitRecord)]
+    records, damaged = _records(store, schema)
     sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
     fills, measured = _fill_shares(reader, measure)
@@ -163,6 +161,13 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
 
 
 # --- counting -------------------------------------------------------------------------------------------------------
+
+
+def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
+    """The commit records that are there, and what is wrong with those that cannot be read."""
+    found = list(read_commits(store, range(schema.num_shards)))
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
+    return [record for record in found if isinstance(record, CommitRecord)], damaged
 
 
 def _committed_files(
