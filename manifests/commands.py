@@ -62,7 +62,6 @@ def manifest_coco_stuff(
     """
     from .datasets import published
 
-    settings = _check_settings(exif, max_megapixels, workers, out, check=check)
     found = published.coco_stuff(
         keep=out is not None,
         root=root_folder,
@@ -74,7 +73,7 @@ def manifest_coco_stuff(
         write_labels=write_labels,
         listed=list_file,
         name=name,
-        settings=settings,
+        settings=_check_settings(exif, max_megapixels, workers, out, check=check),
     )
     _finish(found.checked, out, found if check else None, verbose=verbose, allow_quarantine=allow_quarantine)
 

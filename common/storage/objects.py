@@ -25,7 +25,6 @@ _RETRIES: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=180),
     "backoff": {"max_backoff": timedelta(seconds=5)},
 }
-_REQUEST_TIMEOUT = timedelta(seconds=30)
 _MISSING = ("NoSuchKey", "BlobNotFound")
 """How services say that it is the file that is missing: S3 and Google, Azure."""
 _ATTEMPTS = 6
@@ -163,7 +162,7 @@ class ObjectStorage(Storage):
         from_url = self._api.store.from_url
         endpoint = next((os.environ[name] for name in _AWS_ENDPOINTS if name in os.environ), "")
         # An endpoint that is written with http is meant so.
-        client = {"timeout": _REQUEST_TIMEOUT} | ({"allow_http": True} if endpoint.startswith("http://") else {})
+        client = {"timeout": timedelta(seconds=30)} | ({"allow_http": True} if endpoint.startswith("http://") else {})
         credentials = {"credential_provider": provider} if (provider := self._credential_provider()) else {}
         try:
             return from_url(self.url, retry_config=retries, client_options=client, **credentials)

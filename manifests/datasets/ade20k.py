@@ -42,7 +42,6 @@ FULL = {
 }
 NUM_FULL_IDS = 3688
 """Ids of the full release: 1..3688; 0 is unlabelled. Those of the release of 2016 mean other things."""
-SHORT_SIDE_PX = 512
 JSON_DISAGREES = "ids unlike those in its JSON file"
 
 
@@ -69,7 +68,7 @@ def ade20k_847_ids() -> LabelIds:
         raw_to_class=raw_to_class,
         raw_ignore=tuple(raw for raw in range(NUM_FULL_IDS + 1) if raw not in raw_to_class),
         label_form="ade-full",
-        max_short_side_px=SHORT_SIDE_PX,
+        max_short_side_px=512,
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
-from ..vocabulary import VOCABULARIES, Vocabulary, read_classes
+from ..vocabulary import Vocabulary, published_vocabulary
 from .archive import Release, existing_folder
 from .folder import no_folders
 
@@ -46,7 +46,7 @@ def coco_stuff_ids() -> LabelIds:
 
 def coco_stuff_vocabulary() -> Vocabulary:
     """The 171 classes by ascending category id: 80 things (0 person .. 79 toothbrush), 91 stuff (.. 170 wood)."""
-    return Vocabulary(name="coco-stuff-171", classes=read_classes(VOCABULARIES / "coco_stuff_171.txt"))
+    return published_vocabulary("coco-stuff-171")
 
 
 def find_folder(root: Path | None, split: str | None, templates: tuple[str, ...], what: str) -> Path:

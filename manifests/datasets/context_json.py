@@ -18,7 +18,6 @@ from .coco_segments import segment_mask
 from .painting import check_new_folder, paint_folder, read_annotation_file
 
 NUM_CATEGORIES = 459
-KEYS = ("images", "annos_segmentation", "categories")
 SOURCE = "download https://codalabuser.blob.core.windows.net/public/trainval_merged.json again"
 
 
@@ -47,7 +46,7 @@ def paint_context(
         ManifestError: It is another file, an image has no size, or a segment does not fit its image.
     """
     check_new_folder(out)
-    data = read_annotation_file(path, KEYS, hint=SOURCE)
+    data = read_annotation_file(path, ("images", "annos_segmentation", "categories"), hint=SOURCE)
     try:
         images = {Path(entry["file_name"]).stem: entry for entry in data["images"] if entry["phase"] == split}
         segments: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
