@@ -140,7 +140,7 @@ def two_workers(manifest: Manifest, folder: Path, rounds: int = 2) -> dict[str, 
         for number in range(rounds):
             for name, client in (("one", one), ("two", two)):
                 store = folder / f"{name}{number}.zarr"
-                seconds[name].append(preprocess(manifest, store, AddressExecutor(address=client.scheduler.address)))
+                seconds[name].append(preprocess(manifest, store, AddressExecutor(name=client.scheduler.address)))
     seconds["whole"].append(preprocess(manifest, folder / "whole.zarr", LocalExecutor(workers=2)))
     return seconds
 

@@ -1,14 +1,19 @@
 """`physseg manifest ...`: from a data set's folder to its checked manifest."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from ..common.errors import ConfigError
 
 if TYPE_CHECKING:
     from .checking import Checked, CheckSettings
     from .datasets.published import Found
+
+T = TypeVar("T")
 
 app = typer.Typer(help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True)
 
@@ -35,6 +40,14 @@ ManifestOut = Annotated[
 ]
 BenchmarkRoot = Annotated[Path, typer.Option("--root", help="Folder into which the archives were unpacked.")]
 BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: the one that is evaluated.")]
+
+
+def parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
+    """The value of an option; one that does not parse is an error of usage."""
+    try:
+        return parse(text) if text else None
+    except ConfigError as error:
+        raise typer.BadParameter(error.args[0], param_hint=option) from None
 
 
 @app.command("coco-stuff")

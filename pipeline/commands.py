@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine
+from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine, parsed
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
@@ -87,26 +87,28 @@ def preprocess(
     from ..common.text import Part, parse_bytes
     from ..manifests.manifest import Manifest
     from .run import run
-    from .run.executors.choose import SYNC, choose_executor
+    from .run.executors.choose import LOCAL, SLURM, SYNC, choose_executor
     from .run.report import describe_job, describe_run
     from .store.layout import beside
 
+    if cluster not in (None, SLURM):
+        raise typer.BadParameter(f"expected {SLURM}, got {cluster!r}", param_hint="--cluster")
+    if cluster and scheduler != LOCAL:
+        raise typer.BadParameter("starts a scheduler of its own: leave --scheduler out", param_hint="--cluster")
+    memory = parsed(parse_bytes, memory_limit, "--memory-limit")
+    executor = choose_executor(cluster or scheduler, workers=workers, memory_limit=memory)
     chosen_part = Part.parse(part) if part else None
-    executor = choose_executor(
-        scheduler, cluster, workers=workers, memory_limit=parse_bytes(memory_limit) if memory_limit else None
-    )
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store,
-        structures=_names(structures) if structures is not None else None,
+        structures=_names(structures),
         settings=_settings([*(set_option or []), *([f"superpoint.device={device}"] if device else [])]),
         frame=_frame(short_edge, max_long_edge, canvas),
         retry_quarantined=retry_quarantined,
         part=chosen_part,
         elsewhere=executor.elsewhere,
     )
-    for line in describe_job(job):
-        typer.echo(line)
+    typer.echo("\n".join(describe_job(job)))
     if dry_run:
         from .cost.report import describe_cost
 
@@ -122,8 +124,7 @@ def preprocess(
     except KeyboardInterrupt:
         typer.echo("interrupted; re-running the command resumes from what is committed", err=True)
         raise
-    for line in describe_run(report, store):
-        typer.echo(line)
+    typer.echo("\n".join(describe_run(report, store)))
     if report.quarantine and not allow_quarantine:
         raise typer.Exit(QUARANTINE_EXIT)
 
@@ -167,7 +168,7 @@ def plan(
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store or f"{tempfile.gettempdir()}/physseg-{uuid.uuid4().hex[:12]}.zarr",
-        structures=_names(structures) if structures is not None else None,
+        structures=_names(structures),
         settings=_settings(set_option or []),
         frame=_frame(short_edge, max_long_edge, canvas),
     )
@@ -176,8 +177,7 @@ def plan(
         estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours)
         typer.echo(json.dumps(facts | {"estimate": asdict(estimate) if estimate else None}, indent=2))
         return
-    for line in describe_job(job, name=None if store else manifest):
-        typer.echo(line)
+    typer.echo("\n".join(describe_job(job, name=None if store else manifest)))
     for line in describe_cost(job, workers=workers, images=images, target_hours=target_hours):
         typer.echo(line)
 
@@ -194,8 +194,7 @@ def verify(
     from .run import verify as checking
 
     report = checking.verify(store)
-    for line in checking.summary(report):
-        typer.echo(line)
+    typer.echo("\n".join(checking.summary(report)))
     if report.faults and repair:
         from .run import run
 
@@ -280,8 +279,8 @@ def _write_pictures(
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _settings(assignments: list[str]) -> dict[str, dict[str, str]]:

@@ -1,21 +1,18 @@
 """`physseg train`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..common.errors import ConfigError
 from ..common.text import Part, parse_bytes
+from ..manifests.commands import parsed
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from .model.inference import InferenceSettings
     from .prediction.load_run import LoadedRun
-
-T = TypeVar("T")
 
 app = typer.Typer()
 weights_app = typer.Typer(
@@ -53,7 +50,7 @@ def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
     """--memory and --no-windows together."""
     from .model.inference import PUBLISHED, InferenceSettings
 
-    memory_bytes = _parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
+    memory_bytes = parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
     return InferenceSettings(windows=not no_windows, memory_bytes=memory_bytes)
 
 
@@ -134,7 +131,7 @@ def evaluate(
             raise typer.BadParameter("takes nothing but JSON files of parts, and --out", param_hint="--merge")
         _merge_parts([run, *map(Path, manifests)], out, rows)
         return
-    chosen_part = _parsed(Part.parse, part, "--part")
+    chosen_part = parsed(Part.parse, part, "--part")
     tables = _evaluated_tables(manifests, benchmarks, root)
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     settings, results = inference_settings(memory, no_windows=no_windows), {}
@@ -163,14 +160,6 @@ def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
     typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
     typer.echo(merged.table(rows=rows))
     typer.echo(f"written to {merged.write(out or files[0].parent, whole_name(files[0]))}")
-
-
-def _parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
-    """The value of an option; one that does not parse is an error of usage."""
-    try:
-        return parse(text) if text else None
-    except ConfigError as error:
-        raise typer.BadParameter(error.args[0], param_hint=option) from None
 
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":

@@ -11,12 +11,13 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from ...common.processes import end_with_parent, environment, memory_of
+from ..store.locks import StillOurs
 from .errors import ShardFailedError
+from .executors.interface import say
 from .executors.worker import WORKER_ENVIRONMENT
 from .task import ShardReport, ShardTask, compute_shard
 
@@ -28,13 +29,7 @@ POLL_SECONDS = 0.02
 TICK_SECONDS = 1.0
 
 
-def compute_alone(
-    task: ShardTask,
-    *,
-    memory_limit: int,
-    say: Callable[[str], None],
-    still_ours: Callable[[], None],
-) -> ShardReport:
+def compute_alone(task: ShardTask, *, memory_limit: int, still_ours: StillOurs) -> ShardReport:
     """Compute one shard, refusing exactly the samples that kill, and name them in its quarantine.
 
     A process over `memory_limit` bytes is killed (watched on Linux only). `still_ours` is called about once a
@@ -69,16 +64,13 @@ class _Death:
     sample: int | None
     """Index in the store of the sample that the process was at; None before the first."""
     cause: str
-    """How the process ended, in words."""
     by_memory: bool = False
     """Whether it was killed for the memory it held."""
     begun: int = field(default=0, compare=False)
     """Number of samples that the process had begun."""
 
 
-def _attempt(
-    task: ShardTask, memory_limit: int, still_ours: Callable[[], None]
-) -> ShardReport | ShardFailedError | _Death:
+def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> ShardReport | ShardFailedError | _Death:
     context = multiprocessing.get_context("spawn")
     ours, childs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(task, childs), daemon=True)
@@ -102,39 +94,27 @@ def _attempt(
                 message = ours.recv()
             except (EOFError, OSError):  # OSError: it died in the middle of a message
                 break
-            if not isinstance(message, _At):
-                return message  # type: ignore[no-any-return]
-            if message.peak > memory_limit:  # so it was the sample before this one
+            if isinstance(message, ShardReport | ShardFailedError):
+                return message
+            sample, peak = message
+            if peak > memory_limit:  # so it was the sample before this one
                 by_memory = True
                 break
-            samples.append(message.sample)
+            samples.append(sample)
     finally:
         process.kill()
         process.join()
         ours.close()
-    if by_memory:
-        cause = f"needed more than {memory_limit / 1e9:.1f} GB of memory"
-    else:
-        cause = _cause(process.exitcode)
+    cause = f"needed more than {memory_limit / 1e9:.1f} GB of memory" if by_memory else _cause(process.exitcode)
     return _Death(samples[-1] if samples else None, cause, by_memory, len(samples))
 
 
-@dataclass(frozen=True, slots=True)
-class _At:
-    """The child's word before it computes a sample."""
-
-    sample: int
-    """Index of the sample in the store."""
-    peak: int
-    """Most bytes that the process had in memory until then."""
-
-
 def _compute(task: ShardTask, parent: Connection) -> None:
-    """What the child runs: the shard, a message per sample, and the report or the error at the end."""
+    """What the child runs: it sends each sample's index with its peak memory until then, and a report or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who kills this
     end_with_parent()
     try:
-        parent.send(compute_shard(task, lambda sample: parent.send(_At(sample, memory_of("self").peak))))
+        parent.send(compute_shard(task, lambda sample: parent.send((sample, memory_of("self").peak))))
     except Exception as error:
         failed = ShardFailedError.of(task, error)
         failed.add_note(traceback.format_exc())

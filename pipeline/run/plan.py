@@ -32,7 +32,6 @@ class Plan:
     reason_of: Mapping[int, str]
     """Shard of each task -> why it is computed."""
     schema: StoreSchema
-    """Schema that the store will have."""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -59,15 +58,7 @@ def make_plan(
 ) -> Plan:
     """Compare each shard's commit record with today's inputs and settings; what differs becomes a task.
 
-    Args:
-        store: Where the store is or will be.
-        schema: What it is to hold.
-        manifest: Its samples.
-        extractors: Those that can be run; layers that are committed need none.
-        retry_quarantined: Whether shards with samples in quarantine are computed again.
-
-    Raises:
-        StoreError: A layer has to be computed, and its extractor is not among `extractors`.
+    Raises StoreError where a layer has to be computed and its extractor is not among `extractors`.
     """
     settings, location, present = settings_digest(schema), absolute(str(store)), store.list()
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
@@ -127,7 +118,8 @@ def _what_to_do(
     if retry_quarantined and found.quarantine:
         return "quarantined samples are tried again", set(schema.layers)
     lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
-    stale = {layer for layer, digest in digests.items() if not found.has(layer, digest)}
+    committed = {layer: commit.settings for layer, commit in found.layers.items()}
+    stale = {layer for layer, digest in digests.items() if committed.get(layer) != digest}
     reasons = {
         "settings changed": stale.intersection(found.layers),
         "not computed yet": stale.difference(found.layers),
@@ -141,7 +133,5 @@ def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extra
     missing = todo.difference({LABELS_LAYER}, (extractor.name for extractor in extractors))
     if missing:
         layer = min(missing)
-        raise StoreError(
-            f"{store}: layer {layer} has to be computed again, and its weights were not given",
-            hint=f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`",
-        )
+        hint = f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`"
+        raise StoreError(f"{store}: layer {layer} has to be computed again, and its weights were not given", hint=hint)

@@ -35,7 +35,6 @@ class Job:
     store: Storage
     """Where the store is or will be."""
     manifest: Manifest
-    """Samples of the store."""
     schema: StoreSchema
     """What the store will hold."""
     extractors: tuple[Extractor, ...]
@@ -79,15 +78,8 @@ def prepare(
 ) -> Job:
     """Decide what a run will do, writing nothing. What is not said is as in the store, or the default for a new one.
 
-    Args:
-        manifest: The samples.
-        store: Where the store is or will be.
-        structures: Names of extractors; they add to those that the store has.
-        settings: Extractor name -> option -> value; single options may be given.
-        frame: Size rule of the canonical frame.
-        retry_quarantined: Whether shards with samples in quarantine are computed again.
-        part: Which share of the plan the run computes.
-        elsewhere: Whether tasks run on other machines, so that this one needs no GPU.
+    `structures` are names of extractors, which add to those that the store has; `settings` map their names to single
+    options. `part` is the share of the plan that the run computes. A run `elsewhere` needs no GPU on this machine.
 
     Raises:
         StoreError: The manifest or the frame cannot be the store's, or the data set is not where the manifest says.
@@ -99,8 +91,9 @@ def prepare(
     existing = open_schema(store) if is_store(store) else None
     if existing is not None:
         _check_same_data(store, existing, manifest, frame)
-    extractors, layers = _choose_layers(existing, structures, settings or {})
-    made_with = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
+    extractors, layers, arrays = _choose_layers(existing, structures, settings or {})
+    versions = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
+    made_with = existing.made_with if existing else versions
     schema = StoreSchema(
         num_samples=len(manifest),
         frame=existing.frame if existing else frame or Frame(),
@@ -109,8 +102,8 @@ def prepare(
         manifest_fingerprint=manifest.fingerprint,
         manifest_sha256=sha256(manifest.to_bytes()),
         layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
-        array_names=_array_names(existing, extractors, layers),
-        made_with=existing.made_with if existing else made_with,
+        array_names=tuple(spec.name for spec in ARRAYS if spec.layer == LABELS_LAYER or spec.name in arrays),
+        made_with=made_with,
     )
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     if not elsewhere:
@@ -124,76 +117,54 @@ def prepare(
         extractors=extractors,
         plan=plan,
         found=existing,
-        warnings=_version_warnings(existing, made_with),
+        warnings=tuple(
+            f"the store was begun with {name} {made_with.get(name)}, this is {version}: details may differ"
+            for name, version in versions.items()
+            if made_with.get(name) != version
+        ),
     )
 
 
 def _choose_layers(
     existing: StoreSchema | None, structures: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]]]:
-    """The extractors of this run, and every layer's identity; stored settings hold where none are given."""
+) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]], set[str]]:
+    """The extractors of this run, every layer's identity and arrays; stored settings hold where none are given."""
     stored = dict(existing.layers) if existing else {}
     stored.pop(LABELS_LAYER, None)
     asked = structures if structures is not None else () if existing else registry.DEFAULT
-    order = list(registry.EXTRACTORS)
-    names = list(dict.fromkeys([*asked, *ALWAYS, *stored]))
-    names.sort(key=lambda name: order.index(name) if name in order else -1)
-    if not set(settings) <= set(names):
-        registry.build(names, settings)  # raises, naming what there is
+    wanted = list(dict.fromkeys([*asked, *ALWAYS, *stored]))
+    if not set(settings) <= set(wanted) <= set(registry.EXTRACTORS):
+        registry.build(wanted, settings)  # raises, naming what there is
     extractors: list[Extractor] = []
     layers: dict[str, Mapping[str, Any]] = {}
-    for name in names:
-        given = settings.get(name, {})
-        if name in stored and name not in asked and not given and _needs_a_file(name):
+    arrays: set[str] = set()
+    for name in (name for name in registry.EXTRACTORS if name in wanted):
+        given, options = settings.get(name, {}), registry.options(name)
+        # An identity holds a hash and never a path: what needs a file of weights cannot be rebuilt from it.
+        if existing and name in stored and name not in asked and not given and "weights" in options:
             layers[name] = stored[name]
+            arrays |= {spec.name for spec in existing.specs if spec.layer == name}
             continue
-        (extractor,) = registry.build([name], {name: {**_stored_options(name, stored.get(name, {})), **given}})
+        remembered = {key: value for key, value in stored.get(name, {}).items() if key in options}
+        (extractor,) = registry.build([name], {name: {**remembered, **given}})
         extractors.append(extractor)
         layers[name] = extractor.identity()
-    return tuple(extractors), layers
-
-
-def _stored_options(name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stored identity says of an extractor's options; a new layer has none."""
-    return {key: value for key, value in identity.items() if key in registry.options(name)}
-
-
-def _needs_a_file(name: str) -> bool:
-    """Whether an extractor cannot be rebuilt from its stored identity, which holds a hash and never a path."""
-    return "weights" in registry.options(name)
-
-
-def _array_names(
-    existing: StoreSchema | None, extractors: Sequence[Extractor], layers: Mapping[str, object]
-) -> tuple[str, ...]:
-    """What the extractors of this run yield, and what the store has of layers that it computed without them."""
-    computed = {array for extractor in extractors for array in extractor.arrays}
-    kept_layers = set(layers).difference(extractor.name for extractor in extractors)
-    return tuple(
-        spec.name
-        for spec in ARRAYS
-        if spec.layer == LABELS_LAYER
-        or spec.name in computed
-        or (existing and spec.name in existing.array_names and spec.layer in kept_layers)
-    )
+        arrays |= set(extractor.arrays)
+    return tuple(extractors), layers, arrays
 
 
 def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:
     hint = "choose another path for the store of this manifest"
     if existing.vocabulary.fingerprint != manifest.vocabulary.fingerprint:
-        raise StoreError(
-            f"{store}: holds labels of the vocabulary {existing.vocabulary.name} "
-            f"({existing.vocabulary.num_classes} classes), the manifest has {manifest.vocabulary.name} "
-            f"({manifest.vocabulary.num_classes} classes)",
-            hint=hint,
+        ours, its = (
+            f"{words.name} ({words.num_classes} classes)" for words in (existing.vocabulary, manifest.vocabulary)
         )
+        raise StoreError(f"{store}: holds labels of the vocabulary {ours}, the manifest has {its}", hint=hint)
     if existing.num_samples != len(manifest):
         raise StoreError(f"{store}: holds {existing.num_samples} samples, the manifest has {len(manifest)}", hint=hint)
     if frame is not None and frame != existing.frame:
-        raise StoreError(
-            f"{store}: was made with {existing.frame}, asked for {frame}",
-            hint="every array depends on the frame: choose another path, or leave the frame options out",
-        )
+        hint = "every array depends on the frame: choose another path, or leave the frame options out"
+        raise StoreError(f"{store}: was made with {existing.frame}, asked for {frame}", hint=hint)
 
 
 def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
@@ -201,26 +172,14 @@ def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
     probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // PROBED_FILES)]]
     paths = [sample.image_path for sample in probed if not sample.problem]
     if paths and not any(_is_there(manifest.root, path) for path in paths):
-        raise StoreError(
-            f"{manifest.root}: expected the manifest's data set there, {paths[0]} and others do not exist",
-            hint="if it was moved, say where to with --root; if it is on another machine, mount it",
-        )
+        message = f"{manifest.root}: expected the manifest's data set there, {paths[0]} and others do not exist"
+        hint = "if it was moved, say where to with --root; if it is on another machine, mount it"
+        raise StoreError(message, hint=hint)
 
 
 def _is_there(root: str, path: str) -> bool:
     try:
         read_below(root, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # there, and one sample's trouble
-        return True
+    except OSError as error:  # of any other, the file is there: one sample's trouble
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
     return True
-
-
-def _version_warnings(existing: StoreSchema | None, now: Mapping[str, str]) -> tuple[str, ...]:
-    then = existing.made_with if existing else now
-    return tuple(
-        f"the store was begun with {name} {then.get(name)}, this is {version}: details may differ"
-        for name, version in now.items()
-        if then.get(name) != version
-    )

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -79,13 +77,9 @@ def preprocess(
 
 
 def execute(job: Job, executor: Executor | None = None, *, log: Path | None = None, progress: bool = True) -> RunReport:
-    """Run a prepared job to its end. Running it again resumes.
+    """Run a prepared job to its end, by default in worker processes on this machine. Running it again resumes.
 
-    Args:
-        job: What to do.
-        executor: What runs the tasks; None: worker processes on this machine.
-        log: File to which JSON lines are appended, one per shard.
-        progress: Whether to show a bar.
+    JSON lines are appended to the file `log`, one per shard.
 
     Raises:
         ShardFailedError: A task failed; what was committed before stays.
@@ -105,8 +99,9 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
         else:
             unpublish_shards(job.store, job.schema, [task.shard for task in job.todo.tasks])
         reports = _run(job, executor or choose_executor(LOCAL), still_ours, log, progress)
-        if reports:
-            _remove_leftovers(job)
+        if reports:  # what workers that were killed on the way left half-written, of this run's own shards
+            ours = set(job.shards)
+            job.store.delete(path for path in job.store.leftovers() if shard_of(path) in ours)
         quarantine, dropped = _summary(job)
     return RunReport(
         num_samples=sum(stop - start for start, stop in map(job.schema.shard_range, job.shards)),
@@ -123,18 +118,15 @@ def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, 
     """All tasks of this run, with its bar and its log."""
     reports = []
     tasks, started = job.todo.tasks, time.perf_counter()
-    with (
-        _logging_to(log) as write_log,
-        tqdm(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar,
-    ):
-        part = {"part": str(job.part)} if job.part else {}
-        write_log({"event": "start", "store": str(job.store), "tasks": len(tasks), "scheduler": executor.name, **part})
-        needed = memory_per_worker(job.schema, job.manifest, tasks)
+    part = {"part": str(job.part)} if job.part else {}
+    _log(log, event="start", store=str(job.store), tasks=len(tasks), scheduler=executor.name, **part)
+    needed = memory_per_worker(job.schema, job.manifest, tasks)
+    with tqdm(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar:
         for report in executor.run(tasks, memory_needed=needed, still_ours=still_ours):
             reports.append(report)
             bar.update(report.num_samples)
-            write_log({"event": "shard", **asdict(report)})
-        write_log({"event": "end", "seconds": time.perf_counter() - started})
+            _log(log, event="shard", **asdict(report))
+    _log(log, event="end", seconds=time.perf_counter() - started)
     return reports
 
 
@@ -170,10 +162,9 @@ def _is_initialised(job: Job) -> bool:
 
 
 def _create_unless_there(job: Job) -> None:
-    if is_store(job.store):
-        return
     try:
-        create_store(job.store, job.schema, job.manifest)
+        if not is_store(job.store):
+            create_store(job.store, job.schema, job.manifest)
     except StoreError:
         if not is_store(job.store):
             raise
@@ -182,15 +173,8 @@ def _create_unless_there(job: Job) -> None:
 def _check_unchanged(job: Job, now: StoreSchema, *, initialised: bool) -> None:
     """Refuse to go on where another run changed the store since this one was planned."""
     if now != (job.schema if initialised else job.found or job.schema):
-        raise StoreError(
-            f"{job.store}: was changed by another run since this one was planned", hint="run the same command again"
-        )
-
-
-def _remove_leftovers(job: Job) -> None:
-    """What workers that were killed on the way left half-written, of this run's own shards."""
-    ours = set(job.shards)
-    job.store.delete(path for path in job.store.leftovers() if shard_of(path) in ours)
+        hint = "run the same command again"
+        raise StoreError(f"{job.store}: was changed by another run since this one was planned", hint=hint)
 
 
 def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
@@ -207,17 +191,9 @@ def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
     return tuple(entries), dropped
 
 
-@contextmanager
-def _logging_to(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends a JSON line to a file; without one, it does nothing."""
-    if path is None:
-        yield lambda _: None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-
-        def write(event: Mapping[str, Any]) -> None:
+def _log(path: Path | None, **event: Any) -> None:
+    """Append a JSON line to the run's log, if it has one."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
             file.write(json.dumps({"time": time.time(), "pid": os.getpid(), **event}) + "\n")
-            file.flush()
-
-        yield write

@@ -93,10 +93,8 @@ def compute_planes(
 
 
 def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
-    height, width = (edge + -edge % CELL_PX for edge in labels.shape)
-    padded = np.full((height, width), ignore_index, dtype=labels.dtype)
-    padded[: labels.shape[0], : labels.shape[1]] = labels
-    return cast(Labels, padded)
+    padding = [(0, -edge % CELL_PX) for edge in labels.shape]
+    return cast(Labels, np.pad(labels, padding, constant_values=ignore_index))
 
 
 def _check_made(

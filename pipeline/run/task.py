@@ -5,7 +5,7 @@ record last; so whatever kills it, a second run of the same task gives the same 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -48,11 +48,9 @@ class ShardTask:
     root: str
     """Where the manifest's paths start."""
     shard: int
-    """Number of the shard in the store."""
     extractors: tuple[Extractor, ...]
     """Compute these layers; the layer `labels` is computed if `with_labels`. Without any: status and record."""
     with_labels: bool
-    """Whether the layer `labels` is computed."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Samples (index in the store -> reason) to quarantine untried.
 
@@ -71,9 +69,7 @@ class ShardReport:
     """What became of one task; timings are for the log, never for the store."""
 
     shard: int
-    """Number of the shard in the store."""
     num_samples: int
-    """Number of samples in the shard."""
     quarantine: tuple[QuarantineEntry, ...]
     """Samples of the shard that are in quarantine now."""
     dropped_pixels: int
@@ -84,44 +80,22 @@ class ShardReport:
     """Wall seconds by part: `load`, one entry per layer, `compress`, `write`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _State:
-    """What a task starts from: the store as it was planned for, and the shard's rows of the manifest."""
-
-    schema: StoreSchema
-    manifest: Manifest
-    samples: range
-    inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Computed:
-    """A shard in memory."""
-
-    buffer: ShardBuffer
-    quarantine: tuple[QuarantineEntry, ...]
-
-
 def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = None) -> ShardReport:
-    """Run one task; returns after its commit record is on disk.
+    """Run one task; returns after its commit record is on disk. `on_sample` hears each index before it is computed.
 
-    Args:
-        task: What to compute.
-        on_sample: Hears the index of each sample before it is computed.
-
-    Raises:
-        StoreError: The store's settings are not those that the task was planned for.
+    Raises StoreError where the store's settings are not those that the task was planned for.
     """
     cv2.setNumThreads(1)  # one task, one core: threads of a library's own oversubscribe a full machine
     keep_freed_memory()
     store, clock = open_storage(task.store), Clock()
-    state = _read(store, task)
-    computed = _compute(task, state, clock, on_sample)
+    schema = _check_settings(store, task)
+    manifest = _read_manifest(task.store, task.settings, task.root)
+    buffer, quarantine = _compute(task, schema, manifest, clock, on_sample)
     with clock.part("write"):
-        record, written = _commit(store, task, state, computed)
+        record, written = _commit(store, task, manifest, buffer, quarantine)
     return ShardReport(
         shard=task.shard,
-        num_samples=len(state.samples),
+        num_samples=record.samples[1] - record.samples[0],
         quarantine=record.quarantine,
         dropped_pixels=record.dropped_pixels,
         bytes_written=written,
@@ -129,20 +103,12 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
     )
 
 
-def _read(store: Storage, task: ShardTask) -> _State:
-    schema = _check_settings(store, task)
-    manifest = _read_manifest(task.store, task.settings, task.root)
-    samples = range(*schema.shard_range(task.shard))
-    return _State(
-        schema=schema, manifest=manifest, samples=samples, inputs=manifest.row_digests(samples.start, samples.stop)
-    )
-
-
-def _compute(task: ShardTask, state: _State, clock: Clock, on_sample: Callable[[int], None] | None) -> _Computed:
-    schema, manifest = state.schema, state.manifest
+def _compute(
+    task: ShardTask, schema: StoreSchema, manifest: Manifest, clock: Clock, on_sample: Callable[[int], None] | None
+) -> tuple[ShardBuffer, list[QuarantineEntry]]:
     buffer = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in task.layers])
     quarantine = []
-    indices = state.samples if task.layers else range(0)
+    indices = range(*schema.shard_range(task.shard)) if task.layers else range(0)
     for index, fetch in zip(indices, _fetched(manifest, indices), strict=True):
         reason = manifest.table.value("problem", index) or task.refused.get(index, "")
         planes: Planes = {}
@@ -154,35 +120,39 @@ def _compute(task: ShardTask, state: _State, clock: Clock, on_sample: Callable[[
             buffer.append(planes)
         if reason:
             quarantine.append(QuarantineEntry(index=index, sample_id=manifest.samples[index].sample_id, reason=reason))
-    return _Computed(buffer=buffer, quarantine=tuple(quarantine))
+    return buffer, quarantine
 
 
-def _commit(store: Storage, task: ShardTask, state: _State, computed: _Computed) -> tuple[CommitRecord, int]:
+def _commit(
+    store: Storage, task: ShardTask, manifest: Manifest, buffer: ShardBuffer, quarantine: Sequence[QuarantineEntry]
+) -> tuple[CommitRecord, int]:
     """Write the shard's files, its status, then its record; returns the record, and the bytes of the files.
 
     What the earlier record knows of other, current layers is kept. It is read here, where nobody changes the store's
     settings, and no sooner: computing takes a while.
     """
-    schema, shard = state.schema, task.shard
-    files = computed.buffer.files(shard)
+    schema, shard = buffer.schema, task.shard
+    samples = schema.shard_range(shard)
+    inputs = manifest.row_digests(*samples)
+    files = buffer.files(shard)
     hashes: dict[str, dict[str, str]] = {}
     for path, data in files.items():
         hashes.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
     with writing(store):
         _check_settings(store, task)  # once more
         (found,) = read_commits(store, [shard])
-        current = isinstance(found, CommitRecord) and found.inputs == state.inputs
+        current = isinstance(found, CommitRecord) and found.inputs == inputs
         kept = found.without(task.layers) if isinstance(found, CommitRecord) and current else None
         # Before the files: a run that dies between a layer's new file and the new record must leave no record that
         # vouches for the old one.
         replace_commit(store, shard, found, kept)
         store.put_many(files)
-        entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *computed.quarantine)}
-        dropped = computed.buffer.dropped_pixels()
+        entries = {entry.index: entry for entry in (*(kept.quarantine if kept else ()), *quarantine)}
+        dropped = buffer.dropped_pixels()
         record = CommitRecord(
             shard=shard,
-            samples=(state.samples.start, state.samples.stop),
-            inputs=state.inputs,
+            samples=samples,
+            inputs=inputs,
             layers={
                 **(kept.layers if kept else {}),
                 **{name: LayerCommit(settings=schema.layer_digest(name), files=of) for name, of in hashes.items()},
@@ -215,10 +185,9 @@ def _check_settings(store: Storage, task: ShardTask) -> StoreSchema:
     """The store's schema; raises StoreError if it is not the one that the task was planned for."""
     schema = open_schema(store)
     if settings_digest(schema) != task.settings:
-        raise StoreError(
-            f"{task.store}: its settings are not those that shard {task.shard} was planned with",
-            hint="another run changed the store, or this machine sees an old copy of it: run the same command again",
-        )
+        message = f"{task.store}: its settings are not those that shard {task.shard} was planned with"
+        hint = "another run changed the store, or this machine sees an old copy of it: run the same command again"
+        raise StoreError(message, hint=hint)
     return schema
 
 

@@ -26,7 +26,6 @@ from ..store.layout import (
     has_content,
     metadata_documents,
     open_schema,
-    open_schema_copy,
     read_manifest,
     unpublish_shards,
 )
@@ -40,7 +39,6 @@ class Fault:
     """One thing that is wrong with a store."""
 
     path: str
-    """Path of the file inside the store."""
     problem: str
     """What was expected and what was found."""
     shard: int | None = None
@@ -59,7 +57,6 @@ class VerifyReport:
     faults: tuple[Fault, ...]
     """Everything that is not as a run would have left it."""
     num_shards: int
-    """Number of shards of the store."""
     files_checked: int
     """Number of files of shards that were read."""
     bytes_checked: int
@@ -75,9 +72,11 @@ def verify(store: Location, *, progress: bool = True) -> VerifyReport:
     """Check every file of a store; raises StoreError only where there is no store at all."""
     store = open_storage(store)
     schema, root_faults = _schema_or_copy(store)
-    faults = [*root_faults, *_check_metadata(store, schema)]
-    manifest, manifest_faults = _manifest(store, schema)
-    faults += manifest_faults
+    faults, manifest = [*root_faults, *_check_metadata(store, schema)], None
+    try:
+        manifest = read_manifest(store, schema)
+    except (ManifestError, StoreError, OSError) as error:
+        faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
     faults += _check_strays(store, schema)
     files = size = 0
     with (
@@ -133,13 +132,12 @@ def _schema_or_copy(store: Storage) -> tuple[StoreSchema, list[Fault]]:
         return open_schema(store), []
     except StoreError as error:
         try:
-            return open_schema_copy(store), [Fault(path=ROOT, problem=f"damaged: {error.args[0]}")]
+            return open_schema(store, SETTINGS_COPY), [Fault(path=ROOT, problem=f"damaged: {error.args[0]}")]
         except StoreError:
             if not store.exists(SETTINGS_COPY):
                 raise error from None
-            raise StoreError(
-                str(error.args[0]), hint=f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
-            ) from error
+            hint = f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
+            raise StoreError(error.args[0], hint=hint) from error
 
 
 def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
@@ -148,13 +146,6 @@ def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
             yield Fault(path=path, problem="metadata file is missing")
         elif not has_content(store, path, data):
             yield Fault(path=path, problem="metadata differs from the schema's")
-
-
-def _manifest(store: Storage, schema: StoreSchema) -> tuple[Manifest | None, list[Fault]]:
-    try:
-        return read_manifest(store, schema), []
-    except (ManifestError, StoreError, OSError) as error:
-        return None, [Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}")]
 
 
 def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
@@ -229,14 +220,9 @@ def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, s
 
 def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
     """Lines for a person: what was checked, then each fault up to `limit`."""
-    lines = [
-        f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked: "
-        + (
-            f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
-            if report.faults
-            else "no fault"
-        )
-    ]
+    checked = f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked"
+    faults = f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
+    lines = [f"{checked}: {faults if report.faults else 'no fault'}"]
     lines += [f"  {fault}" for fault in report.faults[:limit]]
     if len(report.faults) > limit:
         lines.append(f"  ... and {len(report.faults) - limit} more")

@@ -25,7 +25,6 @@ class QuarantineEntry:
     index: int
     """Index of the sample in the store."""
     sample_id: str
-    """Id of the sample in the manifest."""
     reason: str
     """What the extractors or the decoder said."""
 
@@ -45,7 +44,6 @@ class CommitRecord:
     """What is known of one shard."""
 
     shard: int
-    """Number of the shard in the store."""
     samples: tuple[int, int]
     """First and one past the last sample."""
     inputs: tuple[str, ...]
@@ -56,11 +54,6 @@ class CommitRecord:
     """Samples of the shard that could not be computed, by index."""
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
-
-    def has(self, layer: str, settings: str) -> bool:
-        """Whether the layer was computed with these settings."""
-        commit = self.layers.get(layer)
-        return commit is not None and commit.settings == settings
 
     def without(self, layers: Iterable[str]) -> "CommitRecord | None":
         """The record of the other layers; None if there are none."""
@@ -111,9 +104,8 @@ def read_commit(store: Storage, shard: int) -> CommitRecord | None:
         raise StoreCorruptError(f"{store.at(path)}: cannot be read: {error.strerror}") from error
     record = CommitRecord.from_bytes(data, store.at(path))
     if record.shard != shard:
-        raise StoreCorruptError.mismatch(
-            store.at(path), f"the record of shard {shard}", f"that of shard {record.shard}"
-        )
+        expected, got = f"the record of shard {shard}", f"that of shard {record.shard}"
+        raise StoreCorruptError.mismatch(store.at(path), expected, got)
     return record
 
 

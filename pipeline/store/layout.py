@@ -42,14 +42,15 @@ def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> Non
 
 def is_store(store: Storage) -> bool:
     """Whether there is a store; False if nothing is there. Raises StoreError where something else is."""
+    hint = "choose another path for the store"
     if store.exists(ROOT):
         return True
     if isinstance(store, LocalStorage):
         path = store.path
         if path.exists():
-            raise StoreError(f"{path}: exists and is not a store", hint="choose another path for the store")
+            raise StoreError(f"{path}: exists and is not a store", hint=hint)
         if path.parent.exists() and not path.parent.is_dir():
-            raise StoreError(f"{path}: {path.parent} is a file", hint="choose another path for the store")
+            raise StoreError(f"{path}: {path.parent} is a file", hint=hint)
         return False
     if "/" not in store.url.split("://", 1)[1]:
         raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
@@ -59,9 +60,7 @@ def is_store(store: Storage) -> bool:
     if ROOT in found:  # it appeared between the two looks
         return True
     if others := sorted(found - ours):  # documents alone are what a creation leaves that never came to its end
-        raise StoreError(
-            f"{store}: exists and is not a store (has {others[0]})", hint="choose another path for the store"
-        )
+        raise StoreError(f"{store}: exists and is not a store (has {others[0]})", hint=hint)
     return False
 
 
@@ -73,14 +72,20 @@ def beside(store: Storage, suffix: str) -> Path:
     return Path(store.url.rsplit("/", 1)[-1] + suffix)
 
 
-def open_schema(store: Location) -> StoreSchema:
-    """The schema of the store at that path; raises StoreError if there is no readable store."""
-    return _schema_of(open_storage(store), ROOT)
-
-
-def open_schema_copy(store: Location) -> StoreSchema:
-    """The schema from its second copy, for repairing a damaged root document."""
-    return _schema_of(open_storage(store), SETTINGS_COPY)
+def open_schema(store: Location, document: str = ROOT) -> StoreSchema:
+    """The schema from a store's root document, or from its copy; raises StoreError if there is no readable store."""
+    store = open_storage(store)
+    where = store.at(document)
+    try:
+        data = store.get(document)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "make one with `physseg preprocess MANIFEST STORE`"
+        raise StoreError(f"{store}: no store here (expected {where})", hint=hint) from None
+    try:
+        attributes = json.loads(data)["attributes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{where}: not a Zarr group: {error}", hint=REPAIR_HINT) from error
+    return StoreSchema.from_attributes(attributes, str(store))
 
 
 def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
@@ -91,11 +96,9 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
     manifest = Manifest.parse(data, where, root=root)
     found = sha256(data)
     if found != schema.manifest_sha256:
-        raise StoreError(
-            f"{where}: not the manifest of this store "
-            f"(expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]})",
-            hint="run `physseg preprocess MANIFEST STORE` again with the manifest it was made from",
-        )
+        hashes = f"expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]}"
+        hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
+        raise StoreError(f"{where}: not the manifest of this store ({hashes})", hint=hint)
     return manifest
 
 
@@ -142,18 +145,3 @@ def has_content(store: Storage, path: str, data: bytes) -> bool:
 def settings_digest(schema: StoreSchema) -> str:
     """One value that tells a store's settings and manifest from those it had before, or will have."""
     return digest_of_json(schema.to_attributes())
-
-
-def _schema_of(store: Storage, document: str) -> StoreSchema:
-    where = store.at(document)
-    try:
-        data = store.get(document)
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"{store}: no store here (expected {where})", hint="make one with `physseg preprocess MANIFEST STORE`"
-        ) from None
-    try:
-        attributes = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{where}: not a Zarr group: {error}", hint=REPAIR_HINT) from error
-    return StoreSchema.from_attributes(attributes, str(store))

@@ -33,8 +33,6 @@ LEASE_SECONDS = 120.0
 """A lease that does not change for this long belongs to nobody: longer than most outages of a service."""
 HEARTBEAT_SECONDS = 5.0
 """How often a holder changes its lease."""
-LEASES_SUFFIX = ".locks"
-"""What the folder of leases is named by, after the store."""
 SHARED_PREFIX = "shared-"
 """Begins the names of leases that are held together with others of their kind."""
 
@@ -46,7 +44,7 @@ class Lease:
 
     def __init__(self, store: Storage, *, shared: bool, wait_seconds: float) -> None:
         self.store, self.shared, self.wait_seconds = store, shared, wait_seconds
-        self.folder = open_storage(store.url + LEASES_SUFFIX)
+        self.folder = open_storage(store.url + ".locks")
         self.name = f"{SHARED_PREFIX if shared else ''}{uuid.uuid4().hex}.json"
         self._beat = 0
         self._renewed = 0.0
@@ -73,7 +71,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises StoreError if the lease was lost, or could not be renewed for so long that it may be soon."""
-        if self._lost.is_set() or self._is_late():
+        if self._lost.is_set() or clock() - self._renewed > LEASE_SECONDS - 2 * HEARTBEAT_SECONDS:
             self._lost.set()
             raise StoreError(
                 f"{self.store}: lost the lease on this store: it could not be renewed for a while, or was taken over",
@@ -144,9 +142,6 @@ class Lease:
         about = {"shared": self.shared, "host": platform.node(), "pid": os.getpid(), "user": _user()}
         self.folder.put(self.name, to_json({**about, "beat": self._beat}))
         self._beat, self._renewed = self._beat + 1, began
-
-    def _is_late(self) -> bool:
-        return clock() - self._renewed > LEASE_SECONDS - 2 * HEARTBEAT_SECONDS
 
     def _withdraw(self) -> None:
         with suppress(StorageError, OSError):  # then it is left to die by itself; the run is what counts

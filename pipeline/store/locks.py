@@ -5,7 +5,7 @@ with its process, however that ends. Object stores, and file systems without suc
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from ...common.file_lock import file_lock
 from ...common.storage.interface import Storage
@@ -27,14 +27,8 @@ def locked(
 ) -> Iterator[StillOurs]:
     """Hold the store against every other writer, or with `shared` together with other sharers.
 
-    Args:
-        store: What to hold.
-        shared: Whether others may hold it as well who share it, too.
-        make: Creates the store first, at the moment when no two can do so at once.
-        wait_seconds: How long to wait for others to end.
-
-    Raises:
-        StoreBusyError: Somebody else still holds it.
+    `make` creates the store first, at the moment when no two can do so at once. Raises StoreBusyError where somebody
+    else still holds it after `wait_seconds`.
     """
     with ExitStack() as stack:
         if isinstance(store, LocalStorage):
@@ -53,26 +47,18 @@ def locked(
         yield lease.check
 
 
-@contextmanager
-def writing(store: Storage) -> Iterator[None]:
+def writing(store: Storage) -> AbstractContextManager[object]:
     """A task holds this while it writes: who changes the store's settings waits for it, see `no_task_writes`.
 
     Tasks of a client that died may go on for a while on a cluster of their own. On object stores nothing holds them;
     there the check of the settings just before the writing is all there is.
     """
-    with ExitStack() as stack:
-        if isinstance(store, LocalStorage):
-            stack.enter_context(_file_lock(store, TASKS_LOCK, True, None))
-        yield
+    return _file_lock(store, TASKS_LOCK, True, None) if isinstance(store, LocalStorage) else nullcontext()
 
 
-@contextmanager
-def no_task_writes(store: Storage) -> Iterator[None]:
+def no_task_writes(store: Storage) -> AbstractContextManager[object]:
     """Hold this while the store's settings change: no task is in the middle of writing."""
-    with ExitStack() as stack:
-        if isinstance(store, LocalStorage):
-            stack.enter_context(_file_lock(store, TASKS_LOCK, False, None))
-        yield
+    return _file_lock(store, TASKS_LOCK, False, None) if isinstance(store, LocalStorage) else nullcontext()
 
 
 def _file_lock(

@@ -10,7 +10,7 @@ a time, so that a caller who cuts a crop and lets go has the next one in the sam
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from ...common.storage.local import LocalFile, LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...manifests.manifest import Manifest
 from .commits import CommitRecord, read_commit
-from .errors import StoreCorruptError, StoreError, StoreIncompleteError
+from .errors import REPAIR_HINT, StoreCorruptError, StoreError, StoreIncompleteError
 from .layout import open_schema, read_manifest
 from .schema import DONE, QUARANTINED, SPECS, ArraySpec, StoreSchema
 from .shard_codec import ABSENT, decode_index, decompress_into, index_size
@@ -72,23 +72,19 @@ class StoreReader:
         """The table of samples the store was computed from."""
         return read_manifest(self.store, self.schema, self.root)
 
-    @cached_property
+    @property
     def status(self) -> npt.NDArray[np.uint8]:
         """Status of every sample (N,) uint8: 0 missing, 1 done, 2 quarantined."""
-        return self.read_column("status")
+        return self._column("status")
 
     @property
     def usable(self) -> npt.NDArray[np.int64]:
         """Indices of the samples that may be read, ascending."""
         return np.flatnonzero(self.status == DONE)
 
-    @cached_property
-    def _frame_sizes(self) -> npt.NDArray[np.uint16]:
-        return self.read_column("frame_size")
-
     def frame_size(self, index: int) -> tuple[int, int]:
         """Height and width in px of a sample's frame at the canvas's top left."""
-        height, width = self._frame_sizes[index]
+        height, width = self._column("frame_size")[index]
         return int(height), int(width)
 
     def read(self, index: int) -> dict[str, npt.NDArray[Any]]:
@@ -103,7 +99,10 @@ class StoreReader:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.store}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
-            self._refuse(index)
+            sample, quarantined = self.manifest.samples[index].sample_id, self.status[index] == QUARANTINED
+            state = "quarantined" if quarantined else "not computed"
+            hint = "`physseg inspect STORE` tells why" if quarantined else None
+            raise StoreIncompleteError(f"{self.store}: sample {index} ({sample}) is {state}", hint=hint)
         number, row = divmod(index, self.schema.samples_per_shard)
         shard = self._shard(number)
         for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
@@ -124,11 +123,8 @@ class StoreReader:
         """All samples of an unsharded array; shards that are not there read as fill."""
         spec, schema = SPECS[name], self.schema
         self._check_layout(spec)
-        rows = np.full(
-            (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec)),
-            schema.fill(spec),
-            dtype=schema.dtype(spec),
-        )
+        shape = (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec))
+        rows = np.full(shape, schema.fill(spec), schema.dtype(spec))
 
         def read(shard: int) -> None:
             start = shard * schema.samples_per_shard
@@ -191,10 +187,8 @@ class StoreReader:
                 try:
                     file = self._open_file(name, number, record)
                 except FileNotFoundError:
-                    raise StoreIncompleteError(
-                        f"{where}: shard is missing although its samples count as done",
-                        hint="run `physseg verify STORE --repair`",
-                    ) from None
+                    message = f"{where}: shard is missing although its samples count as done"
+                    raise StoreIncompleteError(message, hint=REPAIR_HINT) from None
                 shard.add(file, self.schema.samples_per_shard, where)
         except BaseException:
             shard.close()
@@ -212,20 +206,13 @@ class StoreReader:
             found = json.loads(self.store.get(path))
         except (FileNotFoundError, ValueError) as error:
             raise StoreCorruptError(f"{file}: not the metadata of an array: {error}") from error
-        differing = differing_keys(self.schema.array_metadata(spec), found)
+        expected = self.schema.array_metadata(spec)
+        differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if differing:
             raise StoreError(
                 f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})",
                 hint="run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead",
             )
-
-    def _refuse(self, index: int) -> None:
-        sample = self.manifest.samples[index].sample_id
-        if self.status[index] == QUARANTINED:
-            raise StoreIncompleteError(
-                f"{self.store}: sample {index} ({sample}) is quarantined", hint="`physseg inspect STORE` tells why"
-            )
-        raise StoreIncompleteError(f"{self.store}: sample {index} ({sample}) is not computed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +231,3 @@ class _Shard:
     def close(self) -> None:
         while self.files:
             self.files.pop().close()
-
-
-def differing_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Top-level keys in which two metadata documents differ."""
-    return sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))

@@ -34,7 +34,6 @@ class ArraySpec:
     """One row of the schema table."""
 
     name: str
-    """Name of the array in the Zarr group."""
     layer: str
     """Name of the layer that yields the array; empty for `status`."""
     dtype: str
@@ -54,34 +53,23 @@ class ArraySpec:
         return len(self.dims) >= 2
 
 
+YX: Final = ("y", "x")
+CELLS: Final = ("slot", "cell_y", "cell_x")
+
 ARRAYS: Final[tuple[ArraySpec, ...]] = (
-    ArraySpec("labels", "labels", "label", ("y", "x"), "ignore", "class ids; ignore index where unlabelled or outside"),
+    ArraySpec("labels", "labels", "label", YX, "ignore", "class ids; ignore index where unlabelled or outside"),
     ArraySpec("frame_size", "labels", "uint16", ("edge",), 0, "height and width of the frame on the canvas, px"),
-    ArraySpec("canny", "canny", "uint8", ("y", "x"), 0, "Canny edges of the image: 0 or 255", "edges"),
-    ArraySpec("mask_edges", "mask_edges", "uint8", ("y", "x"), 0, "edges of the label map (EdgeGT): 0 or 255", "edges"),
+    ArraySpec("canny", "canny", "uint8", YX, 0, "Canny edges of the image: 0 or 255", "edges"),
+    ArraySpec("mask_edges", "mask_edges", "uint8", YX, 0, "edges of the label map (EdgeGT): 0 or 255", "edges"),
     ArraySpec(
-        "sift",
-        "sift",
-        "uint8",
-        ("y", "x"),
-        0,
-        "SIFT keypoints: square-root coded confidence 1..255, else 0",
-        "keypoints",
+        "sift", "sift", "uint8", YX, 0, "SIFT keypoints: square-root coded confidence 1..255, else 0", "keypoints"
     ),
-    ArraySpec("superpoint", "superpoint", "uint8", ("y", "x"), 0, "SuperPoint keypoints, coded as SIFT's", "keypoints"),
+    ArraySpec("superpoint", "superpoint", "uint8", YX, 0, "SuperPoint keypoints, coded as SIFT's", "keypoints"),
     ArraySpec(
-        "superpoint_dense",
-        "superpoint",
-        "uint8",
-        ("y", "x"),
-        0,
-        "SuperPoint probability before suppression, coded",
-        "density",
+        "superpoint_dense", "superpoint", "uint8", YX, 0, "SuperPoint probability before suppression, coded", "density"
     ),
-    ArraySpec(
-        "cell_classes", "patch_counts", "label", ("slot", "cell_y", "cell_x"), "ignore", "classes in each 8-px cell"
-    ),
-    ArraySpec("cell_counts", "patch_counts", "uint8", ("slot", "cell_y", "cell_x"), 0, "pixels of each such class"),
+    ArraySpec("cell_classes", "patch_counts", "label", CELLS, "ignore", "classes in each 8-px cell"),
+    ArraySpec("cell_counts", "patch_counts", "uint8", CELLS, 0, "pixels of each such class"),
     ArraySpec("cell_dropped", "patch_counts", "uint32", (), 0, "labelled pixels that found no slot in their cell"),
 )
 
@@ -101,7 +89,6 @@ class StoreSchema:
     vocabulary: Vocabulary
     """Class names of `labels` and `cell_classes`."""
     dataset: str
-    """Name of the data set."""
     manifest_fingerprint: str
     """Fingerprint of the manifest, which leaves out the root of its paths."""
     manifest_sha256: str
@@ -242,10 +229,8 @@ class StoreSchema:
             )
             schema._check_sizes()
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{where}: its settings are not those of a store: {error}",
-                hint="it was not written by physseg; preprocess into a new store",
-            ) from error
+            hint = "it was not written by physseg; preprocess into a new store"
+            raise StoreError(f"{where}: its settings are not those of a store: {error}", hint=hint) from error
         return schema
 
     def _check_sizes(self) -> None:

@@ -23,20 +23,17 @@ class ShardBuffer:
         self.specs = specs
         self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
         self.rows: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in specs if not spec.is_sharded}
-        self._empty: dict[str, bytes] = {}
         self._canvases: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
 
     def append(self, planes: Planes) -> None:
         """Add one sample; arrays that `planes` lacks (a quarantined sample) hold fill."""
         for spec in self.specs:
             plane = planes.get(spec.name)
-            if not spec.is_sharded:
+            if spec.is_sharded:
+                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
+            else:
                 empty = np.full(self.schema.sample_shape(spec), self.schema.fill(spec), self.schema.dtype(spec))
                 self.rows[spec.name].append(empty if plane is None else np.asarray(plane, dtype=empty.dtype))
-            elif plane is None:
-                self.chunks[spec.name].append(self._empty_chunk(spec))
-            else:
-                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
 
     def files(self, shard: int) -> dict[str, bytes]:
         """Path inside the store -> bytes."""
@@ -54,27 +51,22 @@ class ShardBuffer:
         rows = self.rows.get("cell_dropped")
         return None if rows is None else int(np.sum(rows))
 
-    def _on_canvas(self, plane: npt.NDArray[Any], spec: ArraySpec) -> npt.NDArray[Any]:
+    def _on_canvas(self, plane: npt.NDArray[Any] | None, spec: ArraySpec) -> npt.NDArray[Any]:
         """`plane` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
 
         Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
         """
         dtype = self.schema.dtype(spec)
-        if plane.dtype != dtype:
+        if plane is not None and plane.dtype != dtype:
             raise ExtractorError.mismatch(spec.name, f"{dtype} from its extractor", plane.dtype)
         shape = (1, *self.schema.sample_shape(spec))
         if (shape, dtype) not in self._canvases:
             self._canvases[shape, dtype] = np.empty(shape, dtype)
         canvas = self._canvases[shape, dtype]
         canvas[...] = self.schema.fill(spec)
-        canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
+        if plane is not None:
+            canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
         return canvas
-
-    def _empty_chunk(self, spec: ArraySpec) -> bytes:
-        if spec.name not in self._empty:
-            shape = (1, *self.schema.sample_shape(spec))
-            self._empty[spec.name] = compress(np.full(shape, self.schema.fill(spec), self.schema.dtype(spec)))
-        return self._empty[spec.name]
 
 
 def encode_rows(rows: Sequence[Any] | npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:

@@ -252,7 +252,7 @@ def test_exactly_the_samples_that_kill_are_quarantined(
 
 
 def alone(task: ShardTask) -> ShardReport:
-    return compute_alone(task, memory_limit=MEMORY_LIMIT, say=lambda _: None, still_ours=lambda: None)
+    return compute_alone(task, memory_limit=MEMORY_LIMIT, still_ours=lambda: None)
 
 
 def test_a_lone_process_killed_by_others_loses_no_sample(importable: None, shapes: Shapes, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
         "import pickle, pathlib\n"
         "from physseg.pipeline.run.lone_shards import compute_alone\n"
         f"task = pickle.loads(pathlib.Path('{tmp_path}/task').read_bytes())\n"
-        "compute_alone(task, memory_limit=10**9, say=print, still_ours=lambda: print('alive', flush=True))\n"
+        "compute_alone(task, memory_limit=10**9, still_ours=lambda: print('alive', flush=True))\n"
     )
     wait_until(lambda: parent.text().count("alive") > 2)
     assert workers(parent.pid)

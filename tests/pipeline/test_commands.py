@@ -103,6 +103,19 @@ def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--cluster", "pbs"), "'pbs'"),
+        (("--cluster", "slurm", "--scheduler", "sync"), "leave --scheduler out"),
+        (("--memory-limit", "much"), "'much'"),
+    ],
+)
+def test_words_that_do_not_parse_are_errors_of_usage(words: tuple[str, ...], message: str, physseg: Run) -> None:
+    code, _, err = physseg("preprocess", "nothing.parquet", "s.zarr", *words)
+    assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (("nothing.parquet", "s.zarr"), "nothing.parquet: no such manifest"),
         (("TABLE", "s.zarr", "--structures", "cany"), "unknown structure extractor 'cany'"),
         (("TABLE", "s.zarr", "--set", "canny.lo=3"), "canny has no option 'lo'"),

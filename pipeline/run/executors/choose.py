@@ -1,4 +1,4 @@
-"""From the words of a command line to an executor."""
+"""From the word of a command line to an executor."""
 
 from ..errors import ExecutorError
 from .address import AddressExecutor
@@ -10,30 +10,11 @@ from .sync import SyncExecutor
 LOCAL, SYNC, SLURM = LocalExecutor.name, SyncExecutor.name, SlurmExecutor.name
 
 
-def choose_executor(
-    scheduler: str = LOCAL,
-    cluster: str | None = None,
-    *,
-    workers: int | None = None,
-    memory_limit: int | None = None,
-) -> Executor:
-    """The executor that `--scheduler` and `--cluster` mean.
+def choose_executor(scheduler: str = LOCAL, *, workers: int | None = None, memory_limit: int | None = None) -> Executor:
+    """The executor of that name, or of a Dask scheduler at that address; raises ExecutorError if there is none.
 
-    Args:
-        scheduler: `local`, `sync`, `slurm` or the address of a Dask scheduler (`tcp://host:port`).
-        cluster: `slurm`, instead of a scheduler.
-        workers: Number of processes that `local` and `slurm` start.
-        memory_limit: Bytes per worker.
-
-    Raises:
-        ExecutorError: There is no such executor.
+    `workers` is the number of processes that `local` and `slurm` start, `memory_limit` is in bytes per worker.
     """
-    if cluster is not None:
-        if cluster != SLURM:
-            raise ExecutorError(f"--cluster: expected {SLURM}, got {cluster!r}")
-        if scheduler != LOCAL:
-            raise ExecutorError("--cluster: starts a scheduler of its own: leave --scheduler out")
-        scheduler = cluster
     if scheduler == SYNC:
         return SyncExecutor()
     if scheduler == LOCAL:
@@ -41,5 +22,5 @@ def choose_executor(
     if scheduler == SLURM:
         return SlurmExecutor(workers=workers, memory_limit=memory_limit)
     if "://" in scheduler:
-        return AddressExecutor(address=scheduler, memory_limit=memory_limit)
+        return AddressExecutor(name=scheduler, memory_limit=memory_limit)
     raise ExecutorError(f"scheduler: expected {LOCAL}, {SYNC} or an address like tcp://HOST:PORT, got {scheduler!r}")

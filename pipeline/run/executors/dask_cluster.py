@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ....common.text import format_duration
+from ...store.locks import StillOurs
 from ..errors import ExecutorError, ShardFailedError
 from ..lone_shards import compute_alone
 from ..task import ShardReport, ShardTask, compute_shard
-from .interface import Executor, say_on_stderr
+from .interface import Executor, say
 from .worker import WORKER_ENVIRONMENT
 
 TASKS_IN_FLIGHT_PER_WORKER = 2
@@ -80,26 +81,20 @@ class DaskExecutor(Executor):
             yield client
 
     def run(
-        self,
-        tasks: Sequence[ShardTask],
-        *,
-        memory_needed: int = 0,
-        say: Callable[[str], None] = say_on_stderr,
-        still_ours: Callable[[], None] = lambda: None,
+        self, tasks: Sequence[ShardTask], *, memory_needed: int = 0, still_ours: StillOurs = lambda: None
     ) -> Iterator[ShardReport]:
         """Run the tasks on the workers, a few for each at a time."""
         if not tasks:
             return  # a cluster takes seconds to start
         killers: list[ShardTask] = []
         with self.connected(memory_needed) as client:
-            watch = Watch(client, patience=self.patience, say=say, still_ours=still_ours)
-            yield from run_windowed(client, tasks, watch, killers)
+            yield from run_windowed(client, tasks, Watch(client, self.patience, still_ours), killers)
         for task in killers:  # after the cluster, so that they have the machine for themselves
             from distributed.system import MEMORY_LIMIT
 
             say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
             limit = self.memory_limit or int(MEMORY_LIMIT * LONE_SHARE_OF_MEMORY)
-            yield compute_alone(task, memory_limit=limit, say=say, still_ours=still_ours)
+            yield compute_alone(task, memory_limit=limit, still_ours=still_ours)
 
 
 def run_windowed(
@@ -170,15 +165,9 @@ class Watch:
     """What the loop looks at between results, at most once in `TICK_SECONDS` of its clock."""
 
     def __init__(
-        self,
-        client: Any,
-        *,
-        patience: float | None,
-        say: Callable[[str], None],
-        still_ours: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, client: Any, patience: float | None, still_ours: StillOurs, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.client, self.patience, self.say, self.still_ours, self.clock = client, patience, say, still_ours, clock
+        self.client, self.patience, self.still_ours, self.clock = client, patience, still_ours, clock
         self.threads = 0
         """Number of threads of all workers, when last looked at; workers come and go."""
         self._next_look = self._alone_since = clock()
@@ -201,12 +190,10 @@ class Watch:
             return
         waited = now - self._alone_since
         if self.patience is not None and waited >= self.patience:
-            raise ExecutorError(
-                f"no worker process stays alive: there has been none for {waited:.0f} s",
-                hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
-            )
+            hint = "usually memory: lower --workers, or look for the reason with --scheduler sync"
+            raise ExecutorError(f"no worker process stays alive: there has been none for {waited:.0f} s", hint=hint)
         if now >= self._say_at:
-            self.say(f"waiting: no worker is connected to {self.client.scheduler.address} ({format_duration(waited)})")
+            say(f"waiting: no worker is connected to {self.client.scheduler.address} ({format_duration(waited)})")
             self._say_at = now + SAY_AGAIN_SECONDS
 
     def saw_work(self) -> None:

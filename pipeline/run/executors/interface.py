@@ -5,14 +5,15 @@ Every executor runs the same function on the same tasks and so leaves the same b
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+from ...store.locks import StillOurs
 from ..task import ShardReport, ShardTask
 
 
-def say_on_stderr(text: str) -> None:
-    """A line above the progress bar, if there is one."""
+def say(text: str) -> None:
+    """Tell the user, on a line above the progress bar, if there is one."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
@@ -21,29 +22,20 @@ def say_on_stderr(text: str) -> None:
 class Executor(ABC):
     """One way to run tasks."""
 
+    name: str
+    """The word or address by which a user chose it."""
     elsewhere: ClassVar[bool] = False
     """Whether tasks may run on other machines."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The word or address by which a user chose it."""
-
     @abstractmethod
     def run(
-        self,
-        tasks: Sequence[ShardTask],
-        *,
-        memory_needed: int = 0,
-        say: Callable[[str], None] = say_on_stderr,
-        still_ours: Callable[[], None] = lambda: None,
+        self, tasks: Sequence[ShardTask], *, memory_needed: int = 0, still_ours: StillOurs = lambda: None
     ) -> Iterator[ShardReport]:
         """Run tasks and yield their reports as they complete, in no particular order.
 
         Args:
             tasks: What to run.
             memory_needed: Bytes that one worker needs at its peak.
-            say: Hears what a user should know while waiting.
             still_ours: Called about once a second; raises to stop the run.
 
         Raises:

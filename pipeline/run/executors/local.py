@@ -48,7 +48,7 @@ class LocalExecutor(DaskExecutor):
 def _start(workers: int, memory_limit: int) -> Any:
     from distributed import LocalCluster
 
-    for attempt in range(1, STARTS + 1):
+    for _ in range(STARTS):
         try:
             return LocalCluster(
                 n_workers=workers,
@@ -60,9 +60,8 @@ def _start(workers: int, memory_limit: int) -> Any:
                 silence_logs=logging.ERROR,
             )
         except (OSError, RuntimeError) as error:
-            if attempt == STARTS:
-                raise ExecutorError(
-                    f"the local worker processes do not start: {' '.join(str(error).split())}",
-                    hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
-                ) from error
-    raise AssertionError("unreachable")
+            failure = error
+    raise ExecutorError(
+        f"the local worker processes do not start: {' '.join(str(failure).split())}",
+        hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
+    ) from failure

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -40,30 +40,20 @@ class SlurmExecutor(DaskExecutor):
         Raises ExecutorError where jobs cannot be submitted, or are refused.
         """
         if self.workers is None:
-            raise ExecutorError.mismatch(
-                "slurm", "a number of workers", "none", "say how many you want with --workers N"
-            )
+            hint = "say how many you want with --workers N"
+            raise ExecutorError.mismatch("slurm", "a number of workers", "none", hint)
         if shutil.which("sbatch") is None:
-            raise ExecutorError(
-                "slurm: there is no sbatch on this machine",
-                hint="run this on a machine that may submit jobs, or use --scheduler tcp://HOST:PORT",
-            )
+            hint = "run this on a machine that may submit jobs, or use --scheduler tcp://HOST:PORT"
+            raise ExecutorError("slurm: there is no sbatch on this machine", hint=hint)
         try:
             from dask_jobqueue import SLURMCluster
         except ImportError:
-            raise ExecutorError(
-                "slurm: dask-jobqueue is not installed", hint="install it with: pip install 'physseg[slurm]'"
-            ) from None
+            hint = "install it with: pip install 'physseg[slurm]'"
+            raise ExecutorError("slurm: dask-jobqueue is not installed", hint=hint) from None
         options = job_options(self.memory_limit, memory_needed)
-        ours = {"dashboard": False, "dashboard_address": OWN_PORT}
         accepted: Future[None] = Future()
         try:
-            cluster = SLURMCluster(
-                job_cls=patient_job(),
-                accepted=accepted,
-                scheduler_options={**ours, **(_configured().get("scheduler-options") or {})},
-                **options,
-            )
+            cluster = SLURMCluster(job_cls=patient_job(), accepted=accepted, **options)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise _refused(error) from error
         with cluster:
@@ -84,7 +74,9 @@ def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
     One process of one thread per job, or `cores` processes of one thread, unless the configuration says otherwise.
     Raises ExecutorError where the configuration gives a process less memory than it needs.
     """
-    configured = _configured()
+    import dask
+
+    configured = dask.config.get("jobqueue.slurm", {})
     cores = configured.get("cores") or 1
     processes = configured.get("processes") or cores
     if memory_limit is not None:
@@ -103,7 +95,12 @@ def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
         "cores": cores,
         "processes": processes,
         "memory": f"{memory}B",
-        # The user's lines come last and so may say otherwise.
+        # What the user configured comes last and so may say otherwise.
+        "scheduler_options": {
+            "dashboard": False,
+            "dashboard_address": OWN_PORT,
+            **(configured.get("scheduler-options") or {}),
+        },
         "job_script_prologue": [*exports, *(configured.get("job-script-prologue") or [])],
     }
 
@@ -138,13 +135,6 @@ def patient_job() -> type:
                 return
 
     return PatientJob
-
-
-def _configured() -> Mapping[str, Any]:
-    import dask
-
-    configured: Mapping[str, Any] = dask.config.get("jobqueue.slurm", {})
-    return configured
 
 
 def _refused(error: Exception) -> ExecutorError:

@@ -1,10 +1,11 @@
 """Tasks one after the other in the calling process. A sample that kills its process kills this one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from ...store.locks import StillOurs
 from ..errors import ShardFailedError
 from ..task import ShardReport, ShardTask, compute_shard
-from .interface import Executor, say_on_stderr
+from .interface import Executor
 
 
 class SyncExecutor(Executor):
@@ -13,12 +14,7 @@ class SyncExecutor(Executor):
     name = "sync"
 
     def run(
-        self,
-        tasks: Sequence[ShardTask],
-        *,
-        memory_needed: int = 0,
-        say: Callable[[str], None] = say_on_stderr,
-        still_ours: Callable[[], None] = lambda: None,
+        self, tasks: Sequence[ShardTask], *, memory_needed: int = 0, still_ours: StillOurs = lambda: None
     ) -> Iterator[ShardReport]:
         """Run the tasks in their order."""
         for task in tasks:

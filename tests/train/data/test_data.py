@@ -220,7 +220,7 @@ def test_moved_images_are_found_under_another_root(store: Path, train_manifest: 
 
 def test_an_image_of_another_size_is_named(store: Path, train_manifest: Manifest) -> None:
     samples = open_store(store)
-    samples.reader.__dict__["_frame_sizes"] = np.full((7, 2), 96, np.uint16)
+    samples.reader._column_cache["frame_size"] = np.full((7, 2), 96, np.uint16)
     with pytest.raises(TrainDataError, match=r"sample 00\d: the image's frame is .* px, the store's 96x96"):
         walk(samples, stop=7, size=1)
 
