@@ -342,11 +342,17 @@ def test_slurm_has_one_thread_per_process_unless_the_configuration_says_otherwis
         "scheduler_options": {"dashboard": False, "dashboard_address": dask_cluster.OWN_PORT},
         "job_script_prologue": ["export OMP_NUM_THREADS=1"],
     }
-    ours = {"cores": 8, "memory": "16GB", "job-script-prologue": ["module load python"]}
+    ours = {
+        "cores": 8,
+        "memory": "16GB",
+        "scheduler-options": {"dashboard": True},
+        "job-script-prologue": ["module load python"],
+    }
     assert options(ours) == {
         "cores": 8,
         "processes": 8,
         "memory": "16000000000B",
+        "scheduler_options": {"dashboard": True, "dashboard_address": dask_cluster.OWN_PORT},
         "job_script_prologue": ["export OMP_NUM_THREADS=1", "module load python"],
     }
     few = options({**ours, "processes": 2}, memory_limit=3 * 10**9)
