@@ -117,11 +117,11 @@ class TrainConfig:
             ("lambda_p", self.losses.lambda_p, grid * 4),
         ):
             if weight > 0 and self.data.crop % multiple:
-                raise ConfigError(
-                    f"data.crop is {self.data.crop} px; losses.{name} with the {grid}x{grid} patches of "
-                    f"{self.model.clip} needs a multiple of {multiple}",
-                    hint=f"Set data.crop to {max(1, round(self.data.crop / multiple)) * multiple}, or {name} to 0.",
+                hint = f"Set data.crop to {max(1, round(self.data.crop / multiple)) * multiple}, or {name} to 0."
+                needs = (
+                    f"losses.{name} with the {grid}x{grid} patches of {self.model.clip} needs a multiple of {multiple}"
                 )
+                raise ConfigError(f"data.crop is {self.data.crop} px; {needs}", hint=hint)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | None = None) -> TrainConfig:

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-#: Names of the parameters of one sample, in the order of `draw_jitter`.
-JITTER = ("brightness", "contrast", "saturation", "hue", "contrast_last")
-#: What changes nothing: `color_jitter` then returns the pixels bit for bit.
 NEUTRAL = (0.0, 1.0, 1.0, 0.0, 0.0)
+"""Brightness, contrast, saturation, hue and whether contrast comes last, that change nothing, not even a bit."""
 
 BRIGHTNESS = 32.0
 """Largest amount added to every pixel, either way, of 255."""
@@ -30,7 +28,7 @@ HUE = 18
 
 
 def draw_jitter(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Draw the parameters of one sample, (5,) float32 in the order of `JITTER`.
+    """Draw the parameters of one sample, (5,) float32 in the order of `NEUTRAL`.
 
     Each of brightness, contrast, saturation and hue happens with probability 1/2, uniformly in its range; contrast
     comes first or last with probability 1/2 (Liu et al. 2016, SSD; ranges and order of detectron2's
@@ -76,9 +74,9 @@ def color_jitter(images: Tensor, params: Tensor, valid: Tensor | None = None) ->
         >>> color_jitter(grey, torch.tensor([[10.0, 1.5, 1.0, 0.0, 0.0]])).flatten().tolist()
         [165.0, 165.0, 165.0]
     """
-    if images.ndim != 4 or images.shape[1] != 3 or params.shape != (images.shape[0], len(JITTER)):
+    if images.ndim != 4 or images.shape[1] != 3 or params.shape != (images.shape[0], len(NEUTRAL)):
         got = f"{tuple(images.shape)} and {tuple(params.shape)}"
-        raise ShapeError(f"expected images (B, 3, H, W) and params (B, {len(JITTER)}), got {got}")
+        raise ShapeError(f"expected images (B, 3, H, W) and params (B, {len(NEUTRAL)}), got {got}")
     original = images if images.dtype == torch.float64 else images.float()
     brightness, contrast, saturation, hue, last = params.to(original)[:, :, None, None, None].unbind(1)
     neutral = torch.ones_like(contrast)

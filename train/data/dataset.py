@@ -152,10 +152,8 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         sample_id = manifest.table.value("sample_id", index)
         if image.shape[:2] != size:
             ours, theirs = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]} (height x width)"
-            raise TrainDataError(
-                f"sample {sample_id}: the image's frame is {ours} px, the store's {theirs}",
-                hint="The image was replaced after `physseg preprocess`: make the manifest again and re-run it.",
-            )
+            hint = "The image was replaced after `physseg preprocess`: make the manifest again and re-run it."
+            raise TrainDataError(f"sample {sample_id}: the image's frame is {ours} px, the store's {theirs}", hint=hint)
         side, cells = self.config.crop, self.config.crop // CELL_PX
         draws = uniforms(self.seed, Purpose.CROP, position, 3)
         window = CropWindow.draw(draws, size, size=side, flip_probability=self.config.flip)
@@ -187,25 +185,20 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             )
         if crop > frame.short_edge:
             limit = f"canvas is {frame.canvas} px" if crop > frame.canvas else f"short edge is {frame.short_edge} px"
-            raise TrainDataError(
-                f"{store}: data.crop is {crop} px, but the store's {limit}: every crop would be padded",
-                hint=f"Set data.crop to {frame.short_edge // CELL_PX * CELL_PX}, or preprocess into a new store with "
-                f"a short edge of {crop} px.",
-            )
+            padded = f"{store}: data.crop is {crop} px, but the store's {limit}: every crop would be padded"
+            largest, another = frame.short_edge // CELL_PX * CELL_PX, f"a new store with a short edge of {crop} px"
+            raise TrainDataError(padded, hint=f"Set data.crop to {largest}, or preprocess into {another}.")
 
     def _check_status(self) -> None:
         """Refuse a store that is not computed to the end, or has nothing to train on."""
         store, status = self.config.store, self.reader.status
         if missing := int((status == MISSING).sum()):
-            raise StoreIncompleteError(
-                f"{store}: {missing} of {len(self.reader)} samples have not been computed",
-                hint=f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped.",
-            )
+            hint = f"Run `physseg preprocess MANIFEST {store}` to the end; it resumes where it stopped."
+            counts = f"{missing} of {len(self.reader)} samples"
+            raise StoreIncompleteError(f"{store}: {counts} have not been computed", hint=hint)
         if not (status == DONE).any():
-            raise TrainDataError(
-                f"{store}: no usable sample: all {int((status == QUARANTINED).sum())} are quarantined",
-                hint=f"`physseg inspect {store}` tells why.",
-            )
+            hint, count = f"`physseg inspect {store}` tells why.", int((status == QUARANTINED).sum())
+            raise TrainDataError(f"{store}: no usable sample: all {count} are quarantined", hint=hint)
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:

@@ -79,10 +79,9 @@ class ConfusionMatrix:
     def __add__(self, other: Self) -> Self:
         """metric(A) + metric(B) = metric(A and B). ShapeError if they count different classes."""
         if (self.num_classes, self.ignore_index) != (other.num_classes, other.ignore_index):
-            raise ShapeError(
-                f"cannot add a confusion matrix of {other.num_classes} classes (ignoring {other.ignore_index}) "
-                f"to one of {self.num_classes} (ignoring {self.ignore_index})"
-            )
+            theirs = f"{other.num_classes} classes (ignoring {other.ignore_index})"
+            ours = f"{self.num_classes} (ignoring {self.ignore_index})"
+            raise ShapeError(f"cannot add a confusion matrix of {theirs} to one of {ours}")
         total = type(self)(self.num_classes, self.ignore_index)
         total.matrix = self.matrix + other.matrix
         return total

@@ -114,10 +114,8 @@ class RunFolder:
         different = {key: pair for key, pair in different.items() if key not in resumable}
         if different:
             listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
-            raise RunFolderError(
-                f"{self.path}: this run was begun with other settings: {listed}",
-                hint="Go back to the run's settings (its config.json), or start another run in another folder.",
-            )
+            hint = "Go back to the run's settings (its config.json), or start another run in another folder."
+            raise RunFolderError(f"{self.path}: this run was begun with other settings: {listed}", hint=hint)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,8 +125,8 @@ class RunFolder:
             try:
                 stack.enter_context(file_lock(self.path))
             except BlockingIOError:
+                hint = "Wait for it to end, stop it, or choose another folder."
                 raise RunFolderError(
-                    f"{self.path}: another process is training in this run folder",
-                    hint="Wait for it to end, stop it, or choose another folder.",
+                    f"{self.path}: another process is training in this run folder", hint=hint
                 ) from None
             yield

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from physseg.train.data import augment
-from physseg.train.data.augment import JITTER, NEUTRAL, color_jitter, draw_jitter
+from physseg.train.data.augment import NEUTRAL, color_jitter, draw_jitter
 from physseg.train.errors import ShapeError
 
 # Brightness, contrast, saturation, hue, contrast last: each alone, then together in both orders.
@@ -124,7 +124,7 @@ def test_padding_keeps_its_value() -> None:
 
 def test_draw_has_the_ranges_and_probabilities_of_ssd() -> None:
     drawn = np.stack([draw_jitter(np.random.default_rng(seed)) for seed in range(2000)])
-    assert drawn.dtype == np.float32 and drawn.shape == (2000, len(JITTER))
+    assert drawn.dtype == np.float32 and drawn.shape == (2000, len(NEUTRAL))
     low, high = drawn.min(axis=0), drawn.max(axis=0)
     np.testing.assert_allclose(low, [-32, 0.5, 0.5, -18, 0], atol=0.2)
     np.testing.assert_allclose(high, [32, 1.5, 1.5, 18, 1], atol=0.2)
