@@ -96,8 +96,7 @@ def find_context(
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     allowed = FORMS if num_classes == 59 else {"mat": FORMS["mat"]}
-    _check_form(form, allowed, labels)
-    form = form or ("json" if "json" in allowed and (kit / MERGED_JSON).is_file() else "mat")
+    form = _chosen_form(form, allowed, labels, kit)
     image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}
     if form == "json":
@@ -126,8 +125,8 @@ def find_context(
     )
 
 
-def _check_form(form: str | None, allowed: Mapping[str, str], labels: Path | None) -> None:
-    """Refuse options that contradict each other. Forms are never guessed: several hold ids of one range."""
+def _chosen_form(form: str | None, allowed: Mapping[str, str], labels: Path | None, kit: Path) -> str:
+    """Refuse options that contradict each other. What `labels` holds is never guessed: ids of several forms overlap."""
     if form is not None and form not in allowed:
         raise ManifestError.mismatch("--form", " or ".join(allowed), repr(form))
     if labels is not None and form is None and len(allowed) > 1:
@@ -137,6 +136,7 @@ def _check_form(form: str | None, allowed: Mapping[str, str], labels: Path | Non
         raise ManifestError("--form json makes its label pictures, --labels names others", hint="leave one of them out")
     if form in ("painted", "ids", "colours") and labels is None:
         raise ManifestError(f"--form {form}: the folder of the pictures is missing", hint="name it with --labels DIR")
+    return form or ("json" if "json" in allowed and (kit / MERGED_JSON).is_file() else "mat")
 
 
 def _category_names_59() -> dict[int, tuple[str, str]]:
