@@ -20,7 +20,8 @@ def read_document(
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = document["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise error_class(f"{fault} ({error})", hint=hint) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise error_class(f"{fault} ({reason})", hint=hint) from error
     if found != known_format:
         raise error_class(f"{path}: format {found}, this physseg reads {known_format}")
     return document
