@@ -164,7 +164,6 @@ def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
     """Manifests by the name of their results."""
-    from ..manifests.datasets import published
     from ..manifests.manifest import Manifest
 
     if benchmarks and manifests:
@@ -174,8 +173,14 @@ def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | N
     names = benchmarks or [Path(location).stem for location in manifests]
     if len(set(names)) < len(names):
         raise typer.BadParameter("two of one name would write the same results", param_hint="MANIFESTS")
-    if manifests:
-        return {name: Manifest.read(location, root=root) for name, location in zip(names, manifests, strict=True)}
+    if benchmarks:
+        return _benchmarks(benchmarks, root)
+    return {name: Manifest.read(location, root=root) for name, location in zip(names, manifests, strict=True)}
+
+
+def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
+    from ..manifests.datasets import published
+
     if unknown := [name for name in names if name not in published.TEST_SPLITS]:
         known = ", ".join(published.TEST_SPLITS)
         raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
