@@ -62,7 +62,7 @@ def measure(*, repeats: int = 7, threads: int = 1, adaptation: bool = False) -> 
         f"(10th-90th percentile) of {repeats} calls in turns. Peak: the fastest of {len(PEAK_SHAPES)} 3x3 convolutions "
         "in the same precision; rates are of each one's 10th percentile. A CPU takes a batch picture by picture. The "
         "narrow layers at full size are bound by memory, so the share falls as bfloat16 makes arithmetic faster. "
-        "Figures of quality: structure_extractors/weights/superpoint_physseg.md.",
+        "Figures of quality: structure_extractors/superpoint/weights/superpoint_physseg.md.",
         tables=[rows, extractor_rows(repeats, adaptation=adaptation)],
         goals=[
             Goal(

@@ -71,7 +71,11 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             if not _exchange(partial, target):
                 old = _beside(target)
                 target.rename(old)
-                partial.rename(target)
+                try:
+                    partial.rename(target)
+                except BaseException:
+                    old.rename(target)
+                    raise
         else:
             partial.rename(target)
     except BaseException:

@@ -95,16 +95,20 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.parts:
-            hint = "in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8"
-            raise ConfigError.mismatch("part", "I/N with I from 1 to N", self, hint=hint)
+            raise self._mismatch(self)
 
     @classmethod
     def parse(cls, text: str) -> "Part":
         """ "3/8" as the third of eight. Raises ConfigError."""
         found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
         if not found:
-            raise ConfigError.mismatch("part", "I/N with I from 1 to N", repr(text))
+            raise cls._mismatch(repr(text))
         return cls(int(found[1]), int(found[2]))
+
+    @staticmethod
+    def _mismatch(got: object) -> ConfigError:
+        hint = "in an array job: --part $SLURM_ARRAY_TASK_ID/8 with sbatch --array=1-8"
+        return ConfigError.mismatch("part", "I/N with I from 1 to N", got, hint)
 
     def owns(self, index: int) -> bool:
         """Whether the item of that index belongs to this part: every `parts`-th does."""

@@ -45,7 +45,7 @@ BenchmarkSplit = Annotated[str | None, typer.Option("--split", help="Default: th
 def parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
     """The value of an option; one that does not parse is an error of usage."""
     try:
-        return parse(text) if text else None
+        return None if text is None else parse(text)
     except ConfigError as error:
         raise typer.BadParameter(error.args[0], param_hint=option) from None
 

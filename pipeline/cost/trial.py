@@ -18,7 +18,7 @@ from multiprocessing import get_context
 import numpy as np
 import numpy.typing as npt
 
-from ...common.processes import environment, peak_bytes
+from ...common.processes import end_with_parent, environment, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
@@ -149,10 +149,9 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
     Raises:
         ExecutorError: A process died.
     """
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which then ends the others
     with (
         environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(len(shares), get_context("spawn"), signal.signal, ignore) as pool,
+        ProcessPoolExecutor(len(shares), get_context("spawn"), _start) as pool,
     ):
         try:
             return list(pool.map(_compute, shares, [seconds] * len(shares)))
@@ -161,9 +160,18 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
                 "a process that computed a few images, to measure their cost, was killed",
                 hint="usually memory: try with fewer --workers",
             ) from None
+        except BaseException:  # Ctrl-C, or an error: leaving the block would wait for all that is left to compute
+            for process in (pool._processes or {}).values():
+                process.kill()
+            raise
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
+    end_with_parent()
 
 
 def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:

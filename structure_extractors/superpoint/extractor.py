@@ -39,7 +39,7 @@ class SuperPoint:
     nms_radius: int = 4  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     border: int = 4  # keypoints closer than this to the image's edge are dropped, pixels
     max_keypoints: int | None = None  # keep this many of the strongest; None = all
-    adaptation: int = 0  # 16 or 32: mean over so many homographies, as many times slower, more repeatable; 0 = none
+    adaptation: int = 0  # 16 or 32: mean over that many homographies, as many times slower, more repeatable; 0 = none
     dense: bool = False  # also yield superpoint_dense
     precision: Literal["float32", "bfloat16"] = "float32"  # the network's; bfloat16 is faster on CPUs that have it
     device: Literal["cpu", "cuda"] = "cpu"  # the network's; a GPU's sums differ from a CPU's in the last bits

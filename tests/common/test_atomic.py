@@ -226,6 +226,18 @@ def test_where_names_cannot_be_exchanged_a_folder_gives_way_all_the_same(
     assert content(tmp_path) == {"a": NEW}
 
 
+def test_a_folder_whose_successor_cannot_take_its_name_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a", OLD)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    with pytest.raises(OSError, match="No such file"), atomic_folder(tmp_path / "a", replace=True) as partial:
+        (partial / "x").write_bytes(b"new")
+        monkeypatch.setattr(atomic, "_sync_tree", lambda folder: folder.rename(tmp_path / "b"))
+    assert content(tmp_path / "a") == OLD
+    assert sorted(content(tmp_path)) == ["a", "b"]
+
+
 def test_a_folder_with_content_gives_way_only_where_that_is_asked_for(tmp_path: Path) -> None:
     make(tmp_path / "a", OLD)
     with pytest.raises(OSError, match="not empty"):

@@ -60,5 +60,6 @@ def test_parts_share_everything_once(parts: int, items: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/3"])
 def test_a_part_that_is_none_is_an_error(text: str) -> None:
-    with pytest.raises(ConfigError, match="I/N"):
+    with pytest.raises(ConfigError, match="I/N") as caught:
         Part.parse(text)
+    assert "SLURM_ARRAY_TASK_ID" in str(caught.value.hint)

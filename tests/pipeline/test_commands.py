@@ -106,6 +106,7 @@ def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
         (("--cluster", "pbs"), "'pbs'"),
         (("--cluster", "slurm", "--scheduler", "sync"), "leave --scheduler out"),
         (("--memory-limit", "much"), "'much'"),
+        (("--memory-limit", ""), "''"),
     ],
 )
 def test_words_that_do_not_parse_are_errors_of_usage(words: tuple[str, ...], message: str, physseg: Run) -> None:

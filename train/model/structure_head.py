@@ -67,8 +67,8 @@ class StructureHead(nn.Module):
         torch.Size([1, 2, 96, 96])
     """
 
-    #: Growth of the grid inside each Refine module; three modules, four levels, 4 x in all.
     scales = (1, 2, 2)
+    """Growth of the grid inside each of the three Refine modules between four levels."""
 
     def __init__(self, level_dim: int, structures: int, hidden: int = 256) -> None:
         super().__init__()

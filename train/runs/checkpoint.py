@@ -101,6 +101,8 @@ def read_state(path: Path) -> CheckpointState:
     fault = f"{path}: not a checkpoint of physseg: {STATE_FILE} is missing or unreadable"
     hint = "Name a run folder that `physseg train` wrote."
     document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint)
+    if "files" not in document:
+        raise CheckpointError(fault, hint=hint)
     for name, expected in document["files"].items():
         _verify(path / name, expected)
     said = {field.name: document[field.name] for field in fields(CheckpointState)}

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +254,44 @@ def test_a_process_that_dies_is_an_error_with_a_hint() -> None:
     with pytest.raises(ExecutorError) as caught:
         compute_at_once([[Deadly()]], 1.0)  # type: ignore[list-item]
     assert "--workers" in str(caught.value.hint)
+
+
+class Endless:
+    """A shard that computes, as far as anybody can wait; a file tells that it has begun."""
+
+    def __init__(self, begun: Path) -> None:
+        self.begun = begun
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.begun.touch()
+        time.sleep(600)
+
+
+MEASURING = """
+import sys
+from pathlib import Path
+from physseg.pipeline.cost.trial import compute_at_once
+from test_estimate import Endless
+if __name__ == "__main__":
+    compute_at_once([[Endless(Path(sys.argv[1]))]], 1.0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_at_once_with_a_command_that_is_interrupted_or_killed(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "measuring.py").write_text(MEASURING)
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, tmp_path / "measuring.py", tmp_path / "begun"]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "begun").exists() and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(number)
+        process.communicate(timeout=60)  # the pipe's other end is held by every process below
+    assert process.returncode not in (0, None)
 
 
 Run = Callable[..., str]

@@ -139,7 +139,7 @@ def test_large_similarities_stay_finite(form: AlignmentForm) -> None:
 def count_cells(
     labels: npt.NDArray[np.int64], slots: int, ignore_index: int, cell_px: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """The store's cell arrays of a label map, by the definition in DESIGN.md point 4."""
+    """The store's cell arrays of a label map, by definition: the classes of each cell and their pixels."""
     height, width = labels.shape[0] // cell_px, labels.shape[1] // cell_px
     classes = np.full((slots, height, width), ignore_index)
     counts = np.zeros((slots, height, width), dtype=np.uint8)

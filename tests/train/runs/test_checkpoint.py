@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, proven before use, refused by name when they do not fit."""
+"""Checkpoints: written atomically, verified before use, refused by name when they do not fit."""
 
 import json
 from pathlib import Path
@@ -100,6 +100,9 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 2) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99, this physseg reads 1"):
+        checkpoint.read_state(path.parent)
+    path.write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match="not a checkpoint of physseg"):
         checkpoint.read_state(path.parent)
 
 
