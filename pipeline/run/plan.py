@@ -118,8 +118,7 @@ def _what_to_do(
     if retry_quarantined and found.quarantine:
         return "quarantined samples are tried again", set(schema.layers)
     lost = {spec.layer for spec in schema.specs if schema.shard_file(spec, shard) not in present}
-    committed = {layer: commit.settings for layer, commit in found.layers.items()}
-    stale = {layer for layer, digest in digests.items() if committed.get(layer) != digest}
+    stale = {layer for layer, digest in digests.items() if not found.has(layer, digest)}
     reasons = {
         "settings changed": stale.intersection(found.layers),
         "not computed yet": stale.difference(found.layers),

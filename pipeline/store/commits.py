@@ -55,6 +55,11 @@ class CommitRecord:
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
 
+    def has(self, layer: str, settings: str) -> bool:
+        """Whether the layer was computed with these settings."""
+        commit = self.layers.get(layer)
+        return commit is not None and commit.settings == settings
+
     def without(self, layers: Iterable[str]) -> "CommitRecord | None":
         """The record of the other layers; None if there are none."""
         left = {name: commit for name, commit in self.layers.items() if name not in set(layers)}

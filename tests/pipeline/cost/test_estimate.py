@@ -290,7 +290,10 @@ def test_processes_end_at_once_with_a_command_that_is_interrupted_or_killed(
         while not (tmp_path / "begun").exists() and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(number)
-        process.communicate(timeout=60)  # the pipe's other end is held by every process below
+        try:
+            process.communicate(timeout=60)  # the pipe's other end is held by every process below
+        finally:
+            process.kill()
     assert process.returncode not in (0, None)
 
 
