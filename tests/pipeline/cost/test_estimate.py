@@ -285,7 +285,7 @@ def test_processes_end_at_once_with_a_command_that_is_interrupted_or_killed(
 ) -> None:
     (tmp_path / "measuring.py").write_text(MEASURING)
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    words = [sys.executable, tmp_path / "measuring.py", tmp_path / "begun"]
+    words = [sys.executable, str(tmp_path / "measuring.py"), str(tmp_path / "begun")]
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE) as process:
         while not (tmp_path / "begun").exists() and process.poll() is None:
             time.sleep(0.1)
