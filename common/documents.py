@@ -1,6 +1,7 @@
 """JSON documents that say which format they have."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,27 @@ from .errors import PhyssegError
 
 
 def read_document(
-    path: Path, known_format: int, error_class: type[PhyssegError], fault: str, hint: str | None = None
+    path: Path,
+    known_format: int,
+    error_class: type[PhyssegError],
+    fault: str,
+    hint: str | None = None,
+    keys: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The JSON object in a file whose `format` is the known one.
+    """The JSON object in a file whose `format` is the known one and which has these keys.
 
     Raises:
-        PhyssegError: Of `error_class`. There is no such object, and the message begins with `fault`; or the format is
-            another one.
+        PhyssegError: Of `error_class`. The file does not hold that, and the message begins with `fault`; or the format
+            is another one.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = document["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise error_class(f"{fault} ({reason})", hint=hint) from error
-    if found != known_format:
-        raise error_class(f"{path}: format {found}, this physseg reads {known_format}")
-    return document
+    has = document if isinstance(document, dict) else {}
+    if has.get("format", known_format) != known_format:
+        raise error_class(f"{path}: format {has['format']}, this physseg reads {known_format}")
+    if lacking := [key for key in ("format", *keys) if key not in has]:
+        raise error_class(f"{fault} (no {', '.join(lacking)})", hint=hint)
+    return has

@@ -199,9 +199,12 @@ def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
     Raises:
         ManifestError: The bytes are no Parquet file, or not one of ours. It names `path`.
     """
+    # In memory of pyarrow, and by one thread: a process aborts that ends while a thread of pyarrow's pool is still
+    # starting, or still letting go of a Python object (1 in 4 commands on a busy machine).
+    copy = pa.allocate_buffer(len(data))
+    memoryview(copy).cast("B")[:] = data
     try:
-        # One thread: a process that ends while pyarrow's pool is still starting threads aborts (1 in 20 commands).
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        table = pq.read_table(pa.BufferReader(copy), use_threads=False)
     except pa.ArrowException as error:
         raise ManifestError.mismatch(path, "a manifest (Parquet)", error, hint=REBUILD_HINT) from error
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)

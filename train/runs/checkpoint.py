@@ -100,12 +100,11 @@ def read_state(path: Path) -> CheckpointState:
     """Read and verify a checkpoint: format, sizes and hashes. Raises CheckpointError for a torn or foreign one."""
     fault = f"{path}: not a checkpoint of physseg: {STATE_FILE} is missing or unreadable"
     hint = "Name a run folder that `physseg train` wrote."
-    document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint)
-    if "files" not in document:
-        raise CheckpointError(fault, hint=hint)
+    names = [field.name for field in fields(CheckpointState)]
+    document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint, keys=["files", *names])
     for name, expected in document["files"].items():
         _verify(path / name, expected)
-    said = {field.name: document[field.name] for field in fields(CheckpointState)}
+    said = {name: document[name] for name in names}
     return CheckpointState(**said | {"classes": tuple(document["classes"])})
 
 

@@ -82,7 +82,7 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     """
     config_file, weights = path / CONFIG_FILE, path / WEIGHTS_FILE
     fault = f"{config_file}: not the description of an exported model"
-    document = read_document(config_file, FORMAT, CheckpointError, fault)
+    document = read_document(config_file, FORMAT, CheckpointError, fault, keys=("physseg", "weights", "model"))
     hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
     expected = document["weights"]["sha256"]
     found = file_sha256(weights) if weights.is_file() else "no file"

@@ -1,0 +1,38 @@
+"""Documents with a format: what is read, and what is said of all others."""
+
+import json
+from pathlib import Path
+
+import pytest
+from physseg.common.documents import read_document
+from physseg.common.errors import ConfigError
+
+
+def test_a_document_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"format": 1, "files": {}}))
+    assert read_document(path, 1, ConfigError, "fault", keys=["files"]) == {"format": 1, "files": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "fault"),
+        ("{", "fault"),
+        ("[1]", "no format"),
+        ('"format"', "no format"),
+        ("{}", "no format, files"),
+        ('{"format": 1}', "no files"),
+        ('{"format": 2}', "format 2, this physseg reads 1"),
+    ],
+)
+def test_other_files_are_named(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_document(path, 1, ConfigError, "fault", keys=["files"])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_document(tmp_path / "a.json", 1, ConfigError, "fault")
