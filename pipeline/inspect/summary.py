@@ -141,10 +141,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
             LayerFacts(
                 name=name,
                 settings=dict(settings),
-                shards_current=sum(
-                    name in record.layers and record.layers[name].settings == schema.layer_digest(name)
-                    for record in records
-                ),
+                shards_current=sum(record.has(name, schema.layer_digest(name)) for record in records),
             )
             for name, settings in schema.layers.items()
         ),
