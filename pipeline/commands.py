@@ -1,5 +1,6 @@
 """`physseg preprocess`, `verify` and `inspect`: compute a store, prove it, look at it."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,6 @@ import typer
 from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine, parsed
 
 if TYPE_CHECKING:
-    from ..manifests.manifest import Manifest
     from .store.frame import Frame
 
 app = typer.Typer()
@@ -198,9 +198,7 @@ def verify(
     if report.faults and repair:
         from .run import run
 
-        def recompute(manifest: "Manifest") -> None:
-            run.preprocess(manifest, store, scheduler=scheduler, workers=workers)
-
+        recompute = partial(run.preprocess, store=store, scheduler=scheduler, workers=workers)
         checking.repair(store, report, recompute, root=root)
         report = checking.verify(store)
         typer.echo("after repair: " + "\n".join(checking.summary(report)))

@@ -173,7 +173,7 @@ def _image_seconds(job: Job, trial: Trial, layers: Collection[str]) -> float:
 def _written(job: Job, trial: Trial) -> tuple[int, int]:
     """Files and bytes that the run writes."""
     schema, usable = job.schema, np.array(job.manifest.usable)
-    documents = metadata_documents(schema) | {MANIFEST_FILE: job.manifest.to_bytes()} if job.is_new else {}
+    documents = metadata_documents(schema) | {MANIFEST_FILE: job.manifest.to_bytes()} if job.found is None else {}
     files, size = len(documents), float(sum(map(len, documents.values())))
     for task in job.todo.tasks:
         specs = [spec for spec in schema.specs if spec.layer in task.layers]

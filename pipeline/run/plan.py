@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...common.storage.interface import Storage
 from ...common.storage.location import absolute
-from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ...structure_extractors.interface import Extractor
 from ..store.commits import CommitRecord, read_commits
@@ -42,10 +41,6 @@ class Plan:
     def samples_to_compute(self) -> int:
         """Number of samples in the tasks' shards."""
         return sum(stop - start for start, stop in (self.schema.shard_range(task.shard) for task in self.tasks))
-
-    def share(self, part: Part) -> "Plan":
-        """What one of several jobs does of it."""
-        return replace(self, tasks=tuple(task for task in self.tasks if part.owns(task.shard)))
 
 
 def make_plan(

@@ -1,7 +1,7 @@
 """From a manifest and what was asked for to a job that can be run: schema, extractors, plan. Writes nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -24,6 +24,8 @@ from .plan import Plan, make_plan
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
+VERSIONS = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
+"""What a store is made with."""
 PROBED_FILES = 16
 """Images looked for before a run begins."""
 
@@ -45,18 +47,22 @@ class Job:
     """Which share of the plan this run computes; None: all of it."""
     found: StoreSchema | None
     """What the store held when this was planned; None if there was none."""
-    warnings: tuple[str, ...] = ()
-    """What a user should know before the run, in words."""
 
     @property
-    def is_new(self) -> bool:
-        """Whether the run makes the store."""
-        return self.found is None
+    def warnings(self) -> list[str]:
+        """What a user should know before the run, in words."""
+        return [
+            f"the store was begun with {name} {self.schema.made_with.get(name)}, this is {version}: details may differ"
+            for name, version in VERSIONS.items()
+            if self.schema.made_with.get(name) != version
+        ]
 
     @property
     def todo(self) -> Plan:
         """What this run computes."""
-        return self.plan if self.part is None else self.plan.share(self.part)
+        if self.part is None:
+            return self.plan
+        return replace(self.plan, tasks=tuple(task for task in self.plan.tasks if self.part.owns(task.shard)))
 
     @property
     def shards(self) -> Sequence[int]:
@@ -92,8 +98,6 @@ def prepare(
     if existing is not None:
         _check_same_data(store, existing, manifest, frame)
     extractors, layers, arrays = _choose_layers(existing, structures, settings or {})
-    versions = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    made_with = existing.made_with if existing else versions
     schema = StoreSchema(
         num_samples=len(manifest),
         frame=existing.frame if existing else frame or Frame(),
@@ -103,12 +107,12 @@ def prepare(
         manifest_sha256=sha256(manifest.to_bytes()),
         layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
         array_names=tuple(spec.name for spec in ARRAYS if spec.layer == LABELS_LAYER or spec.name in arrays),
-        made_with=made_with,
+        made_with=existing.made_with if existing else VERSIONS,
     )
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     if not elsewhere:
         check_gpu(extractor for task in plan.tasks for extractor in task.extractors)
-    _check_data_there(manifest, [index for task in plan.tasks for index in range(*schema.shard_range(task.shard))])
+    _check_data_there(manifest, plan)
     return Job(
         part=part,
         store=store,
@@ -117,11 +121,6 @@ def prepare(
         extractors=extractors,
         plan=plan,
         found=existing,
-        warnings=tuple(
-            f"the store was begun with {name} {made_with.get(name)}, this is {version}: details may differ"
-            for name, version in versions.items()
-            if made_with.get(name) != version
-        ),
     )
 
 
@@ -138,7 +137,7 @@ def _choose_layers(
     extractors: list[Extractor] = []
     layers: dict[str, Mapping[str, Any]] = {}
     arrays: set[str] = set()
-    for name in (name for name in registry.EXTRACTORS if name in wanted):
+    for name in sorted(wanted, key=list(registry.EXTRACTORS).index):
         given, options = settings.get(name, {}), registry.options(name)
         # An identity holds a hash and never a path: what needs a file of weights cannot be rebuilt from it.
         if existing and name in stored and name not in asked and not given and "weights" in options:
@@ -167,8 +166,9 @@ def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, 
         raise StoreError(f"{store}: was made with {existing.frame}, asked for {frame}", hint=hint)
 
 
-def _check_data_there(manifest: Manifest, indices: Sequence[int]) -> None:
+def _check_data_there(manifest: Manifest, plan: Plan) -> None:
     """Refuse to begin where the data set is not: every sample would be quarantined, one by one."""
+    indices = [index for task in plan.tasks for index in range(*plan.schema.shard_range(task.shard))]
     probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // PROBED_FILES)]]
     paths = [sample.image_path for sample in probed if not sample.problem]
     if paths and not any(_is_there(manifest.root, path) for path in paths):

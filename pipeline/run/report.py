@@ -12,7 +12,7 @@ SHOWN = 10
 def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     """What a run will do. `name`: what to call the store, if not by its place."""
     plan, schema, frame = job.todo, job.schema, job.schema.frame
-    origin = "new store" if job.is_new else "existing store"
+    origin = "existing store" if job.found else "new store"
     yield f"{name or job.store}: {origin}, {schema.num_samples} samples in {schema.num_shards} shards"
     yield f"  vocabulary  {schema.vocabulary.name}, {schema.vocabulary.num_classes} classes"
     yield f"  frame       short edge {frame.short_edge} px, long edge <= {frame.max_long_edge}, canvas {frame.canvas}"

@@ -89,7 +89,7 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
     if job.part is not None:
         _initialise_for_parts(job)
     alone = job.part is None
-    make = partial(create_store, job.store, job.schema, job.manifest) if job.is_new and alone else None
+    make = partial(create_store, job.store, job.schema, job.manifest) if job.found is None and alone else None
     wait = 0 if alone else INITIALISE_SECONDS  # for the short moments in which another part initialises
     with locked(job.store, shared=not alone, make=make, wait_seconds=wait) as still_ours:
         _check_unchanged(job, open_schema(job.store), initialised=not alone)

@@ -7,6 +7,7 @@ schema, strikes faulty layers from the records of their shards, and computes exa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -79,26 +80,17 @@ def verify(store: Location, *, progress: bool = True) -> VerifyReport:
         faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
     faults += _check_strays(store, schema)
     files = size = 0
-    with (
-        ThreadPoolExecutor(available_cpus()) as pool,
-        tqdm(total=schema.num_shards, unit="shard", disable=not progress) as bar,
-    ):
-        for found, checked, nbytes in pool.map(
-            lambda shard: _check_shard(store, schema, manifest, shard), range(schema.num_shards)
-        ):
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        checks = pool.map(partial(_check_shard, store, schema, manifest), range(schema.num_shards))
+        for found, checked, nbytes in tqdm(checks, total=schema.num_shards, unit="shard", disable=not progress):
             faults += found
             files += checked
             size += nbytes
-            bar.update()
     return VerifyReport(faults=tuple(faults), num_shards=schema.num_shards, files_checked=files, bytes_checked=size)
 
 
 def repair(
-    store: Location,
-    report: VerifyReport,
-    recompute: Callable[[Manifest], Any],
-    *,
-    root: str | None = None,
+    store: Location, report: VerifyReport, recompute: Callable[[Manifest], Any], *, root: str | None = None
 ) -> None:
     """Mend what `report` names: rewrite metadata, forget faulty layers, then let `recompute` compute them.
 

@@ -18,11 +18,6 @@ class StoreBusyError(StoreError):
 
     default_hint = "wait for it to end, or stop it, then run again"
 
-    @classmethod
-    def by(cls, store: object, who: str) -> "StoreBusyError":
-        """The error of a store that somebody else holds."""
-        return cls(f"{store}: {who} is writing this store")
-
 
 class StoreIncompleteError(PhyssegError, RuntimeError):
     """Samples or whole shards that were asked for have not been computed."""

@@ -84,7 +84,7 @@ class Lease:
             living, beating = self._look()
             waited = clock() - began
             if beating and waited >= self.wait_seconds:
-                raise StoreBusyError.by(self.store, _holder(living[min(beating)]))
+                raise StoreBusyError(f"{self.store}: {_holder(living[min(beating)])} is writing this store")
             if not living and not claimed:
                 self._write()
                 claimed = True

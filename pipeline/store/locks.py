@@ -37,7 +37,7 @@ def locked(
             try:
                 supported = stack.enter_context(_file_lock(store, RUN_LOCK, shared, wait_seconds))
             except BlockingIOError:
-                raise StoreBusyError.by(store, "another process") from None
+                raise StoreBusyError(f"{store}: another process is writing this store") from None
             if supported:
                 yield lambda: None
                 return

@@ -53,10 +53,9 @@ class StoreReader:
             if name not in SPECS:
                 raise StoreError(f"unknown array {name!r}", hint=f"arrays: {', '.join(SPECS)}")
             if name not in self.schema.array_names:
-                raise StoreIncompleteError(
-                    f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}",
-                    hint=f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`",
-                )
+                message = f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}"
+                hint = f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`"
+                raise StoreIncompleteError(message, hint=hint)
             self._check_layout(SPECS[name])
         sharded = [SPECS[name] for name in self.arrays if SPECS[name].is_sharded]
         self._sharded = [(spec.name, self.schema.sample_shape(spec), self.schema.dtype(spec)) for spec in sharded]
@@ -209,10 +208,9 @@ class StoreReader:
         expected = self.schema.array_metadata(spec)
         differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if differing:
-            raise StoreError(
-                f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})",
-                hint="run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead",
-            )
+            message = f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})"
+            hint = "run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead"
+            raise StoreError(message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

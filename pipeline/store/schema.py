@@ -206,10 +206,9 @@ class StoreSchema:
         if content is None:
             raise StoreError(f"{where}: a Zarr group, but not a physseg store", hint="was another folder meant?")
         if content.get("schema_version") != SCHEMA_VERSION:
-            raise StoreError(
-                f"{where}: schema version {content.get('schema_version')}, this physseg reads {SCHEMA_VERSION}",
-                hint="install the physseg release that wrote it, or preprocess into a new store",
-            )
+            message = f"{where}: schema version {content.get('schema_version')}, this physseg reads {SCHEMA_VERSION}"
+            hint = "install the physseg release that wrote it, or preprocess into a new store"
+            raise StoreError(message, hint=hint)
         if digest_of_json(content) != attributes.get("physseg_digest"):
             raise StoreError(f"{where}: the store's settings do not match their checksum", hint=REPAIR_HINT)
         try:

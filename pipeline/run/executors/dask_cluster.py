@@ -74,10 +74,9 @@ class DaskExecutor(Executor):
             try:
                 client = stack.enter_context(Client(cluster))
             except (OSError, TypeError, ValueError) as error:  # also: no TLS files; no such kind of address
-                raise ExecutorError(
-                    f"scheduler: {self.name} does not answer: {' '.join(str(error).split())}",
-                    hint="is it running, and reachable from here? For TLS, give its files in Dask's configuration",
-                ) from error
+                message = f"scheduler: {self.name} does not answer: {' '.join(str(error).split())}"
+                hint = "is it running, and reachable from here? For TLS, give its files in Dask's configuration"
+                raise ExecutorError(message, hint=hint) from error
             yield client
 
     def run(

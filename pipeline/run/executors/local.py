@@ -61,7 +61,6 @@ def _start(workers: int, memory_limit: int) -> Any:
             )
         except (OSError, RuntimeError) as error:
             failure = error
-    raise ExecutorError(
-        f"the local worker processes do not start: {' '.join(str(failure).split())}",
-        hint="usually memory: lower --workers, or look for the reason with --scheduler sync",
-    ) from failure
+    message = f"the local worker processes do not start: {' '.join(str(failure).split())}"
+    hint = "usually memory: lower --workers, or look for the reason with --scheduler sync"
+    raise ExecutorError(message, hint=hint) from failure
