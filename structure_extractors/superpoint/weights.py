@@ -147,15 +147,16 @@ def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: 
         norm_eps=found.norm_eps,
         norm_logits=bool(found.norms),
     )
-    network = DetectorNetwork(architecture)
-    state = network.state_dict()
+    with torch.device("meta"):  # without memory: shapes that do not fit may ask for any amount
+        expected = DetectorNetwork(architecture).state_dict()
     for key, value in weights.items():
-        if value.shape != state[key].shape:
-            wanted, got = tuple(state[key].shape), tuple(value.shape)
+        if value.shape != expected[key].shape:
+            wanted, got = tuple(expected[key].shape), tuple(value.shape)
             raise WeightsError(f"{where}: {key} should have the shape {wanted}, got {got}")
         if not torch.isfinite(value).all():
             raise WeightsError(f"{where}: {key} holds values that are not finite")
-    network.load_state_dict(state | {key: value.float() for key, value in weights.items()}, strict=True)
+    network = DetectorNetwork(architecture)
+    network.load_state_dict(network.state_dict() | {key: value.float() for key, value in weights.items()}, strict=True)
     return network.eval().requires_grad_(False)
 
 

@@ -253,6 +253,12 @@ def test_two_detectors_in_one_file_are_ambiguous():
         load_detector(pickled({"ema": state, "model": state}), where="w.pth")
 
 
+def test_shapes_that_do_not_fit_are_refused_before_a_network_of_that_size_is_made():
+    thin = dict.fromkeys(("conv1a.weight", "conv1b.weight"), torch.zeros(2_000_000, 1, 1, 1))
+    with pytest.raises(WeightsError, match=r"should have the shape \(2000000, 1, 3, 3\)"):
+        load_detector(pickled(magic_leap(plain_network()) | thin), where="w.pth")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
