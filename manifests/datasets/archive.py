@@ -46,7 +46,7 @@ class Archive:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of the samples that the split should have."""
+        """Names of the samples that the split should have."""
         return frozenset(self.images.keys() | self.labels.keys() if self.listed is None else self.listed)
 
     def pairs(self) -> list[Pair]:

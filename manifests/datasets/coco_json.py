@@ -44,7 +44,7 @@ class AnnotatedImage:
     files: list[str] = field(default_factory=list)
     """Names of the JSON files that list the image."""
     segments: list[Segment] = field(default_factory=list)
-    """In painting order."""
+    """Segments of the image, in painting order."""
 
 
 def paint_labels(

@@ -10,7 +10,7 @@ from .archive import Archive, Release, existing_folder, existing_list, known_spl
 
 NUM_OBJECTS = 20
 BACKGROUND, VOID = 0, 255
-"""In label pictures (palette PNGs): 0 is background, 1..20 the objects, 255 the border around them."""
+"""Ids in label pictures (palette PNGs): 0 is background, 1..20 the objects, 255 the border around them."""
 
 DEVKITS = ("VOCdevkit/VOC2012", "VOC2012", ".")
 SOURCE = (

@@ -19,7 +19,7 @@ WORKER_BASE_BYTES = 300 * 2**20
 TORCH_BYTES = 550 * 2**20
 """What torch and a detector network add to it; measured."""
 TYPICAL_BYTES_PER_SAMPLE = 75_000
-"""Of a photograph with four structures, compressed; for estimates where nothing was measured."""
+"""Compressed bytes of a photograph's four structures, for estimates where nothing was measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

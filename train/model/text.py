@@ -16,7 +16,7 @@ from ...common.errors import ConfigError
 TEMPLATE = "A photo of a {} in the scene"
 
 Synonyms = Literal["first", "mean"]
-"""Of a class's comma-separated synonyms: the first names it, or all do and the mean of their text features is taken."""
+"""How comma-separated synonyms name a class: the first does, or all do and the mean of their text features is taken."""
 
 
 def prompt_name(name: str) -> str:

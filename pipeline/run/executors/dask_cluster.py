@@ -28,9 +28,9 @@ SAY_AFTER_SECONDS = 30.0
 SAY_AGAIN_SECONDS = 300.0
 """How often it is said again."""
 LONE_SHARE_OF_MEMORY = 0.8
-"""Of this machine's memory, for a shard tried alone when nobody has set a limit: the rest keeps the machine alive."""
+"""Share of the machine's memory for a shard tried alone, if nobody set a limit: the rest keeps the machine alive."""
 OWN_PORT = "127.0.0.1:0"
-"""Of Dask's HTTP server, which also runs without a dashboard: a fixed one may be taken, and others may look at it."""
+"""Address of Dask's HTTP server, which also runs without a dashboard: a fixed port may be taken, or looked at."""
 CONFIGURATION = {
     "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     # A task that kills its worker must not take its queued neighbours with it.
