@@ -24,6 +24,7 @@ from ...structure_extractors.superpoint.homography import random_homographies, v
 from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
+from ..errors import RunFolderError
 from ..model.device import choose_device
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
@@ -84,6 +85,9 @@ def train(
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
         training = to_dict(settings) | beginning
         current = {"model": to_dict(network.architecture), "training": training, "data": None}
+        if (run / "settings.json").exists() and not folder.exists():
+            hint = f"go on from its weights in another folder: --start {run / WEIGHTS}"
+            raise RunFolderError(f"{run}: an earlier version's training, which cannot be resumed", hint=hint)
         if folder.exists():
             folder.check_same(current)
         else:

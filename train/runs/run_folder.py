@@ -13,10 +13,13 @@ Imported weights make a run folder too: one whose training settings and data are
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_write
@@ -123,7 +126,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(file_lock(self.path))
+                if not stack.enter_context(file_lock(self.path)):
+                    tqdm.write(f"warning: {self.path}: no locks here; start no second training in it", file=sys.stderr)
             except BlockingIOError:
                 hint = "Wait for it to end, stop it, or choose another folder."
                 raise RunFolderError(

@@ -4,6 +4,7 @@ open_clip knows the tags, where each lies and which activation it needs. Weights
 input than OpenAI's are left out: the segmenter's is fixed.
 """
 
+import errno
 import os
 import shutil
 import urllib.request
@@ -23,6 +24,8 @@ from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
 from .cache import RECORD_FILE, WeightsRecord, file_sha256, read_record, weights_folder
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +140,8 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
             except WeightsError:  # it was there, but is not the file: going elsewhere would hide that
                 raise
             except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
+                if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                    raise  # no place can help a cache that cannot be written
                 cause = error.__cause__ or error  # the hub's client speaks of its own cache first
                 reason = (str(cause).splitlines() or [type(cause).__name__])[0]
                 failures.append(f"{source.url}: {reason}")

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from ....common.errors import ConfigError
 from ....common.text import parse_bytes
 from ..errors import ExecutorError
 from .dask_cluster import OWN_PORT, DaskExecutor
@@ -82,7 +83,10 @@ def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
     if memory_limit is not None:
         memory = memory_limit * processes
     elif configured.get("memory") is not None:
-        memory = parse_bytes(str(configured["memory"]))
+        try:
+            memory = parse_bytes(str(configured["memory"]))
+        except ConfigError as error:
+            raise error.prefixed("jobqueue.slurm.memory") from None
     else:
         memory = max(MEMORY, 2 * memory_needed) * processes
     if memory // processes < memory_needed:

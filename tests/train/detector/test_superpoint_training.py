@@ -187,8 +187,9 @@ def test_other_settings_need_another_folder(tmp_path):
     for file in ("settings.json", "checkpoint.pt", "log.jsonl"):  # as earlier versions wrote them
         (tmp_path / "old").mkdir(exist_ok=True)
         (tmp_path / "old" / file).write_bytes(b"{}")
-    with pytest.raises(RunFolderError, match="not empty and not a run folder"):
+    with pytest.raises(RunFolderError, match="earlier version") as refused:
         train(Shapes(), TINY, tmp_path / "old")
+    assert f"--start {tmp_path}/old/weights.safetensors" in str(refused.value)
 
 
 def test_weights_are_written_in_half_precision_and_load(tmp_path):

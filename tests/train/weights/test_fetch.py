@@ -1,7 +1,9 @@
 """Fetching against a server of the test's own, as a plain site and as a hub: whole, torn, changed, refused."""
 
+import errno
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -121,6 +123,17 @@ def test_what_a_killed_fetch_left_is_removed(site: Site, tmp_path: Path) -> None
     left.write_bytes(CONTENT[:100])
     fetch(tag(Source(url=f"{site.url}/file.bin")))
     assert names(tmp_path) == ["file.bin", "weights.json"]
+
+
+def test_a_full_disk_is_no_missing_place(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(tag(Source(url=f"{site.url}/file.bin"), Source(url=f"{site.url}/redirect")))
+    assert site.requests == ["GET /file.bin"]
+    assert names(tmp_path) == []
 
 
 def test_another_hash_leaves_nothing(site: Site, tmp_path: Path) -> None:
