@@ -145,7 +145,9 @@ def plan(
         int | None, typer.Option(min=1, help="Of the planned run, on any number of machines. Default: the cores here.")
     ] = None,
     target_hours: Annotated[float | None, typer.Option(help="Say how many cores finish in that time.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images to measure. Default: as ten seconds allow.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images to measure, rounded to eights. Default: as ten seconds allow.")
+    ] = None,
     root: Root = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -20,7 +20,7 @@ def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     for warning in job.warnings:
         yield f"  warning     {warning}"
     if job.part:
-        yield f"  part        {job.part}: every {job.part.parts}. shard; `physseg verify` checks them all together"
+        yield f"  part        {job.part}: one shard in {job.part.parts}; `physseg verify` checks them all together"
     if not plan.tasks:
         yield f"  to do       nothing: every shard{' of this part' if job.part else ''} is committed"
         return

@@ -112,7 +112,7 @@ def oracle(
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
-    """Where against what (Fig. 1): mIoU if the ground truth drew the regions, and if it named them.
+    """Where against what (Figure 1): mIoU if the ground truth drew the regions, and if it named them.
 
     A model that gains much from true names knows "where" better than "what". The true regions are named by the model
     (highest mean probability) and by dense CLIP features: those of the run's own encoder, and with --clip-weights those
@@ -162,7 +162,7 @@ def compare(
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
-    """Image, ground truth and the label maps of several runs side by side (Fig. 5 and 6).
+    """Image, ground truth and the label maps of several runs side by side (Figures 5 and 6).
 
     Changes are those of the last run against the first one, in pixel accuracy, for better or worse.
 
