@@ -47,7 +47,8 @@ def parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None
     try:
         return None if text is None else parse(text)
     except ConfigError as error:
-        raise typer.BadParameter(error.args[0], param_hint=option) from None
+        # The message may begin with the name that the value has elsewhere: `--part: part: expected ...` says it twice.
+        raise typer.BadParameter(error.args[0].removeprefix(f"{option[2:]}: "), param_hint=option) from None
 
 
 @app.command("coco-stuff")

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import typer
+from physseg.common.text import Part, parse_bytes
+from physseg.manifests.commands import parsed
 from physseg.manifests.manifest import Manifest
 
 
@@ -115,3 +118,11 @@ def test_a_failed_run_keeps_the_old_manifest(toys, physseg, tmp_path):
     (tmp_path / "labels/a.png").unlink()
     assert physseg(*command)[0] == 1
     assert (tmp_path / "m.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(("parse", "text", "option"), [(Part.parse, "3/2", "--part"), (parse_bytes, "lots", "--memory")])
+def test_an_option_that_does_not_parse_is_named_once(parse, text, option):
+    with pytest.raises(typer.BadParameter) as caught:
+        parsed(parse, text, option)
+    assert caught.value.param_hint == option
+    assert caught.value.message.startswith("expected ")
