@@ -120,7 +120,9 @@ def test_a_failed_run_keeps_the_old_manifest(toys, physseg, tmp_path):
     assert (tmp_path / "m.parquet").read_bytes() == before
 
 
-@pytest.mark.parametrize(("parse", "text", "option"), [(Part.parse, "3/2", "--part"), (parse_bytes, "lots", "--memory")])
+@pytest.mark.parametrize(
+    ("parse", "text", "option"), [(Part.parse, "3/2", "--part"), (parse_bytes, "lots", "--memory")]
+)
 def test_an_option_that_does_not_parse_is_named_once(parse, text, option):
     with pytest.raises(typer.BadParameter) as caught:
         parsed(parse, text, option)
