@@ -157,9 +157,10 @@ def _translate(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str
 
 def _sizes(state: Mapping[str, Tensor], masks: list[Tensor]) -> dict[str, Any]:
     """Fields of SegmenterConfig; KeyError, with our name, for what is missing."""
+    clip = _clip_sizes(state)  # first: what lacks CLIP is no such checkpoint at all
     cost, decoder = state["aggregator.cost_embedding.weight"], "aggregator.decoder."
     sizes: dict[str, Any] = {
-        **_clip_sizes(state),
+        **clip,
         "finetune": "qv",
         "num_layers": _count(state, r"aggregator\.layers\.(\d+)\..+"),
         "hidden_dim": cost.shape[0],

@@ -102,7 +102,7 @@ def test_resampled_miou_is_that_of_the_confusion_matrix() -> None:
         labels[labels == 4] = 255
         parts.append(confusion.update(rng.integers(0, 3, (6, 7)), labels))  # class 3 is never predicted
         confusions.append(confusion)
-    images = ImageCounts.stack([str(index) for index in range(5)], parts, 4)
+    images = ImageCounts.stack({str(index): part for index, part in enumerate(parts)}, 4)
     weights = np.array([[1.0, 1, 1, 1, 1], [2, 0, 3, 0, 0]])
     whole = confusions[0] + confusions[1] + confusions[2] + confusions[3] + confusions[4]
     drawn = confusions[0] + confusions[0] + confusions[2] + confusions[2] + confusions[2]
