@@ -22,6 +22,8 @@ import psutil
 SERVER = r"""
 import atexit, contextlib, importlib, json, os, select, signal, sys, threading, traceback, warnings
 
+import dask
+
 for module in (
     "physseg.cli", "physseg.train.loop.loop", "physseg.train.evaluation.evaluate", "torch._dynamo", "pyarrow.dataset",
     "physseg.pipeline.run.run", "physseg.pipeline.run.verify", "distributed", "zarr", "obstore",
@@ -39,6 +41,8 @@ def child(job):
     os.closerange(3, max(output, ends, woken) + 1)
     os.environ.clear()
     os.environ.update(job["environment"])
+    # Dask reads its configuration when it is imported, which was before there was this environment.
+    dask.config.refresh(paths=[*dask.config.paths, os.environ.get("DASK_CONFIG", "")])
     os.chdir(job["folder"])
     sys.path[:] = job["path"]
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)

@@ -102,6 +102,7 @@ def test_dask_workers_as_slurm_jobs(jobqueue: None, shapes: Shapes, tmp_path: Pa
     store = tmp_path / "s.zarr"
     physseg("preprocess", shapes.manifest, store, "--cluster", "slurm", "--workers", 2, *SETTINGS)
     assert_is_whole(store, shapes)
+    assert any((tmp_path / "logs").iterdir())  # as the configuration says
     wait_until(lambda: not jobs())
 
 
