@@ -7,14 +7,11 @@ from typing import Any
 
 from ....structure_extractors.superpoint.inference import WORKER_NUMBER
 
-# One thread per process: the parallelism is over shards. The malloc settings keep megabyte buffers on the heap; Dask's
-# own default returns them to the system after every image, which halved the rate on two cores.
+# One thread per process: the parallelism is over shards. What malloc does with freed memory, each task says itself.
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that every glibc takes
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
     # For jobs of Slurm, what `dask_cluster.CONFIGURATION` says: they do not inherit it.
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
