@@ -6,14 +6,31 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from physseg import cli
+from physseg.manifests.sample_table import Sample
 from PIL import Image
 
 UInt8 = npt.NDArray[np.uint8]
+
+
+def sample(sample_id: str = "a", **changes: Any) -> Sample:
+    """A row that passes every check, with changes."""
+    fields: dict[str, Any] = {
+        "sample_id": sample_id,
+        "image_path": f"images/{sample_id}.jpg",
+        "label_path": f"labels/{sample_id}.png",
+        "height": 24,
+        "width": 32,
+        "image_sha256": "1" * 64,
+        "label_sha256": "2" * 64,
+        "split": "train",
+    }
+    return Sample(**(fields | changes))
 
 
 class Toys:

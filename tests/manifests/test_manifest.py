@@ -13,24 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.manifests.errors import ContentError, ManifestError
 from physseg.manifests.manifest import Manifest
-from physseg.manifests.sample_table import METADATA_KEY, Sample
+from physseg.manifests.sample_table import METADATA_KEY
 from physseg.manifests.vocabulary import Vocabulary
 
+from .conftest import sample
+
 PETS = Vocabulary(name="pets", classes=("cat, kitten", "dog"))
-
-
-def sample(sample_id="a", **changes):
-    fields = {
-        "sample_id": sample_id,
-        "image_path": f"images/{sample_id}.jpg",
-        "label_path": f"labels/{sample_id}.png",
-        "height": 24,
-        "width": 32,
-        "image_sha256": "1" * 64,
-        "label_sha256": "2" * 64,
-        "split": "train",
-    }
-    return Sample(**(fields | changes))
 
 
 def manifest(*samples, **changes):

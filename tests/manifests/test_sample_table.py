@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from physseg.manifests.errors import ManifestError
-from physseg.manifests.sample_table import Sample, SampleTable
+from physseg.manifests.sample_table import SampleTable
 
-
-def sample(sample_id="a", **changes):
-    fields = {
-        "sample_id": sample_id,
-        "image_path": f"images/{sample_id}.jpg",
-        "label_path": f"labels/{sample_id}.png",
-        "height": 24,
-        "width": 32,
-        "image_sha256": "1" * 64,
-        "label_sha256": "2" * 64,
-        "split": "train",
-    }
-    return Sample(**(fields | changes))
+from .conftest import sample
 
 
 @pytest.mark.parametrize(

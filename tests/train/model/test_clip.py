@@ -15,6 +15,8 @@ from physseg.train.model.text import tokenize
 from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
 from torch import Tensor
 
+from .conftest import open_clip_model
+
 SMALL = ClipArchitecture(
     embed_dim=24,
     image_px=32,
@@ -30,27 +32,6 @@ SMALL = ClipArchitecture(
     quick_gelu=True,
     vocabulary_size=49408,
 )
-
-
-def open_clip_model(arch: ClipArchitecture) -> open_clip.CLIP:
-    vision = {
-        "image_size": arch.patch_px * arch.position_grid,
-        "layers": arch.vision_layers,
-        "width": arch.vision_width,
-        "head_width": arch.vision_width // arch.vision_heads,
-        "patch_size": arch.patch_px,
-    }
-    text = {
-        "context_length": arch.context_length,
-        "vocab_size": arch.vocabulary_size,
-        "width": arch.text_width,
-        "heads": arch.text_heads,
-        "layers": arch.text_layers,
-    }
-    model = open_clip.CLIP(arch.embed_dim, vision, text, quick_gelu=arch.quick_gelu)
-    for parameter in model.parameters():  # biases and norms too: zeros and ones would hide a mistake
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
 
 
 def ours(model: torch.nn.Module, arch: ClipArchitecture) -> Clip:
@@ -81,7 +62,7 @@ def open_clip_dense(visual: torch.nn.Module, images: Tensor) -> tuple[Tensor, li
 def test_dense_image_features(quick_gelu: bool) -> None:
     torch.manual_seed(0)
     arch = replace(SMALL, quick_gelu=quick_gelu)
-    model = open_clip_model(arch)
+    model = open_clip_model(arch, arch.position_grid, std=0.2)
     images = torch.randn(2, 3, 32, 32)
     expected, blocks = open_clip_dense(model.visual, images)
     found = ours(model, arch).visual(images, keep_blocks={0, 2})
@@ -98,7 +79,7 @@ def test_text_features_equal_the_full_context(names: list[str], quick_gelu: bool
     """Cut at the longest prompt, shared words computed once, one position in the last block: the numbers stay."""
     torch.manual_seed(1)
     arch = replace(SMALL, quick_gelu=quick_gelu)
-    model = open_clip_model(arch)
+    model = open_clip_model(arch, arch.position_grid, std=0.2)
     tokens = tokenize(names, ["a photo of a {} in the scene"])[:, 0]
     assert tokens.shape[1] < 20
     expected = model.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1])))
@@ -107,7 +88,7 @@ def test_text_features_equal_the_full_context(names: list[str], quick_gelu: bool
 
 def test_text_gradients_equal_open_clip() -> None:
     torch.manual_seed(2)
-    model = open_clip_model(SMALL)
+    model = open_clip_model(SMALL, SMALL.position_grid, std=0.2)
     clip = ours(model, SMALL)
     tokens = tokenize(["cat", "sea lion", "dog"], ["a photo of a {} in the scene"])[:, 0]
     target = torch.randn(3, 24)
@@ -129,7 +110,7 @@ def test_any_tokens(rows: list[list[int]], common_start: bool) -> None:
     """Whatever rows share, also nothing or everything; 9 plays the end-of-text token."""
     torch.manual_seed(3)
     arch = replace(SMALL, vocabulary_size=10, context_length=8)
-    model = open_clip_model(arch)
+    model = open_clip_model(arch, arch.position_grid, std=0.2)
     rows = [[*([7] if common_start else []), *row, 9] for row in rows]
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):

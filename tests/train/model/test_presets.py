@@ -7,7 +7,6 @@ Names and shapes of the full sizes are checked on the meta device, where nothing
 from contextlib import nullcontext
 from dataclasses import replace
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,8 @@ from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter, blank_segmenter
 from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
 from torch import Tensor, nn
+
+from .conftest import open_clip_model
 
 NAMES = ["person", "sofa", "traffic light"]
 
@@ -54,29 +55,6 @@ def segmenter(preset: str, **settings: object) -> Segmenter:
     return Segmenter(config)
 
 
-def open_clip_model(arch: ClipArchitecture, grid: int) -> open_clip.CLIP:
-    """open_clip's model of these sizes, for images of `grid` patches a side, with random weights."""
-    vision = {
-        "image_size": arch.patch_px * grid,
-        "layers": arch.vision_layers,
-        "width": arch.vision_width,
-        "head_width": arch.vision_width // arch.vision_heads,
-        "patch_size": arch.patch_px,
-    }
-    text = {
-        "context_length": arch.context_length,
-        "vocab_size": arch.vocabulary_size,
-        "width": arch.text_width,
-        "heads": arch.text_heads,
-        "layers": arch.text_layers,
-    }
-    torch.manual_seed(1)
-    model = open_clip.CLIP(arch.embed_dim, vision, text, quick_gelu=arch.quick_gelu)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.15)
-    return model.eval()
-
-
 def dense_by_open_clip(visual: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Dense features (value path in the last block) from open_clip's own modules, and every block's output."""
     x = visual.conv1(images).flatten(2).transpose(1, 2)
@@ -99,7 +77,9 @@ def dense_by_open_clip(visual: nn.Module, images: Tensor) -> tuple[Tensor, list[
 def test_dense_features_and_levels_equal_open_clips(preset: str) -> None:
     """From weights published for another resolution (14 or 16 patches a side; L/14: 24) through every block."""
     arch = slim(preset)
-    theirs = open_clip_model(arch, {"ViT-B-16": 14, "ViT-L-14-336": 24, "ViT-H-14": 16}[preset])
+    torch.manual_seed(1)
+    grid = {"ViT-B-16": 14, "ViT-L-14-336": 24, "ViT-H-14": 16}[preset]
+    theirs = open_clip_model(arch, grid, std=0.15)
     clip = Clip(arch).eval()
     load_state(clip, fit_positions(from_open_clip(theirs.state_dict()), arch.position_grid), source="test")
     images = torch.randn(1, 3, arch.image_px, arch.image_px)
