@@ -35,7 +35,7 @@ for module in (
 def child(job):
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.closerange(3, max(output, ends, woken) + 1)
@@ -141,8 +141,8 @@ class Forked:
     """As `subprocess.Popen`, as far as tests need it; output of both kinds goes to a file."""
 
     def __init__(self, code: str, output: Path, **environment: str) -> None:
-        self.output = output
-        job = {"code": code, "output": str(output), "folder": str(Path.cwd()), "path": sys.path}
+        self.output = output.absolute()  # the server is in another folder
+        job = {"code": code, "output": str(self.output), "folder": str(Path.cwd()), "path": sys.path}
         self.pid = server().begin(job | {"environment": {**os.environ, **environment}})
 
     @property
