@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PhyssegError
+from .regular_files import read_regular
 
 
 def read_document(
@@ -23,7 +24,7 @@ def read_document(
             is another one.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise error_class(f"{fault} ({reason})", hint=hint) from error

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..common.processes import available_cpus
+from ..common.regular_files import read_regular
 from .decoding import ImageFacts, check_image, check_png, decode_image
 from .errors import DecodeError, LabelFormatError, ManifestError
 from .labels.forms import decode_raw
@@ -224,7 +225,7 @@ def judge_image(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         hint = "check the file's permissions and the disk"
         raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error

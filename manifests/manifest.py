@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..common.regular_files import is_files_fault
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split
 from .decoding import decode_image
@@ -239,8 +240,11 @@ class Manifest(LabelIds):
     def _bytes(self, sample: Sample, path: str) -> bytes:
         try:
             return read_below(self.root, path)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise _content_error(sample, path, f"a readable file below {self.root}", type(error).__name__) from error
+        except OSError as error:
+            if not is_files_fault(error):
+                raise
+            expected = f"a readable file below {self.root}"
+            raise _content_error(sample, path, expected, error.strerror or type(error).__name__) from error
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync
+from ..regular_files import open_regular, read_regular
 from .interface import RandomAccess, Storage
 
 
@@ -19,7 +20,7 @@ class LocalStorage(Storage):
         self.url = str(path)
 
     def get(self, path: str) -> bytes:
-        return (self.path / path).read_bytes()
+        return read_regular(self.path / path)
 
     def open(self, path: str) -> "LocalFile":
         return LocalFile(self.path / path)
@@ -75,7 +76,7 @@ class LocalFile(RandomAccess):
     """A file of this machine. `read_at` is os.pread itself: it is on the trainer's hot path."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_regular(path)
         self.size = os.fstat(self.descriptor).st_size
 
     def read_at(self, length: int, offset: int) -> bytes:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ...common.atomic import atomic_folder
 from ...common.processes import available_cpus
+from ...common.regular_files import read_regular
 from ..errors import ManifestError
 
 MAX_PROBLEMS_SHOWN = 10
@@ -24,7 +25,7 @@ def read_annotation_file(path: Path, lists: Iterable[str], *, hint: str) -> dict
         ManifestError: The file cannot be read, is no JSON, or lacks a list.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=f"check the path, or {hint}") from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from dataclasses import replace
 
@@ -364,7 +365,25 @@ def refused(loadable, match, **load):
 
 def test_missing_file(loadable, toys):
     (toys.folder / "labels/a.png").unlink()
-    refused(loadable, r"labels/a\.png: expected a readable file below .*, got FileNotFoundError")
+    refused(loadable, r"labels/a\.png: expected a readable file below .*, got No such file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "got"), [("long", "too long"), ("FIFO", "a FIFO"), ("device", "a device"), ("folder", "Is a directory")]
+)
+def test_a_path_that_is_no_file_is_its_samples_fault(kind, got, loadable, toys):
+    """Not the machine's: the sample is quarantined, and its shard goes on."""
+    image_path = "x" * 5000 if kind == "long" else "images/other"
+    if kind == "FIFO":
+        os.mkfifo(toys.folder / image_path)
+    elif kind == "device":
+        (toys.folder / image_path).symlink_to("/dev/zero")
+    elif kind == "folder":
+        (toys.folder / image_path).mkdir()
+    other = replace(loadable, samples=(replace(loadable.samples[0], image_path=image_path),))
+    refused(other, f"expected a readable file .*{got}")
+    with pytest.raises(ContentError):
+        other.load_image(0)
 
 
 @pytest.mark.parametrize("path", ["images/a.jpg", "labels/a.png"])

@@ -1,0 +1,51 @@
+"""Files of other people: only regular ones are opened, and only what fits is read.
+
+To open a FIFO waits for a writer, for ever; a device such as /dev/zero has no end; a sparse file of 1 TB fits a disk.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from .text import format_bytes
+
+MAX_BYTES = 4 * 10**9
+"""Size of the largest file that is read whole: annotations of a large data set take 1 GB."""
+KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+FAULTS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+FAULT_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EFBIG)
+
+
+def is_files_fault(error: OSError) -> bool:
+    """Whether an error is that of one file's; all others are the machine's (no memory, a broken disk, ...)."""
+    return isinstance(error, FAULTS) or error.errno in FAULT_NUMBERS
+
+
+def open_regular(path: Path | str) -> int:
+    """A descriptor of the regular file at `path`, links followed, for reading.
+
+    Raises:
+        OSError: As by `os.open`; IsADirectoryError for a folder, and of number ENXIO for anything else that is no file.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 (on the trainer's hot path, which has a str)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        got = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.ENXIO, f"expected a regular file, got {got}", str(path))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def read_regular(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """All bytes of the regular file at `path`.
+
+    Raises:
+        OSError: As by `open_regular`; of number EFBIG, and nothing was read, for a file of more than `max_bytes`.
+    """
+    with open(open_regular(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            limit = format_bytes(max_bytes)
+            raise OSError(errno.EFBIG, f"expected at most {limit}, got {format_bytes(size)}", str(path))
+        return file.readall()
