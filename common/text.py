@@ -1,5 +1,6 @@
-"""Words for people: sizes, durations, the first few of many names, and the I-th of N parts."""
+"""Words for people: sizes, durations, percent, the first few of many names, and the I-th of N parts."""
 
+import math
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,18 @@ def format_duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction in percent; NaN is a dash, and what would round to none is told from none.
+
+    >>> percent(0.1234), percent(0.0004), percent(0.00004), percent(0.124, digits=1), percent(float("nan"))
+    ('12.34%', '0.04%', '<0.01%', '12.4%', '-')
+    """
+    if math.isnan(fraction):
+        return "-"
+    smallest = 10.0**-digits
+    return f"<{smallest:.{digits}f}%" if 0 < 100 * fraction < smallest else f"{100 * fraction:.{digits}f}%"
 
 
 def align(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..common.text import Part, parse_bytes
+from ..common.text import Part, parse_bytes, percent
 from ..manifests.commands import parsed
 
 if TYPE_CHECKING:
@@ -210,7 +210,6 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
-    from ..pipeline.inspect.drawing.label_maps import percent
     from .prediction.predict import find_images, predict_files, read_words
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
@@ -222,7 +221,7 @@ def predict(
             failed += 1
             typer.echo(f"error: {done.error}", err=True)
         else:
-            shares = ", ".join(f"{name} {percent(share)}" for name, share in done.shares[:5])
+            shares = ", ".join(f"{name} {percent(share, digits=1)}" for name, share in done.shares[:5])
             typer.echo(f"{done.overlay}: {shares}")
     if failed:
         typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)

@@ -8,8 +8,9 @@ import numpy as np
 
 from ...common.atomic import atomic_write
 from ...common.images import encode_png
+from ...common.text import percent
 from ..store.schema import ArraySpec
-from .drawing.label_maps import overlay, percent
+from .drawing.label_maps import overlay
 from .drawing.layers import EDGES, KEYPOINTS, Layer, label_layer, structure_layer, weight_layer
 from .drawing.layout import tile
 from .drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim
@@ -72,7 +73,7 @@ def _amount(spec: ArraySpec, plane: UInt8) -> str:
     if spec.drawn == KEYPOINTS:
         return f"{np.count_nonzero(plane):,} keypoints"
     if spec.drawn == EDGES:
-        return f"{percent(np.count_nonzero(plane) / plane.size)} of the pixels"
+        return f"{percent(np.count_nonzero(plane) / plane.size, digits=1)} of the pixels"
     return f"highest {(plane.max() / 255) ** 2:.2f}"
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from physseg.common.errors import ConfigError
-from physseg.common.text import Part, format_bytes, format_duration, parse_bytes, preview
+from physseg.common.text import Part, format_bytes, format_duration, parse_bytes, percent, preview
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,22 @@ from physseg.common.text import Part, format_bytes, format_duration, parse_bytes
 )
 def test_sizes_are_shown_in_decimal_units(size: float, shown: str) -> None:
     assert format_bytes(size) == shown
+
+
+@pytest.mark.parametrize(
+    ("fraction", "one_digit", "two"),
+    [
+        (0, "0.0%", "0.00%"),
+        (0.0004, "<0.1%", "0.04%"),
+        (0.001, "0.1%", "0.10%"),
+        (0.00004, "<0.1%", "<0.01%"),
+        (0.1234, "12.3%", "12.34%"),
+        (1, "100.0%", "100.00%"),
+        (float("nan"), "-", "-"),
+    ],
+)
+def test_small_shares_are_not_shown_as_none(fraction: float, one_digit: str, two: str) -> None:
+    assert (percent(fraction, digits=1), percent(fraction)) == (one_digit, two)
 
 
 @pytest.mark.parametrize(

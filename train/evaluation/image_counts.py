@@ -18,16 +18,25 @@ COUNTS = ("hits", "true", "predicted")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageCounts:
-    """Pixel counts of N images by C classes."""
+    """Pixel counts of N images by C classes; the rows are put into the order of the ids.
+
+    So the bootstrap draws the same images however many parts an evaluation had.
+    """
 
     image_ids: tuple[str, ...]
-    """Sample ids in the order of the rows."""
+    """Sample ids of the rows, sorted."""
     hits: Counts
     """(N, C) number of pixels of each class that were predicted as it."""
     true: Counts
     """(N, C) number of pixels of each class."""
     predicted: Counts
     """(N, C) number of labelled pixels that were predicted as each class."""
+
+    def __post_init__(self) -> None:
+        order = sorted(range(len(self.image_ids)), key=self.image_ids.__getitem__)
+        object.__setattr__(self, "image_ids", tuple(self.image_ids[index] for index in order))
+        for name in COUNTS:
+            object.__setattr__(self, name, getattr(self, name)[order])
 
     @staticmethod
     def stack(images: Mapping[str, tuple[Counts, Counts, Counts]], classes: int) -> "ImageCounts":
@@ -44,20 +53,20 @@ class ImageCounts:
         )
 
     def resampled_miou(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """mIoU of samples of the images, over the classes that are true or predicted somewhere in the sample.
+        """mIoU of samples of the images, over the classes of each sample's ground truth.
 
         `weights` (B, N) says how often each image is in each sample. Returns (B,), NaN for a sample without any class.
         """
-        hits = weights @ self.hits.astype(np.float64)
-        union = weights @ (self.true + self.predicted - self.hits).astype(np.float64)
-        iou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
-        occurring = (union > 0).sum(axis=1)
-        nothing = np.full(len(weights), np.nan)
-        miou: npt.NDArray[np.float64] = np.divide(iou.sum(axis=1), occurring, out=nothing, where=occurring > 0)
+        hits, true, predicted = (weights @ getattr(self, name).astype(np.float64) for name in COUNTS)
+        present = true > 0
+        iou = np.divide(hits, true + predicted - hits, out=np.zeros_like(hits), where=present)
+        number, nothing = present.sum(axis=1), np.full(len(weights), np.nan)
+        miou: npt.NDArray[np.float64] = np.divide(iou.sum(axis=1), number, out=nothing, where=number > 0)
         return miou
 
     def interval(self, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """About 95 % of the mIoU over images: the score, and 1.96 standard deviations of its bootstrap to both sides.
+        """About 95 % of the mIoU over images: the score, and 1.96 standard deviations of its bootstrap to both sides,
+        within [0, 1].
 
         Approximate: samples of the images lose rare classes, which moves their mIoU as a whole, so that the usual
         percentiles would lie to one side of the score; even so it is too narrow where many classes are rare (85 % in a
@@ -65,7 +74,8 @@ class ImageCounts:
         """
         score = self.resampled_miou(np.ones((1, len(self.image_ids))))[0]
         drawn = self.resampled_miou(bootstrap_weights(len(self.image_ids), samples, seed))
-        return normal_interval(float(score), drawn)
+        low, high = normal_interval(float(score), drawn)
+        return max(low, 0.0), min(high, 1.0)
 
 
 def bootstrap_weights(num_images: int, samples: int, seed: int) -> npt.NDArray[np.float64]:

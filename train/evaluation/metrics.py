@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ...common.errors import ConfigError
+from ...common.text import align, percent
 from ..errors import ShapeError
 from ..losses.numerics import check_choice
 
@@ -96,18 +97,17 @@ class ConfusionMatrix:
         hits, true, _ = _margins(self.matrix)
         return _ratio(hits, true)
 
-    def miou(self, over: Over = "union") -> float:
+    def miou(self, over: Over = "ground_truth") -> float:
         """IoU averaged over classes.
 
-        * `union` (default): the classes that occur in the ground truth **or** in a prediction. A class that is
-          predicted somewhere but never true counts as 0. This is detectron2's SemSegEvaluator up to release 0.6.
-        * `ground_truth`: the classes that occur in the ground truth, as in detectron2 since then.
+        * `ground_truth` (default): the classes that occur in the ground truth, as in detectron2 since July 2022.
+        * `union`: the classes that occur in the ground truth **or** in a prediction. A class that is predicted
+          somewhere but never true counts as 0. This is detectron2's SemSegEvaluator up to release 0.6.
 
         They differ only where a test set lacks some classes of its vocabulary, `union` being the lower.
         """
         check_choice("set of classes", over, get_args(Over))
-        iou = self.iou()
-        return _mean(iou[self.matrix.any(axis=1)] if over == "ground_truth" else iou[~np.isnan(iou)])
+        return _mean(self.iou()[self.matrix.any(axis=1) if over == "ground_truth" else self._occurring()])
 
     def pixel_accuracy(self) -> float:
         """Share of all labelled pixels that were predicted right."""
@@ -124,19 +124,25 @@ class ConfusionMatrix:
         return float((self.iou()[present] * true[present]).sum() / true.sum()) if present.any() else math.nan
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Everything above for JSON: fractions 0..1, None where undefined; `classes` are the C names."""
+        """Everything above for JSON: fractions 0..1, None where undefined; `classes` are the C names.
+
+        `miou` is the headline, `miou_over` says over which classes; both averages stand beside it by name.
+        """
         self._check_names(classes)
         _, true, predicted = _margins(self.matrix)
         rows = zip(classes, self.iou(), self.accuracy(), true, predicted, strict=True)
         return {
             "miou": _json(self.miou()),
-            "miou_ground_truth_classes": _json(self.miou("ground_truth")),
+            "miou_over": "ground_truth",
+            **{f"miou_{over}": _json(self.miou(over)) for over in get_args(Over)},
+            "miou_ground_truth_classes": _json(self.miou()),  # what earlier versions called miou_ground_truth
             "pixel_accuracy": _json(self.pixel_accuracy()),
             "mean_accuracy": _json(self.mean_accuracy()),
             "frequency_weighted_iou": _json(self.frequency_weighted_iou()),
             "num_classes": self.num_classes,
             "num_classes_in_ground_truth": int((true > 0).sum()),
-            "num_classes_averaged": int((~np.isnan(self.iou())).sum()),
+            "num_classes_averaged": int((true > 0).sum()),
+            "num_classes_in_union": int(self._occurring().sum()),
             "num_pixels": int(self.matrix.sum()),
             "classes": [
                 {
@@ -156,24 +162,29 @@ class ConfusionMatrix:
         iou, accuracy, true = self.iou(), self.accuracy(), self.matrix.sum(axis=1)
         order: list[int] = sorted(np.flatnonzero(true).tolist(), key=lambda index: (-iou[index], index))
         shown = order if len(order) <= 2 * rows else [*order[:rows], None, *order[-rows:]]
-        width = max([len("class"), *(len(classes[index]) for index in shown if index is not None)])
-        averaged = int((~np.isnan(iou)).sum())
-        lines = [
-            f"mIoU            {_percent(self.miou())}  over the {averaged} classes that are true or predicted anywhere",
-            f"mIoU, true only {_percent(self.miou('ground_truth'))}  over the {len(order)} classes of the ground truth",
-            f"pixel accuracy  {_percent(self.pixel_accuracy())}",
-            f"mean accuracy   {_percent(self.mean_accuracy())}",
-            f"fw IoU          {_percent(self.frequency_weighted_iou())}",
-            "",
-            f"{'class':{width}}     IoU     acc    true px",
-        ]
-        lines += [
-            f"{'...':{width}}"
+        cells = [("class", "IoU", "acc", "true px")]
+        cells += [
+            ("...", "", "", "")
             if index is None
-            else f"{classes[index]:{width}}  {_percent(iou[index])}  {_percent(accuracy[index])} {true[index]:10d}"
+            else (classes[index], percent(iou[index]), percent(accuracy[index]), str(true[index]))
             for index in shown
         ]
-        return "\n".join(lines)
+        return "\n".join([*self._averages(), "", *align(cells, right={1, 2, 3})])
+
+    def _averages(self) -> list[str]:
+        true, union = int(self.matrix.any(axis=1).sum()), int(self._occurring().sum())
+        rows = [("mIoU", percent(self.miou()), f"over the {true} classes of the ground truth")]
+        if union != true:
+            over = f"over the {union} classes that are true or predicted anywhere"
+            rows.append(("mIoU, union", percent(self.miou("union")), over))
+        rows.append(("pixel accuracy", percent(self.pixel_accuracy()), ""))
+        rows.append(("mean accuracy", percent(self.mean_accuracy()), ""))
+        rows.append(("fw IoU", percent(self.frequency_weighted_iou()), ""))
+        return align(rows, right={1})
+
+    def _occurring(self) -> npt.NDArray[np.bool_]:
+        """Which classes are true or predicted anywhere, (C,)."""
+        return np.asarray(self.matrix.any(axis=1) | self.matrix.any(axis=0))
 
     def _check_ids(self, what: str, ids: Counts) -> None:
         low, high = ids.min(initial=0), ids.max(initial=0)
@@ -214,7 +225,3 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 def _json(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:6.2f}" if not math.isnan(value) else "     -"

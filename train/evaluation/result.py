@@ -18,10 +18,10 @@ import numpy as np
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
-from ...common.text import Part, preview
+from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
 from .image_counts import COUNTS, ImageCounts
-from .metrics import ConfusionMatrix
+from .metrics import ConfusionMatrix, Over
 
 COLUMNS: Mapping[str, str] = {
     "ade20k-847": "A-847",
@@ -71,13 +71,14 @@ class Evaluation:
         return self.images.interval() if self.images is not None and len(self.images.image_ids) > 1 else None
 
     def document(self) -> dict[str, Any]:
-        """Everything as JSON: fractions 0..1, None where there is nothing to average."""
+        """Everything as JSON: fractions 0..1 (`unit` says so), None where there is nothing to average."""
         summary = self.confusion.summary(self.classes)
         for row, seen in zip(summary["classes"], self.seen, strict=True):
             row["seen"] = seen
         groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
         return {
             "physseg": __version__,
+            "unit": "fraction",
             **self.source,
             "part": [self.part.number, self.part.parts] if self.part else None,
             "num_images": self.num_images,
@@ -94,12 +95,12 @@ class Evaluation:
         lines = [self.confusion.table(names, rows=rows)]
         if interval := self.miou_interval():
             low, high = interval
-            lines.insert(0, f"mIoU, about 95 % over images (bootstrap): {100 * low:.2f} to {100 * high:.2f}")
+            lines.insert(0, f"mIoU, about 95 % over images (bootstrap): {percent(low)} to {percent(high)}")
         if not all(self.seen):
             lines.append("")
             for name, flag in _GROUPS:
                 value = self.group_miou(flag)
-                shown = "no pixels" if value is None else f"mIoU {100 * value:6.2f}"
+                shown = "no pixels" if value is None else f"mIoU {percent(value)}"
                 lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
         for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
             if ids:
@@ -188,13 +189,16 @@ def merge(files: Sequence[Path]) -> Evaluation:
 
 
 def paper_table(name: str, results: Mapping[str, Evaluation]) -> str:
-    """A Markdown table of one row: mIoU in percent of each data set, by the set's name, in the paper's columns.
+    """A Markdown table: mIoU of each data set, by the set's name, in the paper's columns.
 
-    Over the classes that are true or predicted, as detectron2 0.6 (see ConfusionMatrix.miou); the results' files have
-    the average over the ground truth's classes, too.
+    Its row is over the classes of the ground truth. Where that of the union differs it is a second row by name.
     """
-    values = [f"{100 * results[data].confusion.miou():.1f}" if data in results else "-" for data in COLUMNS]
-    rows = [["mIoU, %", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *values]]
+    confusions = [results[data].confusion if data in results else None for data in COLUMNS]
+    first, second = (
+        [percent(confusion.miou(over), digits=1) if confusion else "-" for confusion in confusions] for over in _OVER
+    )
+    rows = [["mIoU", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *first]]
+    rows += [[f"{name}, union", *second]] if second != first else []
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -245,6 +249,8 @@ def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
 
 
 _GROUPS = (("seen", True), ("unseen", False))
+
+_OVER: tuple[Over, Over] = ("ground_truth", "union")
 
 _MODEL_KEYS = ("run", "step", "weights")
 _PROTOCOL_KEYS = ("dataset", "vocabulary", "manifest", "ignore_index", "protocol", "fingerprint", "shared_prompts")

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ....common.text import percent
 from .errors import DrawError
 from .layout import stack, tile
 from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
@@ -109,11 +110,6 @@ def class_shares(labels: Labels) -> list[tuple[int, float]]:
     return [(int(ids[i]), float(counts[i] / labels.size)) for i in order]
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] for people, e.g. `12.4%`; small ones are never shown as none."""
-    return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"
-
-
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
@@ -122,12 +118,12 @@ def _legend_entries(
 ) -> list[LegendEntry]:
     """At most `limit` classes in the given order with their shares, the rest in one entry, then ignored pixels."""
     colours = palette(len(names)).tolist()
-    values = {index: percent(share) for index, share in shares.items()}
+    values = {index: percent(share, digits=1) for index, share in shares.items()}
     classes = [index for index in order if index != ignore_index]
     entries = [LegendEntry(tuple(colours[index]), names[index], values.get(index, "-")) for index in classes[:limit]]
     if rest := classes[limit:]:
         share = sum(shares.get(index, 0.0) for index in rest)
-        entries.append(LegendEntry(PAPER, f"and {len(rest)} more", percent(share)))
+        entries.append(LegendEntry(PAPER, f"and {len(rest)} more", percent(share, digits=1)))
     if ignore_index in shares:
         entries.append(LegendEntry(IGNORED, "(ignored)", values[ignore_index]))
     return entries

@@ -125,16 +125,6 @@ def test_shares_count_all_pixels_the_largest_class_first() -> None:
     assert label_maps.class_shares(labels) == [(2, 0.5), (1, 0.25), (255, 0.25)]
 
 
-def test_small_shares_are_not_shown_as_none() -> None:
-    assert [label_maps.percent(share) for share in (0, 0.0004, 0.001, 0.1234, 1)] == [
-        "0.0%",
-        "<0.1%",
-        "0.1%",
-        "12.3%",
-        "100.0%",
-    ]
-
-
 def test_a_long_legend_names_how_many_more_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[lettering.LegendEntry] = []
     monkeypatch.setattr(label_maps, "legend", lambda entries, *_, **__: (written.extend(entries), GREY)[1])

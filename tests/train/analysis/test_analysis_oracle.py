@@ -109,7 +109,8 @@ def test_oracles_by_hand(by_hand: Any) -> None:
     # Predicted regions: 0 is all in label 0; 1 in label 1; 2 has two pixels of each, so the lower label.
     assert rows[DRAWN].confusion.matrix.tolist() == [[4, 0, 0], [2, 1, 0], [0, 0, 0]]
     assert rows[DRAWN].confusion.miou() == pytest.approx((4 / 6 + 1 / 3) / 2)
-    assert rows[PLAIN].confusion.miou() == pytest.approx((2 / 4 + 1 / 3 + 0) / 3)
+    assert rows[PLAIN].confusion.miou() == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert rows[PLAIN].confusion.miou("union") == pytest.approx((2 / 4 + 1 / 3 + 0) / 3)
 
 
 def test_connected_regions_are_named_one_by_one(by_hand: Any) -> None:

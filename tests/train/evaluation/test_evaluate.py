@@ -16,6 +16,7 @@ from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, EvaluationError, RunFolderError
 from physseg.train.evaluation import evaluate
 from physseg.train.evaluation.evaluate import evaluate_model, seen_classes
+from physseg.train.evaluation.metrics import ConfusionMatrix
 from physseg.train.evaluation.result import Evaluation, merge, paper_table, read_evaluation
 from physseg.train.loop.loop import train
 from physseg.train.model.config import SegmenterConfig
@@ -94,7 +95,9 @@ def test_confusion_by_hand(evaluation: Evaluation) -> None:
     assert evaluation.confusion.matrix.tolist() == CONFUSION
     np.testing.assert_allclose(evaluation.confusion.iou(), IOU)
     document = evaluation.document()
-    assert document["miou"] == pytest.approx(sum(IOU) / 4)
+    assert document["miou"] == document["miou_ground_truth"] == pytest.approx(sum(IOU) / 3)
+    assert document["miou_union"] == pytest.approx(sum(IOU) / 4)
+    assert (document["miou_over"], document["unit"]) == ("ground_truth", "fraction")
     assert document["pixel_accuracy"] == pytest.approx(5 / 11)
     assert (document["num_images"], document["quarantined"]) == (2, ["bad"])
 
@@ -105,7 +108,7 @@ def test_seen_and_unseen_are_averaged_apart(evaluation: Evaluation) -> None:
     assert evaluation.group_miou(False) == pytest.approx(IOU[2])  # "road" has no pixel in the labels
     table = evaluation.table()
     assert "sea star (unseen)" in table
-    assert "unseen  classes mIoU  50.00" in table
+    assert "unseen  classes mIoU 50.00%" in table
     assert "1 quarantined samples left out: bad" in table
     assert evaluation.scalars()["eval/miou_unseen"] == pytest.approx(0.5)
 
@@ -228,9 +231,15 @@ def test_shared_prompts_are_reported(manifest: Manifest, monkeypatch: pytest.Mon
 
 def test_the_papers_columns(evaluation: Evaluation) -> None:
     table = paper_table("ours", {"pascal-voc-20": evaluation, "ade20k-847": evaluation})
-    assert table.splitlines()[0] == "| mIoU, % | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |"
-    value = f"{100 * sum(IOU) / 4:.1f}"
-    assert table.splitlines()[2] == f"| ours | {value} | - | - | - | {value} | - |"
+    assert table.splitlines()[0] == "| mIoU | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |"
+    value, union = (f"{100 * sum(IOU) / number:.1f}%" for number in (3, 4))
+    assert table.splitlines()[2:] == [
+        f"| ours | {value} | - | - | - | {value} | - |",
+        f"| ours, union | {union} | - | - | - | {union} | - |",
+    ]
+    even = replace(evaluation, confusion=ConfusionMatrix(2, 255))
+    even.confusion.matrix[:] = 1
+    assert paper_table("ours", {"pascal-voc-20": even}).splitlines()[2:] == ["| ours | - | - | - | - | 33.3% | - |"]
 
 
 def test_a_part_without_images_is_a_part(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def test_values_by_hand(example: ConfusionMatrix) -> None:
     assert example.frequency_weighted_iou() == pytest.approx(3 / 5 * 2 / 3 + 2 / 5 * 1 / 3)
 
 
-def test_convention_miou_averages_classes_that_are_true_or_predicted(example: ConfusionMatrix) -> None:
+def test_convention_miou_averages_the_classes_of_the_ground_truth(example: ConfusionMatrix) -> None:
     """detectron2 0.6: the sum over classes with ground truth, divided by the number with either: 1 / 3."""
-    assert example.miou() == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
-    assert example.miou("ground_truth") == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert example.miou() == example.miou("ground_truth") == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert example.miou("union") == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
     with pytest.raises(ConfigError, match="known: union, ground_truth"):
         example.miou("all")  # type: ignore[arg-type]
 
@@ -111,8 +111,9 @@ def test_nothing_counted_is_undefined_not_zero() -> None:
 
 def test_summary_is_plain_json(example: ConfusionMatrix) -> None:
     summary = json.loads(json.dumps(example.summary(["cat", "dog", "sofa", "tree"]), allow_nan=False))
-    assert summary["miou"] == pytest.approx(1 / 3) and summary["miou_ground_truth_classes"] == pytest.approx(1 / 2)
-    assert (summary["num_classes_averaged"], summary["num_classes_in_ground_truth"]) == (3, 2)
+    assert summary["miou_union"] == pytest.approx(1 / 3) and summary["miou_over"] == "ground_truth"
+    assert summary["miou"] == summary["miou_ground_truth"] == summary["miou_ground_truth_classes"] == 1 / 2
+    assert [summary[f"num_classes_{group}"] for group in ("averaged", "in_ground_truth", "in_union")] == [2, 2, 3]
     assert summary["classes"][2] == {
         "name": "sofa",
         "iou": 0.0,
@@ -124,12 +125,34 @@ def test_summary_is_plain_json(example: ConfusionMatrix) -> None:
 
 def test_table_shows_best_and_worst(example: ConfusionMatrix) -> None:
     table = example.table(["cat", "dog", "sofa", "tree"])
-    assert "mIoU             33.33  over the 3 classes" in table and "mIoU, true only  50.00  over the 2" in table
+    assert "mIoU            50.00%  over the 2 classes of the ground truth\n" in table
+    assert "mIoU, union     33.33%  over the 3 classes that are true or predicted" in table
     assert [line.split()[0] for line in table.splitlines()[-2:]] == ["cat", "dog"] and "sofa" not in table
     many = counted(prediction=[0] * 30, labels=list(range(30)), num_classes=30)
     many.update(np.array([7]), np.array([7]))
     lines = many.table([f"c{i}" for i in range(30)], rows=2).splitlines()[-5:]
     assert [line.split()[0] for line in lines] == ["c7", "c0", "...", "c28", "c29"]
+
+
+def test_a_set_that_lacks_a_quarter_of_its_classes() -> None:
+    """Like PC-459, of whose 459 classes 114 are in no label: each of them is predicted once, all else is right."""
+    num_classes, absent = 459, range(345, 459)
+    labels = np.repeat(np.arange(345), 1000)
+    prediction = labels.copy()
+    prediction[: 1000 * 114 : 1000] = absent  # one pixel of each of 114 true classes
+    confusion = ConfusionMatrix(num_classes, ignore_index=65535)
+    confusion.update(prediction, labels)
+    summed = 114 * 0.999 + 231
+    assert confusion.miou() == pytest.approx(summed / 345)
+    assert confusion.miou("union") == pytest.approx(summed / 459)
+    table = confusion.table([f"c{index}" for index in range(num_classes)])
+    assert "mIoU            99.97%  over the 345 classes" in table and "mIoU, union     75.14%  over the 459" in table
+    assert "union" not in counted([0, 1, 0], [0, 1, 1], num_classes=2).table(["a", "b"])
+
+
+def test_percent_has_its_sign_and_a_small_one_is_not_none() -> None:
+    confusion = counted([0] + [1] * 2499, [0] * 2500, num_classes=2)
+    assert "mIoU            0.04%  over the 1 classes" in confusion.table(["a", "b"])
 
 
 @pytest.mark.parametrize(

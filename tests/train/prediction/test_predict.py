@@ -218,7 +218,7 @@ def test_a_published_test_set_by_name(make_config: Callable[..., TrainConfig], t
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
-    assert "| mIoU, % | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |" in done.stdout
+    assert "| mIoU | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |" in done.stdout
     documents = [
         json.loads((tmp_path / f"run/evaluations/{name}-step_00000001.json").read_text())
         for name in ("pascal-voc-20", "pascal-voc-20b")
