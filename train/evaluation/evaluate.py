@@ -4,8 +4,6 @@ The classes are the manifest's, whatever the run was trained on. A class counts 
 the names of the training vocabulary; the others are the open-vocabulary part and are averaged on their own.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ... import __version__
-from ...common.settings import to_dict
 from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
@@ -24,6 +20,7 @@ from ..model.segmenter import Segmenter
 from ..model.text import synonyms_of
 from .image_counts import ImageCounts
 from .metrics import ConfusionMatrix, Counts
+from .protocol import identity
 from .result import Evaluation
 
 
@@ -80,35 +77,9 @@ def evaluate_model(
         quarantined=tuple(sample.sample_id for sample in manifest.quarantined),
         unlabelled=tuple(unlabelled),
         images=ImageCounts.stack(counts, len(classes)),
-        source={**(source or {}), **_protocol(model, manifest, settings, max_images)},
+        source={**(source or {}), **identity(model, manifest, settings, max_images)},
         part=part,
     )
-
-
-def _protocol(
-    model: Segmenter, manifest: Manifest, settings: InferenceSettings, max_images: int | None
-) -> dict[str, Any]:
-    """What was evaluated how, and a short hash of it: results of equal fingerprints may be compared."""
-    vocabulary = manifest.vocabulary
-    protocol = {
-        "physseg": __version__,
-        "classes": vocabulary.fingerprint,
-        "fold_from": manifest.fold_from,
-        "templates": list(model.config.templates),
-        "synonyms": model.config.synonyms,
-        "preselected_classes": model.config.pad_len,
-        "max_images": max_images,
-        **{name: value for name, value in to_dict(settings).items() if name not in ("batch_windows", "memory_bytes")},
-    }
-    return {
-        "dataset": manifest.dataset,
-        "vocabulary": vocabulary.name,
-        "manifest": manifest.fingerprint,
-        "ignore_index": vocabulary.ignore_index,
-        "protocol": protocol,
-        "fingerprint": hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12],
-        "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
-    }
 
 
 def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[bool, ...]:

@@ -22,6 +22,7 @@ from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
 from .image_counts import COUNTS, ImageCounts
 from .metrics import ConfusionMatrix, Over
+from .protocol import environment_note, merged_environment, protocol_differences
 
 COLUMNS: Mapping[str, str] = {
     "ade20k-847": "A-847",
@@ -105,6 +106,8 @@ class Evaluation:
         for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
             if ids:
                 lines.append(f"{len(ids)} {what} samples left out: {preview(ids)}")
+        if note := environment_note(self.source):
+            lines.append(note)
         if shared := self.source.get("shared_prompts"):
             named = f"{sum(map(len, shared.values()))} classes share their prompt with another"
             lines.append(f"{named} and cannot be told apart: {', '.join(shared)}")
@@ -183,6 +186,7 @@ def merge(files: Sequence[Path]) -> Evaluation:
         confusion=reduce(add, (part.confusion for part in ordered)),
         num_images=sum(part.num_images for part in ordered),
         unlabelled=tuple(name for part in ordered for name in part.unlabelled),
+        source={**ordered[0].source, **merged_environment(part.source for part in ordered)},
         images=ImageCounts.joined([part.images for part in ordered if part.images is not None]),
         part=None,
     )
@@ -236,7 +240,8 @@ def _part(evaluation: Evaluation) -> Part:
 
 def _differences(ours: Evaluation, theirs: Evaluation) -> list[str]:
     """What says that two results are not parts of one evaluation."""
-    keys = [key for key in _SOURCE if ours.source.get(key) != theirs.source.get(key) and key != "run"]
+    keys = [key for key in _MERGED if ours.source.get(key) != theirs.source.get(key)]
+    keys += protocol_differences(ours.source, theirs.source)
     return keys or ["the number of parts"] * (_part(ours).parts != _part(theirs).parts)
 
 
@@ -252,7 +257,8 @@ _GROUPS = (("seen", True), ("unseen", False))
 
 _OVER: tuple[Over, Over] = ("ground_truth", "union")
 
-_MODEL_KEYS = ("run", "step", "weights")
-_PROTOCOL_KEYS = ("dataset", "vocabulary", "manifest", "ignore_index", "protocol", "fingerprint", "shared_prompts")
-_SOURCE = (*_MODEL_KEYS, *_PROTOCOL_KEYS)
+_MERGED = ("step", "weights", "dataset", "vocabulary", "manifest", "ignore_index", "shared_prompts")
+"""Keys of a result that parts of one evaluation share, besides the protocol."""
+
+_SOURCE = ("run", *_MERGED, "protocol", "fingerprint", "environment", "environment_fingerprint")
 """Keys of a result that say what it is of."""

@@ -182,6 +182,81 @@ def test_parts_add_up_to_the_whole(manifest: Manifest, monkeypatch: pytest.Monke
     assert read.document() == whole.document()
 
 
+def edited(file: Path, **changes: Any) -> Path:
+    """The JSON of a result with other values; without the keys whose value is None."""
+    document = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in document.items() if value is not None or key == "part"}))
+    return file
+
+
+def test_parts_of_an_earlier_version_merge_with_each_other_only(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They have one hash of protocol and version, no environment, and a `miou` over the union."""
+    whole = hand_evaluation(manifest, monkeypatch, None)
+    first, second, new = (
+        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, name)
+        for number, name in ((1, "old"), (2, "old"), (2, "new"))
+    )
+    protocol = {"physseg": "0.1.0", **whole.source["protocol"]}
+    del protocol["miou_over"]
+    for file in (first, second):
+        old: dict[str, Any] = {"environment": None, "environment_fingerprint": None, "miou_over": None, "unit": None}
+        edited(file, **old, protocol=protocol, fingerprint="0123456789ab", miou=0.5)
+    merged = merge([first, second])
+    assert merged.source["fingerprint"] == "0123456789ab" and "environment" not in merged.source
+    assert merged.document()["miou"] == whole.document()["miou"] == pytest.approx(sum(IOU) / 3)  # counted anew
+    with pytest.raises(EvaluationError, match="they differ in their version: one is of a physseg whose"):
+        merge([first, new])
+
+
+def test_parts_of_other_protocols_are_refused_by_the_setting(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = (
+        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)
+    )
+    protocol = json.loads(second.read_text())["protocol"]
+    for setting in protocol:
+        edited(second, protocol=protocol | {setting: "another"})
+        with pytest.raises(EvaluationError, match=rf"they differ in protocol\.{setting}\n"):
+            merge([first, second])
+
+
+def test_parts_of_other_environments_merge_with_one_note(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = (
+        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)
+    )
+    environment = json.loads(first.read_text())["environment"]
+    assert set(environment) == {"device", "physseg", "torch", "torchvision", "pillow", "opencv", "numpy"}
+    assert "note" not in merge([first, second]).table()
+    edited(second, environment=environment | {"pillow": "9.0", "device": "cuda"})
+    read = read_evaluation(merge([first, second]).write(tmp_path, "val"))
+    lines = [line for line in read.table().splitlines() if "environment" in line]
+    assert lines == [
+        f"note: from environments that differ in device (cpu, cuda), pillow ({environment['pillow']}, 9.0)"
+    ]
+    assert read.source["environment"]["pillow"] == [environment["pillow"], "9.0"]
+    assert read.source["environment_fingerprint"] != json.loads(first.read_text())["environment_fingerprint"]
+    assert read.source["fingerprint"] == json.loads(first.read_text())["fingerprint"]
+
+
+def test_a_merged_result_is_the_single_one_to_the_last_bit(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of images whose names are not in the order of the manifest, in strided parts."""
+    first, bad, second = manifest.samples
+    samples = [replace(sample, sample_id=f"{name}") for name, sample in zip("zbyaxc", [first, second] * 3, strict=True)]
+    many = replace(manifest, samples=[*samples, bad])
+    whole = hand_evaluation(many, monkeypatch, None)
+    files = [hand_evaluation(many, monkeypatch, Part(number, 4)).write(tmp_path, "val") for number in (1, 2, 3, 4)]
+    merged = merge(files)
+    assert merged.document() == whole.document()
+    assert merged.miou_interval() is not None and merged.miou_interval() == whole.miou_interval()
+
+
 def test_parts_that_are_no_whole_are_refused(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,0 +1,87 @@
+"""What makes two results comparable: their protocol, which must be equal, and their environment, which is noted.
+
+Both are in every result as they are and as a short hash. Results of earlier versions have one hash of protocol and
+physseg's version, and no environment.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import cv2
+
+from ... import __version__
+from ...common.settings import differing_keys, to_dict
+from ...manifests.manifest import Manifest
+from ..model.inference import InferenceSettings
+from ..model.segmenter import Segmenter
+
+NOT_OF_THE_PROTOCOL = ("batch_windows", "memory_bytes")
+"""Settings of inference that bound memory and do not change what is computed."""
+
+_LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
+
+
+def identity(
+    model: Segmenter, manifest: Manifest, settings: InferenceSettings, max_images: int | None
+) -> dict[str, Any]:
+    """What was evaluated, by which protocol, in which environment."""
+    vocabulary = manifest.vocabulary
+    protocol = {
+        "miou_over": "ground_truth",
+        "classes": vocabulary.fingerprint,
+        "fold_from": manifest.fold_from,
+        "templates": list(model.config.templates),
+        "synonyms": model.config.synonyms,
+        "preselected_classes": model.config.pad_len,
+        "max_images": max_images,
+        **{name: value for name, value in to_dict(settings).items() if name not in NOT_OF_THE_PROTOCOL},
+    }
+    return {
+        "dataset": manifest.dataset,
+        "vocabulary": vocabulary.name,
+        "manifest": manifest.fingerprint,
+        "ignore_index": vocabulary.ignore_index,
+        "protocol": protocol,
+        "fingerprint": short_hash(protocol),
+        **environment(next(model.parameters()).device.type),
+        "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """The kind of device and the versions that may move a number's last digits, and their hash."""
+    versions = {name: version(name) for name in _LIBRARIES}
+    return _hashed({"device": device, "physseg": __version__, **versions, "opencv": cv2.__version__})
+
+
+def merged_environment(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The environment of several results: where they differ, a list of what each has. Nothing of earlier versions."""
+    all_of = [source["environment"] for source in sources if "environment" in source]
+    values = {name: list(dict.fromkeys(each.get(name) for each in all_of)) for each in all_of for name in each}
+    return _hashed({name: found[0] if len(found) == 1 else found for name, found in values.items()}) if values else {}
+
+
+def environment_note(source: Mapping[str, Any]) -> str | None:
+    """One line on what differs inside the environment of a merged result; None where nothing does."""
+    mixed = {name: found for name, found in source.get("environment", {}).items() if isinstance(found, list)}
+    listed = ", ".join(f"{name} ({', '.join(map(str, found))})" for name, found in mixed.items())
+    return f"note: from environments that differ in {listed}" if mixed else None
+
+
+def protocol_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of the protocols of two results that differ; between versions, a sentence on that alone."""
+    if ("environment" in ours) != ("environment" in theirs):
+        return ["their version: one is of a physseg whose results do not have the whole protocol"]
+    return list(differing_keys(ours.get("protocol", {}), theirs.get("protocol", {}), "protocol"))
+
+
+def short_hash(settings: Mapping[str, Any]) -> str:
+    """The first 12 digits of the SHA-256 of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _hashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"environment": dict(values), "environment_fingerprint": short_hash(values)}
