@@ -20,9 +20,9 @@ JOBS ?= 2
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# Faults of every kind for some minutes: everything that starts servers of its own, and Ceph where it is installed.
+# Faults of every kind for some minutes: long tests, everything that starts servers of its own, Ceph where installed.
 torture: $(INSTALLED)
-	$(BIN)/python -m pytest -m "cluster or torture" tests/cluster
+	$(BIN)/python -m pytest -m "cluster or torture"
 
 # mypy names modules after folders; the link gives the repository root its import name, whatever the clone is called.
 lint: $(INSTALLED)

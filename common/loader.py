@@ -1,17 +1,23 @@
 """A PyTorch DataLoader in the order of its sampler, whose errors are ours: what a worker met, or that one died."""
 
-import multiprocessing
+import multiprocessing.queues
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import PhyssegError
 from .processes import end_with_parent, ignore_stop_signals
+from .text import format_bytes
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
 
 T = TypeVar("T")
+
+_SHARED_MEMORY = "/dev/shm"
 
 
 def load_batches(
@@ -44,7 +50,7 @@ def load_batches(
     import torch
     from torch.utils.data import DataLoader
 
-    workers: dict[str, Any] = {}
+    workers: dict[str, Any] = {"collate_fn": _as_is}
     if num_workers:
         # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
         context = multiprocessing.get_context("forkserver")
@@ -53,13 +59,13 @@ def load_batches(
             "multiprocessing_context": context,
             "prefetch_factor": prefetch,
             "worker_init_fn": partial(_start, start_worker),
+            "collate_fn": partial(_share, death),
         }
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_as_is,
         pin_memory=pin_memory,
         # Of its own: the loader draws a seed from it, which would otherwise move the process's generator.
         generator=torch.Generator().manual_seed(0),
@@ -88,8 +94,32 @@ def _tells_of_a_death(error: Exception) -> bool:
 def _start(start_worker: Callable[[], None], _: int) -> None:
     ignore_stop_signals()
     end_with_parent()
+    # The queue's own answer is to print a traceback and to go on without the batch, for which the training waits.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
     start_worker()
 
 
+def _die(error: Exception, _: Any) -> None:
+    sys.stderr.write(f"a loader process could not send a batch: {type(error).__name__} {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _share(death: PhyssegError, batch: Any) -> Any:
+    """The batch with its tensors in shared memory, or what says that they do not fit."""
+    from torch import Tensor
+
+    found = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else ()
+    tensors = [part for part in found if isinstance(part, Tensor)]
+    try:
+        for part in tensors:
+            part.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        needed, free = sum(part.nbytes for part in tensors), shutil.disk_usage(_SHARED_MEMORY).free
+        room = f"{format_bytes(needed)} for a batch, {format_bytes(free)} free"
+        return type(death)(f"shared memory ({_SHARED_MEMORY}) is full: {room}: {error}", hint=death.hint)
     return batch

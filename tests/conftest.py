@@ -18,6 +18,14 @@ from PIL import Image
 NUM_CLASSES = 5
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes many minutes or unusual packages runs only where it is asked for by name."""
+    if "torture" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("torture"):
+                item.add_marker(pytest.mark.skip(reason="long, or of unusual packages: make torture"))
+
+
 def draw_sample(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A noisy RGB image of rectangles and discs, and its label map (0 background, 1..4 shapes, 255 a void strip)."""
     rng = np.random.default_rng(seed)

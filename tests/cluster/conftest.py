@@ -15,14 +15,6 @@ from .commands import NUM_SAMPLES, SETTINGS, Shapes, physseg, tree
 from .flaky_proxy import FlakyProxy
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes many minutes or unusual packages runs only where it is asked for by name."""
-    if "torture" not in config.getoption("markexpr"):
-        for item in items:
-            if item.get_closest_marker("torture"):
-                item.add_marker(pytest.mark.skip(reason="long, or of unusual packages: make torture"))
-
-
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     """Six shards' worth of small pictures, and the store that every run here must equal."""
