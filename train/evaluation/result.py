@@ -117,6 +117,7 @@ class Evaluation:
         """The averages under the training log's names; those that do not exist are left out."""
         values = {
             "eval/miou": self.confusion.miou(),
+            "eval/miou_union": self.confusion.miou("union"),
             "eval/pixel_accuracy": self.confusion.pixel_accuracy(),
             "eval/miou_seen": self.group_miou(True),
             "eval/miou_unseen": self.group_miou(False),

@@ -310,11 +310,14 @@ class _Training:
         settings, miou = self.config.eval, result.confusion.miou()
         if settings.keep_best and self.ranks.is_main:
             of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
+            of["protocol"] = result.source["fingerprint"]  # earlier versions averaged over other classes and have none
             best = self.run.best()
             # One of a later step, or whose checkpoint somebody deleted, is of a past that this run went back behind.
             kept = best is not None and best["step"] in checkpoint.steps(self.run.checkpoints)
             if best is None or not kept or best["step"] >= self.step or best["of"] != of or miou > best["miou"]:
-                self.run.set_best({"step": self.step, "miou": miou, "of": of})
+                if best is not None and best["of"] != of:
+                    tqdm.write(f"step {best['step']} was the best by another protocol: now it is step {self.step}")
+                self.run.set_best({"step": self.step, "miou": miou, "miou_over": "ground_truth", "of": of})
                 self._prune()
 
     # --- log ---

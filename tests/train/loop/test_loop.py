@@ -265,16 +265,42 @@ def test_the_best_checkpoint_is_kept(make_config: Make, tmp_path: Path, train_ma
         loaded.model,
         train_manifest,
         trained_on=loaded.classes,
+        max_images=config.eval.max_images,
         settings=InferenceSettings(windows=False),
         progress=False,
     )
     assert result.confusion.miou() == best["miou"]  # the checkpoint holds what was evaluated: the averages
+    assert best["miou_over"] == "ground_truth" and best["of"]["protocol"] == result.source["fingerprint"]
     shutil.rmtree(run.checkpoints / f"step_{best['step']:08d}")
     shutil.rmtree(run.checkpoints / "step_00000006", ignore_errors=True)
     train(config, progress=False)  # from its beginning: every score comes again, none is higher
     again = run.best()
     assert again is not None
     assert again["step"] in checkpoint.steps(run.checkpoints)
+
+
+def test_a_best_of_an_earlier_version_is_not_compared(
+    make_config: Make, tmp_path: Path, train_manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its mIoU is over other classes: were it compared, no later step could be the best."""
+    train_manifest.write(tmp_path / "val.parquet")
+    evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 1}
+    config = make_config(steps=3, checkpoint_every=1, eval=evaluation)
+    train(config, stop_at=1, progress=False)
+    run = RunFolder(tmp_path / "run")
+    first = run.best()
+    assert first is not None
+    of = {key: value for key, value in first["of"].items() if key != "protocol"}
+    run.set_best({"step": 1, "miou": 2.0, "of": of})
+    capsys.readouterr()
+    train(config, stop_at=2, progress=False)
+    best = run.best()
+    assert best is not None and best["step"] == 2 and best["miou"] < 1
+    assert "step 1 was the best by another protocol: now it is step 2" in capsys.readouterr().out
+    run.set_best(best | {"miou": 2.0})
+    train(config, progress=False)
+    assert run.best() == best | {"miou": 2.0}
+    assert "by another protocol" not in capsys.readouterr().out
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(
