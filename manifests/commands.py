@@ -103,7 +103,7 @@ def _benchmark_command(name: str, description: str) -> None:
             str | None,
             typer.Option(
                 help="What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
-                "(0..58, 255), colours (the older form). Default: json if it is there, else mat."
+                "(0..58, 255; of 60: 0..59), colours (the older form). Default: json if it is there, else mat."
             ),
         ] = None,
         labels: Annotated[Path | None, typer.Option(help="Folder of the label files; needs --form.")] = None,
@@ -147,7 +147,9 @@ _benchmark_command("ade20k-150", "ADE20K, 150 classes, from ADEChallengeData2016
 _benchmark_command("ade20k-847", "ADE20K, 847 classes, from the full release 2021_17_01; short side capped at 512 px.")
 _benchmark_command("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
 _benchmark_command("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
+_benchmark_command("pascal-voc-21", "Pascal VOC 2012, background (class 0, prompted as such) and 20 classes.")
 _benchmark_command("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
+_benchmark_command("pascal-context-60", "Pascal Context, background (class 0, prompted as such) and 59 classes.")
 _benchmark_command("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
 
 

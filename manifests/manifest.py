@@ -71,7 +71,8 @@ class Manifest(LabelIds):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over vocabulary, id map, protocol and all rows; not over the root: a moved data set keeps it."""
-        fold = "" if self.fold_from is None else f"fold_from={self.fold_from}:"  # of no store's concern
+        fold_from = self.vocabulary.fold_from
+        fold = "" if fold_from is None else f"fold_from={fold_from}:"  # rows and layers do without
         return hashlib.sha256(f"{fold}{self._meaning}:{self.table.digest}".encode()).hexdigest()
 
     def row_digests(self, start: int, stop: int) -> tuple[str, ...]:
@@ -96,7 +97,8 @@ class Manifest(LabelIds):
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
-        protocol = {name: getattr(self, name) for name in PROTOCOL}
+        shown = vars(self) | {"fold_from": self.vocabulary.fold_from}
+        protocol = {name: shown[name] for name in PROTOCOL}
         header = {
             "format_version": 1 if protocol == PROTOCOL else 2,
             "root": self.root,
@@ -136,16 +138,18 @@ class Manifest(LabelIds):
             expected = f"manifest format {' or '.join(map(str, FORMAT_VERSIONS))}"
             raise ManifestError.mismatch(path, expected, version, hint=REBUILD_HINT)
         rows = checked_rows(table, path)
+        protocol = {name: header.get(name, default) for name, default in PROTOCOL.items()}
         try:
             vocabulary = header["vocabulary"]
+            fold_from, classes = protocol.pop("fold_from"), tuple(vocabulary["classes"])
             return cls(
                 root=header["root"] if root is None else absolute(root),
                 dataset=header["dataset"],
-                vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
+                vocabulary=Vocabulary(name=vocabulary["name"], classes=classes, fold_from=fold_from),
                 raw_to_class=dict(header["raw_to_class"]),
                 raw_ignore=tuple(header["raw_ignore"]),
                 samples=rows,
-                **{name: header.get(name, default) for name, default in PROTOCOL.items()},
+                **protocol,
             )
         except ManifestError as error:
             raise error.prefixed(path) from error
@@ -214,19 +218,6 @@ class Manifest(LabelIds):
             return read_below(self.root, path)
         sha256 = self.table.value("image_sha256", index)
         return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
-
-    @property
-    def evaluated_classes(self) -> tuple[str, ...]:
-        """The names of the classes that are scored: the prompts', with "background" last where classes are folded."""
-        names = self.vocabulary.prompt_names
-        return names if self.fold_from is None else (*names[: self.fold_from], "background")
-
-    def fold(self, classes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Class ids, of labels or predictions, as they are scored: ids from `fold_from` on become it, ignore stays."""
-        if self.fold_from is None:
-            return classes
-        folded = np.minimum(classes, classes.dtype.type(self.fold_from))
-        return np.where(classes == self.vocabulary.ignore_index, classes, folded)
 
     def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
         path = sample.image_path

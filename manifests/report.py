@@ -21,7 +21,7 @@ def summary_lines(
     manifest = checked.manifest
     total = int(checked.class_pixels.sum()) + checked.ignored_pixels
     quarantined = manifest.quarantined
-    classes = manifest.evaluated_classes
+    classes = manifest.vocabulary.class_names
     pixels = checked.class_pixels[: len(classes)]  # no label holds a folded class
     absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
     splits = sorted(set(manifest.table.values("split")) - {""})
@@ -61,11 +61,11 @@ def archive_lines(found: Found) -> Iterator[str]:
 
 def _prompt_lines(manifest: Manifest) -> Iterator[str]:
     """What is not plain about the prompts: words that count as background, and classes that read the same."""
-    if manifest.fold_from is not None:
-        words = manifest.vocabulary.prompt_names[manifest.fold_from :]
-        total = manifest.vocabulary.num_classes
+    vocabulary = manifest.vocabulary
+    if vocabulary.fold_from is not None:
+        words, total = vocabulary.prompt_names[vocabulary.fold_from :], vocabulary.num_classes
         yield f"background   {len(words)} of {total} prompts count as one class: {preview(sorted(words))}"
-    shared = manifest.vocabulary.shared_prompts
+    shared = vocabulary.shared_prompts
     if shared:
         named = "; ".join(f"{name} {'/'.join(map(str, ids))}" for name, ids in shared.items())
         count = sum(map(len, shared.values()))
@@ -85,7 +85,7 @@ def _quarantine_lines(checked: Checked) -> Iterator[str]:
 
 
 def _class_table(checked: Checked, total: int) -> Iterator[str]:
-    names = checked.manifest.evaluated_classes
+    names = checked.manifest.vocabulary.class_names
     width = max(map(len, names))
     for index, (name, count) in enumerate(zip(names, checked.class_pixels[: len(names)], strict=True)):
         yield f"             {index:>5} {name:<{width}} {count / max(total, 1):>8.3%}"

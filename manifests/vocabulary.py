@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import ManifestError
 
@@ -27,6 +28,8 @@ class Vocabulary:
     """Name for people, such as "coco-stuff-171"; not part of the fingerprint."""
     classes: tuple[str, ...]
     """One entry per class: synonyms separated by commas, the first of which is used in prompts."""
+    fold_from: int | None = None
+    """This class id and all above it are words for one class, "background", which has this id in labels and results."""
 
     def __post_init__(self) -> None:
         where = f"vocabulary {self.name!r}"
@@ -42,6 +45,9 @@ class Vocabulary:
                 hint = "every class needs a text of its own; add synonyms to tell them apart"
                 raise ManifestError(f"{where}: classes {first_seen[entry]} and {index} are both {entry!r}", hint=hint)
             first_seen[entry] = index
+        if self.fold_from is not None and not 0 <= self.fold_from < self.num_classes:
+            expected = f"a class id below {self.num_classes}"
+            raise ManifestError.mismatch(f"{where}: fold_from", expected, self.fold_from)
 
     @property
     def num_classes(self) -> int:
@@ -50,7 +56,28 @@ class Vocabulary:
     @property
     def prompt_names(self) -> tuple[str, ...]:
         """The first synonym of each class. Two classes may share one (19 of ADE20K-847's do)."""
-        return tuple(entry.split(",")[0].strip() for entry in self.classes)
+        return _first_synonyms(self.classes)
+
+    @property
+    def labelled_classes(self) -> tuple[str, ...]:
+        """The classes as labels and results have them: `classes`, but "background" for all from `fold_from` on."""
+        return self.classes if self.fold_from is None else (*self.classes[: self.fold_from], "background")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The first synonym of each of `labelled_classes`: what pictures, tables and results call a class id.
+
+        >>> Vocabulary(name="v", classes=("cat, kitten", "dog", "bag", "bed"), fold_from=2).class_names
+        ('cat', 'dog', 'background')
+        """
+        return _first_synonyms(self.labelled_classes)
+
+    def fold(self, class_ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Class ids of prompts as labels and results have them: from `fold_from` on they become it, ignore stays."""
+        if self.fold_from is None:
+            return class_ids
+        folded = np.minimum(class_ids, class_ids.dtype.type(self.fold_from))
+        return np.where(class_ids == self.ignore_index, class_ids, folded)
 
     @property
     def shared_prompts(self) -> dict[str, tuple[int, ...]]:
@@ -76,13 +103,22 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the ordered classes; the name does not count."""
+        """sha256 (hex) of the ordered classes; neither name nor fold count, which change no stored layer."""
         return hashlib.sha256(json.dumps(self.classes, ensure_ascii=True).encode()).hexdigest()
+
+
+def _first_synonyms(entries: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(entry.split(",")[0].strip() for entry in entries)
+
+
+FOLDS = {"pascal-voc-20b": 20}
+"""Published vocabularies with words for background -> their first."""
 
 
 def published_vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a published benchmark by its name, e.g. "ade20k-847", from `vocabularies/ade20k_847.txt`."""
-    return Vocabulary(name=name, classes=read_classes(VOCABULARIES / f"{name.replace('-', '_')}.txt"))
+    classes = read_classes(VOCABULARIES / f"{name.replace('-', '_')}.txt")
+    return Vocabulary(name=name, classes=classes, fold_from=FOLDS.get(name))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share: small data sets made in code, and stores computed from them."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from physseg.manifests.manifest import Manifest, Sample, Vocabulary
+from physseg.pipeline.store.schema import digest_of_json, to_json
 from PIL import Image
 
 NUM_CLASSES = 5
@@ -75,6 +77,15 @@ def write_shapes(root: Path, count: int, sizes: tuple[tuple[int, int], ...] = ((
         raw_ignore=(255,),
         samples=samples,
     )
+
+
+def forget_fold(store: Path) -> None:
+    """Make the documents of a store those of the versions before: what is folded is known to its manifest alone."""
+    for document in (store / "zarr.json", store / "provenance/store.json"):
+        root = json.loads(document.read_bytes())
+        del root["attributes"]["physseg"]["vocabulary"]["fold_from"]
+        root["attributes"]["physseg_digest"] = digest_of_json(root["attributes"]["physseg"])
+        document.write_bytes(to_json(root))
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def paint_context(
         return paint_image(images[stem], segments.get(images[stem]["image_id"], []), names)
 
     paint_folder(stems, paint, out, workers)
-    return {stem: "" if images[stem]["image_id"] in segments else "no annotation, nothing labelled" for stem in stems}
+    return {stem: "" if images[stem]["image_id"] in segments else "no annotation" for stem in stems}
 
 
 def paint_image(

@@ -1,5 +1,7 @@
 """Pascal Context: labels of all pixels of VOC 2010's trainval images, 459 classes or the 59 most frequent of them.
 
+With 60, "background" is class 0, and the 59 follow in their order: all that is none of them is background.
+
 All forms but one number classes as the list of 459 does, from 1; so the 59 are found in it by name. The older
 colour-coded form has VOC's 20 objects first, then 39 others in the order of VOC-20b's prompts.
 """
@@ -35,7 +37,7 @@ FORMS = {
     "json": f"{MERGED_JSON}, painted into --write-labels",
     "mat": f"{MAT_FOLDER}/*.mat",
     "painted": "PNGs painted from the JSON before",
-    "ids": "PNGs of class ids, 255 ignored",
+    "ids": "PNGs of class ids: of 59 classes with 255 for none of them, of 60 with 0 for background",
     "colours": "the older form in VOC's colours",
 }
 
@@ -55,14 +57,16 @@ def legacy_to_class_59() -> Mapping[int, int]:
 
 
 def context_ids(num_classes: int, form: str) -> LabelIds:
-    """What the numbers in label files of a form mean, for 59 or 459 classes.
+    """What the numbers in label files of a form mean, for 59, 60 or 459 classes.
 
-    Of the 59, everything else is ignored, background included. Of the 459 every pixel has a class, `unknown` is one of
-    them, and 0 is an error of the file.
+    Beside the 59, everything else is ignored, background included; among the 60 it is background. Of the 459 every
+    pixel has a class, `unknown` is one of them, and 0 is an error of the file.
     """
     if num_classes == 459:
         vocabulary = published_vocabulary("pascal-context-459")
         return _ids(vocabulary, {raw + 1: raw for raw in range(NUM_CATEGORIES)}, (), "mat")
+    if num_classes == 60:
+        return _with_background(form)
     vocabulary = published_vocabulary("pascal-context-59")
     if form == "colours":
         return _ids(vocabulary, legacy_to_class_59(), (0, 255), "voc-colours")
@@ -70,6 +74,20 @@ def context_ids(num_classes: int, form: str) -> LabelIds:
         return _ids(vocabulary, {index: index for index in range(59)}, (255,), "ids")
     others = tuple(raw for raw in range(NUM_CATEGORIES + 1) if raw not in category_to_class_59())
     return _ids(vocabulary, category_to_class_59(), others, "mat" if form == "mat" else "ids")
+
+
+def _with_background(form: str) -> LabelIds:
+    """What is none of the 59 as class 0, and the 59 after it.
+
+    In the form "ids" the files have 0..59 already. There 255 is an error: files of the 59 classes are full of it.
+    """
+    vocabulary = published_vocabulary("pascal-context-60")
+    if form == "ids":
+        return _ids(vocabulary, {index: index for index in range(60)}, (), "ids")
+    of_59, void = context_ids(59, form), (255,) if form == "colours" else ()
+    background = {raw: 0 for raw in of_59.raw_ignore if raw not in void}
+    objects = {raw: index + 1 for raw, index in of_59.raw_to_class.items()}
+    return _ids(vocabulary, background | objects, void, of_59.label_form)
 
 
 def find_context(
@@ -86,7 +104,7 @@ def find_context(
     """A split of Pascal Context below `root`.
 
     Args:
-        form: What the label files are, one of `FORMS`; None: the merged JSON if it is there (for 59), else `.mat`.
+        form: What the label files are, one of `FORMS`; None: the merged JSON if it is there (not for 459), else `.mat`.
         labels: Folder of the label files, where it is not part of the published layout.
         write_labels: New folder for label pictures painted from the JSON.
         listed_in: File of sample names that replaces the archive's own list.
@@ -95,7 +113,7 @@ def find_context(
     release = known_split(split, RELEASES, f"pascal-context-{num_classes}")
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
-    allowed = FORMS if num_classes == 59 else {"mat": FORMS["mat"]}
+    allowed = FORMS if num_classes != 459 else {"mat": FORMS["mat"]}
     form = _chosen_form(form, allowed, labels, kit)
     image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}

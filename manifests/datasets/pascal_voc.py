@@ -1,5 +1,6 @@
-"""Pascal VOC 2012 segmentation, evaluated on its 20 objects (VOC-20) or on those and the background (VOC-20b)."""
+"""Pascal VOC 2012 segmentation: its 20 objects (VOC-20), or with the background (VOC-20b, VOC-21)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import ManifestError
@@ -49,17 +50,22 @@ def voc_20b_ids() -> LabelIds:
         vocabulary=published_vocabulary("pascal-voc-20b"),
         raw_to_class={BACKGROUND: NUM_OBJECTS} | {index + 1: index for index in range(NUM_OBJECTS)},
         raw_ignore=(VOID,),
-        fold_from=NUM_OBJECTS,
     )
 
 
-def find_voc(root: Path, split: str, *, background: bool, listed_in: Path | None = None) -> Archive:
-    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead.
+def voc_21_ids() -> LabelIds:
+    """Ids as in the files: background, prompted as such, is class 0, and objects are 1..20; the border is ignored."""
+    return LabelIds(
+        vocabulary=published_vocabulary("pascal-voc-21"),
+        raw_to_class={raw: raw for raw in range(BACKGROUND, NUM_OBJECTS + 1)},
+        raw_ignore=(VOID,),
+    )
 
-    With `background` it is VOC-20b, else VOC-20.
-    """
-    dataset = "pascal-voc-20b" if background else "pascal-voc-20"
-    release = known_split(split, RELEASES, dataset)
+
+def find_voc(root: Path, split: str, *, ids: Callable[[], LabelIds], listed_in: Path | None = None) -> Archive:
+    """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead."""
+    label_ids = ids()
+    release = known_split(split, RELEASES, label_ids.vocabulary.name)
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     folders = ["SegmentationClass"] * (split != "train_aug") + ["SegmentationClassAug"]
@@ -68,7 +74,7 @@ def find_voc(root: Path, split: str, *, background: bool, listed_in: Path | None
     listed_in = listed_in or existing_list([lists / f"{name}.txt" for name in LISTS.get(split, (split,))], release)
     return Archive(
         release=release,
-        ids=voc_20b_ids() if background else voc_20_ids(),
+        ids=label_ids,
         images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         listed=list_names(listed_in),

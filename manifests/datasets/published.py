@@ -18,14 +18,16 @@ from .coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, OTHER_SPLIT, coco_stuff_id
 from .coco_stuff import RELEASES as COCO_RELEASES
 from .folder import check_root
 from .pascal_context import find_context
-from .pascal_voc import find_voc
+from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids, voc_21_ids
 
 FINDERS: Mapping[str, Callable[..., Archive]] = {
     "ade20k-150": find_ade20k_150,
     "ade20k-847": find_ade20k_847,
-    "pascal-voc-20": partial(find_voc, background=False),
-    "pascal-voc-20b": partial(find_voc, background=True),
+    "pascal-voc-20": partial(find_voc, ids=voc_20_ids),
+    "pascal-voc-20b": partial(find_voc, ids=voc_20b_ids),
+    "pascal-voc-21": partial(find_voc, ids=voc_21_ids),
     "pascal-context-59": partial(find_context, num_classes=59),
+    "pascal-context-60": partial(find_context, num_classes=60),
     "pascal-context-459": partial(find_context, num_classes=459),
 }
 TEST_SPLITS = {name: "validation" if name.startswith("ade20k") else "val" for name in FINDERS}

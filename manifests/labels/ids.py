@@ -29,8 +29,6 @@ class LabelIds:
     """How label files hold raw ids, one of `labels.forms.FORMS`."""
     max_short_side_px: int | None = None
     """Cap on the short side: larger images and labels are made smaller on loading. Rows say the new size."""
-    fold_from: int | None = None
-    """In evaluation this class id and all above it are one class, "background", with this id: see `Manifest.fold`."""
 
     def __post_init__(self) -> None:  # now, not after all files were read
         """Every raw id fits 16 bits and means one thing: a class that exists, or ignore."""
@@ -50,8 +48,6 @@ class LabelIds:
             raise ManifestError.mismatch("label form", f"one of {', '.join(FORMS)}", repr(self.label_form), hint=hint)
         if self.max_short_side_px is not None and self.max_short_side_px < 1:
             raise ManifestError.mismatch("max_short_side_px", "1 or more", self.max_short_side_px)
-        if self.fold_from is not None and not 0 <= self.fold_from < self.vocabulary.num_classes:
-            raise ManifestError.mismatch("fold_from", class_id, self.fold_from)
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
         """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or such as "id 44 (120 pixels)".

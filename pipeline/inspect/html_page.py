@@ -115,7 +115,7 @@ def _tiles(summary: StoreSummary) -> list[tuple[str, str, bool]]:
 
 def _card(view: SampleView, labels: Layer) -> dict[str, Any]:
     """The contact sheet's entry of one sample."""
-    names = view.vocabulary.prompt_names
+    names = view.vocabulary.class_names
     classes = [names[class_id] for class_id, _ in view.shares]
     return {
         "id": view.sample.sample_id,
@@ -150,7 +150,7 @@ def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[s
 def _settings(views: SampleViews, present: Sequence[int]) -> dict[str, Any]:
     """What all samples share: layers from bottom to top, and the names and colours of the classes that occur."""
     vocabulary = views.vocabulary
-    colours, names = palette(vocabulary.num_classes), vocabulary.prompt_names
+    colours, names = palette(vocabulary.num_classes), vocabulary.class_names
     ramp = ", ".join(css_colour(colour) for colour in heat_colours(np.linspace(0, 1, 9)))
     shown = [
         ("labels", "labels", css_colour(palette(1)[0]), 0.6),

@@ -45,7 +45,7 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     Returns:
         Path of the picture that shows all.
     """
-    names, present = view.vocabulary.prompt_names, dict(view.shares)
+    names, present = view.vocabulary.class_names, dict(view.shares)
     height, width = view.labels.shape
     grey = dim(view.image)
     labelled = overlay(view.image, view.labels, names, ignore_index=view.vocabulary.ignore_index)

@@ -82,7 +82,7 @@ class SampleViews:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self.reader.schema.vocabulary
+        return self.reader.vocabulary
 
     @property
     def patch_px(self) -> int:
@@ -106,13 +106,13 @@ class SampleViews:
         )
 
     def find_class(self, text: str) -> int:
-        """Class id of a name: a whole entry of the vocabulary, or a synonym of exactly one, in any case.
+        """Class id of a name: a whole entry of its labelled classes, or a synonym of exactly one, in any case.
 
         Raises:
             InspectError: No class has that name, or several have.
         """
         vocabulary, wanted = self.vocabulary, " ".join(text.lower().split())
-        entries = [" ".join(entry.lower().split()) for entry in vocabulary.classes]
+        entries = [" ".join(entry.lower().split()) for entry in vocabulary.labelled_classes]
         if wanted in entries:
             return entries.index(wanted)
         synonyms = [(word.strip(), index) for index, entry in enumerate(entries) for word in entry.split(",")]
@@ -120,10 +120,10 @@ class SampleViews:
         if len(found) == 1:
             return found[0]
         if found:
-            listed = "; ".join(repr(vocabulary.classes[index]) for index in found)
+            listed = "; ".join(repr(vocabulary.labelled_classes[index]) for index in found)
             raise InspectError(f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}")
         raise InspectError(
-            f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({vocabulary.num_classes} classes)",
+            f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({len(entries)} classes)",
             hint=_did_you_mean(wanted, [word for word, _ in synonyms]),
         )
 

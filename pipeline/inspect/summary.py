@@ -126,7 +126,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         path=str(store),
         dataset=schema.dataset,
         vocabulary=schema.vocabulary.name,
-        num_classes=schema.vocabulary.num_classes,
+        num_classes=len(reader.vocabulary.class_names),
         ignore_index=schema.vocabulary.ignore_index,
         samples=schema.num_samples,
         done=done,

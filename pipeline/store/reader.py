@@ -23,6 +23,7 @@ from ...common.storage.interface import RandomAccess
 from ...common.storage.local import LocalFile, LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...manifests.manifest import Manifest
+from ...manifests.vocabulary import Vocabulary
 from .commits import CommitRecord, read_commit
 from .errors import REPAIR_HINT, StoreCorruptError, StoreError, StoreIncompleteError
 from .layout import open_schema, read_manifest
@@ -70,6 +71,11 @@ class StoreReader:
     def manifest(self) -> Manifest:
         """The table of samples the store was computed from."""
         return read_manifest(self.store, self.schema, self.root)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes, from the manifest's copy: documents of stores of before do not say what is folded."""
+        return self.manifest.vocabulary
 
     @property
     def status(self) -> npt.NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class StoreSchema:
     frame: Frame
     """Size rule of the canonical frame, on which all arrays are computed."""
     vocabulary: Vocabulary
-    """Class names of `labels` and `cell_classes`."""
+    """Classes of `labels` and `cell_classes`; see `StoreReader.vocabulary`."""
     dataset: str
     manifest_fingerprint: str
     """Fingerprint of the manifest, which leaves out the root of its paths."""
@@ -183,6 +183,8 @@ class StoreSchema:
 
     def to_attributes(self) -> dict[str, Any]:
         """What the store says of itself in its root document, and what `settings_digest` hashes."""
+        words = self.vocabulary
+        fold = {} if words.fold_from is None else {"fold_from": words.fold_from}  # other stores keep their bytes
         return {
             "schema_version": SCHEMA_VERSION,
             "dataset": self.dataset,
@@ -190,8 +192,8 @@ class StoreSchema:
             "samples_per_shard": self.samples_per_shard,
             "frame": asdict(self.frame),
             "cell_px": self.cell_px,
-            "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
-            "ignore_index": self.vocabulary.ignore_index,
+            "vocabulary": {"name": words.name, "classes": list(words.classes)} | fold,
+            "ignore_index": words.ignore_index,
             "layers": {name: dict(identity) for name, identity in self.layers.items()},
             "arrays": list(self.array_names),
             "manifest_fingerprint": self.manifest_fingerprint,
@@ -212,11 +214,12 @@ class StoreSchema:
         if digest_of_json(content) != attributes.get("physseg_digest"):
             raise StoreError(f"{where}: the store's settings do not match their checksum", hint=REPAIR_HINT)
         try:
-            vocabulary = content["vocabulary"]
+            words = content["vocabulary"]
+            names, fold_from = tuple(words["classes"]), words.get("fold_from")
             schema = cls(
                 num_samples=content["num_samples"],
                 frame=Frame(**content["frame"]),
-                vocabulary=Vocabulary(name=vocabulary["name"], classes=tuple(vocabulary["classes"])),
+                vocabulary=Vocabulary(name=words["name"], classes=names, fold_from=fold_from),
                 dataset=content["dataset"],
                 manifest_fingerprint=content["manifest_fingerprint"],
                 manifest_sha256=content["manifest_sha256"],

@@ -182,17 +182,32 @@ def test_manifests_without_a_protocol_stay_what_they_were(tmp_path):
     assert not PROTOCOL.keys() & header.keys()
 
 
+def test_a_fold_is_written_as_it_was(tmp_path):
+    """The hashes are those of the version that had the fold beside the vocabulary: its results name the first."""
+    ours = manifest(vocabulary=replace(PETS, fold_from=1))
+    assert ours.fingerprint == "ec3686b32d82fb05a2dcbaa9a540fcf410867b1782265ebbdcb4c36f14cd0b40"
+    ours.write(tmp_path / "m.parquet")
+    header = pq.read_schema(tmp_path / "m.parquet").metadata[METADATA_KEY]
+    words = b'"vocabulary": {"name": "pets", "classes": ["cat, kitten", "dog"]}'
+    ids = b'"raw_to_class": [[7, 0], [9, 1]], "raw_ignore": [0, 255]'
+    protocol = b'"label_form": "ids", "max_short_side_px": null, "fold_from": 1'
+    assert header.startswith(b'{"format_version": 2, "root": "/data", "dataset": "toys"')
+    assert b", ".join([words, ids, protocol]) in header
+    assert Manifest.read(tmp_path / "m.parquet").vocabulary.class_names == ("cat", "background")
+
+
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_a_protocol_is_written_and_counts(name, tmp_path):
-    ours = manifest(**{name: PROTOCOL[name]})
+    folds = name == "fold_from"
+    ours = manifest(**{"vocabulary": replace(PETS, fold_from=1)} if folds else {name: PROTOCOL[name]})
     ours.write(tmp_path / "m.parquet")
     assert json.loads(pq.read_schema(tmp_path / "m.parquet").metadata[METADATA_KEY])["format_version"] == 2
     read = Manifest.read(tmp_path / "m.parquet")
     assert read == ours
-    assert getattr(read, name) == PROTOCOL[name]
+    assert getattr(read.vocabulary if folds else read, name) == PROTOCOL[name]
     assert read.fingerprint == ours.fingerprint != manifest().fingerprint
     stored_content_differs = read.row_digests(0, 2) != manifest().row_digests(0, 2)
-    assert stored_content_differs == (name != "fold_from")
+    assert stored_content_differs == (not folds)
 
 
 def test_empty_cells_are_refused(tmp_path):

@@ -37,6 +37,27 @@ def test_unusable_class_lists(classes, match):
         Vocabulary(name="x", classes=classes)
 
 
+def test_convention_words_for_background_are_one_class():
+    plain = Vocabulary(name="v", classes=("sofa, couch", "tree", "bag", "bed"))
+    assert plain.labelled_classes is plain.classes
+    folded = Vocabulary(name="v", classes=plain.classes, fold_from=2)
+    assert folded.labelled_classes == ("sofa, couch", "tree", "background")
+    assert folded.class_names == ("sofa", "tree", "background")
+    assert folded.prompt_names == ("sofa", "tree", "bag", "bed")
+    assert folded.fold(np.array([0, 1, 2, 3, 255], np.uint8)).tolist() == [0, 1, 2, 2, 255]
+    assert folded.fingerprint == plain.fingerprint, "stored layers are not computed again"
+    with pytest.raises(ManifestError, match="fold_from: expected a class id below 4, got 4"):
+        Vocabulary(name="v", classes=plain.classes, fold_from=4)
+
+
+def test_published_vocabularies_with_background_are_the_others_after_it():
+    for name, longer in (("pascal-voc-20", "pascal-voc-21"), ("pascal-context-59", "pascal-context-60")):
+        vocabulary = published_vocabulary(longer)
+        assert vocabulary.classes == ("background", *published_vocabulary(name).classes)
+        assert vocabulary.fold_from is None
+    assert published_vocabulary("pascal-voc-20b").class_names[19:] == ("tvmonitor", "background")
+
+
 def test_class_file_with_synonyms_and_byte_order_mark(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("cat,kitten\r\n  dog \ntable top\n\n", encoding="utf-8-sig")

@@ -142,7 +142,7 @@ def oracle(
     typer.echo(analysis.table(found))
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
     facts |= {"regions": regions, "windows": not no_windows, "max_images": max_images}
-    _write_json(json_file, facts | {"rows": analysis.document(found, table.evaluated_classes)})
+    _write_json(json_file, facts | {"rows": analysis.document(found, table.vocabulary.class_names)})
 
 
 @app.command()

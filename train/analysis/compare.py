@@ -115,16 +115,16 @@ def compare_runs(
     if len(models) < 2:
         raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
     indices = find_samples(manifest, sample_ids) if sample_ids else usable_samples(manifest, max_images)
-    texts = {name: class_texts(model, manifest.vocabulary.classes) for name, model in models.items()}
-    ignore_index = manifest.vocabulary.ignore_index
+    vocabulary = manifest.vocabulary
+    texts = {name: class_texts(model, vocabulary.classes) for name, model in models.items()}
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []
     for number, (image, labels) in enumerate(tqdm(load_each(manifest, indices), total=len(indices), unit="img")):
         predictions = tuple(
-            manifest.fold(predict_label_map(model, image, texts[name], settings)) for name, model in models.items()
+            vocabulary.fold(predict_label_map(model, image, texts[name], settings)) for name, model in models.items()
         )
         sample_id = manifest.samples[indices[number]].sample_id
-        scored = score(labels, predictions, sample_id=sample_id, ignore_index=ignore_index)
+        scored = score(labels, predictions, sample_id=sample_id, ignore_index=vocabulary.ignore_index)
         if scored.labelled:
             scores.append(scored)
         elif not sample_ids:
@@ -154,11 +154,11 @@ def write_comparison(
 
     `runs` says where each run's model comes from, by name, for the records.
     """
-    names = list(runs)
+    names, vocabulary = list(runs), manifest.vocabulary
     files: dict[str, Scored] = {}
     for number, shown in enumerate(pictured, start=1):
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
-        drawn = picture(shown, names, manifest.evaluated_classes, ignore_index=manifest.vocabulary.ignore_index)
+        drawn = picture(shown, names, vocabulary.class_names, ignore_index=vocabulary.ignore_index)
         file = f"{number:02d}_{safe}.png"
         atomic_write(out / file, encode_png(drawn))
         files[file] = shown.scored

@@ -121,7 +121,7 @@ def run_oracles(
     """All rows of the table; `clips` name true regions as well. `max_images` None: all usable samples."""
     check_choice("kind of region", regions, get_args(Regions))
     indices = usable_samples(manifest, max_images)
-    vocabulary, num_classes = manifest.vocabulary, len(manifest.evaluated_classes)
+    vocabulary, num_classes = manifest.vocabulary, len(manifest.vocabulary.class_names)
     texts = class_texts(model, vocabulary.classes)
     clips = clips or {}
     clip_texts = {name: encoder.texts(vocabulary.classes) for name, encoder in clips.items()}
@@ -137,15 +137,15 @@ def run_oracles(
         if not len(true_ids):  # without any labelled pixel nothing counts
             continue
         predicted, named = _predict(model, image, texts, settings, true_regions, len(true_ids))
-        predicted = manifest.fold(predicted)
+        predicted = vocabulary.fold(predicted)
         rows[PLAIN].confusion.update(predicted.astype(np.int64), labels)
-        rows[NAMED].count(manifest.fold(named), true_regions, true_ids, labels)
+        rows[NAMED].count(vocabulary.fold(named), true_regions, true_ids, labels)
         for name, encoder in clips.items():
             features = encoder.patches(image)
             shares = torch.from_numpy(patch_shares(true_regions, len(true_ids), features.shape[0])).to(features)
             mean = shares.flatten(1) @ features.flatten(0, 1)
             chosen = (mean @ clip_texts[name].T).argmax(dim=1).cpu().numpy()  # its length does not change the order
-            rows[f"true regions, named by {name}"].count(manifest.fold(chosen), true_regions, true_ids, labels)
+            rows[f"true regions, named by {name}"].count(vocabulary.fold(chosen), true_regions, true_ids, labels)
         drawn, _ = split_regions(predicted, regions)
         best = best_overlap(drawn, labels, num_classes, vocabulary.ignore_index)
         rows[DRAWN].count(best, drawn, None, labels)

@@ -21,6 +21,7 @@ from ...common.loader import load_batches
 from ...common.processes import keep_freed_memory
 from ...common.settings import PathText
 from ...common.storage.content_cache import ContentCache
+from ...common.text import preview
 from ...pipeline.store.errors import StoreIncompleteError
 from ...pipeline.store.frame import CELL_PX
 from ...pipeline.store.reader import StoreReader
@@ -101,6 +102,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         self.cache = ContentCache(config.cache) if config.cache else None
         self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache)
         self._check_status()
+        self._check_classes()
         self.usable = self.reader.usable
         self.order = SampleOrder(seed, len(self.usable))
 
@@ -199,6 +201,19 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         if not (status == DONE).any():
             hint, count = f"`physseg inspect {store}` tells why.", int((status == QUARANTINED).sum())
             raise TrainDataError(f"{store}: no usable sample: all {count} are quarantined", hint=hint)
+
+    def _check_classes(self) -> None:
+        """Refuse labels whose background has no text of its own: the losses would teach it the first word for it."""
+        vocabulary = self.reader.vocabulary
+        if vocabulary.fold_from is not None:
+            words = vocabulary.prompt_names[vocabulary.fold_from :]
+            expected = "one text for each class to train on"
+            got = f"{vocabulary.name}, whose background has {len(words)} ({preview(words, 2)})"
+            hint = (
+                f"Evaluate on {vocabulary.name} and train on a store of another vocabulary, such as `pascal-voc-20` "
+                "(background ignored) or `pascal-voc-21` (background prompted as such)."
+            )
+            raise TrainDataError.mismatch(self.config.store, expected, got, hint=hint)
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:

@@ -54,7 +54,7 @@ def evaluate_model(
     chosen = usable_samples(manifest, max_images)
     chosen = part.of(chosen) if part else chosen
     text_features = class_texts(model, vocabulary.classes)
-    classes = manifest.evaluated_classes
+    classes = vocabulary.class_names
     confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
     counts: dict[str, tuple[Counts, Counts, Counts]] = {}
     unlabelled = []
@@ -65,8 +65,8 @@ def evaluate_model(
             unlabelled.append(sample_id)
             continue
         prediction = predict_label_map(model, image, text_features, settings)
-        counts[sample_id] = confusion.update(manifest.fold(prediction), labels)
-    seen, fold = seen_classes(vocabulary.classes, trained_on), manifest.fold_from
+        counts[sample_id] = confusion.update(vocabulary.fold(prediction), labels)
+    seen, fold = seen_classes(vocabulary.classes, trained_on), vocabulary.fold_from
     if fold is not None:  # what is folded into the background counts as seen if any of it is
         seen = (*seen[:fold], any(seen[fold:]))
     return Evaluation(
@@ -110,5 +110,5 @@ def load_each(manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[npt.
             upcoming = None if index is None else pool.submit(manifest.load, index)
             if current is not None:
                 image, labels = current.result()
-                yield image, manifest.fold(labels)
+                yield image, manifest.vocabulary.fold(labels)
             current = upcoming

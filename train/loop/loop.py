@@ -105,7 +105,7 @@ class _Training:
             config = self.config
             structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
-            self.vocabulary = self.samples.reader.schema.vocabulary
+            self.vocabulary = self.samples.reader.vocabulary
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
             self._begin_or_check_run()
         torch.manual_seed(config.seed)

@@ -38,7 +38,9 @@ def test_the_published_counts():
         "ade20k-847": "validation",
         "pascal-voc-20": "val",
         "pascal-voc-20b": "val",
+        "pascal-voc-21": "val",
         "pascal-context-59": "val",
+        "pascal-context-60": "val",
         "pascal-context-459": "val",
     }
 

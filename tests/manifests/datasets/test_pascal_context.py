@@ -17,6 +17,7 @@ KIT = "VOCdevkit/VOC2010"
 # Ids of the list of 459: aeroplane 2, bag 9, table 397 ("diningtable" among the 59), wood 458, unknown 431, accordion 1
 RAW = np.array([[2, 9, 397], [458, 431, 1]], np.uint16)
 CLASSES_59 = [[0, 1, 49], [58, 255, 255]]
+CLASSES_60 = [[1, 2, 50], [59, 0, 0]]
 
 
 def write_mat(path, values):
@@ -116,6 +117,17 @@ def test_convention_every_pixel_counts_among_459():
     assert ids.vocabulary.ignore_index == 65535
 
 
+@pytest.mark.parametrize("form", ["mat", "painted", "json", "colours"])
+def test_convention_what_is_none_of_the_59_is_background_of_60(form):
+    of_59, of_60 = context_ids(59, form), context_ids(60, form)
+    assert of_60.vocabulary.classes[:2] == ("background", "aeroplane")
+    assert {raw: index - 1 for raw, index in of_60.raw_to_class.items() if index} == of_59.raw_to_class
+    assert of_60.raw_to_class[0] == 0
+    assert of_60.raw_ignore == ((255,) if form == "colours" else ())
+    assert of_60.label_form == of_59.label_form
+    assert of_60.raw_to_class.keys() | {*of_60.raw_ignore} == of_59.raw_to_class.keys() | {*of_59.raw_ignore}
+
+
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +143,7 @@ def test_mat_files_give_459_and_59_classes(toys, listed):
     assert labels.tolist() == [[1, 8, 396], [457, 430, 0]]
     assert image.shape == (2, 3, 3)
     assert build(toys, 59).load(0)[1].tolist() == CLASSES_59
+    assert build(toys, 60).load(0)[1].tolist() == CLASSES_60
 
 
 def test_zero_is_an_error_among_459(toys):
@@ -149,6 +162,7 @@ def test_the_merged_json_is_painted_with_16_bits(toys, tmp_path):
     toys.lines("names.txt", "b")
     again = build(toys, form="painted", labels=tmp_path / "painted", listed=tmp_path / "names.txt")
     assert again.load(0)[1].tolist() == CLASSES_59
+    assert build(toys, 60, write_labels=tmp_path / "painted60").load(1)[1].tolist() == CLASSES_60
     with pytest.raises(ManifestError, match="expected a new or empty folder"):
         build(toys, write_labels=tmp_path / "painted")
 
@@ -168,7 +182,7 @@ def test_later_segments_cover_earlier_ones_in_the_files_order():
 def test_an_image_without_annotations_is_kept_and_noted(toys, tmp_path):
     merged_json(toys, names=("a", "b"), annotations=segments(RAW, 7, [2]))
     samples = build(toys, write_labels=tmp_path / "painted").samples
-    assert samples[1].note == "no annotation, nothing labelled; no labelled pixel"
+    assert samples[1].note == "no annotation; no labelled pixel"
 
 
 def test_the_older_colours(toys, tmp_path):
@@ -180,6 +194,8 @@ def test_the_older_colours(toys, tmp_path):
     toys.lines("names.txt", "a")
     manifest = build(toys, form="colours", labels=tmp_path / "colours", listed=tmp_path / "names.txt")
     assert manifest.load(0)[1].tolist() == [[255, 0, 49], [58, 2, 54]]
+    manifest = build(toys, 60, form="colours", labels=tmp_path / "colours", listed=tmp_path / "names.txt")
+    assert manifest.load(0)[1].tolist() == [[0, 1, 50], [59, 3, 55]]
 
 
 def test_pictures_of_class_ids(toys, tmp_path):
@@ -188,6 +204,16 @@ def test_pictures_of_class_ids(toys, tmp_path):
     toys.lines("names.txt", "a")
     manifest = build(toys, form="ids", labels=tmp_path / "ids", listed=tmp_path / "names.txt")
     assert manifest.load(0)[1].tolist() == [[0, 58, 255]] * 2
+
+
+def test_pictures_of_60_class_ids_are_told_from_those_of_59(toys, tmp_path):
+    photographs(toys, "a", "b")
+    toys.label("ids/a.png", np.array([[0, 1, 59]] * 2, np.uint8))
+    toys.label("ids/b.png", np.array([[0, 58, 255]] * 2, np.uint8))
+    toys.lines("names.txt", "a", "b")
+    manifest = build(toys, 60, form="ids", labels=tmp_path / "ids", listed=tmp_path / "names.txt")
+    assert manifest.load(0)[1].tolist() == [[0, 1, 59]] * 2
+    assert "id 255 (2 pixels)" in manifest.samples[1].problem
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

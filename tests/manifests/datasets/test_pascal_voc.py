@@ -1,9 +1,11 @@
-"""Pascal VOC 20 and 20b: ids, the published layout, lists, and what folding does."""
+"""Pascal VOC 20, 20b and 21: ids, the published layout, lists, and what folding does."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from physseg.manifests.datasets import published
-from physseg.manifests.datasets.pascal_voc import voc_20_ids, voc_20b_ids
+from physseg.manifests.datasets.pascal_voc import voc_20_ids, voc_20b_ids, voc_21_ids
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest
 
@@ -33,13 +35,21 @@ def test_convention_background_is_ignored_in_20_and_class_20_in_20b():
     assert voc_20_ids().raw_ignore == (0, 255)
     assert voc_20_ids().vocabulary.num_classes == 20
     assert voc_20b_ids().raw_ignore == (255,)
-    assert voc_20b_ids().raw_to_class[0] == 20 == voc_20b_ids().fold_from
+    assert voc_20b_ids().raw_to_class[0] == 20 == voc_20b_ids().vocabulary.fold_from
     assert voc_20b_ids().vocabulary.num_classes == 59
     assert voc_20b_ids().vocabulary.classes[19:22] == ("tvmonitor", "bag", "bed")
 
 
+def test_convention_background_is_class_0_of_21():
+    ids = voc_21_ids()
+    assert ids.raw_to_class == {raw: raw for raw in range(21)}
+    assert ids.raw_ignore == (255,)
+    names = ids.vocabulary.class_names
+    assert (names[0], names[1], names[8], names[20], len(names)) == ("background", "aeroplane", "cat", "tvmonitor", 21)
+
+
 @pytest.mark.parametrize("root", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
-def test_labels_of_both_from_any_level_of_the_archive(toys, root):
+def test_labels_of_each_from_any_level_of_the_archive(toys, root):
     devkit(toys)
     folder = toys.folder / root
     plain = published.benchmark("pascal-voc-20", root=folder).checked.manifest
@@ -47,36 +57,33 @@ def test_labels_of_both_from_any_level_of_the_archive(toys, root):
     assert plain.load(0)[1].tolist() == [[255, 0, 19], [255, 7, 14]]
     with_background = published.benchmark("pascal-voc-20b", root=folder).checked.manifest
     assert with_background.load(0)[1].tolist() == [[20, 0, 19], [255, 7, 14]]
+    as_in_the_files = published.benchmark("pascal-voc-21", root=folder).checked.manifest
+    assert as_in_the_files.load(0)[1].tolist() == RAW.tolist()
 
 
 def test_convention_folding_scores_21_classes_of_59_prompts(toys, tmp_path):
     devkit(toys)
     manifest(toys, "pascal-voc-20b").write(tmp_path / "m.parquet")
     read = Manifest.read(tmp_path / "m.parquet")
-    assert read.fold_from == 20
-    assert read.evaluated_classes[-2:] == ("tvmonitor", "background")
-    assert len(read.evaluated_classes) == 21
+    assert read.vocabulary.fold_from == 20
+    assert read.vocabulary.class_names[-2:] == ("tvmonitor", "background")
+    assert len(read.vocabulary.class_names) == 21
     predicted = np.array([0, 19, 20, 21, 58], np.int64)
-    assert read.fold(predicted).tolist() == [0, 19, 20, 20, 20]
+    assert read.vocabulary.fold(predicted).tolist() == [0, 19, 20, 20, 20]
     labels = np.array([0, 20, 255], np.uint8)
-    assert read.fold(labels).tolist() == [0, 20, 255]
-    assert read.fold(labels).dtype == np.uint8
+    assert read.vocabulary.fold(labels).tolist() == [0, 20, 255]
+    assert read.vocabulary.fold(labels).dtype == np.uint8
     plain = manifest(toys, "pascal-voc-20")
-    assert plain.fold(predicted) is predicted
-    assert len(plain.evaluated_classes) == 20
+    assert plain.vocabulary.fold(predicted) is predicted
+    assert len(plain.vocabulary.class_names) == 20
 
 
 def test_folding_changes_the_manifest_but_no_store(toys):
     devkit(toys)
     folded = manifest(toys, "pascal-voc-20b")
-    plain = Manifest(**(vars_of(folded) | {"fold_from": None}))
+    plain = replace(folded, vocabulary=replace(folded.vocabulary, fold_from=None))
     assert plain.fingerprint != folded.fingerprint
     assert plain.row_digests(0, 2) == folded.row_digests(0, 2)
-
-
-def vars_of(manifest):
-    names = ("root", "dataset", "vocabulary", "raw_to_class", "raw_ignore", "samples", "label_form", "fold_from")
-    return {name: getattr(manifest, name) for name in names}
 
 
 def test_augmented_training_labels_have_their_own_list(toys):

@@ -83,12 +83,17 @@ def test_pascal_context_in_three_forms(tmp_path):
     names.write_text("\n".join(stems))
     expected = [read(folder / f"labels_pc59/{stem}.png") for stem in stems]
     for form, labels in (("ids", "labels_pc59"), ("colours", "rgb_as_found"), ("mat", "synthesised_459_mat")):
-        manifest = published.benchmark(
-            "pascal-context-59", root=folder, form=form, labels=folder / labels, listed=names
-        ).checked.manifest
+        options = {"root": folder, "form": form, "labels": folder / labels, "listed": names}
+        manifest = published.benchmark("pascal-context-59", **options).checked.manifest
         assert not manifest.quarantined
         for index in range(2):
             assert (manifest.load(index)[1] == expected[index]).all(), form
+        with_background = published.benchmark("pascal-context-60", **options).checked.manifest
+        refused = [labels for labels in expected if form == "ids" and (labels == 255).any()]
+        assert len(with_background.quarantined) == len(refused), "files of the 59 are no files of the 60"
+        for index in range(0 if form == "ids" else 2):
+            of_60 = np.where(expected[index] == 255, 0, expected[index] + 1)
+            assert (with_background.load(index)[1] == of_60).all(), form
 
 
 def test_pascal_context_459(tmp_path):
@@ -113,3 +118,12 @@ def test_voc(name, background):
         raw = read(Path("voc") / manifest.samples[index].label_path).astype(int)
         expected = np.where(raw == 255, 255, np.where(raw == 0, background, raw - 1))
         assert (manifest.load(index)[1] == expected).all()
+
+
+def test_voc_with_background_as_class_0():
+    checked = published.benchmark("pascal-voc-21", root=DATA / "voc", split="train").checked
+    files = [DATA / "voc" / sample.label_path for sample in checked.manifest.samples]
+    counts = sum(np.bincount(read(path).ravel(), minlength=256) for path in files)
+    assert checked.class_pixels.tolist() == counts[:21].tolist()
+    assert checked.ignored_pixels == counts[255]
+    assert counts[0] > counts[1:21].sum(), "background is most of the pixels"

@@ -16,17 +16,21 @@ from physseg.pipeline.inspect.drawing.label_maps import blend_labels
 from physseg.pipeline.inspect.drawing.layers import weight_layer
 from physseg.pipeline.inspect.drawing.palette import STRUCTURE_COLOURS
 from physseg.pipeline.inspect.errors import InspectError
+from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.pictures import write_sample
 from physseg.pipeline.inspect.sample_view import SampleViews
 from physseg.pipeline.inspect.summary import evenly, summarise
 from physseg.pipeline.inspect.table import summary_lines
 from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.commits import commit_path
 from physseg.pipeline.store.errors import StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.schema import ARRAYS, SPECS
 from physseg.structure_extractors.patch_counts import CELL_PX
 from PIL import Image
+
+from ...conftest import forget_fold
 
 FRAME = Frame(short_edge=48, max_long_edge=72, canvas=72)  # 9 cells: the last patch has only one of two
 CLASSES = ("ground, floor", "box", "disc, box", "square", "ball, disc")
@@ -65,6 +69,18 @@ def unfinished(make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
     for array in ("labels/c/1/0/0", "canny/c/1/0/0"):
         (path / array).unlink()
     return path
+
+
+@pytest.fixture(params=["as written", "of before"])
+def folded(request: pytest.FixtureRequest, make_manifest: Callable[..., Manifest], tmp_path: Path) -> Path:
+    """Two samples whose ids 3 and 4 are background, which stores of before say in the manifest's copy alone."""
+    manifest = make_manifest(2, sizes=((48, 64),))
+    words = Vocabulary(name="shapes", classes=("ground", "disc, ring", "square", "bag, sack", "bed"), fold_from=3)
+    manifest = dataclasses.replace(manifest, vocabulary=words, raw_to_class={0: 0, 1: 1, 2: 2, 3: 3, 4: 3})
+    store = compute(manifest, tmp_path / "f.zarr")
+    if request.param == "of before":
+        forget_fold(store)
+    return store
 
 
 # --- figures ---
@@ -364,3 +380,37 @@ def test_the_command_s_errors_are_one_line_and_a_hint(physseg: Run, store: Path,
     assert (code, err.startswith("error: "), "did you mean '000'" in err) == (1, True, True)
     code, _, err = physseg(tmp_path / "none.zarr")
     assert (code, "no store here" in err) == (1, True)
+
+
+# --- a folded background ---
+
+
+def test_convention_background_is_shown_and_found_by_its_name(folded: Path, tmp_path: Path) -> None:
+    views = SampleViews(folded)
+    assert views.find_class("Background") == 3
+    assert views.find_class("ring") == 1
+    for word in ("bag", "sack", "bed"):
+        with pytest.raises(InspectError, match=rf"no class '{word}' in shapes \(4 classes\)"):
+            views.find_class(word)
+    assert 3 in dict(views.view(0).shares)
+    write_sample(views.view(0), tmp_path / "out", [3])
+    assert (tmp_path / "out/000/weights_background.png").is_file()
+    summary = summarise(folded)
+    assert summary.num_classes == 4
+    assert "shapes, 4 classes" in "\n".join(summary_lines(summary))
+
+
+def test_the_page_of_a_folded_vocabulary(folded: Path, tmp_path: Path) -> None:
+    page = write_page(folded, tmp_path / "page.html").path.read_text(encoding="utf-8")
+    assert '"name": "background"' in page or '"name":"background"' in page
+    assert re.search(r'data-search="[^"]*\bbackground\b', page)
+    assert not re.search(r"\b(bag|sack|bed)\b", page)
+
+
+def test_a_store_of_before_learns_of_the_fold_without_computing(folded: Path) -> None:
+    reader = SampleViews(folded).reader
+    report = preprocess(reader.manifest, folded, scheduler="sync", progress=False)
+    assert report.shards_computed == 0
+    document = json.loads((folded / "zarr.json").read_bytes())["attributes"]["physseg"]["vocabulary"]
+    assert verify(folded).faults == ()
+    assert document.get("fold_from") in (None, 3)

@@ -12,6 +12,7 @@ import torch
 from physseg.cli import app
 from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
+from physseg.manifests.vocabulary import Vocabulary
 from physseg.train.analysis import oracle
 from physseg.train.analysis.oracle import DRAWN, NAMED, PLAIN, best_overlap, patch_shares, run_oracles, split_regions
 from physseg.train.config import TrainConfig
@@ -91,11 +92,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
         (np.zeros((3, 3, 3), np.uint8), np.full((3, 3), 255, np.uint8)),
     ]
     monkeypatch.setattr(oracle, "load_each", lambda manifest, indices: iter(samples))
-    return SimpleNamespace(
-        vocabulary=SimpleNamespace(ignore_index=255, classes=("a", "b", "c")),
-        evaluated_classes=("a", "b", "c"),
-        fold=lambda ids: ids,
-    )
+    return SimpleNamespace(vocabulary=Vocabulary(name="v", classes=("a", "b", "c")))
 
 
 def test_oracles_by_hand(by_hand: Any) -> None:
@@ -121,8 +118,7 @@ def test_connected_regions_are_named_one_by_one(by_hand: Any) -> None:
 
 
 def test_folded_classes_are_one(by_hand: Any) -> None:
-    by_hand.evaluated_classes = ("a", "rest")
-    by_hand.fold = lambda ids: np.where(np.asarray(ids) == 255, 255, np.minimum(ids, 1)).astype(np.int64)
+    by_hand.vocabulary = Vocabulary(name="v", classes=("a", "b", "c"), fold_from=1)
     rows = {row.name: row for row in run_oracles(None, by_hand)}  # type: ignore[arg-type]
     assert rows[NAMED].confusion.matrix.tolist() == [[4, 0], [0, 3]]
     assert rows[PLAIN].confusion.matrix.tolist() == [[2, 2], [0, 3]]

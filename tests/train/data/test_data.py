@@ -22,6 +22,7 @@ from physseg.train.data.order import PositionBatches
 from physseg.train.errors import TrainDataError
 from physseg.train.losses.alignment import patch_weights
 
+from ...conftest import forget_fold
 from ...forked import Forked
 
 STRUCTURES = ("canny", "sift")
@@ -60,6 +61,20 @@ def test_batch_has_the_promised_shapes(store: Path) -> None:
     assert moved["labels"].dtype == moved["cell_classes"].dtype == torch.int64
     assert batch["images"].dtype == batch["structures"].dtype == torch.uint8
     assert batch["jitter"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("document", ["says so", "of before"])
+def test_labels_with_a_folded_background_are_no_training_set(
+    document: str, train_manifest: Manifest, tmp_path: Path
+) -> None:
+    folded = replace(train_manifest, vocabulary=replace(train_manifest.vocabulary, fold_from=3))
+    path, frame = tmp_path / "folded.zarr", Frame(short_edge=96, max_long_edge=192, canvas=192)
+    preprocess(folded, path, structures=["canny", "sift"], frame=frame, scheduler="sync", progress=False)
+    if document == "of before":
+        forget_fold(path)
+    with pytest.raises(TrainDataError, match=r"shapes, whose background has 2 \(square, ball\)") as caught:
+        open_store(path)
+    assert "`pascal-voc-21`" in str(caught.value.hint)
 
 
 def test_samples_are_windows_of_the_whole_arrays(store: Path) -> None:

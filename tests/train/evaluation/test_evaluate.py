@@ -278,7 +278,7 @@ def test_parts_that_are_no_whole_are_refused(
 
 def test_folded_classes_are_scored_as_one(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes 2 and 3 are background: of labels and of predictions; 255 stays ignored."""
-    folded = hand_evaluation(replace(manifest, fold_from=2), monkeypatch, None)
+    folded = hand_evaluation(replace(manifest, vocabulary=replace(manifest.vocabulary, fold_from=2)), monkeypatch, None)
     assert folded.classes == ("sofa", "Tree", "background")
     assert folded.confusion.matrix.tolist() == [[2, 1, 0], [0, 2, 4], [1, 0, 1]]
     assert folded.source["fingerprint"] != hand_evaluation(manifest, monkeypatch, None).source["fingerprint"]
@@ -331,7 +331,7 @@ def test_another_protocol_does_not_replace_a_result(
 ) -> None:
     first = hand_evaluation(manifest, monkeypatch, None)
     path = first.write(tmp_path, "val")
-    folded = hand_evaluation(replace(manifest, fold_from=2), monkeypatch, None)
+    folded = hand_evaluation(replace(manifest, vocabulary=replace(manifest.vocabulary, fold_from=2)), monkeypatch, None)
     other = folded.write(tmp_path, "val")
     assert other.name.startswith(f"val-{folded.source['fingerprint']}")
     assert json.loads(path.read_text()) == json.loads(json.dumps(first.document()))
