@@ -14,7 +14,7 @@ def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     plan, schema, frame = job.todo, job.schema, job.schema.frame
     origin = "existing store" if job.found else "new store"
     yield f"{name or job.store}: {origin}, {schema.num_samples} samples in {schema.num_shards} shards"
-    yield f"  vocabulary  {schema.vocabulary.name}, {schema.vocabulary.num_classes} classes"
+    yield f"  vocabulary  {schema.vocabulary.name}, {len(schema.vocabulary.class_names)} classes"
     yield f"  frame       short edge {frame.short_edge} px, long edge <= {frame.max_long_edge}, canvas {frame.canvas}"
     yield f"  layers      {', '.join(schema.layers)}"
     for warning in job.warnings:

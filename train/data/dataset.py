@@ -101,8 +101,8 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         self._check_arrays(StoreReader(config.store, ()).schema)
         self.cache = ContentCache(config.cache) if config.cache else None
         self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache)
-        self._check_status()
         self._check_classes()
+        self._check_status()
         self.usable = self.reader.usable
         self.order = SampleOrder(seed, len(self.usable))
 

@@ -32,7 +32,7 @@ def identity(
     protocol = {
         "miou_over": "ground_truth",
         "classes": vocabulary.fingerprint,
-        "fold_from": manifest.fold_from,
+        "fold_from": vocabulary.fold_from,
         "templates": list(model.config.templates),
         "synonyms": model.config.synonyms,
         "preselected_classes": model.config.pad_len,
