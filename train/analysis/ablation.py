@@ -8,11 +8,13 @@ runs may as well be jobs of a cluster: what is there already is not computed aga
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import ConfigError
+from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ..config import TrainConfig, load_config
 from ..errors import AnalysisError
@@ -73,8 +75,10 @@ class Score:
     data: str
     """Name of the data set."""
     miou: float
-    """mIoU of the run on the data set, in [0, 1]."""
+    """mIoU of the run on the data set over the classes of the ground truth, in [0, 1]."""
     images: ImageCounts
+    source: Mapping[str, Any]
+    """What was evaluated how, as `Evaluation.source` has it."""
 
 
 def read_table(name: str) -> Table:
@@ -131,7 +135,7 @@ def run_all(
             raise AnalysisError(f"{run.folder.path}: stopped at step {result.step}", hint=hint)
         for name, manifest in manifests.items():
             score = _score(run, name, manifest, windows=windows)
-            say(f"  {name}: mIoU {100 * score.miou:.2f}")
+            say(f"  {name}: mIoU {percent(score.miou)}")
             yield score
 
 
@@ -150,7 +154,7 @@ def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
         ).write(folder, stem)
     found = read_evaluation(file)
     assert found.images is not None  # a file always has them
-    return Score(run.row.name, run.seed, name, found.confusion.miou(), found.images)
+    return Score(run.row.name, run.seed, name, found.confusion.miou(), found.images, found.source)
 
 
 def command(run: Run, config: Path | str, settings: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ images would give another score of the same models: the bootstrap over images, t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.atomic import atomic_json, atomic_write
+from ...common.text import percent
+from ..errors import AnalysisError
 from ..evaluation.image_counts import bootstrap_weights, normal_interval
+from ..evaluation.protocol import environment_note, merged_environment, protocol_differences
 from .ablation import Score
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the last, the last (wider than the truth).
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+_PROTOCOL_OF_ROWS = ("protocol.templates", "protocol.synonyms", "protocol.preselected_classes")
+"""What of the protocol the settings of a row may change."""
 
 SAMPLES = 2000
 """Number of bootstrap samples of the images."""
@@ -47,12 +53,21 @@ class Cell:
 
 
 def cells(scores: Sequence[Score]) -> list[Cell]:
-    """All cells, data set by data set, rows in the order of their first score."""
+    """All cells, data set by data set, rows in the order of their first score.
+
+    Raises:
+        AnalysisError: Two scores that would be averaged or compared come from different protocols.
+    """
     rows = list(dict.fromkeys(score.row for score in scores))
     found = []
     for data in dict.fromkeys(score.data for score in scores):
         by_run = {(score.row, score.seed): score for score in scores if score.data == data}
         seeds = sorted({seed for _, seed in by_run})
+        for row in rows:
+            first = by_run[row, seeds[0]]
+            _require_same_protocol(by_run[rows[0], seeds[0]], first, of_rows=_PROTOCOL_OF_ROWS)
+            for seed in seeds:
+                _require_same_protocol(first, by_run[row, seed])
         weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), SAMPLES, seed=0)
         baseline = _samples([by_run[rows[0], seed] for seed in seeds], weights)
         for row in rows:
@@ -85,27 +100,41 @@ def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
 
 
 def markdown(title: str, found: Sequence[Cell]) -> str:
-    """The table in percent, and a line that says what it holds."""
+    """The table, and a line that says what it holds."""
     rows, data = (list(dict.fromkeys(getattr(cell, part) for cell in found)) for part in ("row", "data"))
     by_place = {(cell.row, cell.data): cell for cell in found}
-    header = ["", *(f"{name}{part}" for name in data for part in ("", ", difference", ", over seeds", ", over images"))]
+    parts = ("", ", difference in points", ", points over seeds", ", points over images")
+    header = ["", *(f"{name}{part}" for name in data for part in parts)]
     lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
     lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
     seeds = len(found[0].miou)
     legend = (
-        f"mIoU in percent, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; difference to {rows[0]} "
-        "with 95 % intervals: over seeds by Student's t, over images by bootstrap."
+        f"mIoU over the classes of the ground truth, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; "
+        f"difference to {rows[0]} in percentage points with 95 % intervals: over seeds by Student's t, over images by "
+        "bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"
 
 
-def write_table(out: Path, title: str, found: Sequence[Cell]) -> str:
+def write_table(out: Path, title: str, scores: Sequence[Score]) -> str:
     """Write `ablation.md` and `ablation.json` into a folder; returns the text of the former."""
-    text = markdown(title, found)
+    found, environment = cells(scores), merged_environment(score.source for score in scores)
+    note = environment_note(environment)
+    text = markdown(title, found) + (f"\n{note}\n" if note else "")
     atomic_write(out / "ablation.md", text.encode())
-    atomic_json(out / "ablation.json", {"title": title, "cells": [asdict(cell) for cell in found]})
+    facts = {"title": title, "unit": "fraction", "miou_over": "ground_truth", **environment}
+    atomic_json(out / "ablation.json", {**facts, "cells": [asdict(cell) for cell in found]})
     return text
+
+
+def _require_same_protocol(ours: Score, theirs: Score, *, of_rows: Collection[str] = ()) -> None:
+    different = [key for key in protocol_differences(ours.source, theirs.source) if key not in of_rows]
+    if different:
+        first, second = (f"{score.row}, seed {score.seed}" for score in (ours, theirs))
+        fault = f"{first} and {second} were evaluated on {ours.data} by protocols that differ in {', '.join(different)}"
+        folders = " or ".join(dict.fromkeys(f"{score.source['run']}/evaluations" for score in (ours, theirs)))
+        raise AnalysisError(fault, hint=f"Move away {folders} and re-run the command: it evaluates again.")
 
 
 def _samples(scores: Sequence[Score], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -114,7 +143,7 @@ def _samples(scores: Sequence[Score], weights: npt.NDArray[np.float64]) -> npt.N
 
 
 def _texts(cell: Cell) -> tuple[str, str, str, str]:
-    mean = f"{100 * cell.mean:.2f}" + ("" if cell.deviation is None else f" ± {100 * cell.deviation:.2f}")
+    mean = percent(cell.mean) + ("" if cell.deviation is None else f" ± {percent(cell.deviation)}")
     if cell.difference is None:
         return mean, "", "", ""
     intervals = _interval(cell.difference_over_seeds), _interval(cell.difference_over_images)

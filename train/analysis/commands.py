@@ -51,7 +51,7 @@ def ablation(
         raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
     tables = {path.stem: Manifest.read(path) for path in manifests}
     scores = list(runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo))
-    text = ablation_table.write_table(out, chosen.title, ablation_table.cells(scores))
+    text = ablation_table.write_table(out, chosen.title, scores)
     typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
 
 
@@ -141,7 +141,7 @@ def oracle(
     typer.echo(f"{run} at step {loaded.step} on {manifest}; regions: {regions}")
     typer.echo(analysis.table(found))
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
-    facts |= {"regions": regions, "windows": not no_windows, "max_images": max_images}
+    facts |= {"unit": "fraction", "regions": regions, "windows": not no_windows, "max_images": max_images}
     _write_json(json_file, facts | {"rows": analysis.document(found, table.vocabulary.class_names)})
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
 from ...common.images import encode_png
+from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
@@ -142,7 +143,7 @@ def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ign
     image = np.asarray(cv2.resize(shown.image, labels.shape[::-1], interpolation=cv2.INTER_AREA), np.uint8)
     maps = [(labels, "ground truth")]
     for name, predicted, hits in zip(runs, predictions, shown.scored.correct, strict=True):
-        right = f": {100 * hits / shown.scored.labelled:.1f} % right" if shown.scored.labelled else ""
+        right = f": {percent(hits / shown.scored.labelled, digits=1)} right" if shown.scored.labelled else ""
         maps.append((predicted, name + right))
     return row_of_maps(image, maps, classes, ignore_index=ignore_index, title=_title(shown.scored))
 
@@ -164,6 +165,7 @@ def write_comparison(
         files[file] = shown.scored
     images = [asdict(item) | {"correct": dict(zip(names, item.correct, strict=True))} for item in scores]
     document = {
+        "unit": "fraction",
         "dataset": manifest.dataset,
         "manifest": manifest.fingerprint,
         "runs": dict(runs),

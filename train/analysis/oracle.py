@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ...common.text import align
+from ...common.text import align, percent
 from ...manifests.manifest import Manifest
 from ..evaluation.evaluate import load_each, usable_samples
 from ..evaluation.metrics import ConfusionMatrix
@@ -153,12 +153,15 @@ def run_oracles(
 
 
 def table(rows: Sequence[OracleRow]) -> str:
-    """For the terminal, in percent."""
-    cells = [("", "mIoU", "pixels", "regions named right")]
+    """For the terminal: mIoU over the classes of the ground truth, and over the union where any row's differs."""
+    cells: list[tuple[str, ...]] = [("", "mIoU", "mIoU, union", "pixels", "regions named right")]
     for row in rows:
-        scores = f"{100 * row.confusion.miou():.2f}", f"{100 * row.confusion.pixel_accuracy():.2f}"
-        cells.append((row.name, *scores, f"{row.right} of {row.regions}" if row.where == "truth" else ""))
-    return "\n".join(align(cells, right={1, 2}))
+        values = (row.confusion.miou(), row.confusion.miou("union"), row.confusion.pixel_accuracy())
+        named = f"{row.right} of {row.regions}" if row.where == "truth" else ""
+        cells.append((row.name, *map(percent, values), named))
+    if all(mean == union for _, mean, union, *_ in cells[1:]):
+        cells = [(name, mean, *rest) for name, mean, _, *rest in cells]
+    return "\n".join(align(cells, right=range(1, 5)))
 
 
 def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ...common.storage.location import Location
-from ...common.text import align
+from ...common.text import align, percent
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
@@ -192,12 +192,12 @@ def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArr
 
 
 def table(scores: dict[str, BoundaryScore], title: str) -> str:
-    """For the terminal: for each map the best point of its curve, in percent."""
+    """For the terminal: for each map the best point of its curve."""
     rows: list[tuple[str, ...]] = [("", "threshold", "precision", "recall", "F (ODS)", "F (OIS)", "F mirrored")]
     for name, score in scores.items():
         best = score.best
         shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
-        rows.append((name, f"{best['threshold']:g}", *(f"{100 * share:.2f}" for share in shares)))
+        rows.append((name, f"{best['threshold']:g}", *map(percent, shares)))
     return "\n".join([title, *align(rows, right=range(1, 7))])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError
-from ...common.text import format_duration
+from ...common.text import format_duration, percent
 from ..evaluation.result import read_evaluation
 from .page import Stage, page_of_demo
 from .results import describe, measure
@@ -186,6 +186,7 @@ def _finish(
     decided = {"physseg": __version__, **asdict(settings)}
     results = {
         "settings": decided,
+        "unit": "fraction",
         "seen": asdict(found.seen),
         "unseen": asdict(found.unseen),
         "unseen_pixels_called": found.gone,
@@ -200,7 +201,9 @@ def _finish(
 
     say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
     for name, score in (("seen classes", found.seen), ("unseen classes", found.unseen)):
-        say(f"  {name:20}{score.miou:6.3f}{score.uniform:25.3f}{score.most_frequent:22.3f}")
+        levels = (score.miou, score.uniform, score.most_frequent)
+        miou, uniform, frequent = (percent(level, digits=1) for level in levels)
+        say(f"  {name:20}{miou:>6}{uniform:>25}{frequent:>22}")
     for sentence in describe(found.seen, found.unseen, found.gone):
         say(f"  {sentence}")
     say(f"\n{format_duration(seconds)}. All of it on one page: {page.resolve()}")

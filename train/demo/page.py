@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...common.html import render
 from ...common.images import data_url, encode_jpeg
-from ...common.text import format_duration
+from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ...pipeline.inspect.drawing.palette import palette
@@ -90,6 +90,7 @@ def render_page(
         shapes=list(dict.fromkeys(shape for _, shape in things)),
         charts=[_chart(title, points) for title, points in losses.items()],
         plot=_PLOT,
+        percent=percent,
     )
 
 

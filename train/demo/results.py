@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...common.text import percent
 from ..evaluation.metrics import ConfusionMatrix
 
 Int64 = npt.NDArray[np.int64]
@@ -139,14 +140,14 @@ def describe(seen: GroupScore, unseen: GroupScore, gone: dict[str, float]) -> li
 
 
 def _on_seen(seen: GroupScore) -> str:
-    quoted = f"mIoU {seen.miou:.3f} on seen classes, chance {seen.chance:.3f}"
+    quoted = f"mIoU {percent(seen.miou, digits=1)} on seen classes, chance {percent(seen.chance, digits=1)}"
     if seen.miou < 1.5 * seen.chance:
         return f"{quoted}: the model has not learned its training classes; what follows means little."
     return f"{quoted}: {seen.miou / seen.chance:.1f} times the better chance level."
 
 
 def _on_unseen(seen: GroupScore, unseen: GroupScore) -> str:
-    quoted = f"mIoU {unseen.miou:.3f} on unseen classes, chance {unseen.chance:.3f}"
+    quoted = f"mIoU {percent(unseen.miou, digits=1)} on unseen classes, chance {percent(unseen.chance, digits=1)}"
     if unseen.miou < unseen.chance:
         return f"{quoted}: below chance. The model does not recognise names that it was never trained on."
     if unseen.miou < 1.5 * unseen.chance:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from physseg.cli import app
 from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
 from physseg.train.analysis.ablation import Score, command, plan, read_table
-from physseg.train.analysis.ablation_table import cells, markdown, student_interval
+from physseg.train.analysis.ablation_table import cells, markdown, student_interval, write_table
 from physseg.train.config import load_config, recipes
 from physseg.train.errors import AnalysisError
 from physseg.train.evaluation.image_counts import ImageCounts, bootstrap_weights
@@ -29,6 +30,19 @@ def counts(*hits: list[int], true: int = 10) -> ImageCounts:
         true=np.full_like(found, true),
         predicted=found,
     )
+
+
+def evaluated(pillow: str = "11.0", **protocol: object) -> dict[str, Any]:
+    """What a result says of how it was made."""
+    source: dict[str, Any] = {"run": "out/ours/seed_1", "environment": {"pillow": pillow, "device": "cpu"}}
+    return {**source, "protocol": {"windows": True, "templates": ["a {}"], "max_images": None} | protocol}
+
+
+def scored(*sources: dict[str, Any]) -> list[Score]:
+    """Two rows of two seeds with these sources, row by row; all images are half right."""
+    images = counts([5, 5], [5, 5])
+    places = [("base", 0), ("base", 1), ("ours", 0), ("ours", 1)]
+    return [Score(*place, "val", 0.5, images, source) for place, source in zip(places, sources, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["table3", "table4"])
@@ -80,7 +94,7 @@ def test_cells_by_hand() -> None:
             images = counts([4 + extra, 6 + extra], [4 + extra, 6 + extra])
             miou = float(images.resampled_miou(np.ones((1, 2)))[0])
             assert miou == pytest.approx((4 + 6 + 2 * extra) / 20)
-            scores.append(Score(row, seed, "val", miou, images))
+            scores.append(Score(row, seed, "val", miou, images, evaluated()))
     base, ours = cells(scores)
     assert base.difference is None
     assert ours.difference == pytest.approx(0.15)
@@ -89,8 +103,34 @@ def test_cells_by_hand() -> None:
     assert ours.difference_over_seeds == pytest.approx((low, high))
     assert low == pytest.approx(0.15 - 12.706 * 0.05)
     text = markdown("T", [base, ours])
-    assert "| base | 50.00 ± 0.00 |" in text
+    assert "| base | 50.00% ± 0.00% |" in text
     assert "| +15.00 | -48.53 to +78.53 | +15.00 to +15.00 |" in text
+
+
+def test_other_protocols_are_not_averaged_or_compared() -> None:
+    same, whole, prompted = evaluated(), evaluated(windows=False), evaluated(templates=["{}"])
+    old = {key: value for key, value in same.items() if key != "environment"}
+    assert len(cells(scored(same, same, same, same))) == len(cells(scored(old, old, old, old))) == 2
+    with pytest.raises(AnalysisError, match=r"ours, seed 0 and ours, seed 1 .* in protocol\.windows\n.*out/ours"):
+        cells(scored(same, same, same, whole))
+    with pytest.raises(AnalysisError, match=r"base, seed 0 and ours, seed 0 .* differ in protocol\.windows"):
+        cells(scored(same, same, whole, whole))
+    with pytest.raises(AnalysisError, match="differ in their version"):
+        cells(scored(old, old, same, same))
+    assert len(cells(scored(same, same, prompted, prompted))) == 2  # prompts are a row's own
+    with pytest.raises(AnalysisError, match=r"protocol\.templates"):
+        cells(scored(same, same, prompted, same))
+
+
+def test_other_environments_are_one_note(tmp_path: Path) -> None:
+    same, other = evaluated(), evaluated(pillow="9.0")
+    assert "note" not in write_table(tmp_path, "T", scored(same, same, same, same))
+    assert write_table(tmp_path, "T", scored(same, same, other, same)).endswith(
+        "note: from environments that differ in pillow (11.0, 9.0)\n"
+    )
+    document = json.loads((tmp_path / "ablation.json").read_text())
+    assert document["environment"] == {"pillow": ["11.0", "9.0"], "device": "cpu"}
+    assert (document["unit"], document["miou_over"]) == ("fraction", "ground_truth")
 
 
 def test_resampled_miou_is_that_of_the_confusion_matrix() -> None:

@@ -110,6 +110,14 @@ def test_oracles_by_hand(by_hand: Any) -> None:
     assert rows[PLAIN].confusion.miou("union") == pytest.approx((2 / 4 + 1 / 3 + 0) / 3)
 
 
+def test_the_table_names_both_means_where_they_differ(by_hand: Any) -> None:
+    plain, _, drawn = run_oracles(None, by_hand)  # type: ignore[arg-type]
+    header, row = oracle.table([plain]).splitlines()  # class c is predicted and never true
+    assert "mIoU, union" in header and row.split()[-3:] == ["41.67%", "27.78%", "42.86%"]
+    header, row = oracle.table([drawn]).splitlines()
+    assert "union" not in header and row.split()[-2:] == ["50.00%", "71.43%"]
+
+
 def test_connected_regions_are_named_one_by_one(by_hand: Any) -> None:
     rows = {row.name: row for row in run_oracles(None, by_hand, regions="connected")}  # type: ignore[arg-type]
     assert rows[DRAWN].regions == 3  # of classes 1 and 2, too, all pixels touch, at corners

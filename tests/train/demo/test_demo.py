@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from physseg.cli import app
+from physseg.common.text import percent
 from physseg.train.demo import chain
 from physseg.train.demo.chain import _OURS, MARKER, DemoError, DemoSettings, begin
 from typer.testing import CliRunner, Result
@@ -75,7 +76,7 @@ def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, Result]):
     for group in ("seen", "unseen"):
         assert results[group]["miou"] == pytest.approx(evaluation[group]["miou"])
         assert 0 < results[group]["uniform"] < 0.2
-        assert f"{results[group]['miou']:.3f}" in done.stdout
+        assert f"{percent(results[group]['miou'], digits=1)} " in done.stdout
     assert sum(results["unseen_pixels_called"].values()) == pytest.approx(1)
     assert results["settings"] | {"physseg": ""} == {
         "physseg": "",
@@ -92,7 +93,7 @@ def test_page_holds_everything_and_needs_nothing(made: tuple[Path, Result]):
     page = (out / "demo.html").read_text(encoding="utf-8")
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert done.stdout.strip().endswith(str((out / "demo.html").resolve()))
-    assert f"{results['seen']['miou']:.3f}" in page
+    assert f"<b>{percent(results['seen']['miou'], digits=1)}</b>" in page
     assert page.count("<polyline") == 8, "four loss curves, each raw and smoothed"
     assert page.count("data:image/") == 3 * 2 + 3 + 2 * 3, "scenes with labels, structures, predictions"
     assert "physseg preprocess small/train.parquet small/train.zarr" in page

@@ -73,8 +73,8 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(report: dict[str, An
 def test_page_shows_numbers_commands_times_and_words(report: dict[str, Any]):
     page = render_page(**report)
     for text in (
-        "0.525",
-        "0.111",
+        "<b>52.5%</b>",
+        "<b>11.1%</b>",
         "physseg train demo.toml",
         "161.5 s",
         "3 min",

@@ -74,7 +74,8 @@ def words(seen: float, unseen: float, right: float) -> str:
 def test_the_words_follow_the_numbers(seen: float, unseen: float, expected: str):
     text = words(seen, unseen, right=0.3)
     assert expected in text
-    assert f"{unseen:.3f}" in text and f"{seen:.3f}" in text
+    assert f"mIoU {100 * unseen:.1f}% on unseen" in text and f"mIoU {100 * seen:.1f}% on seen" in text
+    assert "chance 4.0%" in text
 
 
 def test_words_on_where_unseen_pixels_went():
