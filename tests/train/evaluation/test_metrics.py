@@ -150,7 +150,7 @@ def test_a_set_that_lacks_a_quarter_of_its_classes() -> None:
     assert "union" not in counted([0, 1, 0], [0, 1, 1], num_classes=2).table(["a", "b"])
 
 
-def test_percent_has_its_sign_and_a_small_one_is_not_none() -> None:
+def test_convention_percent_has_its_sign_and_a_small_one_is_not_none() -> None:
     confusion = counted([0] + [1] * 2499, [0] * 2500, num_classes=2)
     assert "mIoU            0.04%  over the 1 classes" in confusion.table(["a", "b"])
 
