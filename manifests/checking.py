@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 from ..common.processes import available_cpus
 from ..common.regular_files import read_regular
-from .decoding import ImageFacts, check_image, check_png, decode_image
+from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image
 from .errors import DecodeError, LabelFormatError, ManifestError
 from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
 from .manifest import Manifest, Sample
 from .pairing import Pair, common_root
+from .photographs import DAMAGED, DEFAULT_MEGAPIXELS, PLAIN_COLOURS, ImageFacts, check_image, colour_fault
 
 GREY_MODES = ("L", "1")
-PILLOW_MEGAPIXELS = 178  # Pillow refuses pictures of more than twice its MAX_IMAGE_PIXELS
 CHUNK = 4  # samples per task: hides the bookkeeping, keeps the progress bar smooth and short runs parallel
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
@@ -32,8 +32,13 @@ REPAIRS = {
     "unreadable image": "copy or download the files again",
     "unreadable label": "copy or download the files again",
     "image format": "convert to JPEG or PNG",
-    "image too large": "check the files, or allow more with --max-megapixels",
-    "image mode": "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at it",
+    "JPEG warning": DAMAGED,
+    "image too large": SMALLER,
+    "label too large": SMALLER,
+    "animated picture": STILL,
+    "image mode": PLAIN_COLOURS,
+    "equal channels": ONE_CHANNEL,
+    "label numbers": SMALL_NUMBERS,
     "label format": LabelFormatError.default_hint,
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
@@ -48,16 +53,18 @@ class CheckSettings:
 
     exif: str = "error"
     """What happens to images with an EXIF orientation other than 1: error (quarantine), apply (turn) or ignore."""
-    max_megapixels: float = 100.0
-    """Size of the largest image that is accepted. Larger ones are refused from their header."""
+    max_megapixels: float = DEFAULT_MEGAPIXELS
+    """Size of the largest image, and of the largest label, that is accepted. Others are refused from their header."""
+    allow_jpeg_warnings: bool = False
+    """Whether a JPEG that decodes with a warning is used, with a note; otherwise it is quarantined."""
     workers: int = 0
     """Number of threads (the decoders run outside Python's lock); 0 for as many as the process may use."""
 
     def __post_init__(self) -> None:
         if self.exif not in ("error", "apply", "ignore"):
             raise ManifestError.mismatch("exif", "error, apply or ignore", repr(self.exif))
-        if not 0 < self.max_megapixels <= PILLOW_MEGAPIXELS:
-            expected = f"more than 0 and at most {PILLOW_MEGAPIXELS} (Pillow's own limit)"
+        if not 0 < self.max_megapixels <= MAX_MEGAPIXELS:
+            expected = f"more than 0 and at most {MAX_MEGAPIXELS:g} (Pillow's own limit)"
             raise ManifestError.mismatch("max_megapixels", expected, self.max_megapixels)
         if self.workers < 0:
             raise ManifestError.mismatch("workers", "0 or more", self.workers)
@@ -137,10 +144,14 @@ def check_pair(
     problems: list[str] = []
     facts = raw = None
     with _quarantine(problems, "unreadable image", image_name):
-        facts = check_image(image_bytes, max_megapixels=settings.max_megapixels)
+        facts = check_image(
+            image_bytes,
+            max_megapixels=settings.max_megapixels,
+            allow_jpeg_warnings=settings.allow_jpeg_warnings,
+        )
     with _quarantine(problems, "unreadable label", label_name):
         check_png(label_bytes)  # whose damage decoders do not notice
-        raw = decode_raw(label_bytes, ids.label_form)
+        raw = decode_raw(label_bytes, ids.label_form, settings.max_megapixels)
     orientation, size = 1, (0, 0)
     if facts is not None:
         orientation = facts.orientation if settings.exif == "apply" else 1
@@ -199,14 +210,13 @@ def judge_image(
     facts: ImageFacts, name: str, label_size: tuple[int, int] | None, exif: str
 ) -> tuple[list[str], list[str]]:
     """Problems and notes of an image that decodes: its colours and its EXIF orientation."""
-    problems, notes = [], []
+    problems, notes = [], list(facts.notes)
     if facts.mode in GREY_MODES:
         notes.append("greyscale image, read as three equal channels")
     elif facts.mode == "P":
         notes.append("palette image, read as its colours")
-    elif facts.mode != "RGB":
-        # Decoders disagree on CMYK (inverted or not, profile or not), on what lies under alpha, and on 16 to 8 bits.
-        problems.append(f"image mode: {name}: expected 8-bit RGB or greyscale, got {facts.mode}")
+    elif fault := colour_fault(facts.mode):
+        problems.append(f"image mode: {name}: {fault}")
     if facts.orientation != 1 and exif == "error":
         fits = {
             (True, True): "its size fits both",

@@ -28,7 +28,10 @@ ListFile = Annotated[
 Exif = Annotated[
     str, typer.Option(help="Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.")
 ]
-MaxMegapixels = Annotated[float, typer.Option(help="Larger images are quarantined before they are decoded.")]
+MaxMegapixels = Annotated[float, typer.Option(help="Larger pictures are quarantined before they are decoded.")]
+AllowJpegWarnings = Annotated[
+    bool, typer.Option("--allow-jpeg-warnings", help="Note JPEGs that decode with a warning instead of quarantining.")
+]
 Threads = Annotated[int, typer.Option("--workers", min=0, help="Threads; 0 = the cores you may use.")]
 AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share of every class.")]
@@ -65,6 +68,7 @@ def manifest_coco_stuff(
     name: Annotated[str, typer.Option(help="Name of the data set in the manifest.")] = "coco-stuff",
     exif: Exif = "error",
     max_megapixels: MaxMegapixels = 100.0,
+    allow_jpeg_warnings: AllowJpegWarnings = False,
     workers: Threads = 0,
     allow_quarantine: AllowQuarantine = False,
     verbose: Verbose = False,
@@ -87,7 +91,7 @@ def manifest_coco_stuff(
         write_labels=write_labels,
         listed=list_file,
         name=name,
-        settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+        settings=_check_settings(exif, max_megapixels, allow_jpeg_warnings, workers, out, check=check),
     )
     _finish(found.checked, out, found if check else None, verbose=verbose, allow_quarantine=allow_quarantine)
 
@@ -111,6 +115,7 @@ def _benchmark_command(name: str, description: str) -> None:
         list_file: ListFile = None,
         exif: Exif = "ignore",
         max_megapixels: MaxMegapixels = 100.0,
+        allow_jpeg_warnings: AllowJpegWarnings = False,
         workers: Threads = 0,
         allow_quarantine: AllowQuarantine = False,
         verbose: Verbose = False,
@@ -128,7 +133,7 @@ def _benchmark_command(name: str, description: str) -> None:
             listed=list_file,
             check=check,
             keep=out is not None,
-            settings=_check_settings(exif, max_megapixels, workers, out, check=check),
+            settings=_check_settings(exif, max_megapixels, allow_jpeg_warnings, workers, out, check=check),
         )
         archive = found if check else None
         _finish(found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, benchmark=True)
@@ -172,6 +177,7 @@ def manifest_folder(
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's name.")] = None,
     exif: Exif = "error",
     max_megapixels: MaxMegapixels = 100.0,
+    allow_jpeg_warnings: AllowJpegWarnings = False,
     workers: Threads = 0,
     allow_quarantine: AllowQuarantine = False,
     verbose: Verbose = False,
@@ -192,13 +198,13 @@ def manifest_folder(
         first_id=first_id,
         listed=list_file,
         name=name,
-        settings=_check_settings(exif, max_megapixels, workers, out),
+        settings=_check_settings(exif, max_megapixels, allow_jpeg_warnings, workers, out),
     )
     _finish(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)
 
 
 def _check_settings(
-    exif: str, max_megapixels: float, workers: int, out: str | None, *, check: bool = False
+    exif: str, max_megapixels: float, allow_jpeg_warnings: bool, workers: int, out: str | None, *, check: bool = False
 ) -> "CheckSettings":
     from .checking import CheckSettings
     from .errors import ManifestError
@@ -208,7 +214,9 @@ def _check_settings(
     if out is not None and Path(out).is_dir():
         hint = f"e.g. --out {Path(out) / 'train.parquet'}"
         raise ManifestError.mismatch(out, "a file to write", "a folder", hint=hint)
-    return CheckSettings(exif=exif, max_megapixels=max_megapixels, workers=workers)
+    return CheckSettings(
+        exif=exif, max_megapixels=max_megapixels, allow_jpeg_warnings=allow_jpeg_warnings, workers=workers
+    )
 
 
 def _finish(

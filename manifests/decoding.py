@@ -9,7 +9,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,34 +18,25 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import DecodeError, LabelFormatError
 
-EXIF_ORIENTATION = 0x0112
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
 LABEL_FORMATS = ("PNG", "TIFF")  # lossless; a JPEG would smear ids
+SMALLER = "check the file, make it smaller (`magick IN -resize 50% OUT`), or allow more: manifest's --max-megapixels"
+STILL = "save one of its pictures as a plain PNG, e.g. the first with Pillow: Image.open(IN).save(OUT)"
+ONE_CHANNEL = "keep one of them, e.g. with Pillow: Image.open(IN).getchannel(0).save(OUT)"
+SMALL_NUMBERS = (
+    "save whole numbers of 0..65535 as 16 bits, e.g. with NumPy and Pillow: "
+    "Image.fromarray(np.asarray(Image.open(IN)).astype(np.uint16)).save(OUT)"
+)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_MEGAPIXELS = 178.0  # Pillow refuses pictures of more than twice its MAX_IMAGE_PIXELS
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # positions in the file; the header chunk always comes first
 # TIFF tag -> its name, what holds where it is absent, and what leaves the stored numbers alone.
 PLAIN_TIFF = {
     258: ("bits per pixel", 1, (8, 16)),
+    259: ("lossy or unknown compression", 1, (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000)),  # 6 and 7 are JPEG
     262: ("photometric interpretation", 1, (1, 3)),  # 0 is black, or a palette
     274: ("orientation", 1, (1,)),
     339: ("sample format", 1, (1,)),  # unsigned
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFacts:
-    """What the header of a photograph says, before any turning."""
-
-    height: int
-    width: int
-    mode: str
-    """Pillow's mode: "RGB", "L" (greyscale), "CMYK", "RGBA", "P", "I;16", ...; "RGB;16" for 16 bits per colour."""
-    orientation: int
-    """EXIF orientation 1..8; 1 where the file says nothing or nonsense."""
-
-    def size_after(self, orientation: int) -> tuple[int, int]:
-        """(height, width) once `orientation` was applied: 5..8 swap the two."""
-        return (self.width, self.height) if orientation >= 5 else (self.height, self.width)
 
 
 def is_png(data: bytes) -> bool:
@@ -57,7 +47,7 @@ def is_png(data: bytes) -> bool:
 def decode_image(data: bytes, orientation: int = 1) -> npt.NDArray[np.uint8]:
     """A photograph as uint8 (H, W, 3) RGB, turned by the EXIF `orientation` given here, not by the one in the file.
 
-    Greyscale gives three equal channels. A JPEG cut short is *not* noticed (OpenCV fills with grey): `check_image` does
+    Greyscale gives three equal channels. Damage to a JPEG is *not* noticed (OpenCV fills with grey): `check_image` does
     that once, and hashes guard it afterwards. Raises DecodeError when OpenCV cannot read it at all.
     """
     check_not_empty(data)
@@ -90,19 +80,18 @@ def turn(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8
     return np.ascontiguousarray(image)
 
 
-def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def decode_label(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """A label picture as raw ids, (H, W) uint8, or uint16 for 16-bit pictures.
 
     Palette pictures give their indices, never their colours. Grey pictures of 1, 2 or 4 bits give the stored numbers
-    (Pillow would stretch them to 0..255). Raises DecodeError for colour, alpha, lossy or damaged pictures.
+    (Pillow would stretch them to 0..255). Raises DecodeError for colour, alpha, lossy or damaged pictures, and, from
+    the header alone, for one of more than `max_megapixels`.
     """
-    with _opened(data) as picture:
+    with opened(data, max_megapixels, "label") as picture:
         if picture.format not in LABEL_FORMATS:
             raise LabelFormatError(f"expected a label picture in {' or '.join(LABEL_FORMATS)}, got {picture.format}")
-        if picture.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
-            got = f"mode {picture.mode} (colours or transparency)"
-            raise LabelFormatError(f"expected one channel of class ids, got {got}")
         with damage_named():
+            _check_channel(picture)
             _check_plain(picture)
             ids = np.asarray(picture)
         mode = picture.mode
@@ -110,43 +99,13 @@ def decode_label(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         return _unstretch(ids.astype(np.uint8), data)
     if mode == "P":
         return ids.astype(np.uint8, copy=False)
-    if ids.size and (ids.min() < 0 or ids.max() > 65535):
-        raise LabelFormatError(f"expected ids of 0..65535, got {ids.min()}..{ids.max()}")
     return ids.astype(np.uint16, copy=False)
-
-
-def check_image(data: bytes, *, max_megapixels: float = 100.0) -> ImageFacts:
-    """Decode a photograph strictly and say what it is. Slower than `decode_image`; for once per file.
-
-    Raises DecodeError for an empty, truncated or otherwise damaged file, another format than JPEG or PNG, and, from the
-    header alone, a picture of more than `max_megapixels`.
-    """
-    with _opened(data) as picture:
-        if picture.format not in IMAGE_FORMATS:
-            hint = "convert the file to JPEG or PNG"
-            raise DecodeError(f"expected JPEG or PNG, got {picture.format}", hint=hint, reason="image format")
-        megapixels = picture.width * picture.height / 1e6
-        if megapixels > max_megapixels:
-            got = f"{megapixels:.3g} ({picture.height} x {picture.width} pixels)"
-            hint = "check the file, or allow more with --max-megapixels"
-            too_large = f"expected at most {max_megapixels:g} megapixels, got {got}"
-            raise DecodeError(too_large, hint=hint, reason="image too large")
-        with damage_named():
-            picture.load()
-            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-        is_16_bit_colour = is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode
-        facts = ImageFacts(
-            height=picture.height,
-            width=picture.width,
-            mode=picture.mode + (";16" if is_16_bit_colour else ""),
-            orientation=orientation if orientation in range(1, 9) else 1,
-        )
-    check_png(data)
-    return facts
 
 
 def check_png(data: bytes) -> None:
     """Check every chunk of a PNG against its CRC, up to the end mark; any other file passes. Raises DecodeError.
+
+    An animated PNG (APNG) is refused: which of its pictures one sees depends on the decoder.
 
     Decoders stop at the last row: Pillow accepts a file whose tail is missing or whose checksums are wrong.
     """
@@ -160,9 +119,27 @@ def check_png(data: bytes) -> None:
             raise DecodeError(f"cannot be decoded: the PNG ends after {len(data)} bytes, in the middle of a chunk")
         if zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise DecodeError(f"cannot be decoded: wrong checksum of the PNG chunk at byte {offset}")
+        if kind == b"acTL":
+            raise DecodeError("expected a still picture, got an animated PNG", hint=STILL, reason="animated picture")
         if kind == b"IEND":
             return
         offset = end
+
+
+def _check_channel(picture: Image.Image) -> None:
+    """Refuse label pictures of more than one channel, or of other numbers than 8 or 16 bits; each with its repair."""
+    expected, mode = "one channel of class ids", picture.mode
+    if mode in ("I", "F", "I;16S", "I;32S", "I;32BS", "F;32F", "F;32BF"):
+        got = f"32-bit, signed or floating-point numbers (mode {mode})"
+        raise LabelFormatError(f"expected ids of 8 or 16 bits, got {got}", hint=SMALL_NUMBERS, reason="label numbers")
+    if mode in ("L", "P", "1", "I;16", "I;16B"):
+        return
+    if mode in ("RGB", "RGBA"):
+        colours = np.asarray(picture)[..., :3]
+        if (colours == colours[..., :1]).all():
+            got = f"three equal ones (mode {mode})"
+            raise LabelFormatError(f"expected {expected}, got {got}", hint=ONE_CHANNEL, reason="equal channels")
+    raise LabelFormatError(f"expected {expected}, got mode {mode} (colours or transparency)")
 
 
 def _check_plain(picture: Image.Image) -> None:
@@ -191,15 +168,22 @@ def check_not_empty(data: bytes) -> None:
         raise DecodeError("expected a picture, got 0 bytes", hint="restore the file")
 
 
-def _opened(data: bytes) -> Image.Image:
+def opened(data: bytes, max_megapixels: float, what: str) -> Image.Image:
+    """A picture of which the header alone was read. Raises DecodeError for none, and for more than `max_megapixels`."""
     check_not_empty(data)
     with damage_named():
         try:
-            return Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError as error:  # Pillow's own limit, about 179 megapixels
-            raise DecodeError(f"too large: {error}", hint="check the file", reason="image too large") from error
+            picture = Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError as error:
+            raise DecodeError(f"too large: {error}", hint=SMALLER, reason=f"{what} too large") from error
         except UnidentifiedImageError as error:
             raise DecodeError("cannot be decoded: not a picture in any known format") from error
+    megapixels = picture.width * picture.height / 1e6
+    if megapixels > max_megapixels:
+        got = f"{megapixels:.3g} ({picture.height} x {picture.width} pixels)"
+        too_large = f"expected at most {max_megapixels:g} megapixels, got {got}"
+        raise DecodeError(too_large, hint=SMALLER, reason=f"{what} too large")
+    return picture
 
 
 @contextmanager

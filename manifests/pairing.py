@@ -81,7 +81,7 @@ def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
 
 
 def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """The files of a flat folder that end as asked for (in any case), by stem. Hidden files do not count.
+    """The files of a flat folder that end as asked for (in any case), by stem. Hidden files are left aside.
 
     Whatever else lies there is counted in a warning: a sample whose image *and* label are left aside has no partner
     that would complain. A link to nothing, or a folder, with the name of such a file is an error for the same reason.
@@ -92,9 +92,12 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
     with os.scandir(folder) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
+        entries = list(found)
     for entry in entries:
         path = Path(entry.path)
+        if entry.name.startswith("."):
+            others["hidden files"] += path.suffix.lower() in suffixes
+            continue
         if path.suffix.lower() not in suffixes:
             others["folders" if entry.is_dir() else f"{path.suffix or 'suffixless'} files"] += 1
             continue
@@ -103,11 +106,11 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
             both = f"{files[path.stem].name} and {path.name}"
             raise ManifestError.mismatch(folder, "one file per name", both, hint="remove or rename one of them")
         files[path.stem] = path
-    got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
+    got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count) or "nothing"
     if not files:
         hint = "name the folder that holds the files themselves"
         raise ManifestError.mismatch(folder, f"{what} ({', '.join(suffixes)})", got, hint=hint)
-    if others:
+    if any(others.values()):
         logging.getLogger(__name__).warning("warning: %s: not used: %s", folder, got)
     return files
 

@@ -28,7 +28,9 @@ def summary_lines(
     yield f"data set     {manifest.dataset}" + (f", split {', '.join(splits)}" if splits else "")
     yield f"root         {manifest.root}"
     yield f"samples      {len(manifest)}: {len(manifest) - len(quarantined)} usable, {len(quarantined)} quarantined"
-    notes = Counter(note for notes in manifest.table.values("note") for note in notes.split("; ") if note)
+    notes = Counter(
+        note.split(": ")[0] for notes in manifest.table.values("note") for note in notes.split("; ") if note
+    )
     for note, count in sorted(notes.items()):
         yield f"note         {count} x {note}"
     yield (

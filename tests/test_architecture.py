@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "train.loop": {*TRAINED, "train.config", "train.losses", "train.optim", "train.data"} - {"train.prediction"},
     "train.demo": {*DATA, "train.runs", "train.evaluation", "pipeline.inspect.drawing"},
     "train.commands": {*TRAINED, "train.config", "train.loop", "train.demo", "pipeline.inspect.drawing"},
-    "train.detector": {"structure_extractors", *MODEL, "train.runs"},
+    "train.detector": {*DATA, "structure_extractors", *MODEL, "train.runs"},
     "train.analysis": {
         *TRAINED,
         *("train.config", "train.losses", "train.data", "train.loop", "train.commands"),

@@ -8,15 +8,22 @@
 | `voc-colours` | RGB PNG | the index that the colour has in VOC's palette; a one-channel picture is read as `ids` |
 """
 
-import io
 from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ..decoding import PNG_COLOUR_TYPE, PNG_DEPTH, check_not_empty, damage_named, decode_label, is_png
+from ..decoding import (
+    MAX_MEGAPIXELS,
+    PNG_COLOUR_TYPE,
+    PNG_DEPTH,
+    check_not_empty,
+    damage_named,
+    decode_label,
+    is_png,
+    opened,
+)
 from ..errors import LabelFormatError
 from .mat_file import read_matrix
 
@@ -26,9 +33,11 @@ MAX_RAW_ID = 65535
 RawIds = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-def decode_raw(data: bytes, form: str) -> RawIds:
-    """The raw ids of a label file, (H, W) uint8 or uint16. Raises DecodeError for a file that has another form."""
-    return FORMS[form](data)
+def decode_raw(data: bytes, form: str, max_megapixels: float = MAX_MEGAPIXELS) -> RawIds:
+    """The raw ids of a label file, (H, W) uint8 or uint16. Raises DecodeError for a file that has another form,
+    and, before its pixels are unpacked, for one of more than `max_megapixels`.
+    """
+    return FORMS[form](data, max_megapixels)
 
 
 def voc_palette() -> npt.NDArray[np.uint8]:
@@ -44,24 +53,24 @@ def voc_palette() -> npt.NDArray[np.uint8]:
     return palette
 
 
-def _ade_full(data: bytes) -> RawIds:
+def _ade_full(data: bytes, max_megapixels: float) -> RawIds:
     """8-bit arithmetic would wrap: the ids reach 3688."""
-    colours = _rgb_png(data).astype(np.uint16)
+    colours = _rgb_png(data, max_megapixels).astype(np.uint16)
     return np.asarray(colours[..., 0] // 10 * 256 + colours[..., 1], np.uint16)
 
 
-def _mat(data: bytes) -> RawIds:
-    numbers = read_matrix(data, "LabelMap")
+def _mat(data: bytes, max_megapixels: float) -> RawIds:
+    numbers = read_matrix(data, "LabelMap", max_megapixels)
     if not numbers.size or numbers.min() < 0 or numbers.max() > MAX_RAW_ID or (numbers != np.floor(numbers)).any():
         # Also where a number is not a number.
         raise LabelFormatError(f"LabelMap: expected whole numbers of 0..{MAX_RAW_ID}, got others")
     return np.ascontiguousarray(numbers, np.uint16)
 
 
-def _voc_colours(data: bytes) -> RawIds:
+def _voc_colours(data: bytes, max_megapixels: float) -> RawIds:
     if not (is_png(data) and data[PNG_COLOUR_TYPE] == PNG_RGB):
-        return decode_label(data)
-    colours = _rgb_png(data).astype(np.uint32)
+        return decode_label(data, max_megapixels)
+    colours = _rgb_png(data, max_megapixels).astype(np.uint32)
     keys = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
     known, index_of = _colour_keys()
     positions = np.minimum(np.searchsorted(known, keys), len(known) - 1)
@@ -81,16 +90,16 @@ def _colour_keys() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
     return keys[order], order.astype(np.uint8)
 
 
-def _rgb_png(data: bytes) -> npt.NDArray[np.uint8]:
+def _rgb_png(data: bytes, max_megapixels: float) -> npt.NDArray[np.uint8]:
     """The colours of an 8-bit RGB PNG; Pillow would silently cut 16 bits to 8."""
     check_not_empty(data)
     if not is_png(data) or data[PNG_DEPTH : PNG_COLOUR_TYPE + 1] != bytes((8, PNG_RGB)):
         raise LabelFormatError("expected an RGB PNG of 8 bits a channel, got another picture")
-    with damage_named(), Image.open(io.BytesIO(data)) as picture:
+    with damage_named(), opened(data, max_megapixels, "label") as picture:
         return np.asarray(picture, np.uint8)
 
 
-FORMS: Mapping[str, Callable[[bytes], RawIds]] = {
+FORMS: Mapping[str, Callable[[bytes, float], RawIds]] = {
     "ids": decode_label,
     "ade-full": _ade_full,
     "mat": _mat,

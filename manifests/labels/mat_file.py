@@ -7,11 +7,13 @@ and a body padded to 8 bytes; an element of at most 4 bytes may lie in its own t
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..decoding import MAX_MEGAPIXELS, SMALLER
 from ..errors import DecodeError, LabelFormatError
 
 HEADER_BYTES = 128
@@ -27,12 +29,13 @@ MAX_BYTES = 1 << 30  # of one unpacked element; a label map of 100 megapixels in
 Content = TypeVar("Content")
 
 
-def read_matrix(data: bytes, name: str) -> npt.NDArray[Any]:
+def read_matrix(data: bytes, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[Any]:
     """The real numeric matrix called `name`, (rows, columns) in MATLAB's sense, in the type of its class.
 
-    Raises DecodeError for another format, a damaged file, and a file without such a matrix.
+    Raises DecodeError for another format, a damaged file, a file without such a matrix, and one of more than
+    `max_megapixels` million numbers.
     """
-    return _read_variable(data, name, _matrix)
+    return _read_variable(data, name, partial(_matrix, max_megapixels=max_megapixels))
 
 
 def read_cells(data: bytes, name: str, field: str) -> list[npt.NDArray[Any]]:
@@ -100,7 +103,7 @@ def _unpacked(body: bytes) -> bytes:
     return data
 
 
-def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
+def _matrix(parts: list[tuple[int, bytes]], order: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[Any]:
     """Array flags, dimensions, name, real part: the numbers in Fortran's order, columns first."""
     (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
     if flags & 0xFF not in CLASSES or flags & COMPLEX_FLAG:
@@ -108,6 +111,9 @@ def _matrix(parts: list[tuple[int, bytes]], order: str) -> npt.NDArray[Any]:
     shape = np.frombuffer(parts[1][1], f"{order}i4")
     if len(shape) != 2 or (shape < 0).any():
         raise LabelFormatError(f"expected a matrix of 2 dimensions, got {shape.tolist()}")
+    if np.prod(shape, dtype=np.float64) > max_megapixels * 1e6:
+        too_large = f"expected at most {max_megapixels:g} megapixels, got {shape[0]} x {shape[1]}"
+        raise DecodeError(too_large, hint=SMALLER, reason="label too large")
     kind, body = parts[3]
     numbers = np.frombuffer(body, f"{order}{NUMBERS[kind]}")
     return numbers.reshape(tuple(shape.tolist()), order="F").astype(CLASSES[flags & 0xFF])

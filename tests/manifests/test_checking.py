@@ -9,6 +9,7 @@ from physseg.manifests.errors import ManifestError
 from physseg.manifests.labels.ids import LabelIds
 from physseg.manifests.manifest import Vocabulary
 from physseg.manifests.pairing import pair_files
+from physseg.manifests.report import summary_lines
 from PIL import Image
 
 IDS = LabelIds(vocabulary=Vocabulary(name="ab", classes=("a", "b")), raw_to_class={0: 0, 1: 1}, raw_ignore=(255,))
@@ -147,6 +148,45 @@ def test_absurd_sizes(toys):
     toys.label("labels/bad.png")
     toys.image("images/bad.png", np.zeros((200, 200, 3), np.uint8))
     expect_problem(check(toys, max_megapixels=0.03), "image too large", "at most 0.03 megapixels, got 0.04 (200 x 200")
+
+
+def test_damaged_jpegs(toys):
+    """A page that a disk lost, as it is read back."""
+    toys.label("labels/bad.png", np.zeros((200, 200), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    path = toys.image("images/bad.jpg", noise)
+    data = path.read_bytes()
+    path.write_bytes(data[:8192] + bytes(4096) + data[12288:])
+    expect_problem(check(toys), "JPEG warning", "images/bad.jpg: libjpeg warns: Corrupt JPEG data: ")
+    allowed = check(toys, allow_jpeg_warnings=True)
+    assert row(allowed).problem == ""
+    assert row(allowed).note.startswith("JPEG warning allowed: Corrupt JPEG data: ")
+    assert "note         1 x JPEG warning allowed" in list(summary_lines(allowed, None))
+
+
+def test_animated_pictures(toys):
+    for path, reason in (("images/bad.png", "images/bad.png"), ("labels/bad.png", "labels/bad.png")):
+        toys.image("images/bad.png")
+        toys.label("labels/bad.png")
+        frames = [Image.fromarray(np.full((24, 32), value, np.uint8)) for value in (0, 1)]
+        frames[0].save(toys.folder / path, save_all=True, append_images=frames[1:])
+        expect_problem(check(toys), "animated picture", f"{reason}: expected a still picture")
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (Image.new("RGB", (32, 24), (1, 1, 1)), "equal channels"),
+        (Image.fromarray(np.ones((24, 32), np.float32)), "label numbers"),
+        (Image.new("L", (250, 200)), "label too large"),
+    ],
+    ids=["three equal channels", "floating point", "large"],
+)
+def test_labels_with_a_repair_of_their_own(picture, reason, toys):
+    toys.image("images/bad.jpg")
+    toys.label("labels/bad.tif")
+    picture.save(toys.folder / "labels/bad.tif")
+    expect_problem(check(toys, max_megapixels=0.04), reason, "labels/bad.tif")
 
 
 def test_greyscale_is_noted(toys):

@@ -7,8 +7,9 @@ import struct
 import numpy as np
 import pytest
 from physseg.common.storage.location import read_below
-from physseg.manifests.decoding import check_image, check_png, decode_image, decode_label, turn
+from physseg.manifests.decoding import check_png, decode_image, decode_label, turn
 from physseg.manifests.errors import DecodeError, LabelFormatError
+from physseg.manifests.labels.forms import decode_raw
 from PIL import Image, ImageOps, TiffImagePlugin
 
 
@@ -72,37 +73,12 @@ def test_unknown_orientation_is_refused(toys):
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_picture_is_refused(data):
-    for decode in (decode_image, decode_label, check_image):
+    for decode in (decode_image, decode_label):
         with pytest.raises(DecodeError):
             decode(data)
 
 
-# --- strict check -----------------------------------------------------------------------------------------------------
-
-
-def test_facts_are_those_of_the_stored_picture(toys):
-    facts = check_image(jpeg(toys.photo(), orientation=8))
-    assert (facts.height, facts.width, facts.mode, facts.orientation) == (24, 32, "RGB", 8)
-    assert facts.size_after(8) == (32, 24)
-    assert facts.size_after(3) == (24, 32)
-
-
-@pytest.mark.parametrize(("mode", "expected"), [("L", "L"), ("CMYK", "CMYK")])
-def test_modes_of_jpegs(mode, expected, toys):
-    assert check_image(jpeg(toys.photo(), mode=mode)).mode == expected
-
-
-def test_sixteen_bit_images_are_recognised():
-    assert ";16" in check_image(encoded(Image.fromarray(np.full((4, 4), 1000, np.uint16)))).mode
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("missing", [1, 2, 3, 50, 400])
-def test_truncated_jpeg_is_refused_to_the_last_byte(missing, progressive, toys):
-    data = jpeg(toys.photo(), progressive=progressive)
-    check_image(data)
-    with pytest.raises(DecodeError, match=r"(?i)truncated|not a picture"):
-        check_image(data[:-missing])
+# --- PNG, to its end --------------------------------------------------------------------------------------------------
 
 
 def test_truncated_png_is_refused_to_the_last_byte(toys):
@@ -113,12 +89,6 @@ def test_truncated_png_is_refused_to_the_last_byte(toys):
             check_png(data[:-missing])
 
 
-def test_png_images_are_checked_to_the_end_too(toys):
-    data = encoded(Image.fromarray(toys.photo()))
-    with pytest.raises(DecodeError, match="ends after"):
-        check_image(data[:-1])  # Pillow does not mind
-
-
 def test_any_flipped_bit_of_a_png_is_found(toys):
     data = bytearray(encoded(Image.fromarray(toys.photo()[..., 0])))
     for position in range(8, len(data), 7):
@@ -126,17 +96,6 @@ def test_any_flipped_bit_of_a_png_is_found(toys):
         damaged[position] ^= 0x10
         with pytest.raises(DecodeError):
             check_png(bytes(damaged))
-
-
-def test_absurd_size_is_refused_from_the_header_alone():
-    data = encoded(Image.new("L", (4000, 4000)))[:200]  # nothing there to decode
-    with pytest.raises(DecodeError, match="at most 10 megapixels, got 16"):
-        check_image(data, max_megapixels=10)
-
-
-def test_other_formats_are_refused(toys):
-    with pytest.raises(DecodeError, match="expected JPEG or PNG, got GIF"):
-        check_image(encoded(Image.fromarray(toys.photo()), "GIF"))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -228,13 +187,58 @@ def test_any_damage_to_a_tiff_is_a_decode_error_or_leaves_a_picture():
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_colour_labels_are_refused_with_the_repair(mode):
     with pytest.raises(DecodeError, match="one channel of class ids") as caught:
-        decode_label(encoded(Image.fromarray(IDS).convert(mode)))
+        decode_label(encoded(Image.fromarray(np.stack([IDS, IDS[::-1], IDS], -1)).convert(mode)))
     assert "turn colour-coded maps into ids" in str(caught.value)
 
 
 def test_lossy_labels_are_refused():
     with pytest.raises(DecodeError, match="PNG or TIFF, got JPEG"):
         decode_label(encoded(Image.fromarray(IDS), "JPEG"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_labels_of_three_equal_channels_are_refused_with_a_repair_that_gives_the_ids(mode):
+    picture = Image.fromarray(IDS).convert(mode)
+    with pytest.raises(LabelFormatError, match="got three equal ones") as caught:
+        decode_label(encoded(picture))
+    assert caught.value.fields["reason"] == "equal channels"
+    assert "Image.open(IN).getchannel(0).save(OUT)" in caught.value.hint
+    assert (decode_label(encoded(picture.getchannel(0))) == IDS).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.int16])
+def test_labels_of_other_numbers_are_refused_with_a_repair_that_gives_the_ids(dtype):
+    """As tools for maps and medical pictures save them."""
+    data = encoded(Image.fromarray(IDS.astype(dtype)), "TIFF")
+    with pytest.raises(
+        LabelFormatError, match="expected ids of 8 or 16 bits, got 32-bit, signed or floating"
+    ) as caught:
+        decode_label(data)
+    assert caught.value.fields["reason"] == "label numbers"
+    assert "Image.fromarray(np.asarray(Image.open(IN)).astype(np.uint16)).save(OUT)" in caught.value.hint
+    repaired = Image.fromarray(np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16))
+    assert (decode_label(encoded(repaired)) == IDS).all()
+
+
+@pytest.mark.parametrize(("compression", "plain"), [("tiff_lzw", True), ("tiff_deflate", True), ("jpeg", False)])
+def test_labels_in_tiffs_are_not_lossy(compression, plain):
+    ids = np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8)
+    data = encoded(Image.fromarray(ids), "TIFF", compression=compression)
+    if plain:
+        assert (decode_label(data) == ids).all()
+        return
+    assert not (np.asarray(Image.open(io.BytesIO(data))) == ids).all(), "the trap is real"
+    with pytest.raises(LabelFormatError, match="compression 7"):
+        decode_label(data)
+
+
+def test_labels_are_bounded_from_the_header_alone():
+    header = encoded(Image.new("L", (4000, 4000)))[:200]  # nothing there to decode
+    colours = encoded(Image.new("RGB", (4000, 4000)))[:200]
+    for data, form in ((header, "ids"), (colours, "ade-full"), (colours, "voc-colours")):
+        with pytest.raises(DecodeError, match="at most 10 megapixels, got 16") as caught:
+            decode_raw(data, form, 10)
+        assert caught.value.fields["reason"] == "label too large"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from ...common.regular_files import read_regular
 from ...common.storage.location import Location
 from ...common.text import align, percent
 from ...manifests.errors import DecodeError
@@ -182,9 +183,13 @@ def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArr
     try:
         image = as_rgb(file)
         file = truth_file
-        drawn = read_cells(file.read_bytes(), "groundTruth", "Boundaries")
+        drawn = read_cells(read_regular(file), "groundTruth", "Boundaries")
     except DecodeError as error:
         raise AnalysisError(f"{file}: {error.args[0]}", hint=error.hint) from error
+    except OSError as error:
+        raise AnalysisError(
+            f"{file}: {error.strerror}", hint="restore the file, or unpack the archive again"
+        ) from error
     sizes = {boundary.shape for boundary in drawn}
     if sizes != {image.shape[:2]}:
         raise AnalysisError.mismatch(truth_file, f"boundaries of {image.shape[:2]} px", sorted(sizes) or "none")

@@ -9,15 +9,13 @@ from torch import Tensor
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...common.images import encode_png
+from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
 from ...manifests.vocabulary import Vocabulary, read_classes
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ..errors import PredictionError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
 from .trained_model import as_rgb
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Endings of the files that are taken from a folder, letter case aside. A file that is named may have any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,22 +55,21 @@ def predict_files(
     for path in images:
         try:
             yield _predict_file(model, path, vocabulary, text_features, out, settings)
-        except (PhyssegError, OSError) as error:
-            reason = error.args[0] if isinstance(error, PhyssegError) else error.strerror or str(error)
-            yield Prediction(image=path, error=f"{path}: {reason}")
+        except PhyssegError as error:
+            yield Prediction(image=path, error=f"{path}: {'; '.join(filter(None, (error.args[0], error.hint)))}")
+        except OSError as error:
+            yield Prediction(image=path, error=f"{path}: {error.strerror or error}")
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the JPEG and PNG files in them, sorted. Raises PredictionError for none."""
+    """Files as they are, folders as the images that `physseg manifest` would take from them, sorted.
+
+    What else lies in a folder is counted in a warning. Raises ManifestError for a folder without an image.
+    """
     found: list[Path] = []
     for argument in arguments:
-        if not argument.is_dir():
-            found.append(argument)
-            continue
-        inside = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise PredictionError(f"{argument}: no {', '.join(SUFFIXES)} file in this folder")
-        found += inside
+        is_folder = argument.is_dir()
+        found += sorted(files_by_stem(argument, IMAGE_SUFFIXES, "images").values()) if is_folder else [argument]
     return found
 
 

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...manifests.decoding import check_image, decode_image
+from ...manifests.errors import DecodeError
+from ...manifests.photographs import colour_fault, read_photograph
 from ..errors import PredictionError, ShapeError
 from ..model.device import choose_device
 from ..model.inference import InferenceSettings, class_texts, predict_label_map, predict_probabilities
@@ -91,9 +92,10 @@ def load_trained(path: str | Path, *, device: str, step: int | None, windows: bo
 def as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
     """The pixels of an image in any of the forms of `ImageLike`: uint8 RGB (H, W, 3)."""
     if isinstance(image, (str, Path)):
-        data = Path(image).read_bytes()
-        return decode_image(data, check_image(data).orientation)
+        return read_photograph(image)
     if isinstance(image, Image.Image):
+        if fault := colour_fault(image.mode):
+            raise DecodeError(fault, hint='make it RGB as you see fit, e.g. by image.convert("RGB")')
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise ShapeError.mismatch("image", "a uint8 array (H, W, 3), a Pillow image or a path", type(image).__name__)

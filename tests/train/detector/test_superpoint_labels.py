@@ -9,7 +9,7 @@ from physseg.structure_extractors.errors import ExtractorError
 from physseg.train.detector import labelling
 from physseg.train.detector.labelling import LabelSettings
 from physseg.train.detector.labels import Labelled
-from physseg.train.detector.pictures.files import find_pictures
+from physseg.train.detector.pictures.files import find_pictures, read_grey
 from physseg.train.detector.pictures.sources import LabelledImages
 from PIL import Image
 
@@ -25,6 +25,24 @@ def test_textures_do_not_depend_on_how_many_there_are(tmp_path):
     assert find_pictures(tmp_path) == [f"texture_0000{index}.png" for index in range(3)]
     assert (tmp_path / "texture_00001.png").read_bytes() == first
     assert np.asarray(Image.open(tmp_path / "texture_00002.png")).shape == (64, 80)
+
+
+def test_a_damaged_picture_is_named_before_anything_is_learnt_of_it(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
+    for form in ("PNG", "JPEG", "PPM", "BMP", "WEBP"):
+        picture.save(tmp_path / "a", form, quality=100)
+        assert read_grey(tmp_path / "a", (20, 30)).shape == (20, 30)
+        assert abs(read_grey(tmp_path / "a").astype(int) - np.asarray(picture)).mean() < 3
+    picture.save(tmp_path / "a", "JPEG", quality=95)
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data[:8192] + bytes(4096) + data[12288:])
+    with pytest.raises(ExtractorError, match="a: libjpeg warns: Corrupt JPEG data"):
+        read_grey(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ExtractorError, match="a: expected a picture, got 0 bytes"):
+        read_grey(tmp_path / "a")
+    with pytest.raises(ExtractorError, match="b: expected a picture, got: No such file"):
+        read_grey(tmp_path / "b")
 
 
 def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):

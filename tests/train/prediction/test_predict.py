@@ -1,7 +1,11 @@
 """Prediction of files: what is written, what a bad file does to the others, and the command line from end to end."""
 
 import json
+import os
+import re
+import struct
 import tomllib
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,13 +117,52 @@ def test_two_images_of_one_name_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_give_their_pictures(tmp_path: Path) -> None:
-    names = ["b.JPG", "a.png", "notes.txt"]
-    for name in names:
+def cut_out(path: Path) -> None:
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(path.with_suffix(".png"))
+
+
+def zeroed(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(path.with_suffix(".jpg"))
+    data = path.with_suffix(".jpg").read_bytes()
+    path.with_suffix(".jpg").write_bytes(data[:8192] + bytes(4096) + data[12288:])
+
+
+def huge(path: Path) -> None:
+    """The header of a PNG of 121 megapixels, and nothing behind it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 11000, 11000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.with_suffix(".png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (cut_out, r"expected 8-bit RGB or greyscale, got RGBA; convert to 8-bit RGB, e\.g\. `magick"),
+        (zeroed, r"libjpeg warns: Corrupt JPEG data: .*; copy or download again"),
+        (huge, r"expected at most 100 megapixels, got 121 .*make it smaller \(`magick"),
+        (lambda path: os.mkfifo(path.with_suffix(".png")), "expected a regular file, got a FIFO"),
+    ],
+    ids=["cut-out", "damaged", "huge", "FIFO"],
+)
+def test_what_a_manifest_quarantines_is_not_predicted(
+    write: Callable[[Path], None], told: str, left_is_dog: torch.nn.Module, tmp_path: Path
+) -> None:
+    write(tmp_path / "bad")
+    [file] = tmp_path.iterdir()
+    [done] = predict_files(left_is_dog, [file], WORDS, tmp_path / "out")
+    assert re.fullmatch(f"{file}: {told}.*", done.error)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_folders_give_the_images_that_a_manifest_takes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ["b.JPG", "a.png", "notes.txt", ".DS_Store", "._a.png", ".c.jpg"]:
         (tmp_path / name).touch()
     assert find_images([tmp_path, Path("x.webp")]) == [tmp_path / "a.png", tmp_path / "b.JPG", Path("x.webp")]
+    assert caplog.messages == [f"warning: {tmp_path}: not used: 1 .txt files, 2 hidden files"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PredictionError, match=r"no \.jpg, \.jpeg, \.png file in this folder"):
+    with pytest.raises(ManifestError, match=r"expected images \(\.jpg, \.jpeg, \.png\), got nothing"):
         find_images([tmp_path / "empty"])
 
 

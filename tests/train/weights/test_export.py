@@ -181,6 +181,18 @@ def test_orientation_is_applied_to_files_and_pillow_images(tmp_path: Path) -> No
     assert as_rgb(Image.new("L", (4, 3), 7)).tolist() == [[[7, 7, 7]] * 4] * 3
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "I;16", "F"])
+def test_colours_that_a_manifest_does_not_take_are_refused_in_any_form(mode: str, tmp_path: Path) -> None:
+    image = Image.new(mode, (4, 3))
+    with pytest.raises(DecodeError, match=f"expected 8-bit RGB or greyscale, got {mode}") as caught:
+        as_rgb(image)
+    assert 'image.convert("RGB")' in str(caught.value)
+    if mode in ("RGBA", "LA", "I;16"):
+        image.save(tmp_path / "a.png")
+        with pytest.raises(DecodeError, match=f"expected 8-bit RGB or greyscale, got {mode}"):
+            as_rgb(tmp_path / "a.png")
+
+
 def test_without_words_the_vocabulary_is_asked(exported: Path) -> None:
     model = physseg.load(exported, device="cpu", windows=False)
     assert model.vocabulary == ["ground", "box", "disc", "square", "ball"]

@@ -6,9 +6,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ....common.regular_files import read_regular
+from ....manifests.errors import DecodeError
+from ....manifests.photographs import check_image
 from ....structure_extractors.errors import ExtractorError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
+FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "WEBP")  # PPM: PGM, too
 
 
 def find_pictures(folder: Path) -> list[str]:
@@ -23,13 +27,16 @@ def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np
     """Read a picture as grey (H, W) uint8, resized by area to `size` (h, w) if one is given.
 
     Raises:
-        ExtractorError: There is no such file, or it cannot be decoded.
+        ExtractorError: There is no such file, or it is no whole picture.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = read_regular(path)
+        check_image(data, formats=FORMATS)
     except OSError as error:
         raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
+    except DecodeError as error:
+        raise ExtractorError(f"{path}: {error.args[0]}", hint=error.hint) from error
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ExtractorError.mismatch(path, "a picture", "a file that cannot be decoded")
     if size is not None:
