@@ -93,6 +93,23 @@ def preview(names: Iterable[object], limit: int = 5) -> str:
     return (", ".join(texts[:limit]) or "none") + (f" and {rest} more" if rest > 0 else "")
 
 
+CONTROL = r"[\x00-\x1f\x7f-\x9f" + "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+"""Control characters, line ends of Unicode, and marks that change the direction of writing, as a regular expression.
+
+They make a terminal or a page show another name than the one that is there.
+"""
+
+
+def control_character(text: str) -> str | None:
+    """The first such character of a text by its number; None where there is none.
+
+    >>> control_character("table\\u202etop"), control_character("Schrank, \\u0634\\u062c\\u0631\\u0629")
+    ('the control character U+202E', None)
+    """
+    found = re.search(CONTROL, text)
+    return f"the control character U+{ord(found[0]):04X}" if found else None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One of several jobs that share a piece of work, written I/N on the command line.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..common.regular_files import is_files_fault
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split
+from ..common.text import control_character
 from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
 from .labels.forms import decode_raw
@@ -46,6 +47,10 @@ class Manifest(LabelIds):
         table = SampleTable.of(self.samples)
         object.__setattr__(self, "samples", table)
         super().__post_init__()
+        if found := control_character(self.dataset + self.vocabulary.name):
+            raise ManifestError.mismatch(
+                "name of the data set", "printable characters", found, hint="give another --name"
+            )
         if repeated := table.repeated:
             got = f"sample id {repeated[0]!r} stands in {repeated[1]} rows"
             raise ManifestError(f"{got}; expected every id once", hint=REBUILD_HINT)

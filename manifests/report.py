@@ -33,6 +33,9 @@ def summary_lines(
     )
     for note, count in sorted(notes.items()):
         yield f"note         {count} x {note}"
+    ids = sorted((index, raw) for raw, index in manifest.raw_to_class.items())
+    ends = [f"{raw} {classes[index]}" for index, raw in dict.fromkeys((ids[0], ids[-1]))]
+    yield f"label ids    {' ... '.join(ends)}"
     yield (
         f"classes      {len(classes) - len(absent)} of {len(classes)} occur; "
         f"{checked.ignored_pixels / max(total, 1):.1%} of the pixels are unlabelled"

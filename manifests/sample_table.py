@@ -18,10 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..common.text import CONTROL
 from .errors import ManifestError
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""Characters that no file of a data set has in its name, and that do things to a terminal."""
 METADATA_KEY = b"physseg.manifest"
 REBUILD_HINT = "write it again with `physseg manifest`"
 
@@ -54,11 +53,11 @@ class Sample:
     """Oddities that are handled, such as "greyscale image, read as three equal channels"."""
 
     def __post_init__(self) -> None:
-        if not self.sample_id or CONTROL.search(self.sample_id):
+        if not self.sample_id or re.search(CONTROL, self.sample_id):
             raise ManifestError(f"expected an id in printable characters, got {self.sample_id!r}", hint=REBUILD_HINT)
         where = f"sample {self.sample_id}"
         for path in (self.image_path, self.label_path):
-            if not path or path.startswith("/") or ".." in path.split("/") or CONTROL.search(path):
+            if not path or path.startswith("/") or ".." in path.split("/") or re.search(CONTROL, path):
                 expected = "a path inside the manifest's root"
                 raise ManifestError.mismatch(where, expected, repr(path), hint=REBUILD_HINT)
         if self.orientation not in range(1, 9):
@@ -232,9 +231,9 @@ def checked_rows(table: pa.Table, path: str) -> SampleTable:
     except pa.ArrowException as error:
         raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT) from error
     column = table.column
-    outside = r"^$|^/|(^|/)\.\.(/|$)|[\x00-\x1f\x7f]"
+    outside = r"^$|^/|(^|/)\.\.(/|$)|" + CONTROL
     suspicious = [
-        pc.match_substring_regex(column("sample_id"), r"^$|[\x00-\x1f\x7f]"),
+        pc.match_substring_regex(column("sample_id"), "^$|" + CONTROL),
         pc.match_substring_regex(column("image_path"), outside),
         pc.match_substring_regex(column("label_path"), outside),
         pc.less(column("orientation"), 1),

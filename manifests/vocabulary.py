@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..common.regular_files import read_regular
+from ..common.text import control_character
 from .errors import ManifestError
 
 MAX_CLASSES = 65535
@@ -41,6 +44,8 @@ class Vocabulary:
         for index, entry in enumerate(self.classes):
             if not entry.split(",")[0].strip():
                 raise ManifestError(f"{where}: class {index} has no name (got {entry!r})")
+            if found := control_character(entry):
+                raise ManifestError.mismatch(f"{where}, class {index}", "printable characters", found)
             if entry in first_seen:
                 hint = "every class needs a text of its own; add synonyms to tell them apart"
                 raise ManifestError(f"{where}: classes {first_seen[entry]} and {index} are both {entry!r}", hint=hint)
@@ -52,6 +57,16 @@ class Vocabulary:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def describe(self, first_id: int = 0) -> str:
+        """How many classes there are, and the first and the last with their ids.
+
+        >>> Vocabulary(name="v", classes=("sea", "grass, lawn", "road")).describe()
+        '3 classes: 0 sea ... 2 road'
+        """
+        last = self.num_classes - 1
+        ends = f"{first_id} {self.classes[0]}" + (f" ... {first_id + last} {self.classes[-1]}" if last else "")
+        return f"{self.num_classes} class{'es' * bool(last)}: {ends}"
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
@@ -122,29 +137,38 @@ def published_vocabulary(name: str) -> Vocabulary:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read a class file: one class per line, synonyms separated by commas; class id = line number - 1.
+    """Read one of our own class files: one class per line, synonyms separated by commas; class id = line number - 1.
+
+    Other people's files have other forms: `class_file.read_class_file`.
 
     Raises:
-        ManifestError: A line is empty, has no class name or repeats one. It names the line: skipping it would shift
-            the ids of all that follow.
+        ManifestError: As by `checked_classes`, or the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path}: no such class file", hint="a text file with one class per line") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ManifestError.mismatch(path, "a UTF-8 text file", error) from error
-    if not text.strip():
-        raise ManifestError.mismatch(path, "one class per line", "an empty file")
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.rstrip().split("\n"), start=1):  # splitlines() also splits at form feeds
+        text = read_regular(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError.mismatch(path, "a UTF-8 text file with one class per line", error) from error
+    return checked_classes(path, text.rstrip().split("\n"))  # splitlines() also splits at form feeds
+
+
+def checked_classes(path: Path, entries: Sequence[str], unit: str = "line") -> tuple[str, ...]:
+    """Class names as a file has them, with one space behind each comma of their synonyms.
+
+    Raises:
+        ManifestError: An entry is empty, has no class name or repeats one. It names the place: skipping it would shift
+            the ids of all that follow.
+    """
+    places: dict[str, int] = {}
+    for number, line in enumerate(entries, start=1):
         entry = ", ".join(word.strip() for word in line.split(","))
-        where = f"{path}, line {number}"
+        where = f"{path}, {unit} {number}"
         if not entry.split(",")[0]:
-            hint = "one class per line, no empty lines: class id = line number - 1"
+            hint = f"no empty {unit}: class id = {unit} number - 1"
             raise ManifestError.mismatch(where, "a class name", repr(line), hint=hint)
-        if entry in lines:
+        if entry in places:
             hint = "remove one, or add synonyms to tell them apart"
-            raise ManifestError(f"{where}: class {entry!r} already stands in line {lines[entry]}", hint=hint)
-        lines[entry] = number
-    return tuple(lines)
+            raise ManifestError(f"{where}: class {entry!r} already stands in {unit} {places[entry]}", hint=hint)
+        if found := control_character(entry):
+            raise ManifestError.mismatch(where, "a name in printable characters", found, hint="write it anew")
+        places[entry] = number
+    return tuple(places)

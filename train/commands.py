@@ -199,7 +199,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
-        Path | None, typer.Option(help="The same from a file: one class per line, synonyms separated by commas.")
+        Path | None, typer.Option(help="The same from a file: one class per line, numbered lines, or a JSON list.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     checkpoint: Checkpoint = "latest",
@@ -213,6 +213,7 @@ def predict(
     from .prediction.predict import find_images, predict_files, read_words
 
     vocabulary, files = read_words(classes, classes_file), find_images(images)
+    typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     failed = 0
     settings = inference_settings(memory, no_windows=no_windows)
@@ -236,7 +237,7 @@ def import_catseg(
     file: Annotated[Path, typer.Argument(help="Published checkpoint (CVPR 2024), for example model_base.pth.")],
     out: Annotated[Path, typer.Argument(help="Run folder to make.")],
     classes_file: Annotated[
-        Path | None, typer.Option(help="Classes it was trained on, one per line. Default: COCO-Stuff's 171.")
+        Path | None, typer.Option(help="Class file of what it was trained on. Default: COCO-Stuff's 171.")
     ] = None,
     prompts: Annotated[
         str, typer.Option(help="File of its templates, one per line; only needed for other numbers than 1 and 80.")
@@ -247,10 +248,13 @@ def import_catseg(
 
     All sizes are read from the file; nothing in it is executed.
     """
-    from ..manifests.vocabulary import read_classes
+    from ..manifests.class_file import read_class_file
+    from ..manifests.vocabulary import Vocabulary
     from .weights import catseg_import
 
-    classes = read_classes(classes_file) if classes_file else None
+    classes = read_class_file(classes_file) if classes_file else None
+    if classes:
+        typer.echo(Vocabulary(name="classes", classes=classes).describe())
     imported = catseg_import.import_catseg(file, out, classes=classes, prompts=prompts, num_heads=heads)
     for line in imported.lines():
         typer.echo(line)

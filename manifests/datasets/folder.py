@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
+from ..class_file import read_class_file
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import pair_files
-from ..vocabulary import Vocabulary, read_classes
+from ..vocabulary import Vocabulary
 
 
 def folder(
@@ -59,7 +60,7 @@ def folder_ids(classes: Path, *, ignore: Sequence[int] = (), first_id: int = 0, 
     `ignore` lists the ids that mean "no class"; none given: 255, or 65535 where more than 255 classes need 16 bits.
     Raises ManifestError when an id is both a class and ignored.
     """
-    vocabulary = Vocabulary(name=name or classes.stem, classes=read_classes(classes))
+    vocabulary = Vocabulary(name=name or classes.stem, classes=read_class_file(classes, first_id=first_id))
     last_id = first_id + vocabulary.num_classes - 1
     raw_ignore = tuple(ignore) or ((255,) if last_id < 255 else (65535,))
     for raw in raw_ignore:

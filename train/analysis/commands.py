@@ -85,6 +85,8 @@ def similarity(
 
     chosen = [analysis.find_vocabulary(text) for text in vocabularies or analysis.TABLE_1]
     reference = analysis.find_vocabulary(to)
+    for vocabulary in (*chosen, reference) if vocabularies else ():
+        typer.echo(f"{vocabulary.name}: {vocabulary.describe()}")
     encoder = find_encoder(source, clip=clip, prompts=prompts, synonyms=synonyms, device=choose_device(device))
     found = analysis.similarities(encoder, chosen, reference)
     typer.echo(analysis.table(found))

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.text import align
+from ...manifests.class_file import FORMS, read_class_file
 from ...manifests.manifest import Manifest
-from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary, read_classes
+from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary
 from ..errors import AnalysisError
 from .encoders import ClipEncoder
 
@@ -93,8 +94,8 @@ def find_vocabulary(text: str) -> Vocabulary:
     if path.suffix == ".parquet":
         return Manifest.read(path).vocabulary
     if path.is_file():
-        return Vocabulary(name=path.stem, classes=read_classes(path))
-    hint = f"known: {', '.join(sorted(known | set(ALIASES)))}; or a manifest (.parquet), or one class per line"
+        return Vocabulary(name=path.stem, classes=read_class_file(path))
+    hint = f"known: {', '.join(sorted(known | set(ALIASES)))}; or a manifest (.parquet), or a class file: {FORMS}"
     raise AnalysisError(f"{text}: no published vocabulary of this name, and no file", hint=hint)
 
 

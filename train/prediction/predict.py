@@ -9,13 +9,16 @@ from torch import Tensor
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...common.images import encode_png
+from ...manifests.class_file import read_class_file
 from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
-from ...manifests.vocabulary import Vocabulary, read_classes
+from ...manifests.vocabulary import Vocabulary
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ..errors import PredictionError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
 from .trained_model import as_rgb
+
+EXAMPLE = 'For example: --classes "cat, dog, sofa, other".'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,18 +77,21 @@ def find_images(arguments: Sequence[Path]) -> list[Path]:
 
 
 def read_words(words: str | None, file: Path | None) -> Vocabulary:
-    """The classes of "cat, dog, sofa", or of a class file (one class per line, synonyms separated by commas).
+    """The classes of "cat, dog, sofa", or of a class file (`manifests/class_file.py`).
 
     Raises:
-        PredictionError: Not exactly one of both is given.
+        PredictionError: Not exactly one of both is given, or the words name a file or are separated otherwise.
         ManifestError: Classes are empty or repeated.
     """
     if file is not None and words is None:
-        return Vocabulary(name=file.stem, classes=read_classes(file))
+        return Vocabulary(name=file.stem, classes=read_class_file(file))
     if words is not None and file is None:
+        if Path(words).suffix in (".txt", ".json", ".csv") or Path(words).is_file():
+            raise PredictionError.mismatch("--classes", "words", f"the file {words}", hint="--classes-file takes files")
+        if odd := next((character for character in ";|\n" if character in words), None):
+            raise PredictionError.mismatch("--classes", "words with commas between them", repr(odd), hint=EXAMPLE)
         return Vocabulary(name="words", classes=tuple(word.strip() for word in words.split(",") if word.strip()))
-    hint = 'For example: --classes "cat, dog, sofa, other".'
-    raise PredictionError("say which classes to look for: either --classes or --classes-file", hint=hint)
+    raise PredictionError("say which classes to look for: either --classes or --classes-file", hint=EXAMPLE)
 
 
 def _predict_file(

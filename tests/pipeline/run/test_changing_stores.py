@@ -237,7 +237,7 @@ def test_a_first_image_that_cannot_be_read_is_one_sample_in_quarantine(
     first.unlink()
     first.mkdir()  # reading fails for everybody, root included
     (entry,) = preprocess(manifest, tmp_path / "s.zarr").quarantine
-    assert entry.index == 0 and "IsADirectoryError" in entry.reason
+    assert entry.index == 0 and "directory" in entry.reason
 
 
 def test_tasks_do_not_depend_on_the_folder_they_run_in(
