@@ -327,6 +327,7 @@ def test_the_reader_names_what_a_store_lacks(make_manifest: MakeManifest, tmp_pa
 def test_schema_survives_its_attributes(make_manifest: MakeManifest, tmp_path: Path) -> None:
     schema = run.prepare(make_manifest(3), tmp_path / "s.zarr", frame=FRAME).schema
     assert StoreSchema.from_attributes(schema.group_metadata()["attributes"], "here") == schema
+    assert schema.to_attributes()["vocabulary"].keys() == {"name", "classes"}, "stores without a fold keep their bytes"
     attributes = schema.group_metadata()["attributes"]
     attributes["physseg"]["frame"]["short_edge"] = 31
     with pytest.raises(StoreError, match="do not match their checksum"):
