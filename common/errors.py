@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Self
 
+from .credentials import masked
+
 
 class PhyssegError(Exception):
     """Base of every error a user can cause or meet; each package derives named errors from it and a builtin.
@@ -19,7 +21,7 @@ class PhyssegError(Exception):
     default_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))  # here, so that no message of any place tells a password
         self.hint = hint or self.default_hint
         self.fields = fields
 

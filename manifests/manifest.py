@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..common.regular_files import is_files_fault
 from ..common.storage.content_cache import ContentCache
-from ..common.storage.location import absolute, is_url, read_below, split
+from ..common.storage.location import absolute, is_url, read_below, split, without_credentials
 from ..common.text import control_character
 from .decoding import decode_image
 from .errors import ContentError, DecodeError, ManifestError
@@ -51,6 +51,7 @@ class Manifest(LabelIds):
             raise ManifestError.mismatch(
                 "name of the data set", "printable characters", found, hint="give another --name"
             )
+        without_credentials(self.root)
         if repeated := table.repeated:
             got = f"sample id {repeated[0]!r} stands in {repeated[1]} rows"
             raise ManifestError(f"{got}; expected every id once", hint=REBUILD_HINT)

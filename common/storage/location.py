@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from ..credentials import has_credentials
 from ..errors import StorageError
 from ..regular_files import read_regular
 from .interface import Storage
@@ -25,7 +26,7 @@ def open_storage(location: Location) -> Storage:
     """The folder of that path or URL; nothing is looked up yet. Raises StorageError for an unknown kind of URL."""
     if isinstance(location, Storage):
         return location
-    text = str(location)
+    text = without_credentials(str(location))
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if separator and scheme in OBJECT_SCHEMES:
@@ -37,6 +38,14 @@ def open_storage(location: Location) -> Storage:
         expected = f"a path or a URL of {', '.join(OBJECT_SCHEMES)} or file"
         raise StorageError.mismatch(text, expected, f"{scheme}://", hint="mount it, or copy it to one of these")
     return LocalStorage(local_path(text))
+
+
+def without_credentials(url: str) -> str:
+    """The URL itself. Raises StorageError if it holds a password, a token or a signature: it would be stored."""
+    if has_credentials(url):
+        hint = "give them by environment variables or the service's own files, such as ~/.aws"
+        raise StorageError(f"{url}: expected a URL without credentials", hint=hint)
+    return url
 
 
 def is_url(location: str) -> bool:
@@ -62,7 +71,7 @@ def local_path(location: str) -> Path:
 def absolute(location: str) -> str:
     """A location that means the same from any folder: URLs as they are, paths and `file://` URLs as full paths."""
     if is_url(location) and not location.lower().startswith("file:"):
-        return location
+        return without_credentials(location)
     return str(local_path(location).resolve())
 
 
@@ -71,7 +80,7 @@ def split(location: str) -> tuple[Storage, str]:
     if not is_url(location) or location.lower().startswith("file:"):
         path = local_path(location)
         return LocalStorage(path.parent), path.name
-    folder, _, name = location.rstrip("/").rpartition("/")
+    folder, _, name = without_credentials(location).rstrip("/").rpartition("/")
     if folder.endswith("/"):
         raise StorageError(f"{location}: expected a file in a bucket, as in s3://bucket/{name}")
     return open_storage(folder), name

@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_folder, atomic_json, remove_partials
+from ...common.credentials import masked
 from ...common.file_lock import file_lock
+from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
@@ -97,7 +99,7 @@ def listing() -> list[dict[str, Any]]:
             "bytes": record and record.num_bytes,
             "sha256": record and record.sha256,
             "file": record and str(weights_folder(one.clip, one.tag) / record.file),
-            "sources": [source.url for source in one.sources],
+            "sources": [masked(source.url) for source in one.sources],
         }
         for one, record in ((one, read_record(one.clip, one.tag)) for one in pretrained_tags())
     ]
@@ -125,7 +127,7 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
     Raises:
         WeightsError: No place has them, and the message names each one's answer; or what came is not the file.
     """
-    sources = (Source(url=url, sha256=tag.sources[0].sha256),) if url else tag.sources
+    sources = (Source(url=without_credentials(url), sha256=tag.sources[0].sha256),) if url else tag.sources
     folder = weights_folder(tag.clip, tag.tag)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.parent, wait_seconds=None):  # whoever waited finds the work done
@@ -191,7 +193,7 @@ def _fetch_from(source: Source, tag: PretrainedTag, folder: Path) -> WeightsReco
             clip=tag.clip,
             tag=tag.tag,
             file=file.name,
-            url=source.url,
+            url=masked(source.url),
             num_bytes=size,
             sha256=found,
             quick_gelu=tag.quick_gelu,
