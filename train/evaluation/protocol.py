@@ -44,10 +44,10 @@ def identity(
         "vocabulary": vocabulary.name,
         "manifest": manifest.fingerprint,
         "ignore_index": vocabulary.ignore_index,
+        "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
         "protocol": protocol,
         "fingerprint": short_hash(protocol),
         **environment(next(model.parameters()).device.type),
-        "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
     }
 
 
@@ -74,7 +74,7 @@ def environment_note(source: Mapping[str, Any]) -> str | None:
 def protocol_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Dotted keys of the protocols of two results that differ; between versions, a sentence on that alone."""
     if ("environment" in ours) != ("environment" in theirs):
-        return ["their version: one is of a physseg whose results do not have the whole protocol"]
+        return ["their version: one is of a physseg whose results lack a part of the protocol, so evaluate all by one"]
     return list(differing_keys(ours.get("protocol", {}), theirs.get("protocol", {}), "protocol"))
 
 
