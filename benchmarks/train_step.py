@@ -39,9 +39,6 @@ from common import Goal, Section, machine, spread
 
 STRUCTURES = ("canny", "mask_edges", "sift")
 
-REFERENCE_SECONDS, REFERENCE_GB = 58.0, 16.0
-"""A step of the CAT-Seg reference at batch 1 in float32 on two CPU cores, measured once on such a machine."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
@@ -112,7 +109,7 @@ def measure(store: Path, device: str, steps: int, batch: Sequence[int] | None, *
         f"products of {', '.join(f'{rate / 1e12:.3g}' for rate in sorted(rates))} TFLOP/s. Peak memory is the "
         "process's resident memory on a CPU, what PyTorch allocated on a GPU.",
         tables=[rows],
-        goals=[*goals(results), loss_goal(overhead)],
+        goals=[loss_goal(overhead)],
     )
 
 
@@ -128,29 +125,6 @@ def cases(device: str, steps: int, batch: Sequence[int] | None, clip: str) -> It
             for compiled in (False, True):
                 yield replace(first, batch=size, precision=precision, compiled=compiled)
         yield replace(first, batch=size, precision="bf16", recompute=True)
-
-
-def goals(results: dict[Case, dict[str, Any]]) -> list[Goal]:
-    found = []
-    for case, result in results.items():
-        seconds, peak = float(np.median(result["step"])), result["peak"] / 1e9
-        if (case.device, case.batch, case.precision, case.clip) == ("cpu", 1, "fp32", "ViT-B-16"):
-            ratio = REFERENCE_SECONDS / seconds
-            found.append(
-                Goal(
-                    text=f"a CPU step 2.5 times as fast as the reference's {REFERENCE_SECONDS:.0f} s",
-                    measured=f"{ratio:.2f} times ({case.name})",
-                    met=ratio >= 2.5,
-                )
-            )
-            found.append(
-                Goal(
-                    text=f"a third of the reference's {REFERENCE_GB:.0f} GB",
-                    measured=f"{peak:.2f} GB ({case.name})",
-                    met=peak <= REFERENCE_GB / 3,
-                )
-            )
-    return found
 
 
 def loss_goal(overhead: dict[str, Any]) -> Goal:

@@ -2,7 +2,7 @@
 
 The format is the Zarr v3 `sharding_indexed` codec with the index at the end and inner codecs `bytes`, `zstd` and
 `crc32c`. Any Zarr reader opens these files; this module exists because the trainer's hot path reads them several
-times faster than a general reader (benchmarks/RESULTS.md), and because a writer that compresses sample by sample holds
+times faster than by zarr-python (see `reader`), and because a writer that compresses sample by sample holds
 a few megabytes where one that assembles whole arrays holds hundreds. `tests/pipeline/store/test_shard_codec.py` proves
 both directions equal to zarr-python.
 

@@ -64,7 +64,7 @@ def test_batch_has_the_promised_shapes(store: Path) -> None:
 
 
 @pytest.mark.parametrize("document", ["says so", "of before"])
-def test_labels_with_a_folded_background_are_no_training_set(
+def test_convention_labels_with_a_folded_background_are_no_training_set(
     document: str, train_manifest: Manifest, tmp_path: Path
 ) -> None:
     folded = replace(train_manifest, vocabulary=replace(train_manifest.vocabulary, fold_from=3))
