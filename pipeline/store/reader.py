@@ -1,8 +1,9 @@
 """The trainer's way into a store: one sample's arrays at the cost of decoding them.
 
-Any Zarr reader opens a store; this one exists because it is on the trainer's hot path. In one run of
-loaders it added 1.3 ms of a core to the JPEG of a sample, zarr-python 9.3 (benchmarks/RESULTS.md). It reads exactly what `shard_codec` writes and refuses
-everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use) and pickles.
+Any Zarr reader opens a store; this one exists because it is on the trainer's hot path. In one run of loaders it added
+1.3 ms of a core to the JPEG of a sample, zarr-python 9.3 (benchmarks/RESULTS.md). It reads exactly what `shard_codec`
+writes and refuses everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use)
+and pickles.
 
 Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. `planes` hands out one at
 a time, so that a caller who cuts a crop and lets go has the next one in the same memory, still in cache.
