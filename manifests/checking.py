@@ -1,7 +1,7 @@
 """Every sample is read once and checked: what cannot be used is named in its row, never dropped."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -84,6 +84,8 @@ class Checked:
     """Number of pixels of each class in all usable samples, (T,)."""
     ignored_pixels: int
     """Number of pixels without a class in all usable samples."""
+    raw_ids: frozenset[int]
+    """Every raw id that stands in a label, in those of quarantined samples, too."""
 
 
 def check_samples(
@@ -111,19 +113,21 @@ def check_samples(
     chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
     samples: list[Sample] = []
     pixels = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
+    raw_ids: set[int] = set()
     with (
         ThreadPoolExecutor(settings.workers or available_cpus()) as pool,
         tqdm(total=len(ordered), desc="checking", unit="image", disable=None) as progress,
     ):
         for results in pool.map(lambda chunk: [check(pair) for pair in chunk], chunks):
-            for sample, counted in results:
+            for sample, counted, seen in results:
                 samples.append(sample)
                 pixels += counted
+                raw_ids |= seen
             progress.update(len(results))
     broken = [sample for sample in samples if sample.problem]
     if len(broken) == len(samples):
         first = "".join(f"\n  {sample.sample_id}: {sample.problem}" for sample in broken[:5])
-        hint = REPAIRS[broken[0].problem.split(":")[0]]
+        hint = shifted_ids(ids, raw_ids) or REPAIRS[broken[0].problem.split(":")[0]]
         raise ManifestError(f"none of {len(samples)} samples can be used; the first:{first}", hint=hint)
     manifest = Manifest(
         root=str(root),
@@ -131,24 +135,23 @@ def check_samples(
         samples=samples,
         **{field.name: getattr(ids, field.name) for field in fields(ids)},
     )
-    return Checked(manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]))
+    return Checked(
+        manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]), raw_ids=frozenset(raw_ids)
+    )
 
 
 def check_pair(
     pair: Pair, *, root: Path, ids: LabelIds, split: str, settings: CheckSettings, cross_check: CrossCheck | None = None
-) -> tuple[Sample, npt.NDArray[np.int64]]:
-    """The row of one pair, and its pixels as by `count_classes`; all zero if it is quarantined."""
+) -> tuple[Sample, npt.NDArray[np.int64], set[int]]:
+    """The row of one pair, its pixels as by `count_classes`, all zero if it is quarantined, and the raw ids seen."""
     image_bytes, label_bytes = _read(pair.image), _read(pair.label)
     image_name, label_name = (path.relative_to(root).as_posix() for path in (pair.image, pair.label))
     notes = [pair.note] if pair.note else []
     problems: list[str] = []
     facts = raw = None
     with _quarantine(problems, "unreadable image", image_name):
-        facts = check_image(
-            image_bytes,
-            max_megapixels=settings.max_megapixels,
-            allow_jpeg_warnings=settings.allow_jpeg_warnings,
-        )
+        allowed = settings.allow_jpeg_warnings
+        facts = check_image(image_bytes, max_megapixels=settings.max_megapixels, allow_jpeg_warnings=allowed)
     with _quarantine(problems, "unreadable label", label_name):
         check_png(label_bytes)  # whose damage decoders do not notice
         raw = decode_raw(label_bytes, ids.label_form, settings.max_megapixels)
@@ -163,11 +166,11 @@ def check_pair(
         if label_size and label_size != size and not problems:
             expected = f"{size[0]} x {size[1]} pixels (h x w) as {image_name}"
             problems.append(f"size mismatch: {label_name}: expected {expected}, got {label_size[0]} x {label_size[1]}")
-    counted = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
+    counted, seen = np.zeros(ids.vocabulary.num_classes + 1, np.int64), set[int]()
     if raw is not None:
         if cross_check is not None:
             notes += filter(None, [cross_check(pair, raw)])
-        counted, unknown = count_classes(raw, ids)
+        counted, unknown, seen = count_classes(raw, ids)
         if unknown:
             expected = f"ids of the {ids.vocabulary.num_classes} classes"
             problems.append(f"unknown ids: {label_name}: expected {expected}, got {unknown}")
@@ -187,7 +190,7 @@ def check_pair(
         problem="; ".join(problems),
         note="; ".join(notes),
     )
-    return sample, counted if not problems else np.zeros_like(counted)
+    return sample, counted if not problems else np.zeros_like(counted), seen
 
 
 @contextmanager
@@ -199,18 +202,31 @@ def _quarantine(problems: list[str], reason: str, name: str) -> Iterator[None]:
         problems.append(f"{error.fields.get('reason', reason)}: {name}: {error.args[0]}")
 
 
-def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str]:
-    """Pixels per class, (T + 1,) int64 with ignored and unknown ones last, and the unknown ids in words, or ""."""
-    labels, unknown = ids.map_ids(raw)
-    histogram = np.bincount(labels.ravel(), minlength=ids.vocabulary.ignore_index + 1)
-    return np.append(histogram[: ids.vocabulary.num_classes], histogram[-1]), unknown
+def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str, set[int]]:
+    """Pixels per class, (T + 1,) int64 with ignored and unknown ones last; unknown ids in words, or ""; all raw ids."""
+    pixels = np.bincount(raw.ravel())
+    seen = np.flatnonzero(pixels)
+    labels, unknown = ids.map_ids(seen)
+    histogram = np.bincount(labels, pixels[seen], minlength=ids.vocabulary.ignore_index + 1).astype(np.int64)
+    counted = np.append(histogram[: ids.vocabulary.num_classes], histogram[-1])
+    return counted, ids.map_ids(raw)[1] if unknown else "", set(seen.tolist())
+
+
+def shifted_ids(ids: LabelIds, raw_ids: Collection[int]) -> str:
+    """A line if labels look numbered one too high: the first id stands in none, the one past the last in some."""
+    first, past = min(ids.raw_to_class), max(ids.raw_to_class) + 1
+    if first in raw_ids or past not in raw_ids or past in ids.raw_ignore:
+        return ""
+    name = ids.vocabulary.prompt_names[ids.raw_to_class[first]]
+    none_and_one = f"no label holds id {first} ({name!r}), some hold id {past}, which is one past the last class"
+    return f"{none_and_one}: are they numbered from {first + 1}? In a data set of your own: --first-id {first + 1}"
 
 
 def judge_image(
     facts: ImageFacts, name: str, label_size: tuple[int, int] | None, exif: str
 ) -> tuple[list[str], list[str]]:
     """Problems and notes of an image that decodes: its colours and its EXIF orientation."""
-    problems, notes = [], list(facts.notes)
+    problems, notes = [], [facts.note] if facts.note else []
     if facts.mode in GREY_MODES:
         notes.append("greyscale image, read as three equal channels")
     elif facts.mode == "P":

@@ -175,6 +175,8 @@ def manifest_folder(
     first_id: Annotated[int, typer.Option(min=0, help="Id of the class in line 1, e.g. 1 where 0 is unlabelled.")] = 0,
     list_file: ListFile = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's name.")] = None,
+    image_suffix: Annotated[str, typer.Option(help="Left out at the end of images' names: _leftImg8bit.")] = "",
+    label_suffix: Annotated[str, typer.Option(help="Left out at the end of labels' names: _mask.")] = "",
     exif: Exif = "error",
     max_megapixels: MaxMegapixels = 100.0,
     allow_jpeg_warnings: AllowJpegWarnings = False,
@@ -198,6 +200,8 @@ def manifest_folder(
         first_id=first_id,
         listed=list_file,
         name=name,
+        image_suffix=image_suffix,
+        label_suffix=label_suffix,
         settings=_check_settings(exif, max_megapixels, allow_jpeg_warnings, workers, out),
     )
     _finish(checked, out, verbose=verbose, allow_quarantine=allow_quarantine)

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,14 @@ from .errors import ManifestError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
+FOLDER_HINT = "name the folder that holds the files themselves"
+CONVERSIONS = {
+    ".npy": "save each array as a PNG, ids as 8 or 16 bits: Image.fromarray(np.load(IN).astype(np.uint16)).save(OUT)",
+    ".jpg": "find the labels as PNG or TIFF: JPEG smears ids at the borders, and nothing brings them back",
+}
+UNICODE_HINT = (
+    "the same names in two Unicode forms (NFC, and NFD as from macOS): `convmv -f utf8 -t utf8 --nfc --notest`"
+)
 LIST_HINT = (
     "complete the folders, or choose the samples with --list FILE (one file name without extension per line); "
     "for all that are in a folder: `ls FOLDER | sed 's/[.][^.]*$//' > FILE`"
@@ -33,10 +43,13 @@ class Pair:
     """What is already known about the sample, such as that no annotation names it."""
 
 
-def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> list[Pair]:
+def pair_files(
+    images: Path, labels: Path, *, listed: Path | None = None, image_suffix: str = "", label_suffix: str = ""
+) -> list[Pair]:
     """Pairs of equal stems in two flat folders, sorted; those alone that the file `listed` names.
 
-    Without the errors a forgotten folder would make a smaller data set and nobody would notice.
+    Stems end with the suffixes given, such as "_leftImg8bit" and "_gtFine_labelIds", which do not count; other files
+    are left aside. Without the errors a forgotten folder would make a smaller data set and nobody would notice.
 
     Raises:
         ManifestError: A folder is missing or empty, two files have one stem, a file has no partner, or a listed stem
@@ -45,8 +58,8 @@ def pair_files(images: Path, labels: Path, *, listed: Path | None = None) -> lis
     images, labels = images.expanduser().resolve(), labels.expanduser().resolve()
     if images == labels:
         raise ManifestError(f"{images}: images and labels lie in one folder", hint="put them into two folders")
-    image_files = files_by_stem(images, IMAGE_SUFFIXES, "images")
-    label_files = files_by_stem(labels, LABEL_SUFFIXES, "label pictures")
+    image_files = files_by_stem(images, IMAGE_SUFFIXES, "images", image_suffix)
+    label_files = files_by_stem(labels, LABEL_SUFFIXES, "label pictures", label_suffix)
     stems = matching_stems(Side("image", images, image_files), Side("label", labels, label_files), listed)
     return [Pair(sample_id=stem, image=image_files[stem], label=label_files[stem]) for stem in stems]
 
@@ -76,12 +89,15 @@ def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
         if (lone := a.by_stem.keys() - b.by_stem.keys())
     ]
     if parts:
-        raise ManifestError("; ".join(parts), hint=LIST_HINT)
+        hint = _repair(one.by_stem.keys() - other.by_stem.keys(), other.by_stem.keys() - one.by_stem.keys())
+        raise ManifestError("; ".join(parts), hint=hint)
     return sorted(one.by_stem)
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str, stem_suffix: str = "") -> dict[str, Path]:
     """The files of a flat folder that end as asked for (in any case), by stem. Hidden files are left aside.
+
+    Stems must end with `stem_suffix`, and lose it.
 
     Whatever else lies there is counted in a warning: a sample whose image *and* label are left aside has no partner
     that would complain. A link to nothing, or a folder, with the name of such a file is an error for the same reason.
@@ -92,25 +108,22 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
     with os.scandir(folder) as found:
-        entries = list(found)
+        entries = [e for e in found if not e.name.startswith(".") or e.name.lower().endswith(suffixes)]  # no .DS_Store
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith("."):
-            others["hidden files"] += path.suffix.lower() in suffixes
-            continue
-        if path.suffix.lower() not in suffixes:
-            others["folders" if entry.is_dir() else f"{path.suffix or 'suffixless'} files"] += 1
+        if kind := _left_aside(entry, suffixes, stem_suffix):
+            others[kind] += 1
             continue
         _check_file(entry)
-        if path.stem in files:
-            both = f"{files[path.stem].name} and {path.name}"
+        if (stem := path.stem.removesuffix(stem_suffix)) in files:
+            both = f"{files[stem].name} and {path.name}"
             raise ManifestError.mismatch(folder, "one file per name", both, hint="remove or rename one of them")
-        files[path.stem] = path
-    got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count) or "nothing"
+        files[stem] = path
+    got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
     if not files:
-        hint = "name the folder that holds the files themselves"
+        hint = next((hint for ending, hint in CONVERSIONS.items() if f" {ending} files" in f" {got}"), FOLDER_HINT)
         raise ManifestError.mismatch(folder, f"{what} ({', '.join(suffixes)})", got, hint=hint)
-    if any(others.values()):
+    if others:
         logging.getLogger(__name__).warning("warning: %s: not used: %s", folder, got)
     return files
 
@@ -138,6 +151,36 @@ def common_root(*folders: Path) -> Path:
     return Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]))
 
 
+def _repair(lone: Set[str], partners: Set[str]) -> str:
+    """What would pair names that have none of their own: one Unicode form, or endings that do not count."""
+    if set(map(_composed, lone)) & set(map(_composed, partners)):
+        return UNICODE_HINT
+    first = min(lone, default="")
+    for cut in (len(first), *(separator.start() for separator in re.finditer(r"[_\-. ]", first))):
+        begins = re.compile(re.escape(first[:cut]) + r"(?=[_\-. ]|$)")
+        ours, theirs = first[cut:], next((other[cut:] for other in sorted(partners) if begins.match(other)), "")
+        pairs = sum(name.endswith(ours) and name.removesuffix(ours) + theirs in partners for name in lone)
+        if pairs > max(1, len(lone) // 2):
+            options = (("--image-suffix", ours), ("--label-suffix", theirs))
+            given = " ".join(f"{option}={ending}" for option, ending in options if ending)
+            return f"`physseg manifest folder` leaves endings of names out with {given}"
+    return LIST_HINT
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _left_aside(entry: "os.DirEntry[str]", suffixes: tuple[str, ...], stem_suffix: str) -> str:
+    """As what an entry is counted that is none of the files asked for; "" for one that is."""
+    path = Path(entry.path)
+    if entry.name.startswith("."):
+        return "hidden files"
+    if path.suffix.lower() in suffixes and path.stem.endswith(stem_suffix):
+        return ""
+    return "folders" if entry.is_dir() else f"{path.suffix or 'suffixless'} files"
+
+
 def _check_file(entry: "os.DirEntry[str]") -> None:
     if not entry.is_file():
         got = "a folder" if entry.is_dir() else "a link to nothing" if entry.is_symlink() else "something else"
@@ -152,6 +195,8 @@ def _check_listed(stems: Iterable[str], side: Side, listed: Path) -> None:
         hint = "correct the list or the folder"
         if any(Path(stem).suffix.lower() in IMAGE_SUFFIXES + LABEL_SUFFIXES for stem in missing):
             hint = "list names without their extension"
+        elif set(map(_composed, missing)) & set(map(_composed, side.by_stem)):
+            hint = UNICODE_HINT
         raise ManifestError(
             f"{listed}: {len(missing)} listed names have no {side.what} in {side.place} ({preview(missing)})", hint=hint
         )

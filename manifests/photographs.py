@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from simplejpeg import decode_jpeg
 
 from ..common.regular_files import read_regular
@@ -36,7 +37,7 @@ class ImageFacts:
     "P with transparency" where colours of a palette, or one colour, are transparent."""
     orientation: int
     """EXIF orientation 1..8; 1 where the file says nothing or nonsense."""
-    notes: tuple[str, ...] = ()
+    note: str = ""
     """What was not checked, or found and allowed."""
 
     def size_after(self, orientation: int) -> tuple[int, int]:
@@ -62,34 +63,38 @@ def check_image(
     Raises:
         DecodeError: The file is empty, truncated, otherwise damaged, too large, animated, or of another format.
     """
-    notes: list[str] = []
+    note = ""
     with opened(data, max_megapixels, "image") as picture:
         if picture.format not in formats:
             expected = " or ".join(name for name in formats if name != "MPO")
             hint = "convert the file to JPEG or PNG"
             raise DecodeError(f"expected {expected}, got {picture.format}", hint=hint, reason="image format")
-        is_jpeg = picture.format in ("JPEG", "MPO")
-        warning = jpeg_warning(data) if is_jpeg else None
+        if picture.format not in ("JPEG", "MPO"):
+            warning = None
+        elif (warning := jpeg_warning(data)) is None:
+            note = NOT_STRICT
         with damage_named():
             if warning != "":  # what libjpeg decodes in silence Pillow decodes, too, and slower
                 picture.load()
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-        if warning and not allow_jpeg_warnings:
-            raise DecodeError(f"libjpeg warns: {warning}", hint=DAMAGED, reason="JPEG warning")
         if warning:
-            notes.append(f"JPEG warning allowed: {warning}")
-        elif warning is None and is_jpeg:
-            notes.append(NOT_STRICT)
-        depth = ";16" if is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode else ""
+            note = f"JPEG warning allowed: {warning}"
+            if not allow_jpeg_warnings:
+                raise DecodeError(f"libjpeg warns: {warning}", hint=DAMAGED, reason="JPEG warning")
         facts = ImageFacts(
             height=picture.height,
             width=picture.width,
-            mode=picture.mode + depth + (" with transparency" if "transparency" in picture.info else ""),
+            mode=_mode(picture, data),
             orientation=orientation if orientation in range(1, 9) else 1,
-            notes=tuple(notes),
+            note=note,
         )
     check_png(data)
     return facts
+
+
+def _mode(picture: Image.Image, data: bytes) -> str:
+    depth = ";16" if is_png(data) and data[PNG_DEPTH] == 16 and ";16" not in picture.mode else ""
+    return picture.mode + depth + (" with transparency" if "transparency" in picture.info else "")
 
 
 def jpeg_warning(data: bytes) -> str | None:

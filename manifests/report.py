@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..common.text import preview
-from .checking import REPAIRS, Checked
+from .checking import REPAIRS, Checked, shifted_ids
 from .datasets.published import Found
 from .manifest import Manifest
 
@@ -40,6 +40,8 @@ def summary_lines(
         f"classes      {len(classes) - len(absent)} of {len(classes)} occur; "
         f"{checked.ignored_pixels / max(total, 1):.1%} of the pixels are unlabelled"
     )
+    if doubt := shifted_ids(manifest, checked.raw_ids):
+        yield f"WARNING      {doubt}"
     if absent:
         yield f"absent       {preview(sorted(absent), 12)}"
     yield from _prompt_lines(manifest)

@@ -108,6 +108,11 @@ def paint(image: AnnotatedImage) -> npt.NDArray[np.uint8]:
 
 
 def _add_file(images: dict[int, AnnotatedImage], data: Mapping[str, Any], path: Path) -> None:
+    for annotation in data["annotations"]:
+        if type(annotation["category_id"]) is not int:
+            where, got = f"{path}: annotation {annotation.get('id')}", repr(annotation["category_id"])
+            hint = "turn texts into numbers, e.g. `jq '.annotations[].category_id |= tonumber' IN > OUT`"
+            raise ManifestError.mismatch(where, "a category_id that is a whole number", got, hint=hint)
     _check_categories(path, data)
     if images:
         _check_second_file(images, data, path)

@@ -53,6 +53,8 @@ def _polygon_counts(polygons: Any, height: int, width: int) -> bytes:
     """Compressed run lengths of the union of polygons, each a flat list x, y, x, y, ..."""
     from pycocotools import mask as coco_mask  # which nothing but these needs
 
+    if isinstance(polygons, list) and polygons and isinstance(polygons[0], int | float):
+        raise ValueError("expected a list of polygons, got one flat list of numbers: put it into a list, [[x, y, ...]]")
     for polygon in polygons or [[]]:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected polygons of at least three points (x, y), got {len(polygon)} coordinates")

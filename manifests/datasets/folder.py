@@ -22,6 +22,8 @@ def folder(
     first_id: int = 0,
     listed: Path | None = None,
     name: str | None = None,
+    image_suffix: str = "",
+    label_suffix: str = "",
     settings: CheckSettings = DEFAULT_CHECKS,
 ) -> Checked:
     """The manifest of a data set of one's own; the arguments are the options of `physseg manifest folder`.
@@ -35,9 +37,18 @@ def folder(
             raise no_folders("--root DIR")
         found_images, found_labels = find_folders(root, split)
         images, labels = images or found_images, labels or found_labels
-    pairs = pair_files(images, labels, listed=listed)
+    pairs = pair_files(images, labels, listed=listed, image_suffix=image_suffix, label_suffix=label_suffix)
     dataset = name or (root or images.parent).resolve().name or "folder"
-    return check_samples(pairs, ids, dataset=dataset, split=split or "", settings=settings)
+    checked = check_samples(pairs, ids, dataset=dataset, split=split or "", settings=settings)
+    if not ignore and first_id == 0 and checked.raw_ids == {0, *ids.raw_ignore}:
+        default = ids.raw_ignore[0]
+        raise ManifestError(
+            f"{labels}: ids are 0 and {default} only, and {default} means no class by default: all that is left is "
+            f"{ids.vocabulary.prompt_names[0]!r}",
+            hint=f"masks of a foreground? Make it 1: Image.fromarray((np.asarray(Image.open(IN)) > 0).astype(np.uint8))"
+            f".save(OUT); where {default} is no class indeed, say --ignore {default}",
+        )
+    return checked
 
 
 def check_root(root: Path | None, images: Path | None, labels: Path | None) -> None:

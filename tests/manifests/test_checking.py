@@ -1,10 +1,12 @@
 """Every reason of quarantine: named in the row, counted, never dropped; and the notes on what is handled."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from physseg.manifests.checking import REPAIRS, CheckSettings, check_samples, count_classes
+from physseg.manifests.checking import REPAIRS, CheckSettings, check_samples, count_classes, shifted_ids
+from physseg.manifests.datasets.coco_stuff import coco_stuff_ids
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.labels.ids import LabelIds
 from physseg.manifests.manifest import Vocabulary
@@ -302,9 +304,52 @@ def test_settings_are_checked(settings):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_count_classes_by_hand(dtype):
     raw = np.array([[0, 1, 1], [255, 9, 1]], dtype)
-    counted, unknown = count_classes(raw, IDS)
+    counted, unknown, seen = count_classes(raw, IDS)
     assert counted.tolist() == [1, 3, 2]
     assert unknown == "id 9 (1 pixel)"
+    assert seen == {0, 1, 9, 255}
+
+
+def test_ids_shifted_by_one_are_said_loudly(toys):
+    """Labels of 1..2 for the classes 0..1: those that hold no 2 pass, with every class taken for the next one."""
+    for stem, value in (("a", 1), ("b", 2)):
+        toys.image(f"images/{stem}.jpg")
+        toys.label(f"labels/{stem}.png", np.full((24, 32), value, np.uint8))
+    pairs = pair_files(toys.folder / "images", toys.folder / "labels")
+    checked = check_samples(pairs, IDS, dataset="toys", split="")
+    assert checked.raw_ids == {1, 2}
+    assert [sample.sample_id for sample in checked.manifest.quarantined] == ["b"]
+    [line] = [line for line in summary_lines(checked, None) if line.startswith("WARNING")]
+    assert "no label holds id 0 ('a'), some hold id 2, which is one past the last class" in line
+    assert "--first-id 1" in line
+    with pytest.raises(ManifestError, match="none of 1 samples") as caught:
+        check_samples(pairs[1:], IDS, dataset="toys", split="")
+    assert "--first-id 1" in caught.value.hint
+    toys.label("labels/a.png", np.array([[0, 1], [1, 2]], np.uint8).repeat(12, 0).repeat(16, 1))
+    toys.label("labels/b.png")
+    again = check_samples(pairs, IDS, dataset="toys", split="")
+    assert not any("WARNING" in line for line in summary_lines(again, None)), "a quarantined label holds id 0"
+
+
+@pytest.mark.parametrize(
+    ("raw_ids", "raw_ignore", "doubted"),
+    [
+        ({1, 2}, (255,), True),
+        ({1, 2, 255}, (255,), True),
+        ({0, 1, 2}, (255,), False),  # one wrong label, not all
+        ({1}, (255,), False),  # a class that is absent
+        ({1, 2}, (2,), False),  # id 2 means no class
+        ({1, 7}, (255,), False),
+    ],
+)
+def test_when_ids_look_shifted(raw_ids, raw_ignore, doubted):
+    assert bool(shifted_ids(replace(IDS, raw_ignore=raw_ignore), raw_ids)) == doubted
+
+
+def test_coco_stuff_with_category_ids_looks_shifted():
+    """The published pictures hold id - 1; tools that paint the ids themselves give 1..182."""
+    assert "'person'" in shifted_ids(coco_stuff_ids(), {1, 65, 182, 255})
+    assert not shifted_ids(coco_stuff_ids(), {0, 64, 181, 255})
 
 
 def test_manifest_and_check_agree_on_ids(toys):

@@ -90,6 +90,82 @@ def test_one_folder_for_both(toys):
         pair_files(toys.folder / "images", toys.folder / "labels" / ".." / "images")
 
 
+def renamed(toys, images, labels):
+    """Files of these names; the error of pairing them, or the pairs."""
+    for name in images:
+        toys.image(f"images/{name}")
+    for name in labels:
+        toys.label(f"labels/{name}")
+    return toys.folder / "images", toys.folder / "labels"
+
+
+def test_endings_of_names_do_not_count_where_they_are_named(toys):
+    folders = renamed(
+        toys,
+        ["ulm_1_leftImg8bit.png", "ulm_2_leftImg8bit.png"],
+        [f"ulm_{number}_gtFine_{kind}.png" for number in (1, 2) for kind in ("labelIds", "instanceIds")],
+    )
+    pairs = pair_files(*folders, image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds")
+    assert [pair.sample_id for pair in pairs] == ["ulm_1", "ulm_2"]
+    assert [pair.label.name for pair in pairs] == ["ulm_1_gtFine_labelIds.png", "ulm_2_gtFine_labelIds.png"]
+    with pytest.raises(ManifestError, match=r"expected images \(.*got 2 \.png files"):
+        pair_files(*folders, image_suffix="_rightImg8bit")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "options"),
+    [
+        (["a.jpg", "b.jpg", "c.jpg"], ["a_mask.png", "b_mask.png", "c_mask.png"], ["--label-suffix=_mask"]),
+        (["a_rgb.png", "b_rgb.png"], ["a.png", "b.png"], ["--image-suffix=_rgb"]),
+        (
+            ["ulm_1_leftImg8bit.png", "ulm_2_leftImg8bit.png"],
+            ["ulm_1_gtFine_labelIds.png", "ulm_2_gtFine_labelIds.png"],
+            ["--image-suffix=_leftImg8bit", "--label-suffix=_gtFine_labelIds"],
+        ),
+        (["a1.jpg", "a2.jpg"], ["a3.png", "a4.png"], []),
+        (["a-1.jpg", "a-2.jpg"], ["a-3.png", "a-4.png"], []),
+        (["a.jpg", "b.jpg"], ["x.png"], []),
+    ],
+)
+def test_names_with_endings_name_the_options_that_pair_them(images, labels, options, toys):
+    folders = renamed(toys, images, labels)
+    with pytest.raises(ManifestError) as caught:
+        pair_files(*folders)
+    assert [word for word in caught.value.hint.replace("`", " ").split() if "-suffix=" in word] == options
+    if options:
+        given = {option.split("=")[0][2:].replace("-", "_"): option.split("=")[1] for option in options}
+        assert len(pair_files(*folders, **given)) == len(images)
+    else:
+        assert "--list FILE" in caught.value.hint
+
+
+def test_one_name_in_two_unicode_forms_is_named_so(toys):
+    """A Mac writes "é" as two characters; both names look the same in the error."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    folders = renamed(toys, [f"{composed}.jpg"], [f"{decomposed}.png"])
+    with pytest.raises(ManifestError, match="convmv"):
+        pair_files(*folders)
+    toys.label(f"labels/{composed}.png")
+    with pytest.raises(ManifestError, match=r"have no image in(.|\n)*convmv"):
+        pair_files(*folders, listed=toys.lines("list.txt", decomposed))
+
+
+@pytest.mark.parametrize(("name", "repair"), [("a.npy", "np.load"), ("a.jpg", "JPEG smears ids"), ("a.bmp", "folder")])
+def test_labels_of_other_kinds_have_their_repair(name, repair, toys):
+    toys.image("images/a.jpg")
+    toys.lines(f"labels/{name}", "x")
+    with pytest.raises(ManifestError, match=r"got 1 \.(npy|jpg|bmp) files") as caught:
+        pair_files(toys.folder / "images", toys.folder / "labels")
+    assert repair in caught.value.hint
+
+
+def test_hidden_pairs_are_counted(toys, caplog):
+    toys.pairs(["a", ".b"])
+    toys.lines("images/.DS_Store", "of the system, and no image")
+    assert len(pair_files(toys.folder / "images", toys.folder / "labels")) == 1
+    assert [message.split(": ", 2)[2] for message in caplog.messages] == ["not used: 1 hidden files"] * 2
+
+
 @pytest.mark.parametrize(("kind", "got"), [("folder", "a folder"), ("link", "a link to nothing")])
 def test_pairs_that_are_no_files_are_not_passed_over(kind, got, toys):
     """Image and label both: neither has a partner that would complain."""

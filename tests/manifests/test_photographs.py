@@ -132,7 +132,7 @@ def test_damage_that_pillow_passes_over_is_a_warning_by_name(damage, options):
     files = [jpeg(texture(seed), quality=90, **options) for seed in range(4)]
     passed_over = noticed = 0
     for number, data in enumerate(files):
-        assert check_image(data).notes == ()
+        assert check_image(data).note == ""
         damaged = damage(data, files[number - 1], PAGE * random.Random(number).randrange(1, len(data) // PAGE))
         if not pillow_accepts(damaged):
             continue
@@ -146,7 +146,7 @@ def test_damage_that_pillow_passes_over_is_a_warning_by_name(damage, options):
             check_image(damaged)
         assert caught.value.fields["reason"] == "JPEG warning"
         assert "--allow-jpeg-warnings" in caught.value.hint
-        assert check_image(damaged, allow_jpeg_warnings=True).notes == (f"JPEG warning allowed: {warning}",)
+        assert check_image(damaged, allow_jpeg_warnings=True).note == f"JPEG warning allowed: {warning}"
     assert passed_over or damage is zero_filled_tail, "the trap is real"
     assert noticed >= passed_over - 1  # codes of another file may happen to end where ours would
 
@@ -161,7 +161,7 @@ def test_a_sampling_that_the_strict_decoder_does_not_know_is_noted():
     data[sizes + 11] = 0x31
     assert (decode_image(bytes(data)) == 128).all(), "a whole picture"
     assert jpeg_warning(bytes(data)) is None
-    assert check_image(bytes(data)).notes == (NOT_STRICT,)
+    assert check_image(bytes(data)).note == NOT_STRICT
     with pytest.raises(DecodeError, match="truncated"):
         check_image(bytes(data[:-2]))
 
@@ -170,7 +170,7 @@ def test_a_sampling_that_the_strict_decoder_does_not_know_is_noted():
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (24, 32)])
 def test_whole_jpegs_of_any_kind_and_size_pass(mode, size, toys):
     for progressive in (False, True):
-        assert check_image(jpeg(toys.photo(*size), mode=mode, progressive=progressive)).notes == ()
+        assert check_image(jpeg(toys.photo(*size), mode=mode, progressive=progressive)).note == ""
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="no shared folder with real photographs beside the repository")

@@ -125,6 +125,7 @@ def test_any_mask_survives_both_codes(mask):
         ([[1, 1, 5, 5]], "three points"),  # pycocotools takes it for a box
         ([[1, 1, 5, 1, 5, 5, 2]], "three points"),  # ... and drops the odd coordinate
         ([], "three points"),
+        ([1, 1, 5, 1, 5, 5], "one flat list of numbers: put it into a list"),
         ([[1, 1, 5, 1, float("nan"), 5]], "in or near"),
         ([[1, 1, 5, 1, 1e9, 5]], "in or near"),  # pycocotools would ask for memory by the length of the edge
         ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "24 x 32 pixels"),
@@ -265,6 +266,15 @@ def test_unknown_categories_name_file_annotation_and_id(files):
     for category in (12, 0, 183 + 500):
         with pytest.raises(ManifestError, match=f"got {category}"):
             read_annotations([files.stuff(annotation(1, category, polygon(0, 4, 0, 4)))])
+
+
+def test_texts_in_place_of_category_ids_are_named(files):
+    stuff = files.stuff(annotation(1, str(GRASS), polygon(3, 9, 4, 20)))
+    with pytest.raises(
+        ManifestError, match=rf"annotation 1: expected a category_id .* number, got '{GRASS}'"
+    ) as caught:
+        files.build(stuff_json=stuff)
+    assert "tonumber" in caught.value.hint
 
 
 def test_another_data_set_with_the_same_ids_is_recognised(files):

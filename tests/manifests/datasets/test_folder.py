@@ -51,6 +51,34 @@ def test_layouts(split, images, labels, toys):
     assert (checked.manifest.load(1)[1] == 1).all()
 
 
+def masks(toys, value, count=2, dtype=np.uint8):
+    for number in range(count):
+        toys.image(f"images/{number}.jpg")
+        ids = np.zeros((24, 32), dtype)
+        ids[:9, number] = value
+        toys.label(f"labels/{number}.png", ids)
+
+
+@pytest.mark.parametrize("classes", [("background", "boat"), ("boat",)])
+def test_a_foreground_of_255_is_not_lost_to_the_default(classes, toys):
+    masks(toys, 255)
+    listed = toys.lines("classes.txt", *classes)
+    with pytest.raises(ManifestError, match=rf"ids are 0 and 255 only.* all that is left is '{classes[0]}'") as caught:
+        folder(root=toys.folder, classes=listed)
+    assert "> 0).astype(np.uint8)" in caught.value.hint
+    said = folder(root=toys.folder, classes=listed, ignore=(255,))
+    assert said.ignored_pixels == 18
+    masks(toys, 1)
+    if len(classes) == 2:
+        assert folder(root=toys.folder, classes=listed).class_pixels.tolist() == [2 * 24 * 32 - 18, 18]
+
+
+def test_an_ignored_id_beside_several_classes_is_as_usual(toys):
+    masks(toys, 255)
+    toys.label("labels/1.png", np.ones((24, 32), np.uint8))
+    assert folder(root=toys.folder, classes=toys.lines("classes.txt", "a", "b")).ignored_pixels == 9
+
+
 def test_missing_folders_list_the_splits_that_are_there(toys):
     toys.pairs(["a"], "images/train", "labels/train")
     with pytest.raises(ManifestError, match=r"images/test: (.|\n)*splits there: train"):
