@@ -217,7 +217,7 @@ def shifted_ids(ids: LabelIds, raw_ids: Collection[int]) -> str:
     first, past = min(ids.raw_to_class), max(ids.raw_to_class) + 1
     if first in raw_ids or past not in raw_ids or past in ids.raw_ignore:
         return ""
-    name = ids.vocabulary.prompt_names[ids.raw_to_class[first]]
+    name = ids.vocabulary.class_names[ids.raw_to_class[first]]
     none_and_one = f"no label holds id {first} ({name!r}), some hold id {past}, which is one past the last class"
     return f"{none_and_one}: are they numbered from {first + 1}? In a data set of your own: --first-id {first + 1}"
 

@@ -156,8 +156,10 @@ class StoreReader:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Descriptors belong to a process; the columns are small and may travel.
-        return self.__dict__ | {"_open_shards": OrderedDict()}
+        # Descriptors belong to a process. The columns are small and may travel; the manifest of COCO is 32 MB in memory.
+        state = self.__dict__ | {"_open_shards": OrderedDict()}
+        state.pop("manifest", None)
+        return state
 
     def _column(self, name: str) -> npt.NDArray[Any]:
         if name not in self._column_cache:

@@ -184,13 +184,13 @@ def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
 
 def _coloured(manifest: Manifest, image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The image in its classes' colours, with names on the large regions."""
-    names, ignore_index = manifest.vocabulary.prompt_names, manifest.vocabulary.ignore_index
+    names, ignore_index = manifest.vocabulary.class_names, manifest.vocabulary.ignore_index
     return overlay(image, labels, names, ignore_index=ignore_index, alpha=0.7, max_legend=0)
 
 
 def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tuple[int, int, int]]]:
     """Classes that occur and their colours; those that were never trained are marked."""
-    names = manifest.vocabulary.prompt_names
+    names = manifest.vocabulary.class_names
     colours = palette(len(names)).tolist()
     present = [index for index, _ in class_shares(labels) if index != manifest.vocabulary.ignore_index]
     return [

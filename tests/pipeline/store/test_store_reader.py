@@ -67,6 +67,10 @@ def test_open_files_are_bounded_and_closed(store: Path, monkeypatch: pytest.Monk
 def test_a_reader_travels_without_its_files(store: Path) -> None:
     reader = StoreReader(store, ARRAYS)
     here = reader.read(130)
-    there = pickle.loads(pickle.dumps(reader)).read(130)
+    assert reader.manifest is reader.manifest
+    copy = pickle.loads(pickle.dumps(reader))
+    assert "manifest" not in vars(copy), "it is read where it is needed"
+    assert copy.manifest == reader.manifest
+    there = copy.read(130)
     for name, plane in here.items():
         np.testing.assert_array_equal(there[name], plane)
