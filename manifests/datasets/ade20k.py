@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...common.regular_files import read_regular
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, Pair, files_by_stem, read_list
@@ -124,7 +125,8 @@ def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
     The PNG may lack an object (another one covers it), never have one more.
     """
     try:  # the release's own reader takes Latin-1: not all of its files are UTF-8
-        objects = json.loads(pair.image.with_suffix(".json").read_text(encoding="latin-1"))["annotation"]["object"]
+        text = read_regular(pair.image.with_suffix(".json")).decode("latin-1")
+        objects = json.loads(text)["annotation"]["object"]
         names = {int(entry["name_ndx"]): _tidy(entry["name"]) for entry in objects}
     except FileNotFoundError:
         return "no JSON file beside it"

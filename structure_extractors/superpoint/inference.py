@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...common.regular_files import read_regular
 from ..errors import DeviceError, WeightsError
 from ..keypoints import Scores
 
@@ -87,7 +88,7 @@ def infer(network: "DetectorNetwork", grey: npt.NDArray[np.uint8], adaptation: i
 def read_weights(path: str | Path) -> bytes:
     """The bytes of a file of weights. Raises WeightsError."""
     try:
-        return Path(path).read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise WeightsError(
             f"{path}: expected a file of SuperPoint weights, got: {error.strerror or error}",

@@ -18,6 +18,7 @@ import numpy as np
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
+from ...common.regular_files import read_regular
 from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
 from .image_counts import COUNTS, ImageCounts
@@ -149,7 +150,7 @@ class Evaluation:
 def read_evaluation(path: Path) -> Evaluation:
     """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError for others."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
         with np.load(path.with_suffix(".npz")) as arrays:
             names = tuple(arrays["classes"].tolist())
             confusion = ConfusionMatrix(len(names), int(document["ignore_index"]))
@@ -248,7 +249,7 @@ def _differences(ours: Evaluation, theirs: Evaluation) -> list[str]:
 
 def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = json.loads(read_regular(path))
     except (OSError, ValueError):
         return False
     return any(there.get(key) != source.get(key) for key in ("fingerprint", "manifest"))
