@@ -156,7 +156,7 @@ class StoreReader:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Descriptors belong to a process. The columns are small and may travel; the manifest of COCO is 32 MB in memory.
+        # Descriptors belong to a process. The columns are small and may travel; COCO's manifest would be 32 MB.
         state = self.__dict__ | {"_open_shards": OrderedDict()}
         state.pop("manifest", None)
         return state
