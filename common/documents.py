@@ -1,7 +1,8 @@
-"""JSON documents that say which format they have."""
+"""Documents that others wrote: JSON that says which format it has, and one boundary around whatever parses bytes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,38 @@ def read_document(
             is another one.
     """
     try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise error_class(f"{fault} ({reason})", hint=hint) from error
+        data = read_regular(path)
+    except OSError as error:
+        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
+    with parsing(error_class, fault, hint):
+        document = json.loads(data)
     has = document if isinstance(document, dict) else {}
     if has.get("format", known_format) != known_format:
         raise error_class(f"{path}: format {has['format']}, this physseg reads {known_format}")
     if lacking := [key for key in ("format", *keys) if key not in has]:
         raise error_class(f"{fault} (no {', '.join(lacking)})", hint=hint)
     return has
+
+
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What bytes of another form make a parser raise. Whatever else it raises is a bug of ours, and shows as one."""
+
+
+@contextmanager
+def parsing(error_class: type[PhyssegError], fault: str, hint: str | None = None) -> Iterator[None]:
+    """Enclose the parsing of foreign bytes, and nothing else: what they make it raise becomes their file's own error.
+
+        with parsing(ConfigError, f"{path}: not a list of names"):
+            names = json.loads(data)["names"]
+
+    Raises:
+        PhyssegError: Of `error_class`; its message is `fault` and what was raised. One raised inside passes.
+    """
+    try:
+        yield
+    except error_class:
+        raise
+    except MALFORMED as error:
+        reason = str(error.args[0] if isinstance(error, PhyssegError) else error)
+        reason = f"no key {reason}" if isinstance(error, KeyError) else reason
+        raise error_class(f"{fault} ({' '.join(reason.split())[:300]})", hint=hint) from error

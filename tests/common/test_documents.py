@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from physseg.common.documents import read_document
+from physseg.common.documents import parsing, read_document
 from physseg.common.errors import ConfigError
+
+from ..fuzzing import mutants, survives
 
 
 def test_a_document_is_read_as_it_is(tmp_path: Path) -> None:
@@ -36,3 +38,19 @@ def test_other_files_are_named(text: str, told: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_document(tmp_path / "a.json", 1, ConfigError, "fault")
+
+
+def test_a_bug_of_ours_inside_the_boundary_shows_as_one() -> None:
+    """What a parser raises for foreign bytes is known; a division by zero or a failed assertion is none of it."""
+    for bug in (ZeroDivisionError, AssertionError, MemoryError, NameError):
+        with pytest.raises(bug), parsing(ConfigError, "a.json"):
+            raise bug
+
+
+def test_documents_of_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    path, good = tmp_path / "a.json", json.dumps({"format": 1, "files": {"a": [1, 2]}}).encode()
+    read = 0
+    for number, data in enumerate(mutants(good, seed=0, count=200)):
+        path.write_bytes(data)
+        read += survives(lambda: read_document(path, 1, ConfigError, "fault", keys=["files"]), f"mutant {number}")
+    assert 0 < read < 100
