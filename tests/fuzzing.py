@@ -14,6 +14,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from physseg.common.errors import PhyssegError
@@ -105,8 +106,7 @@ def bounded() -> Iterator[None]:
     def late(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS} s")
 
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, late)
     resource.setrlimit(resource.RLIMIT_AS, (now + MAX_BYTES, limits[1]))
@@ -125,9 +125,7 @@ def as_json(document: Any) -> bytes:
 
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    pairs = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, value in pairs:
+    items = {dict: lambda: document.items(), list: lambda: enumerate(document)}.get(type(document), tuple)
+    for key, value in items():
         yield document, key
         yield from _places(value)
