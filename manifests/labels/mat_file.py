@@ -71,6 +71,8 @@ def _read_variable(data: bytes, name: str, read: Callable[[list[tuple[int, bytes
             if found == name:
                 return read(parts, order)
             seen.append(found)
+    except DecodeError:  # a ValueError, too
+        raise
     except (struct.error, zlib.error, ValueError, IndexError, KeyError) as error:
         raise DecodeError(f"cannot be decoded: a damaged MATLAB file ({error})") from error
     raise LabelFormatError(f"expected a variable {name!r}, got {', '.join(map(repr, seen)) or 'none'}")

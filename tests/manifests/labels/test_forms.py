@@ -153,6 +153,14 @@ def test_other_and_damaged_mat_files_are_refused(data, match):
         decode_raw(data, "mat")
 
 
+def test_the_size_of_a_matrix_is_bounded():
+    """Doubles of a compressed matrix take a thousand times the file."""
+    assert decode_raw(mat_file(LABELS), "mat", 6e-6).shape == (2, 3)
+    with pytest.raises(DecodeError, match="got 2 x 3") as caught:
+        decode_raw(mat_file(LABELS), "mat", 5e-6)
+    assert caught.value.fields["reason"] == "label too large"
+
+
 def cells_file(boundaries, *, cell_class=1, field="Boundaries"):
     """BSDS500's `groundTruth`: a cell array of structures with a Segmentation and a Boundaries matrix each."""
 
