@@ -22,9 +22,8 @@ from .labels.ids import LabelIds
 from .labels.short_side import capped_size
 from .manifest import Manifest, Sample
 from .pairing import Pair, common_root
-from .photographs import DAMAGED, DEFAULT_MEGAPIXELS, PLAIN_COLOURS, ImageFacts, check_image, colour_fault
+from .photographs import COLOURS, DAMAGED, DEFAULT_MEGAPIXELS, PLAIN_COLOURS, ImageFacts, check_image, colour_fault
 
-GREY_MODES = ("L", "1")
 CHUNK = 4  # samples per task: hides the bookkeeping, keeps the progress bar smooth and short runs parallel
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
@@ -226,12 +225,8 @@ def judge_image(
     facts: ImageFacts, name: str, label_size: tuple[int, int] | None, exif: str
 ) -> tuple[list[str], list[str]]:
     """Problems and notes of an image that decodes: its colours and its EXIF orientation."""
-    problems, notes = [], [facts.note] if facts.note else []
-    if facts.mode in GREY_MODES:
-        notes.append("greyscale image, read as three equal channels")
-    elif facts.mode == "P":
-        notes.append("palette image, read as its colours")
-    elif fault := colour_fault(facts.mode):
+    problems, notes = [], [*filter(None, (facts.note, COLOURS.get(facts.mode)))]
+    if fault := colour_fault(facts.mode):
         problems.append(f"image mode: {name}: {fault}")
     if facts.orientation != 1 and exif == "error":
         fits = {

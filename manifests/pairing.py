@@ -161,9 +161,8 @@ def _repair(lone: Set[str], partners: Set[str]) -> str:
         ours, theirs = first[cut:], next((other[cut:] for other in sorted(partners) if begins.match(other)), "")
         pairs = sum(name.endswith(ours) and name.removesuffix(ours) + theirs in partners for name in lone)
         if pairs > max(1, len(lone) // 2):
-            options = (("--image-suffix", ours), ("--label-suffix", theirs))
-            given = " ".join(f"{option}={ending}" for option, ending in options if ending)
-            return f"`physseg manifest folder` leaves endings of names out with {given}"
+            options = [f"--image-suffix={ours}"] * bool(ours) + [f"--label-suffix={theirs}"] * bool(theirs)
+            return f"`physseg manifest folder` leaves endings of names out with {' '.join(options)}"
     return LIST_HINT
 
 

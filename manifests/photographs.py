@@ -19,8 +19,9 @@ from .errors import DecodeError
 DEFAULT_MEGAPIXELS = 100.0
 EXIF_ORIENTATION = 0x0112
 FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
-COLOURS = ("RGB", "L", "1", "P")
-"""Pillow's modes that all decoders read alike."""
+GREY, PALETTE = "greyscale image, read as three equal channels", "palette image, read as its colours"
+COLOURS = {"RGB": "", "L": GREY, "1": GREY, "P": PALETTE}
+"""Pillow's modes that all decoders read alike, and what is noted of each."""
 PLAIN_COLOURS = "convert to 8-bit RGB, e.g. `magick IN -colorspace sRGB -alpha off -depth 8 OUT`, and look at it"
 DAMAGED = "copy or download again; where a picture looks right, manifest's --allow-jpeg-warnings takes it as it is"
 NOT_STRICT = "JPEG of a chroma sampling that the strict decoder does not know, checked for truncation only"

@@ -52,7 +52,7 @@ class TrainedModel:
 
         Raises:
             PredictionError: `words` is no list of words.
-            DecodeError: A file is no image.
+            DecodeError: A file is no whole image, or an image is transparent, in CMYK or of 16 bits.
             ShapeError: An array is no image.
         """
         return predict_label_map(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
