@@ -113,10 +113,13 @@ def evaluate(
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
+    by_size: Annotated[
+        bool, typer.Option("--by-size", help="mIoU of small, medium and large objects as well.")
+    ] = False,
     all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")] = False,
     device: Device = "auto",
 ) -> None:
-    """mIoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as the benchmarks are scored.
+    """mIoU, Boundary IoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as benchmarks are.
 
     On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
     `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
@@ -142,6 +145,7 @@ def evaluate(
             trained_on=loaded.classes,
             max_images=max_images,
             part=chosen_part,
+            by_size=by_size,
             settings=settings,
             source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
         )

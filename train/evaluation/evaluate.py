@@ -18,8 +18,7 @@ from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
 from ..model.segmenter import Segmenter
 from ..model.text import synonyms_of
-from .image_counts import ImageCounts
-from .metrics import ConfusionMatrix, Counts
+from .counter import PredictionCounter
 from .protocol import identity
 from .result import Evaluation
 
@@ -31,6 +30,7 @@ def evaluate_model(
     trained_on: Sequence[str],
     max_images: int | None = None,
     part: Part | None = None,
+    by_size: bool = False,
     settings: InferenceSettings = PUBLISHED,
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
@@ -44,6 +44,7 @@ def evaluate_model(
         trained_on: Class names of the training vocabulary.
         max_images: Number of samples, from the first one on; None takes all.
         part: Which of these samples to take; the confusion matrices of all parts add up.
+        by_size: Count by the size of objects as well (object_size.py).
         source: What else the result should say of the model.
 
     Raises:
@@ -55,8 +56,7 @@ def evaluate_model(
     chosen = part.of(chosen) if part else chosen
     text_features = class_texts(model, vocabulary.classes)
     classes = vocabulary.class_names
-    confusion = ConfusionMatrix(len(classes), vocabulary.ignore_index)
-    counts: dict[str, tuple[Counts, Counts, Counts]] = {}
+    counter = PredictionCounter(len(classes), vocabulary.ignore_index, by_size)
     unlabelled = []
     loaded = zip(chosen, load_each(manifest, chosen), strict=True)
     for index, (image, labels) in tqdm(loaded, total=len(chosen), unit="img", disable=not progress):
@@ -65,18 +65,16 @@ def evaluate_model(
             unlabelled.append(sample_id)
             continue
         prediction = predict_label_map(model, image, text_features, settings)
-        counts[sample_id] = confusion.update(vocabulary.fold(prediction), labels)
+        counter.update(sample_id, vocabulary.fold(prediction), labels)
     seen, fold = seen_classes(vocabulary.classes, trained_on), vocabulary.fold_from
     if fold is not None:  # what is folded into the background counts as seen if any of it is
         seen = (*seen[:fold], any(seen[fold:]))
     return Evaluation(
-        confusion=confusion,
+        **counter.counts(),
         classes=classes,
         seen=seen,
-        num_images=len(counts),
         quarantined=tuple(sample.sample_id for sample in manifest.quarantined),
         unlabelled=tuple(unlabelled),
-        images=ImageCounts.stack(counts, len(classes)),
         source={**(source or {}), **identity(model, manifest, settings, max_images)},
         part=part,
     )

@@ -90,12 +90,12 @@ class ConfusionMatrix:
     def iou(self) -> npt.NDArray[np.float64]:
         """Intersection over union of each class, (C,); NaN where a class has neither true nor predicted pixels."""
         hits, true, predicted = _margins(self.matrix)
-        return _ratio(hits, true + predicted - hits)
+        return ratio(hits, true + predicted - hits)
 
     def accuracy(self) -> npt.NDArray[np.float64]:
         """Share of each class's true pixels that were found, (C,); NaN where a class has none."""
         hits, true, _ = _margins(self.matrix)
-        return _ratio(hits, true)
+        return ratio(hits, true)
 
     def miou(self, over: Over = "ground_truth") -> float:
         """IoU averaged over classes.
@@ -111,7 +111,7 @@ class ConfusionMatrix:
 
     def pixel_accuracy(self) -> float:
         """Share of all labelled pixels that were predicted right."""
-        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
+        return float(ratio(np.trace(self.matrix), self.matrix.sum()))
 
     def mean_accuracy(self) -> float:
         """Accuracy averaged over the classes that occur in the ground truth."""
@@ -156,8 +156,11 @@ class ConfusionMatrix:
             ],
         }
 
-    def table(self, classes: Sequence[str], rows: int = 10) -> str:
-        """A text for the terminal, in percent: the averages, then the `rows` best and worst classes that occur."""
+    def table(self, classes: Sequence[str], rows: int = 10, more: Sequence[tuple[str, str, str]] = ()) -> str:
+        """A text for the terminal, in percent: the averages, then the `rows` best and worst classes that occur.
+
+        `more` are further averages: a name, a value and a remark each.
+        """
         self._check_names(classes)
         iou, accuracy, true = self.iou(), self.accuracy(), self.matrix.sum(axis=1)
         order: list[int] = sorted(np.flatnonzero(true).tolist(), key=lambda index: (-iou[index], index))
@@ -169,9 +172,9 @@ class ConfusionMatrix:
             else (classes[index], percent(iou[index]), percent(accuracy[index]), str(true[index]))
             for index in shown
         ]
-        return "\n".join([*self._averages(), "", *align(cells, right={1, 2, 3})])
+        return "\n".join([*self._averages(more), "", *align(cells, right={1, 2, 3})])
 
-    def _averages(self) -> list[str]:
+    def _averages(self, more: Sequence[tuple[str, str, str]]) -> list[str]:
         true, union = int(self.matrix.any(axis=1).sum()), int(self._occurring().sum())
         rows = [("mIoU", percent(self.miou()), f"over the {true} classes of the ground truth")]
         if union != true:
@@ -180,7 +183,7 @@ class ConfusionMatrix:
         rows.append(("pixel accuracy", percent(self.pixel_accuracy()), ""))
         rows.append(("mean accuracy", percent(self.mean_accuracy()), ""))
         rows.append(("fw IoU", percent(self.frequency_weighted_iou()), ""))
-        return align(rows, right={1})
+        return align([*rows, *more], right={1})
 
     def _occurring(self) -> npt.NDArray[np.bool_]:
         """Which classes are true or predicted anywhere, (C,)."""
@@ -199,6 +202,14 @@ class ConfusionMatrix:
             raise ShapeError(f"expected {self.num_classes} class names, got {len(classes)}")
 
 
+def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """part / whole in float64, NaN where whole is 0."""
+    divisor = np.asarray(whole, dtype=np.float64)
+    ratio = np.full(divisor.shape, np.nan)
+    np.divide(np.asarray(part, dtype=np.float64), divisor, out=ratio, where=divisor > 0)
+    return ratio
+
+
 def _margins(matrix: Counts) -> tuple[Counts, Counts, Counts]:
     """Hits, true pixels and predicted pixels of each class, each (C,)."""
     return np.diagonal(matrix).copy(), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -209,14 +220,6 @@ def _as_int64(what: str, ids: Tensor | Integers) -> Counts:
     if not np.issubdtype(array.dtype, np.integer):
         raise ShapeError.mismatch(what, "integer ids", ids.dtype)
     return array.astype(np.int64)
-
-
-def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """part / whole in float64, NaN where whole is 0."""
-    divisor = np.asarray(whole, dtype=np.float64)
-    ratio = np.full(divisor.shape, np.nan)
-    np.divide(np.asarray(part, dtype=np.float64), divisor, out=ratio, where=divisor > 0)
-    return ratio
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

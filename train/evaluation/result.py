@@ -5,6 +5,7 @@ same thing: `merge` refuses parts whose weights, samples or protocol differ.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
@@ -22,7 +24,8 @@ from ...common.regular_files import read_regular
 from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
 from .image_counts import COUNTS, ImageCounts
-from .metrics import ConfusionMatrix, Over
+from .metrics import ConfusionMatrix, Counts, Over
+from .object_size import AREA_TEXTS, miou_of_sizes
 from .protocol import environment_note, merged_environment, protocol_differences
 
 COLUMNS: Mapping[str, str] = {
@@ -54,6 +57,10 @@ class Evaluation:
     """What was evaluated on what: run, step, data set, protocol."""
     images: ImageCounts | None = None
     """Counts of every image by itself; None where only sums are known."""
+    boundary: ImageCounts | None = None
+    """Pixels in the bands of Boundary IoU, of every image by itself; None where they are not known."""
+    sizes: Counts | None = None
+    """Pixels by the size of objects (`object_size.size_counts`); None where they were not counted."""
     unlabelled: tuple[str, ...] = ()
     """Ids of samples without a labelled pixel; they were left out."""
     part: Part | None = None
@@ -70,13 +77,19 @@ class Evaluation:
 
     def miou_interval(self) -> tuple[float, float] | None:
         """About 95 % of the mIoU over images (ImageCounts.interval); None where images are few or not known."""
-        return self.images.interval() if self.images is not None and len(self.images.image_ids) > 1 else None
+        return self.images.interval() if self.images else None
+
+    def boundary_iou(self) -> float | None:
+        """Boundary IoU averaged over the classes of the ground truth; None where it is not known or there are none."""
+        value = self.boundary.miou() if self.boundary else math.nan
+        return None if math.isnan(value) else value
 
     def document(self) -> dict[str, Any]:
         """Everything as JSON: fractions 0..1 (`unit` says so), None where there is nothing to average."""
         summary = self.confusion.summary(self.classes)
-        for row, seen in zip(summary["classes"], self.seen, strict=True):
-            row["seen"] = seen
+        bands = self.boundary.iou() if self.boundary else np.full(len(self.classes), np.nan)
+        for row, seen, value in zip(summary["classes"], self.seen, bands, strict=True):
+            row["seen"], row["boundary_iou"] = seen, None if np.isnan(value) else float(value)
         groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
         return {
             "physseg": __version__,
@@ -88,16 +101,20 @@ class Evaluation:
             "unlabelled": list(self.unlabelled),
             **groups,
             "miou_interval": self.miou_interval(),
+            "boundary_iou": self.boundary_iou(),
+            "boundary_iou_interval": self.boundary.interval() if self.boundary else None,
+            "miou_by_size": miou_of_sizes(self.sizes) if self.sizes is not None else None,
             **summary,
         }
 
     def table(self, *, rows: int = 10) -> str:
         """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
         names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
-        lines = [self.confusion.table(names, rows=rows)]
-        if interval := self.miou_interval():
-            low, high = interval
-            lines.insert(0, f"mIoU, about 95 % over images (bootstrap): {percent(low)} to {percent(high)}")
+        lines = [self.confusion.table(names, rows, self._more_averages())]
+        for name, counts in (("Boundary IoU", self.boundary), ("mIoU", self.images)):
+            if counts and (interval := counts.interval()):
+                low, high = interval
+                lines.insert(0, f"{name}, about 95 % over images (bootstrap): {percent(low)} to {percent(high)}")
         if not all(self.seen):
             lines.append("")
             for name, flag in _GROUPS:
@@ -114,11 +131,20 @@ class Evaluation:
             lines.append(f"{named} and cannot be told apart: {', '.join(shared)}")
         return "\n".join(lines)
 
+    def _more_averages(self) -> list[tuple[str, str, str]]:
+        value = self.boundary_iou()
+        rows = [("Boundary IoU", "not known" if value is None else percent(value), "")]
+        for size, found in miou_of_sizes(self.sizes).items() if self.sizes is not None else ():
+            shown = "no pixels" if found["miou"] is None else percent(found["miou"])
+            rows.append((f"mIoU, {size}", shown, f"over {found['classes']} classes, objects of {AREA_TEXTS[size]}"))
+        return rows
+
     def scalars(self) -> dict[str, float]:
         """The averages under the training log's names; those that do not exist are left out."""
         values = {
             "eval/miou": self.confusion.miou(),
             "eval/miou_union": self.confusion.miou("union"),
+            "eval/boundary_iou": self.boundary_iou(),
             "eval/pixel_accuracy": self.confusion.pixel_accuracy(),
             "eval/miou_seen": self.group_miou(True),
             "eval/miou_unseen": self.group_miou(False),
@@ -139,6 +165,10 @@ class Evaluation:
         if self.images:
             arrays["image_ids"] = np.array(self.images.image_ids)
             arrays |= {f"image_{part}": getattr(self.images, part) for part in COUNTS}
+        if self.images and self.boundary:
+            arrays |= {f"image_boundary_{part}": getattr(self.boundary, part) for part in COUNTS}
+        if self.sizes is not None:
+            arrays["size_counts"] = self.sizes
         buffer = BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         atomic_write(folder / f"{name}.npz", buffer.getvalue())
@@ -155,10 +185,8 @@ def read_evaluation(path: Path) -> Evaluation:
             names = tuple(arrays["classes"].tolist())
             confusion = ConfusionMatrix(len(names), int(document["ignore_index"]))
             confusion.matrix = arrays["confusion"]
-            images = ImageCounts(
-                image_ids=tuple(arrays["image_ids"].tolist()),
-                **{part: arrays[f"image_{part}"] for part in COUNTS},
-            )
+            images, boundary = (_read_counts(arrays, name) for name in ("image", "image_boundary"))
+            sizes = arrays.get("size_counts")
         return Evaluation(
             confusion=confusion,
             classes=names,
@@ -168,11 +196,21 @@ def read_evaluation(path: Path) -> Evaluation:
             unlabelled=tuple(document["unlabelled"]),
             source={key: document[key] for key in _SOURCE if key in document},
             images=images,
+            boundary=boundary,
+            sizes=sizes,
             part=Part(*document["part"]) if document["part"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "Name the .json file; its .npz lies beside it."
         raise EvaluationError(f"{path}: not a result of `physseg evaluate`: {error}", hint=hint) from error
+
+
+def _read_counts(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> ImageCounts | None:
+    """Counts of every image that are in a result under this name; earlier versions have no `image_boundary`."""
+    if f"{name}_hits" not in arrays:
+        return None
+    parts = {part: arrays[f"{name}_{part}"] for part in COUNTS}
+    return ImageCounts(image_ids=tuple(arrays["image_ids"].tolist()), **parts)
 
 
 def merge(files: Sequence[Path]) -> Evaluation:
@@ -183,13 +221,16 @@ def merge(files: Sequence[Path]) -> Evaluation:
         listed, hint = ", ".join(map(str, missing)), "Evaluate them with --part, then merge again."
         raise EvaluationError(f"{len(missing)} of {len(whole)} parts are missing: {listed}", hint=hint)
     ordered = [found[number] for number in whole]
+    sizes = [part.sizes for part in ordered if part.sizes is not None]
     return replace(
         ordered[0],
         confusion=reduce(add, (part.confusion for part in ordered)),
         num_images=sum(part.num_images for part in ordered),
         unlabelled=tuple(name for part in ordered for name in part.unlabelled),
         source={**ordered[0].source, **merged_environment(part.source for part in ordered)},
-        images=ImageCounts.joined([part.images for part in ordered if part.images is not None]),
+        images=ImageCounts.joined([part.images for part in ordered]),
+        boundary=ImageCounts.joined([part.boundary for part in ordered]),
+        sizes=reduce(add, sizes) if len(sizes) == len(ordered) else None,
         part=None,
     )
 

@@ -30,6 +30,7 @@ from ..data.dataset import Batch, TrainSamples, batches, to_device
 from ..data.order import PositionBatches
 from ..errors import NonFiniteLossError, RankError
 from ..evaluation.evaluate import evaluate_model
+from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
 from ..model.backbones.clip_presets import PRETRAINED
 from ..model.bounded import bounded_parts
@@ -301,8 +302,9 @@ class _Training:
         except PhyssegError as error:
             failure = error
         self._raise_if_any_failed(failure)
-        assert part is not None
-        whole = replace(part, confusion=reduce(add, ranks.gather(part.confusion)), images=None)
+        assert part is not None and part.boundary is not None
+        bands = ImageCounts.joined(ranks.gather(part.boundary.summed()))  # a row per rank: those of images are large
+        whole = replace(part, confusion=reduce(add, ranks.gather(part.confusion)), images=None, boundary=bands)
         self._keep_if_best(whole)
         log.scalars(self.step, whole.scalars())  # last: what is logged is done
 

@@ -212,6 +212,70 @@ def test_parts_of_an_earlier_version_merge_with_each_other_only(
         merge([first, new])
 
 
+def test_boundary_iou_of_a_set_is_in_results_parts_and_the_log(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A 20x20 square of class 1 in 60x80, predicted 1 px to the right, and all of a 2x2 image's class 1 missed."""
+    labels, guess = np.zeros((2, 60, 80), np.uint8)
+    labels[20:40, 20:40] = guess[20:40, 21:41] = 1
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(labels).save(tmp_path / "a_ids.png")
+    hashes = {"image_sha256": _sha256(tmp_path / "a.png"), "label_sha256": _sha256(tmp_path / "a_ids.png")}
+    first, bad, second = manifest.samples
+    squares = replace(manifest, samples=[replace(first, height=60, width=80, **hashes), bad, second])
+    monkeypatch.setitem(GUESS, "a", guess.tolist())
+    found = hand_evaluation(squares, monkeypatch, None)
+    # Class 1: rings of 144 px each, 108 in common, and 4 px missed. Class 0: bands of 720 px, 676 in common.
+    expected = [676 / (720 + 720 - 676), 108 / (144 + 144 - 108 + 4)]
+    document = found.document()
+    assert [row["boundary_iou"] for row in document["classes"]] == pytest.approx([*expected, None, 0.0])
+    assert document["boundary_iou"] == found.scalars()["eval/boundary_iou"] == pytest.approx(sum(expected) / 2)
+    low, high = document["boundary_iou_interval"]
+    assert low < document["boundary_iou"] < high
+    table = found.table().splitlines()
+    assert f"Boundary IoU    {50 * sum(expected):.2f}%" in [line.strip() for line in table]
+    assert any(line.startswith("Boundary IoU, about 95 %") for line in table)
+    files = [hand_evaluation(squares, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)]
+    merged = merge(files)
+    assert merged.document() == document == read_evaluation(found.write(tmp_path, "whole")).document()
+
+
+def test_boundary_iou_of_an_earlier_result_is_not_known(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = [hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)]
+    with np.load(files[0].with_suffix(".npz")) as arrays:
+        old = {name: value for name, value in arrays.items() if "boundary" not in name}
+    np.savez(files[0].with_suffix(".npz"), allow_pickle=False, **old)
+    merged = merge(files)
+    for result in (read_evaluation(files[0]), merged, read_evaluation(merged.write(tmp_path, "merged"))):
+        document = result.document()
+        assert document["miou"] is not None
+        assert document["boundary_iou"] is document["boundary_iou_interval"] is None
+        assert {row["boundary_iou"] for row in document["classes"]} == {None}
+        assert "Boundary IoU    not known" in result.table()
+        assert "eval/boundary_iou" not in result.scalars()
+    assert merged.miou_interval() == hand_evaluation(manifest, monkeypatch, None).miou_interval()
+
+
+def test_sizes_of_parts_add_up(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All objects of these images are small: their mIoU is the whole one."""
+
+    def by_size(part: Part | None) -> Evaluation:
+        hand_evaluation(manifest, monkeypatch, part)  # for its predictions
+        return evaluate_model(_TextOnly(), manifest, trained_on=(), part=part, by_size=True, progress=False)
+
+    whole = by_size(None)
+    none = {"miou": None, "classes": 0}
+    small = {"miou": pytest.approx(sum(IOU) / 3), "classes": 3}
+    assert whole.document()["miou_by_size"] == {"small": small, "medium": none, "large": none}
+    assert "mIoU, small" in whole.table() and "over 3 classes, objects of less than 32x32 px" in whole.table()
+    files = [by_size(Part(number, 2)).write(tmp_path, "val") for number in (1, 2)]
+    assert merge(files).document() == whole.document()
+    without = hand_evaluation(manifest, monkeypatch, Part(2, 2)).write(tmp_path, "val")
+    assert merge([files[0], without]).document()["miou_by_size"] is None
+
+
 def test_parts_of_other_protocols_are_refused_by_the_setting(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
