@@ -4,13 +4,11 @@ The file is what detectron2 saves: `{"model": state dict, ...}`. It is read with
 does not tell everything: heads of the aggregator, padding length, guidance blocks and prompts take published values.
 """
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...common.atomic import atomic_folder
@@ -22,9 +20,9 @@ from ..model.config import SegmenterConfig
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
+from ..runs.tensor_files import check_weights, read_tensors
 from .cache import file_sha256
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
-from .clip_weights import why_unreadable
 
 NUM_IMAGENET_TEMPLATES = 80
 _EXPECTED = 'expected a checkpoint of CAT-Seg (CVPR 2024): {"model": state dict} with names sem_seg_head.predictor.*'
@@ -104,19 +102,18 @@ def read_catseg(path: Path) -> tuple[dict[str, Tensor], int]:
     Raises:
         CheckpointError: The file is missing, torn, or of another kind.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such file", hint=_EXPECTED)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever the unpickler meets
-        reason = why_unreadable(error)
-        raise CheckpointError(f"{path}: cannot be read: {reason}", hint=f"{_EXPECTED}; is it whole?") from error
+    content = read_tensors(path, fault=f"{path}: cannot be read", hint=f"{_EXPECTED}; is it whole?")
     model = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):
+    if not isinstance(model, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()
+    ):
         found = f"keys {preview(content, 3)}" if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path}: {_EXPECTED}; got {found}")
     state = {name.removeprefix("module."): tensor for name, tensor in model.items()}
     _refuse_foreign(path, state)
+    check_weights(state, path)
     iteration = content.get("iteration")
     return state, iteration + 1 if isinstance(iteration, int) else 0
 

@@ -1,23 +1,18 @@
 """Load CLIP weights from local files: OpenAI's .pt, open_clip's .bin, .pt and .safetensors.
 
-No Python from a file is executed: torch's restricted unpickler or safetensors reads it. OpenAI's own archives are
-TorchScript; their tensors are taken, their forward code is not run.
+No code from a file is executed: see runs/tensor_files.py.
 """
 
-import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...common.text import preview
 from ..errors import CheckpointError
 from ..model.backbones.clip import Clip, resize_positions
+from ..runs.tensor_files import check_weights, is_torchscript, read_tensors
 
 # Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
 _DROPPED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -44,7 +39,7 @@ def is_openai_form(path: Path | str) -> bool:
     path = Path(path)
     if path.suffix == ".safetensors" or not path.is_file():
         return False
-    return _is_torchscript(path) or (path.suffix in (".pt", ".pth") and _is_bare_state(path))
+    return is_torchscript(path) or (path.suffix in (".pt", ".pth") and _is_bare_state(path))
 
 
 def fit_positions(
@@ -108,60 +103,23 @@ def check_state(
             raise CheckpointError.mismatch(f"{source}: {shown(name)}", expected, got, _OTHER_ARCHITECTURE)
 
 
-def why_unreadable(error: Exception) -> str:
-    """The cause in a few words; torch's own text would have the reader switch safe loading off."""
-    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-        return f"it holds a Python object ({found[1]}), and code in a file is not run"
-    if isinstance(error, (UnpicklingError, EOFError)):
-        return "not a torch file, or only the beginning of one"
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return "torn or damaged" if "PytorchStreamReader" in first else first
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, whatever its kind."""
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: expected a file with CLIP weights, found none")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return _unwrap(_read_pickle(path), path)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        hint = "expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too"
-        fault = f"{path}: cannot be read as CLIP weights: {why_unreadable(error)}"
-        raise CheckpointError(fault, hint=hint) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    """A torch file through the restricted unpickler, or a TorchScript archive's state dict."""
-    if not _is_torchscript(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with warnings.catch_warnings():
-        # TorchScript is on its way out; OpenAI's files stay what they are.
-        warnings.simplefilter("ignore", FutureWarning)
-        archive: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    return archive.state_dict()
+    hint = "expected OpenAI's .pt, or open_clip's .bin, .pt or .safetensors; a torn download looks like this too"
+    state = _unwrap(read_tensors(path, fault=f"{path}: cannot be read as CLIP weights", hint=hint), path)
+    check_weights(state, path)
+    return state
 
 
 def _is_bare_state(path: Path) -> bool:
     """Whether a torch file holds tensors by name at its top; an unreadable one does not."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever is wrong with it, reading the weights will say
+        content = read_tensors(path, fault=str(path))
+    except CheckpointError:  # whatever is wrong with it, reading the weights will say
         return False
     return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Both kinds are zip files; only TorchScript's holds a table of constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -170,4 +128,6 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError.mismatch(path, "a state dict (names to tensors)", type(content).__name__)
+    if not all(isinstance(name, str) for name in content):
+        raise CheckpointError.mismatch(path, "a state dict (names to tensors)", "keys that are no names")
     return dict(content)
