@@ -79,6 +79,8 @@ class Score:
     images: ImageCounts
     source: Mapping[str, Any]
     """What was evaluated how, as `Evaluation.source` has it."""
+    boundary: ImageCounts | None = None
+    """Pixels in the bands of Boundary IoU; None of a result of an earlier version."""
 
 
 def read_table(name: str) -> Table:
@@ -154,7 +156,7 @@ def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
         ).write(folder, stem)
     found = read_evaluation(file)
     assert found.images is not None  # a file always has them
-    return Score(run.row.name, run.seed, name, found.confusion.miou(), found.images, found.source)
+    return Score(run.row.name, run.seed, name, found.confusion.miou(), found.images, found.source, found.boundary)
 
 
 def command(run: Run, config: Path | str, settings: Sequence[str]) -> str:

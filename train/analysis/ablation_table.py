@@ -7,8 +7,9 @@ images would give another score of the same models: the bootstrap over images, t
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 _PROTOCOL_OF_ROWS = ("protocol.templates", "protocol.synonyms", "protocol.preselected_classes")
 """What of the protocol the settings of a row may change."""
 
+_NOT_KNOWN = "Boundary IoU is not known: a result is of an earlier version. Without seed_*/evaluations it is made anew."
+
 SAMPLES = 2000
 """Number of bootstrap samples of the images."""
 
@@ -40,7 +43,7 @@ class Cell:
     data: str
     """Name of the data set."""
     miou: tuple[float, ...]
-    """mIoU of each seed."""
+    """mIoU of each seed; Boundary IoU in a table of that."""
     mean: float
     deviation: float | None
     """Sample standard deviation over seeds, or None with one seed."""
@@ -99,7 +102,7 @@ def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def markdown(title: str, found: Sequence[Cell]) -> str:
+def markdown(title: str, found: Sequence[Cell], score: str = "mIoU") -> str:
     """The table, and a line that says what it holds."""
     rows, data = (list(dict.fromkeys(getattr(cell, part) for cell in found)) for part in ("row", "data"))
     by_place = {(cell.row, cell.data): cell for cell in found}
@@ -109,9 +112,9 @@ def markdown(title: str, found: Sequence[Cell]) -> str:
     lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
     seeds = len(found[0].miou)
     legend = (
-        f"mIoU over the classes of the ground truth, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}; "
-        f"difference to {rows[0]} in percentage points with 95 % intervals: over seeds by Student's t, over images by "
-        "bootstrap."
+        f"{score} over the classes of the ground truth, mean ± standard deviation over {seeds} "
+        f"seed{'s' * (seeds > 1)}; difference to {rows[0]} in percentage points with 95 % intervals: over seeds by "
+        "Student's t, over images by bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"
@@ -121,11 +124,24 @@ def write_table(out: Path, title: str, scores: Sequence[Score]) -> str:
     """Write `ablation.md` and `ablation.json` into a folder; returns the text of the former."""
     found, environment = cells(scores), merged_environment(score.source for score in scores)
     note = environment_note(environment)
-    text = markdown(title, found) + (f"\n{note}\n" if note else "")
+    text, boundary = markdown(title, found), _boundary_cells(scores)
+    known = markdown(f"{title}: Boundary IoU", boundary, "Boundary IoU") if boundary else f"{_NOT_KNOWN}\n"
+    text += f"\n{known}" + (f"\n{note}\n" if note else "")
     atomic_write(out / "ablation.md", text.encode())
     facts = {"title": title, "unit": "fraction", "miou_over": "ground_truth", **environment}
+    facts["boundary_iou_cells"] = boundary and [_renamed(asdict(cell)) for cell in boundary]
     atomic_json(out / "ablation.json", {**facts, "cells": [asdict(cell) for cell in found]})
     return text
+
+
+def _boundary_cells(scores: Sequence[Score]) -> list[Cell] | None:
+    """The cells with Boundary IoU in place of mIoU; None where any score lacks it."""
+    bands = [replace(each, miou=each.boundary.miou(), images=each.boundary) for each in scores if each.boundary]
+    return cells(bands) if len(bands) == len(scores) else None
+
+
+def _renamed(cell: dict[str, Any]) -> dict[str, Any]:
+    return {"boundary_iou" if name == "miou" else name: value for name, value in cell.items()}
 
 
 def _require_same_protocol(ours: Score, theirs: Score, *, of_rows: Collection[str] = ()) -> None:

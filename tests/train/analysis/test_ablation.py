@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,31 @@ def test_other_environments_are_one_note(tmp_path: Path) -> None:
     assert (document["unit"], document["miou_over"]) == ("fraction", "ground_truth")
 
 
+def test_boundary_iou_has_a_table_of_its_own(tmp_path: Path) -> None:
+    """With the same intervals, from the counts in the bands: 0.1 and 0.2 of all images' pixels more than the base."""
+    half, scores = counts([5, 5], [5, 5]), []
+    for row, seed, gain in (("base", 0, 0), ("ours", 0, 1), ("base", 1, 0), ("ours", 1, 2)):
+        bands = counts([2 + gain, 4 + gain], [2 + gain, 4 + gain])
+        scores.append(Score(row, seed, "val", 0.5, half, evaluated(), bands))
+    miou, bands_text = write_table(tmp_path, "T", scores).split("## T: Boundary IoU")
+    assert "| base | 50.00% ± 0.00% |" in miou and "| +0.00 | +0.00 to +0.00 |" in miou
+    assert "| base | 30.00% ± 0.00% |" in bands_text and "| ours | 45.00% ± 7.07% |" in bands_text
+    assert "| +15.00 | -48.53 to +78.53 | +15.00 to +15.00 |" in bands_text
+    assert bands_text.count("Boundary IoU over the classes of the ground truth") == 1
+    document = json.loads((tmp_path / "ablation.json").read_text())
+    base, ours = document["boundary_iou_cells"]
+    assert base["boundary_iou"] == pytest.approx([0.3, 0.3]) and ours["boundary_iou"] == pytest.approx([0.4, 0.5])
+    assert "miou" not in ours and document["cells"][1]["miou"] == [0.5, 0.5]
+
+
+def test_boundary_iou_of_an_earlier_result_is_not_known(tmp_path: Path) -> None:
+    scores = scored(*[evaluated()] * 4)
+    some = [replace(score, boundary=score.images) for score in scores[1:]]
+    for known in (scores, [scores[0], *some]):
+        assert "Boundary IoU is not known" in write_table(tmp_path, "T", known)
+        assert json.loads((tmp_path / "ablation.json").read_text())["boundary_iou_cells"] is None
+
+
 def test_resampled_miou_is_that_of_the_confusion_matrix() -> None:
     rng = np.random.default_rng(0)
     parts, confusions = [], []
@@ -170,6 +196,7 @@ def test_the_command_trains_scores_and_resumes(write_config: Write, tmp_path: Pa
     assert all(len(cell["miou"]) == 2 for cell in document["cells"])
     assert document["cells"][0]["difference"] is None
     assert document["cells"][3]["difference_over_images"] is not None
+    assert document["boundary_iou_cells"][3]["difference_over_images"] is not None
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     assert len(before) == 8
     again = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -18,8 +18,11 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
+from physseg.train.evaluation.evaluate import evaluate_model
 from physseg.train.loop.loop import train
 from physseg.train.loop.ranks import Ranks
+from physseg.train.model.inference import InferenceSettings
+from physseg.train.prediction.load_run import load_run
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
@@ -92,9 +95,14 @@ def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_co
     assert not torch.allclose(torch.tensor(expected[0]), torch.tensor(expected[3]), rtol=1e-2)  # they did train
 
 
-def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path) -> None:
-    """Four steps of two ranks at once, and two and two with other data workers, with averages: the same bits."""
-    shared = {"steps": 4, "batch_size": 4, "ema_decay": 0.9}
+def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path, train_manifest: Manifest) -> None:
+    """Four steps of two ranks at once, and two and two with other data workers, with averages: the same bits.
+
+    What both ranks found at the end is what one process finds.
+    """
+    train_manifest.write(tmp_path / "val.parquet")
+    evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 4, "max_images": 3, "windows": False}
+    shared = {"steps": 4, "batch_size": 4, "ema_decay": 0.9, "eval": evaluation}
     config = write_config(run=str(tmp_path / "parts"), **shared)
     for done in (
         in_ranks(2, write_config(run=str(tmp_path / "whole"), **shared)),
@@ -104,6 +112,13 @@ def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path) -> None:
         assert [process.returncode for process in done] == [0, 0], [process.text() for process in done]
     assert checkpoint.steps(tmp_path / "parts/checkpoints") == [2, 4]
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    loaded = load_run(tmp_path / "whole")
+    settings = InferenceSettings(windows=False)
+    alone = evaluate_model(
+        loaded.model, train_manifest, trained_on=loaded.classes, max_images=3, settings=settings, progress=False
+    ).scalars()
+    logged = read_log(RunFolder(tmp_path / "whole").log_file, "step")[-1]
+    assert "eval/boundary_iou" in alone and {key: logged[key] for key in alone} == alone
 
 
 def test_sigterm_to_torchrun_leaves_a_checkpoint(write_config: Write, tmp_path: Path) -> None:
