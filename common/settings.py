@@ -131,7 +131,7 @@ def from_text(value: Any, hint: Any, *, where: str) -> Any:
     for kind in sorted(_alternatives(hint), key=lambda kind: kind is not types.NoneType):
         try:
             return _read_text(value, kind)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise ConfigError.mismatch(where, type_in_words(hint), repr(value))
 

@@ -35,9 +35,10 @@ def parse_bytes(text: str) -> int:
         ConfigError: The text is no size.
     """
     found = re.fullmatch(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e\+?\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
-    if not found:
+    size = float(found[1]) * _BYTES[(found[2] or "").lower()] if found else math.inf
+    if size >= 2**63:
         raise ConfigError(f"expected a size such as 2GiB, got {text!r}")
-    return int(float(found[1]) * _BYTES[(found[2] or "").lower()])
+    return int(size)
 
 
 def format_duration(seconds: float) -> str:

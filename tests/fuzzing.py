@@ -125,7 +125,8 @@ def as_json(document: Any) -> bytes:
 
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    items = {dict: lambda: document.items(), list: lambda: enumerate(document)}.get(type(document), tuple)
-    for key, value in items():
+    if not isinstance(document, dict | list):
+        return
+    for key, value in list(document.items() if isinstance(document, dict) else enumerate(document)):
         yield document, key
         yield from _places(value)

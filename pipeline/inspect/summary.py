@@ -115,10 +115,13 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     store = open_storage(store)
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
+    location = reader.manifest.root  # the manifest first: it bounds how many shards a store may claim to have
     records, damaged = _records(store, schema)
     sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
-    fills, measured = _fill_shares(reader, measure)
+    committed = {record.shard for record in records}
+    readable = [i for i in reader.usable.tolist() if i // schema.samples_per_shard in committed]
+    fills, measured = _fill_shares(reader, evenly(readable, measure))
     arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
     per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
     missing, done, quarantined = (int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED))
@@ -150,7 +153,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         schema_version=SCHEMA_VERSION,
         made_with=dict(schema.made_with),
         manifest_fingerprint=schema.manifest_fingerprint,
-        root=reader.manifest.root,
+        root=location,
         dropped_pixels=sum(record.dropped_pixels for record in records),
         disk_bytes=sum(sizes.values()),
         bytes_per_image=per_image,
@@ -189,9 +192,9 @@ def _committed_files(
     return found, absent
 
 
-def _fill_shares(reader: StoreReader, measure: int) -> tuple[dict[str, float], int]:
+def _fill_shares(reader: StoreReader, chosen: Sequence[int]) -> tuple[dict[str, float], int]:
     """Per array: values inside the frame that are not fill, as a share; and how many samples were read."""
-    schema, chosen = reader.schema, evenly(reader.usable.tolist(), measure)
+    schema = reader.schema
     filled: Counter[str] = Counter()
     values: Counter[str] = Counter()
     for index in chosen:

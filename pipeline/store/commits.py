@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+from ...common.documents import parsing
 from ...common.storage.interface import Storage
-from .errors import StoreCorruptError
+from .errors import REPAIR_HINT, StoreCorruptError
 from .schema import digest_of_json, to_json
 
 PROVENANCE = "provenance"
@@ -73,7 +74,7 @@ class CommitRecord:
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "CommitRecord":
         """Inverse of `to_bytes`; raises StoreCorruptError if a single byte of the content differs."""
-        try:
+        with parsing(StoreCorruptError, f"{where}: not a whole commit record", REPAIR_HINT):
             content = json.loads(data)["commit"]
             record = cls(
                 shard=content["shard"],
@@ -83,11 +84,24 @@ class CommitRecord:
                 quarantine=tuple(QuarantineEntry(**entry) for entry in content["quarantine"]),
                 dropped_pixels=content["dropped_pixels"],
             )
+            record._check_values()
             if record.to_bytes() != data:  # the checksum included
                 raise ValueError("the bytes are not those that were written")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise StoreCorruptError(f"{where}: not a whole commit record: {error}") from error
         return record
+
+    def _check_values(self) -> None:
+        """Refuse what no run writes: records come from other people, and say how much memory their status takes."""
+        (start, stop), indices = self.samples, [entry.index for entry in self.quarantine]
+        counts = [self.shard, start, stop, *indices, self.dropped_pixels]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError("expected numbers of shards, samples and pixels")
+        if stop - start != len(self.inputs) or not all(start <= index < stop for index in indices):
+            raise ValueError(f"expected {len(self.inputs)} samples as it has inputs, got {start}..{stop}, {indices}")
+        texts = [*self.inputs, *(text for entry in self.quarantine for text in (entry.sample_id, entry.reason))]
+        for layer in self.layers.values():
+            texts += [layer.settings, *layer.files.values()]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("expected text as hashes, ids and reasons")
 
 
 def commit_path(shard: int) -> str:

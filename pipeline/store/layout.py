@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...common.documents import parsing
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location, open_storage
@@ -81,24 +82,29 @@ def open_schema(store: Location, document: str = ROOT) -> StoreSchema:
     except (FileNotFoundError, NotADirectoryError):
         hint = "make one with `physseg preprocess MANIFEST STORE`"
         raise StoreError(f"{store}: no store here (expected {where})", hint=hint) from None
-    try:
-        attributes = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{where}: not a Zarr group: {error}", hint=REPAIR_HINT) from error
-    return StoreSchema.from_attributes(attributes, str(store))
+    except OSError as error:
+        raise StoreError(f"{where}: cannot be read: {error.strerror}", hint=REPAIR_HINT) from error
+    with parsing(StoreError, f"{where}: not a Zarr group", REPAIR_HINT):
+        return StoreSchema.from_attributes(json.loads(data)["attributes"], str(store))
 
 
 def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
     """The manifest the store was computed from; `root` overrides where its paths start."""
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
-    data = store.get(MANIFEST_FILE)
+    try:
+        data = store.get(MANIFEST_FILE)
+    except OSError as error:
+        hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
+        raise StoreError(f"{where}: cannot be read: {error.strerror or 'no such file'}", hint=hint) from error
     manifest = Manifest.parse(data, where, root=root)
     found = sha256(data)
     if found != schema.manifest_sha256:
         hashes = f"expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]}"
         hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
         raise StoreError(f"{where}: not the manifest of this store ({hashes})", hint=hint)
+    if len(manifest) != schema.num_samples:  # before anybody loops over what a store from elsewhere claims to have
+        raise StoreError.mismatch(where, f"the {schema.num_samples} samples of the store's settings", len(manifest))
     return manifest
 
 

@@ -3,7 +3,7 @@
 Any Zarr reader opens a store; this one exists because it is on the trainer's hot path. In one run of loaders it added
 1.3 ms of a core to the JPEG of a sample, zarr-python 9.3 (benchmarks/RESULTS.md). It reads exactly what `shard_codec`
 writes and refuses everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use)
-and pickles.
+and pickles. What it knows of a store is read once and travels along: a shard that a run has changed since is refused.
 
 Nearly all of its time is zstd's, and much of that is memory: an array of pixels is 590 KB. `planes` hands out one at
 a time, so that a caller who cuts a crop and lets go has the next one in the same memory, still in cache.
@@ -19,18 +19,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...common.documents import parsing
+from ...common.settings import differing_keys
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.interface import RandomAccess
 from ...common.storage.local import LocalFile, LocalStorage
 from ...common.storage.location import Location, open_storage
+from ...common.text import preview
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
-from .commits import CommitRecord, read_commit
+from .commits import CommitRecord, commit_path
 from .errors import REPAIR_HINT, StoreCorruptError, StoreError, StoreIncompleteError
 from .layout import open_schema, read_manifest
-from .schema import DONE, QUARANTINED, SPECS, ArraySpec, StoreSchema
+from .schema import DONE, QUARANTINED, SPECS, STATUS, ArraySpec, StoreSchema
 from .shard_codec import ABSENT, decode_index, decompress_into, index_size
 
+CHANGED_HINT = "let the `physseg preprocess` that writes it end, then run this command again"
 MAX_OPEN_FILES = 128
 """Shard files kept open per reader, well under the usual limit of 1024 descriptors a process."""
 
@@ -64,6 +68,9 @@ class StoreReader:
         self._columns = [name for name in self.arrays if not SPECS[name].is_sharded]
         self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
         self._column_cache: dict[str, npt.NDArray[Any]] = {}
+        layers = sorted({SPECS[name].layer for name in self.arrays} - {STATUS.layer})
+        self._digests = {layer: self.schema.layer_digest(layer) for layer in layers}
+        self._checked: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self.schema.num_samples
@@ -129,6 +136,7 @@ class StoreReader:
         """All samples of an unsharded array; shards that are not there read as fill."""
         spec, schema = SPECS[name], self.schema
         self._check_layout(spec)
+        _ = self.manifest  # has as many rows as the store claims samples: shards and memory are bounded by them
         shape = (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec))
         rows = np.full(shape, schema.fill(spec), schema.dtype(spec))
 
@@ -141,9 +149,12 @@ class StoreReader:
                 return
             except StoreCorruptError as error:
                 raise error.prefixed(self.store.at(path)) from error
+            except OSError as error:
+                raise StoreCorruptError(f"{self.store.at(path)}: cannot be read: {error.strerror}") from error
 
         for _ in self.store.each(read, range(schema.num_shards)):
             pass
+        self._check_settings()  # a run that changes them does so before it writes a shard
         return rows[: schema.num_samples]
 
     def close(self) -> None:
@@ -157,7 +168,7 @@ class StoreReader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Descriptors belong to a process. The columns are small and may travel; COCO's manifest would be 32 MB.
-        state = self.__dict__ | {"_open_shards": OrderedDict()}
+        state = self.__dict__ | {"_open_shards": OrderedDict(), "_checked": {}}  # hashes of bytes are a process's own
         state.pop("manifest", None)
         return state
 
@@ -188,7 +199,7 @@ class StoreReader:
             self._open_shards.move_to_end(number)
             return shard
         shard = _Shard([], [])
-        record = read_commit(self.store, number) if self.cache else None
+        record = self._commit(number) if self.cache else None  # what it names by hash cannot change
         try:
             for name, _, _ in self._sharded:
                 where = self._shard_file(name, number)
@@ -197,7 +208,11 @@ class StoreReader:
                 except FileNotFoundError:
                     message = f"{where}: shard is missing although its samples count as done"
                     raise StoreIncompleteError(message, hint=REPAIR_HINT) from None
+                except OSError as error:
+                    raise StoreCorruptError(f"{where}: cannot be read: {error.strerror}") from error
                 shard.add(file, self.schema.samples_per_shard, where)
+            if not self.cache:
+                self._commit(number)  # once the files are open: a run takes layers out of it before it writes them
         except BaseException:
             shard.close()
             raise
@@ -206,16 +221,61 @@ class StoreReader:
         self._open_shards[number] = shard
         return shard
 
+    def _commit(self, number: int) -> CommitRecord | None:
+        """A shard's commit record, or with no cache None where it has the bytes that this process has seen before.
+
+        Raises StoreError where it is not a record of the store as this reader found it.
+        """
+        path = commit_path(number)
+        try:
+            data = self.store.get(path)
+        except OSError:
+            data = b""
+        if not self.cache and self._checked.get(number) == hash(data):
+            return None
+        record = CommitRecord.from_bytes(data, self.store.at(path)) if data else None
+        if problem := self._difference(number, record):
+            self._check_settings()  # says more, if they are what changed
+            message = f"{self.store}: changed since it was opened: shard {number} {problem}"
+            raise StoreError(message, hint=CHANGED_HINT)
+        self._checked[number] = hash(data)
+        return record
+
+    def _difference(self, number: int, record: CommitRecord | None) -> str:
+        """How a shard's record differs from what this reader knows of the shard; empty if it does not."""
+        start, stop = self.schema.shard_range(number)
+        if record is None:
+            return "has no commit record"
+        if stale := [layer for layer, digest in self._digests.items() if not record.has(layer, digest)]:
+            return f"has no {stale[0]} of the settings from then"
+        if record.inputs != self.manifest.row_digests(start, stop):
+            return "was computed from other files"
+        status = self.status[start:stop]
+        if [entry.index for entry in record.quarantine] != (np.flatnonzero(status == QUARANTINED) + start).tolist():
+            return "has other samples in quarantine"
+        return ""
+
+    def _check_settings(self) -> None:
+        """Raises StoreError where the store has another manifest by now, or other settings of what is read."""
+        now = open_schema(self.store)
+        known = {layer: now.layer_digest(layer) for layer in now.layers}
+        if now.manifest_sha256 != self.schema.manifest_sha256 or not self._digests.items() <= known.items():
+            changes = differing_keys(self.schema.to_attributes(), now.to_attributes())
+            told = preview((f"{key} was {ours!r}, is {theirs!r}" for key, (ours, theirs) in changes.items()), 3)
+            raise StoreError(f"{self.store}: changed since it was opened: {told}", hint=CHANGED_HINT)
+
     def _check_layout(self, spec: ArraySpec) -> None:
         """Refuse an array whose metadata is not, value for value, what this physseg writes."""
         path = f"{spec.name}/zarr.json"
         file = self.store.at(path)
         try:
-            found = json.loads(self.store.get(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise StoreCorruptError(f"{file}: not the metadata of an array: {error}") from error
+            data = self.store.get(path)
+        except OSError as error:
+            raise StoreCorruptError(f"{file}: cannot be read: {error.strerror or 'no such file'}") from error
         expected = self.schema.array_metadata(spec)
-        differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        with parsing(StoreCorruptError, f"{file}: not the metadata of an array", REPAIR_HINT):
+            found = json.loads(data)
+            differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if differing:
             message = f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})"
             hint = "run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead"

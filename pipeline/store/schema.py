@@ -8,10 +8,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ...common.documents import parsing
+from ...common.settings import build
 from ...manifests.vocabulary import Vocabulary
 from ...structure_extractors.patch_counts import CELL_PX
 from .errors import REPAIR_HINT, StoreError
@@ -213,26 +216,25 @@ class StoreSchema:
             raise StoreError(message, hint=hint)
         if digest_of_json(content) != attributes.get("physseg_digest"):
             raise StoreError(f"{where}: the store's settings do not match their checksum", hint=REPAIR_HINT)
-        try:
-            words = content["vocabulary"]
-            names, fold_from = tuple(words["classes"]), words.get("fold_from")
+        hint = "it was not written by physseg; preprocess into a new store"
+        with parsing(StoreError, f"{where}: its settings are not those of a store", hint):
+            for name, kind in _KINDS.items():
+                if not isinstance(content[name], kind):
+                    raise TypeError(f"expected {name} as {kind.__name__}, got {type(content[name]).__name__}")
             schema = cls(
                 num_samples=content["num_samples"],
-                frame=Frame(**content["frame"]),
-                vocabulary=Vocabulary(name=words["name"], classes=names, fold_from=fold_from),
+                frame=build(Frame, content["frame"], base=Path(), where="frame"),
+                vocabulary=build(Vocabulary, content["vocabulary"], base=Path(), where="vocabulary"),
                 dataset=content["dataset"],
                 manifest_fingerprint=content["manifest_fingerprint"],
                 manifest_sha256=content["manifest_sha256"],
-                layers=content["layers"],
+                layers={name: dict(identity) for name, identity in content["layers"].items()},
                 array_names=tuple(content["arrays"]),
                 made_with=content["made_with"],
                 cell_px=content["cell_px"],
                 samples_per_shard=content["samples_per_shard"],
             )
             schema._check_sizes()
-        except (KeyError, TypeError, ValueError) as error:
-            hint = "it was not written by physseg; preprocess into a new store"
-            raise StoreError(f"{where}: its settings are not those of a store: {error}", hint=hint) from error
         return schema
 
     def _check_sizes(self) -> None:
@@ -252,6 +254,19 @@ class StoreSchema:
             raise ValueError(f"unknown array {unknown[0]!r}")
         if absent := [spec.layer for spec in self.specs if spec.layer and spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
+
+
+_KINDS: Final[Mapping[str, type]] = {
+    "dataset": str,
+    "frame": dict,
+    "vocabulary": dict,
+    "layers": dict,
+    "arrays": list,
+    "manifest_fingerprint": str,
+    "manifest_sha256": str,
+    "made_with": dict,
+}
+"""What JSON has in the settings; numbers are the business of `_check_sizes`."""
 
 
 def digest_of_json(value: Any) -> str:

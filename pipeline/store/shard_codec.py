@@ -91,7 +91,8 @@ def decode_index(raw: bytes, chunks_per_shard: int, file_size: int, where: str) 
     if google_crc32c.value(body) != stored:
         raise StoreCorruptError(f"{where}: the index does not match its checksum")
     index = np.frombuffer(body, dtype="<u8").reshape(chunks_per_shard, 2)
-    stored_chunks = index[index[:, 0] != ABSENT]
-    if np.any(stored_chunks.sum(axis=1) > file_size - expected):
+    offsets, lengths = index[index[:, 0] != ABSENT].T
+    size = file_size - expected
+    if np.any(lengths > size) or np.any(offsets > size - lengths):  # their sum may be more than 64 bits hold
         raise StoreCorruptError(f"{where}: the index points beyond the data")
     return index
