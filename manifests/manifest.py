@@ -203,18 +203,19 @@ class Manifest(LabelIds):
     def load_image(
         self, index: int, *, verify: bool = False, cache: ContentCache | None = None
     ) -> npt.NDArray[np.uint8]:
-        """The image alone, as in `load`; its size is always checked, its hash on demand only (the trainer's path).
+        """The image alone, as in `load`; its size is always checked, its hash on demand only.
 
         With a `cache`, images by URL are brought there once and read from it.
         """
-        facts = None if verify else self.table.image_facts(index)
+        facts = self.table.image_facts(index)
         if facts is not None:
             path, orientation, size = facts
             with suppress(OSError, DecodeError):
-                image = decode_image(self._image_bytes(index, path, cache), orientation)
-                image = cap_image(image, self.max_short_side_px)
-                if image.shape[:2] == size:
-                    return image
+                data = self._image_bytes(index, path, cache)
+                if not verify or hashlib.sha256(data).hexdigest() == self.table.value("image_sha256", index):
+                    image = cap_image(decode_image(data, orientation), self.max_short_side_px)
+                    if image.shape[:2] == size:
+                        return image
         sample = self.samples[index]  # which also names what is wrong
         _check_usable(sample)
         return self._decode_image(sample, self._bytes(sample, sample.image_path), verify=verify)

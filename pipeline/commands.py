@@ -188,6 +188,9 @@ def plan(
 def verify(
     store: Store,
     repair: Annotated[bool, typer.Option("--repair", help="Compute what is faulty again, and nothing else.")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also hash every image and label file, and compare with the manifest.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes for --repair.")] = None,
     scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
     root: Root = None,
@@ -195,14 +198,14 @@ def verify(
     """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
     from .run import verify as checking
 
-    report = checking.verify(store)
+    report = checking.verify(store, images=images, root=root)
     typer.echo("\n".join(checking.summary(report)))
     if report.faults and repair:
         from .run import run
 
         recompute = partial(run.preprocess, store=store, scheduler=scheduler, workers=workers)
         checking.repair(store, report, recompute, root=root)
-        report = checking.verify(store)
+        report = checking.verify(store, images=images, root=root)
         typer.echo("after repair: " + "\n".join(checking.summary(report)))
     if report.faults:
         if not repair:

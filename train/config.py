@@ -20,7 +20,7 @@ from .losses.total import LossConfig
 from .model.config import SegmenterConfig
 from .optim import OptimConfig
 
-_DATA_KEYS = ("store", "images", "cache", "num_workers", "prefetch")  # what is in a store is compared on its own
+_DATA_KEYS = ("store", "images", "cache", "verify", "num_workers", "prefetch")  # a store is compared on its own
 _EVAL_KEYS = ("manifest", "every", "max_images", "windows", "keep_best")
 _OWN_KEYS = ("run", "device", "log_every", "checkpoint_every", "keep_last", "accumulate", "recompute", "compile")
 RESUMABLE_KEYS = frozenset({*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS})

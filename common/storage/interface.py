@@ -67,6 +67,10 @@ class Storage(ABC):
     def list(self, under: str = "") -> dict[str, int]:
         """Path -> bytes of every file below the folder `under`, at any depth."""
 
+    def oddities(self) -> Mapping[str, str]:
+        """Path -> what it is, of all below that is neither a file nor a folder of some: links to folders, say."""
+        return {}  # where there are only files
+
     def leftovers(self) -> Sequence[str]:
         """Files that are half-written: by a writer that was killed, or by one that is at it."""
         return []  # where each file is written by one request

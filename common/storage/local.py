@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync
+from ..errors import StorageError
 from ..regular_files import open_regular, read_regular
 from .interface import RandomAccess, Storage
 
@@ -26,10 +27,10 @@ class LocalStorage(Storage):
         return LocalFile(self.path / path)
 
     def put(self, path: str, data: bytes) -> None:
-        atomic_write(self.path / path, data)
+        atomic_write(self._to_write(path), data)
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        atomic_create(self.path / path, data)
+        atomic_create(self._to_write(path), data)
 
     def create(self, files: Mapping[str, bytes]) -> None:
         if self.path.exists():
@@ -45,7 +46,7 @@ class LocalStorage(Storage):
             raise
 
     def delete(self, paths: Iterable[str]) -> None:
-        files = [self.path / path for path in paths]
+        files = [self._to_write(path) for path in paths]
         for file in files:
             file.unlink(missing_ok=True)
         for folder in {file.parent for file in files}:
@@ -68,8 +69,28 @@ class LocalStorage(Storage):
                     found[path] = Path(folder, name).stat().st_size
         return found
 
+    def oddities(self) -> Mapping[str, str]:
+        found = {}
+        for folder, folders, names in os.walk(self.path, onerror=_raise_unless_gone):
+            inside = Path(folder).relative_to(self.path)
+            if not folders and not names:
+                found[inside.as_posix()] = "an empty folder"
+            for path in (inside / name for name in (*folders, *names)):
+                whole = self.path / path
+                if whole.is_symlink() and not whole.is_file():
+                    found[path.as_posix()] = f"a link to {whole.readlink()}"
+        return found
+
     def leftovers(self) -> Sequence[str]:
         return [path for path in self.list() if path.endswith(PARTIAL_SUFFIX)]
+
+    def _to_write(self, path: str) -> Path:
+        """The place of a file that is changed or removed; raises StorageError if it lies elsewhere, by a link."""
+        whole = self.path / path
+        if not (folder := whole.parent.resolve()).is_relative_to(self.path.resolve()):
+            hint = "put the folder itself in place of the link to it"
+            raise StorageError.mismatch(whole, f"a place inside {self.path} to write to", f"a link to {folder}", hint)
+        return whole
 
 
 class LocalFile(RandomAccess):

@@ -4,7 +4,7 @@ A fault is anything that differs from what an uninterrupted run would have left.
 schema, strikes faulty layers from the records of their shards, and computes exactly those again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ...common.atomic import PARTIAL_SUFFIX
 from ...common.processes import available_cpus
+from ...common.regular_files import is_files_fault
 from ...common.storage.interface import Storage
-from ...common.storage.location import Location, open_storage
+from ...common.storage.location import Location, open_storage, read_below
 from ...manifests.errors import ManifestError
 from ...manifests.manifest import Manifest
 from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256
@@ -26,13 +27,14 @@ from ..store.layout import (
     SETTINGS_COPY,
     has_content,
     metadata_documents,
-    open_schema,
     read_manifest,
+    shard_of,
     unpublish_shards,
 )
 from ..store.locks import locked, no_task_writes
 from ..store.schema import SPECS, STATUS, StoreSchema
 from ..store.shard_files import encode_status
+from .witnesses import settle_schema, shards_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,8 @@ class VerifyReport:
     """Number of files of shards that were read."""
     bytes_checked: int
     """Bytes of those files."""
+    pictures_checked: int = 0
+    """Number of images and label files that were read."""
 
     @property
     def faulty_shards(self) -> tuple[int, ...]:
@@ -69,24 +73,44 @@ class VerifyReport:
         return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
 
 
-def verify(store: Location, *, progress: bool = True) -> VerifyReport:
-    """Check every file of a store; raises StoreError only where there is no store at all."""
+def verify(store: Location, *, images: bool = False, root: str | None = None, progress: bool = True) -> VerifyReport:
+    """Check every file of a store, and with `images` the files it was computed from, by the manifest's hashes.
+
+    `root` overrides where the manifest's paths start. Raises StoreError only where there is no store at all.
+    """
     store = open_storage(store)
-    schema, root_faults = _schema_or_copy(store)
-    faults, manifest = [*root_faults, *_check_metadata(store, schema)], None
+    schema, doubts, _ = settle_schema(store)
+    faults = [Fault(path=path, problem=problem) for path, problem in doubts.items()]
+    faults += _check_metadata(store, schema)
+    manifest = None
     try:
-        manifest = read_manifest(store, schema)
-    except (ManifestError, StoreError, OSError) as error:
+        manifest = read_manifest(store, schema, root)
+    except (ManifestError, StoreError) as error:
         faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
-    faults += _check_strays(store, schema)
-    files = size = 0
+    present = store.list()
+    faults += _check_strays(store, present, schema)
+    # Without the manifest, nothing says whether a store has as many shards as it claims.
+    shards = range(schema.num_shards) if manifest else sorted(shards_of(present, schema))
+    files = size = pictures = 0
     with ThreadPoolExecutor(available_cpus()) as pool:
-        checks = pool.map(partial(_check_shard, store, schema, manifest), range(schema.num_shards))
-        for found, checked, nbytes in tqdm(checks, total=schema.num_shards, unit="shard", disable=not progress):
+        checks = pool.map(partial(_check_shard, store, schema, manifest), shards)
+        for found, checked, nbytes in tqdm(checks, total=len(shards), unit="shard", disable=not progress):
             faults += found
             files += checked
             size += nbytes
-    return VerifyReport(faults=tuple(faults), num_shards=schema.num_shards, files_checked=files, bytes_checked=size)
+        if images and manifest:
+            usable = manifest.usable
+            changes = pool.map(partial(_check_pictures, manifest), usable)
+            for found in tqdm(changes, total=len(usable), unit="img", disable=not progress):
+                faults += found
+                pictures += 2
+    return VerifyReport(
+        faults=tuple(faults),
+        num_shards=schema.num_shards,
+        files_checked=files,
+        bytes_checked=size,
+        pictures_checked=pictures,
+    )
 
 
 def repair(
@@ -95,16 +119,24 @@ def repair(
     """Mend what `report` names: rewrite metadata, forget faulty layers, then let `recompute` compute them.
 
     `recompute` is given the store's manifest and runs the pipeline on the store with its own settings. Raises
-    StoreError where the manifest itself is damaged: it cannot be derived from the store.
+    StoreError where the manifest itself is damaged, which cannot be derived from the store, or where the commit records
+    do not say whose settings are the store's; StorageError where a link leads out of the store.
     """
     store = open_storage(store)
     with locked(store), no_task_writes(store):
-        schema, _ = _schema_or_copy(store)
+        schema, _, conflict = settle_schema(store)
+        if conflict:
+            hint = (
+                f"nothing was changed: restore {ROOT} and {SETTINGS_COPY} of this store, or preprocess into a new one"
+            )
+            raise StoreError(f"{store}: {conflict}", hint=hint)
         for path, data in metadata_documents(schema).items():
             if not has_content(store, path, data):
                 store.put(path, data)
         manifest = read_manifest(store, schema, root)
-        store.delete(fault.path for fault in _check_strays(store, schema) if fault.problem == STRAY)  # as of now
+        store.delete(
+            fault.path for fault in _check_strays(store, store.list(), schema) if fault.problem == STRAY
+        )  # as of now
         store.delete(store.leftovers())
         unpublish_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
@@ -116,20 +148,8 @@ def repair(
 
 LEFTOVER = "half-written by a run that was killed, or is being written now"
 STRAY = "does not belong to the store"
+CHANGED = "restore it, or make the manifest again and preprocess again"
 FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
-
-
-def _schema_or_copy(store: Storage) -> tuple[StoreSchema, list[Fault]]:
-    try:
-        return open_schema(store), []
-    except StoreError as error:
-        try:
-            return open_schema(store, SETTINGS_COPY), [Fault(path=ROOT, problem=f"damaged: {error.args[0]}")]
-        except StoreError:
-            if not store.exists(SETTINGS_COPY):
-                raise error from None
-            hint = f"{SETTINGS_COPY} is damaged as well: preprocess into a new store"
-            raise StoreError(error.args[0], hint=hint) from error
 
 
 def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
@@ -140,17 +160,42 @@ def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
             yield Fault(path=path, problem="metadata differs from the schema's")
 
 
-def _check_strays(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
-    """Files that no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
+def _check_strays(store: Storage, present: Iterable[str], schema: StoreSchema) -> Iterator[Fault]:
+    """What no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
     ours = {PROVENANCE, *SPECS}
-    known = {MANIFEST_FILE, *metadata_documents(schema)}
-    known |= {commit_path(shard) for shard in range(schema.num_shards)}
-    known |= {schema.shard_file(spec, shard) for spec in schema.specs for shard in range(schema.num_shards)}
-    for path in store.list():
+    documents = {MANIFEST_FILE, *metadata_documents(schema)}
+
+    def known(path: str) -> set[str]:
+        """The documents, and the files of the shard that a path is about."""
+        shard = min(shard_of(path) or 0, schema.num_shards - 1)
+        return documents | {commit_path(shard), *(schema.shard_file(spec, shard) for spec in schema.specs)}
+
+    for path in present:
         if path.endswith(PARTIAL_SUFFIX):
             yield Fault(path=path, problem=LEFTOVER)
-        elif path not in known:
+        elif path not in known(path):
             yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
+    for path, what in store.oddities().items():
+        is_ours = any(file == path or file.startswith(f"{path}/") for file in known(path))
+        if what.startswith("a link") or not is_ours:
+            yield Fault(path=path, problem=f"{what}; --repair leaves it to you")
+
+
+def _check_pictures(manifest: Manifest, index: int) -> list[Fault]:
+    """What differs between the files of a sample and the hashes of the manifest."""
+    sample = manifest.samples[index]
+    faults = []
+    for path, expected in ((sample.image_path, sample.image_sha256), (sample.label_path, sample.label_sha256)):
+        try:
+            found = sha256(read_below(manifest.root, path))
+        except OSError as error:
+            if not is_files_fault(error):
+                raise
+            found = error.strerror or "no such file"
+        if found != expected:
+            problem = f"sample {sample.sample_id}: expected sha256 {expected[:18]}, got {found[:18]}; {CHANGED}"
+            faults.append(Fault(path=f"{manifest.root}/{path}", problem=problem))
+    return faults
 
 
 def _check_shard(
@@ -206,13 +251,15 @@ def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, s
         path = schema.shard_file(spec, record.shard)
         if spec.layer in record.layers:
             files[path] = record.layers[spec.layer].files.get(path, "none in the record")
-    files[schema.shard_file(STATUS, record.shard)] = sha256(encode_status(record, schema))
+    if record.samples == schema.shard_range(record.shard):
+        files[schema.shard_file(STATUS, record.shard)] = sha256(encode_status(record, schema))
     return files
 
 
 def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
     """Lines for a person: what was checked, then each fault up to `limit`."""
     checked = f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked"
+    checked += f", and {report.pictures_checked} images and label files" if report.pictures_checked else ""
     faults = f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
     lines = [f"{checked}: {faults if report.faults else 'no fault'}"]
     lines += [f"  {fault}" for fault in report.faults[:limit]]

@@ -102,7 +102,7 @@ def match_store(
     if not indices:
         raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
     for index in tqdm(indices, unit="img"):
-        image = reader.schema.frame.resize_image(reader.manifest.load_image(index))
+        image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
         height, width = reader.frame_size(index)
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
         tolerance = tolerance_of(height, width, tolerance_px)

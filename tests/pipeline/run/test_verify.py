@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from physseg.common.errors import StorageError
 from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run import run
@@ -13,6 +14,7 @@ from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.verify import repair, summary, verify
 from physseg.pipeline.store import commits
 from physseg.pipeline.store.errors import StoreError
+from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import open_schema, read_manifest
 
 from ..store.test_store import assert_same_bytes, preprocess
@@ -180,3 +182,78 @@ def test_a_store_without_settings_is_not_sent_round_in_circles(store: Path) -> N
     with pytest.raises(StoreError, match="not a Zarr group") as caught:
         verify(store, progress=False)
     assert "new store" in str(caught.value) and "--repair" not in str(caught.value)
+
+
+def other_settings(store: Path, make_manifest: Callable[..., Manifest]) -> Path:
+    """A store of the same data in another frame and with other edges."""
+    other = store.parent / "other.zarr"
+    frame = Frame(short_edge=16, max_long_edge=32, canvas=32)
+    preprocess(make_manifest(130), other, frame=frame, settings={"canny": {"low": 3}})
+    return other
+
+
+@pytest.mark.parametrize("document", ["zarr.json", "provenance/store.json"])
+def test_a_whole_document_of_another_store_is_outvoted_by_the_commit_records(
+    document: str, store: Path, pristine: Path, make_manifest: Callable[..., Manifest]
+) -> None:
+    shutil.copy(other_settings(store, make_manifest) / document, store / document)
+    faults = {fault.path: fault.problem for fault in verify(store, progress=False).faults}
+    assert set(faults) == {document}
+    assert mend(store) == []  # nothing is computed
+    assert_same_bytes(pristine / "s.zarr", store)
+
+
+def test_settings_that_nothing_in_the_store_speaks_for_change_nothing(
+    store: Path, make_manifest: Callable[..., Manifest]
+) -> None:
+    other = other_settings(store, make_manifest)
+    for copy_too in (False, True):  # the copy is damaged, then as foreign as the root
+        shutil.copy(other / "zarr.json", store / "zarr.json")
+        (store / "provenance/store.json").write_bytes((other / "zarr.json").read_bytes() if copy_too else b"{")
+        before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+        assert any("holds settings of another store" in str(fault) for fault in verify(store, progress=False).faults)
+        with pytest.raises(StoreError, match=r"in doubt: of 15 layers .* zarr.json is spoken for by 0"):
+            mend(store)
+        assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_without_a_vote_both_sides_are_named(store: Path, make_manifest: Callable[..., Manifest]) -> None:
+    shutil.copy(other_settings(store, make_manifest) / "zarr.json", store / "zarr.json")
+    for record in (store / "provenance/commits").iterdir():
+        record.write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"zarr.json is spoken for by 0; provenance/store.json is spoken for by 0"):
+        mend(store)
+
+
+def test_files_that_changed_after_the_store_are_found_by_their_hash(store: Path, pristine: Path) -> None:
+    """Two images of one size change places, and one pixel of a label map: the store itself is whole."""
+    data = store.parent / "data"
+    shutil.copytree(pristine / "data", data)
+    first, third = data / "images/000.jpg", data / "images/002.jpg"
+    content = first.read_bytes(), third.read_bytes()
+    label = data / "labels/005.png"
+    assert verify(store, images=True, root=str(data), progress=False).faults == ()
+    first.write_bytes(content[1])
+    third.write_bytes(content[0])
+    label.write_bytes(label.read_bytes()[:-1] + b"x")
+    (data / "images/007.jpg").unlink()
+    assert verify(store, root=str(data), progress=False).faults == ()
+    report = verify(store, images=True, root=str(data), progress=False)
+    changed = [fault.path.removeprefix(f"{data}/") for fault in report.faults]
+    assert changed == ["images/000.jpg", "images/002.jpg", "labels/005.png", "images/007.jpg"]
+    assert "260 images and label files" in summary(report)[0]
+
+
+def test_links_and_stray_folders_are_found_and_nothing_is_written_through_a_link(store: Path, pristine: Path) -> None:
+    elsewhere = store.parent / "elsewhere"
+    (store / "canny").rename(elsewhere)
+    (store / "canny").symlink_to(elsewhere)
+    (store / "sift/c/7/0").mkdir(parents=True)
+    (store / "lost").symlink_to("nowhere")
+    faults = {fault.path: fault.problem for fault in verify(store, progress=False).faults}
+    assert set(faults) == {"canny", "sift/c/7/0", "lost"}
+    assert str(elsewhere) in faults["canny"] and "an empty folder" in faults["sift/c/7/0"]
+    (elsewhere / "zarr.json").write_bytes(b"theirs")
+    with pytest.raises(StorageError, match=f"a link to {elsewhere}"):
+        mend(store)
+    assert (elsewhere / "zarr.json").read_bytes() == b"theirs"

@@ -4,17 +4,22 @@ import json
 import os
 import random
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import pytest
 from physseg.pipeline.inspect.summary import summarise
 from physseg.pipeline.run.prepare import prepare
 from physseg.pipeline.run.verify import verify
+from physseg.pipeline.store.errors import StoreCorruptError
 from physseg.pipeline.store.layout import open_schema, read_manifest
 from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.schema import digest_of_json
+from physseg.pipeline.store.shard_codec import decode_index
 
 from ...conftest import write_shapes
 from ...fuzzing import as_json, mutants, mutated, survives
@@ -101,3 +106,27 @@ def test_a_folder_or_a_fifo_in_a_files_place_is_named(path: str, store: Path) ->
     os.mkfifo(store / path)
     attempt(store, f"{path}, a FIFO")
     assert path in str(verify(store, progress=False).faults)
+
+
+def test_sizes_that_a_store_claims_are_compared_before_anything_is_taken(store: Path) -> None:
+    """10^8 samples, which took hours to look for; and a record of 10^12, whose status would take 931 GiB."""
+    content = json.loads((store / ROOT).read_bytes())["attributes"]["physseg"] | {"num_samples": 10**8}
+    for path in (ROOT, COPY):
+        (store / path).write_bytes(sealed(content, "root"))
+    assert attempt(store, "10^8 samples") == 1  # `verify`, which names it
+    assert "expected the 100000000 samples" in str(verify(store, progress=False).faults)
+
+
+def test_a_record_of_a_trillion_samples_is_a_fault(store: Path) -> None:
+    content = json.loads((store / RECORD).read_bytes())["commit"] | {"samples": [0, 10**12]}
+    (store / RECORD).write_bytes(sealed(content, "record"))
+    attempt(store, "10^12 samples")
+    assert "expected 3 samples as it has inputs, got 0..1000000000000" in str(verify(store, progress=False).faults)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(2**64 - 8, 16), (2**63, 2**63), (8, 2**64 - 4), (0, 65), (65, 0)])
+def test_an_extent_beyond_the_data_is_refused_even_where_its_sum_overflows(offset: int, length: int) -> None:
+    raw = np.array([[0, 64], [offset, length]], "<u8").tobytes()
+    raw += struct.pack("<I", google_crc32c.value(raw))
+    with pytest.raises(StoreCorruptError, match="beyond the data"):
+        decode_index(raw, 2, 64 + len(raw), "here")

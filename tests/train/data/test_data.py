@@ -125,6 +125,40 @@ def test_same_batches_with_workers(store: Path) -> None:
         assert_equal(ours, theirs)
 
 
+def test_an_image_exchanged_after_the_store_stops_the_first_batch_that_reads_it(
+    store: Path, train_manifest: Manifest
+) -> None:
+    """Of the same size, so that nothing but its hash tells."""
+    root = Path(train_manifest.root)
+    first, fifth = (root / train_manifest.samples[index].image_path for index in (0, 4))
+    before = walk(open_store(store), size=7, stop=1)
+    content = first.read_bytes(), fifth.read_bytes()
+    first.write_bytes(content[1])
+    fifth.write_bytes(content[0])
+    for workers in (0, 1):
+        with pytest.raises(ContentError, match=r"images/00[04].jpg: expected sha256 [0-9a-f]{12} as in the manifest"):
+            walk(open_store(store, num_workers=workers), size=7, stop=1)
+    assert len(walk(open_store(store, verify=False), size=7, stop=1)) == 1
+    first.write_bytes(content[0])
+    fifth.write_bytes(content[1])
+    assert_equal(walk(open_store(store, verify=False), size=7, stop=1)[0], before[0])
+
+
+def test_an_image_is_hashed_once_a_process_and_then_only_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    load_image = Manifest.load_image
+
+    def count(self: Manifest, index: int, *, verify: bool, **options: object) -> np.ndarray:
+        asked.append(verify)
+        return load_image(self, index, verify=verify, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Manifest, "load_image", count)
+    samples = open_store(store)
+    walk(samples, size=7, stop=1)  # an epoch
+    walk(samples, size=7, start=1, stop=3)
+    assert asked == [True] * 7 + [False] * 14
+
+
 def test_same_global_batches_with_ranks(store: Path) -> None:
     samples = open_store(store)
     for step, whole in enumerate(walk(samples)):
