@@ -200,12 +200,19 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="JPEG or PNG files, or folders of them; with --format one manifest.")
+    ],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
         Path | None, typer.Option(help="The same from a file: one class per line, numbered lines, or a JSON list.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Of a manifest's samples: png (SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
     checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
     prompts: Prompts = "",
@@ -213,9 +220,27 @@ def predict(
     memory: Memory = "2GiB",
     device: Device = "auto",
 ) -> None:
-    """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at)."""
-    from .prediction.predict import find_images, predict_files, read_words
+    """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at).
 
+    With --format it predicts a manifest's samples with its classes, for `physseg judge` and for others:
+    physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
+    """
+    from .prediction.predict import find_images, predict_files, predict_manifest, read_words
+
+    if form is not None or root is not None:
+        if form not in ("png", "detectron2"):
+            raise typer.BadParameter(f"expected png or detectron2, got {form!r}", param_hint="--format")
+        if len(images) != 1 or images[0].suffix != ".parquet" or classes or classes_file:
+            raise typer.BadParameter("takes one manifest (.parquet), whose classes it has", param_hint="--format")
+        from ..manifests.manifest import Manifest
+
+        manifest = Manifest.read(images[0], root=root)
+        loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
+        settings = inference_settings(memory, no_windows=no_windows)
+        as_form: Literal["png", "detectron2"] = "png" if form == "png" else "detectron2"
+        number = len(list(predict_manifest(loaded.model, manifest, out, form=as_form, settings=settings)))
+        typer.echo(f"{number} samples in {out}, {len(manifest.quarantined)} quarantined ones left out")
+        return
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
@@ -231,6 +256,59 @@ def predict(
     if failed:
         typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def judge(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of label PNGs, detectron2's sem_seg_predictions.json, a confusion matrix (.npz with the key "
+            "`confusion`, or .csv), or a .csv of class,iou_percent."
+        ),
+    ],
+    manifest: Annotated[Path | None, typer.Option(help="Manifest of the labels; for PNGs and JSON.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here, as evaluate does.")] = None,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="Class file of what was seen in training. Default: COCO-Stuff's 171.")
+    ] = None,
+    ids: Annotated[
+        str,
+        typer.Option(
+            help="What the numbers are: classes (0..C-1), dataset (raw ids of the manifest's table), or auto: "
+            "classes in PNGs; in JSON the first of both that fits."
+        ),
+    ] = "auto",
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Score the samples that have a prediction, and say how many lack one."),
+    ] = False,
+    root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
+    all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")] = False,
+) -> None:
+    """Score anybody's predictions as `physseg evaluate` scores a run: one table for every repository.
+
+    PNGs are named SAMPLE_ID.png (or SAMPLE_ID_labels.png) and hold class ids, 8 or 16 bit. A matrix has true classes as
+    rows, predicted ones as columns. From IoUs alone follow two means and nothing else.
+
+    For example: physseg judge theirs/sem_seg_predictions.json --manifest ade150.parquet --json theirs.json
+    """
+    from ..common.atomic import atomic_json
+    from ..manifests.class_file import read_class_file
+    from ..manifests.manifest import Manifest
+    from .evaluation.judge import evaluate_predictions
+
+    found = evaluate_predictions(
+        predictions,
+        Manifest.read(manifest, root=root) if manifest else None,
+        trained_on=read_class_file(trained_on) if trained_on else None,
+        ids=ids,  # type: ignore[arg-type]  # checked there
+        allow_missing=allow_missing,
+        progress=True,
+    )
+    typer.echo(found.table(rows=10**6 if all_classes else 10))
+    if json_file:
+        atomic_json(json_file, found.document())
 
 
 # --- models from elsewhere, models for elsewhere --------------------------------------------------------------------

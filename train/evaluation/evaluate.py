@@ -4,7 +4,7 @@ The classes are the manifest's, whatever the run was trained on. A class counts 
 the names of the training vocabulary; the others are the open-vocabulary part and are averaged on their own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,10 +51,38 @@ def evaluate_model(
         EvaluationError: There is nothing to evaluate.
         ContentError: A file is not what the manifest says.
     """
-    vocabulary = manifest.vocabulary
     chosen = usable_samples(manifest, max_images)
-    chosen = part.of(chosen) if part else chosen
-    text_features = class_texts(model, vocabulary.classes)
+    text_features = class_texts(model, manifest.vocabulary.classes)
+    return score(
+        manifest,
+        part.of(chosen) if part else chosen,
+        lambda _, image: predict_label_map(model, image, text_features, settings),
+        trained_on=trained_on,
+        part=part,
+        by_size=by_size,
+        progress=progress,
+        source={**(source or {}), **identity(model, manifest, settings, max_images)},
+    )
+
+
+def score(
+    manifest: Manifest,
+    chosen: Sequence[int],
+    predict: Callable[[str, npt.NDArray[np.uint8]], npt.NDArray[Any] | None],
+    *,
+    trained_on: Sequence[str],
+    source: Mapping[str, Any],
+    part: Part | None = None,
+    by_size: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Count pixels of anybody's predictions: what `evaluate_model` and `evaluate_predictions` have in common.
+
+    Args:
+        chosen: Indices of the samples.
+        predict: Class ids (H, W) as prompted, of a sample's id and image; None leaves the sample out.
+    """
+    vocabulary = manifest.vocabulary
     classes = vocabulary.class_names
     counter = PredictionCounter(len(classes), vocabulary.ignore_index, by_size)
     unlabelled = []
@@ -64,18 +92,17 @@ def evaluate_model(
         if (labels == vocabulary.ignore_index).all():
             unlabelled.append(sample_id)
             continue
-        prediction = predict_label_map(model, image, text_features, settings)
+        prediction = predict(sample_id, image)
+        if prediction is None:
+            continue
         counter.update(sample_id, vocabulary.fold(prediction), labels)
-    seen, fold = seen_classes(vocabulary.classes, trained_on), vocabulary.fold_from
-    if fold is not None:  # what is folded into the background counts as seen if any of it is
-        seen = (*seen[:fold], any(seen[fold:]))
     return Evaluation(
         **counter.counts(),
         classes=classes,
-        seen=seen,
+        seen=class_groups(vocabulary.classes, vocabulary.fold_from, trained_on),
         quarantined=tuple(sample.sample_id for sample in manifest.quarantined),
         unlabelled=tuple(unlabelled),
-        source={**(source or {}), **identity(model, manifest, settings, max_images)},
+        source=source,
         part=part,
     )
 
@@ -88,6 +115,12 @@ def seen_classes(classes: Sequence[str], trained_on: Sequence[str]) -> tuple[boo
     """
     known = {name for entry in trained_on for name in synonyms_of(entry.casefold())}
     return tuple(not known.isdisjoint(synonyms_of(entry.casefold())) for entry in classes)
+
+
+def class_groups(classes: Sequence[str], fold_from: int | None, trained_on: Sequence[str]) -> tuple[bool, ...]:
+    """Which of the scored classes are seen: what is folded into the background is if any of it is."""
+    seen = seen_classes(classes, trained_on)
+    return seen if fold_from is None else (*seen[:fold_from], any(seen[fold_from:]))
 
 
 def usable_samples(manifest: Manifest, max_images: int | None = None) -> list[int]:

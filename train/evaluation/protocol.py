@@ -28,16 +28,29 @@ def identity(
     model: Segmenter, manifest: Manifest, settings: InferenceSettings, max_images: int | None
 ) -> dict[str, Any]:
     """What was evaluated, by which protocol, in which environment."""
+    return {
+        **identity_of_predictions(
+            manifest,
+            {
+                "templates": list(model.config.templates),
+                "synonyms": model.config.synonyms,
+                "preselected_classes": model.config.pad_len,
+                "max_images": max_images,
+                **{name: value for name, value in to_dict(settings).items() if name not in NOT_OF_THE_PROTOCOL},
+            },
+        ),
+        **environment(next(model.parameters()).device.type),
+    }
+
+
+def identity_of_predictions(manifest: Manifest, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """On what predictions were scored, and by which protocol; `made_by` is the part of those who made them."""
     vocabulary = manifest.vocabulary
     protocol = {
         "miou_over": "ground_truth",
         "classes": vocabulary.fingerprint,
         "fold_from": vocabulary.fold_from,
-        "templates": list(model.config.templates),
-        "synonyms": model.config.synonyms,
-        "preselected_classes": model.config.pad_len,
-        "max_images": max_images,
-        **{name: value for name, value in to_dict(settings).items() if name not in NOT_OF_THE_PROTOCOL},
+        **made_by,
     }
     return {
         "dataset": manifest.dataset,
@@ -47,7 +60,6 @@ def identity(
         "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
         "protocol": protocol,
         "fingerprint": short_hash(protocol),
-        **environment(next(model.parameters()).device.type),
     }
 
 

@@ -3,13 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError
 from ...common.images import encode_png
 from ...manifests.class_file import read_class_file
+from ...manifests.manifest import Manifest
 from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
 from ...manifests.vocabulary import Vocabulary
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
@@ -62,6 +66,53 @@ def predict_files(
             yield Prediction(image=path, error=f"{path}: {'; '.join(filter(None, (error.args[0], error.hint)))}")
         except OSError as error:
             yield Prediction(image=path, error=f"{path}: {error.strerror or error}")
+
+
+def predict_manifest(
+    model: Segmenter,
+    manifest: Manifest,
+    out: Path,
+    *,
+    form: Literal["png", "detectron2"],
+    settings: InferenceSettings = PUBLISHED,
+) -> Iterator[str]:
+    """Predict a manifest's usable samples with its classes, at the labels' size, for `physseg judge` and others.
+
+    Writes `SAMPLE_ID.png` (class ids, 8 or 16 bit), or `sem_seg_predictions.json` as detectron2 does, with the last.
+
+    Yields:
+        The id of each sample that was predicted.
+
+    Raises:
+        ContentError: An image is not what the manifest says.
+    """
+    text_features = class_texts(model, manifest.vocabulary.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    for index in manifest.usable:
+        sample_id = manifest.table.value("sample_id", index)
+        labels = predict_label_map(model, manifest.load_image(index, verify=True), text_features, settings)
+        if form == "png":
+            path = out / f"{sample_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, encode_png(labels))
+        else:
+            entries += detectron2_entries(labels, manifest.table.value("image_path", index))
+        yield sample_id
+    if form == "detectron2":
+        atomic_json(out / "sem_seg_predictions.json", entries)
+
+
+def detectron2_entries(labels: npt.NDArray[np.integer[Any]], file_name: str) -> list[dict[str, Any]]:
+    """Class ids (H, W) of one image as detectron2's SemSegEvaluator writes them: a run-length coded mask per class."""
+    from pycocotools import mask as coco_mask  # which nothing but this needs
+
+    entries = []
+    for category in np.unique(labels).tolist():
+        code = coco_mask.encode(np.asfortranarray(labels == category, np.uint8))
+        segmentation = {"size": list(labels.shape), "counts": code["counts"].decode("ascii")}
+        entries.append({"file_name": file_name, "category_id": category, "segmentation": segmentation})
+    return entries
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
