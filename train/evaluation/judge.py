@@ -11,7 +11,7 @@
 import csv
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -167,6 +167,8 @@ def _judge_maps(found: Predictions, known: Sequence[str], *, allow_missing: bool
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
+    """What a file of counts holds: the matrix (C, C), and where it has them names and counts of every image."""
+
     matrix: Counts
     classes: tuple[str, ...] | None = None
     images: ImageCounts | None = None
@@ -212,18 +214,23 @@ def _read_npz(path: Path) -> _Counts:
     if "confusion" not in found:
         raise EvaluationError.mismatch(path, "the key `confusion`", preview(sorted(found)))
     matrix = _checked(path, found["confusion"])
-    classes, images = found.get("classes"), None
+    classes = found.get("classes")
     if classes is not None and classes.shape != (len(matrix),):
         raise EvaluationError.mismatch(f"{path}: classes", f"{len(matrix)} names", f"shape {classes.shape}")
-    if all(name in found for name in ("image_ids", *(f"image_{part}" for part in COUNTS))):
-        image_ids = tuple(map(str, found["image_ids"].ravel().tolist()))
-        shape, parts = (len(image_ids), len(matrix)), {part: found[f"image_{part}"] for part in COUNTS}
-        sums = {"hits": np.diagonal(matrix), "true": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
-        for part, array in parts.items():
-            if array.shape != shape or not (array.sum(axis=0) == sums[part]).all():
-                raise EvaluationError.mismatch(f"{path}: image_{part}", "counts that add up to `confusion`", "others")
-        images = ImageCounts(image_ids=image_ids, **parts)
-    return _Counts(matrix, None if classes is None else tuple(map(str, classes.tolist())), images)
+    return _Counts(matrix, None if classes is None else tuple(map(str, classes.tolist())), _images(path, found, matrix))
+
+
+def _images(path: Path, found: Mapping[str, npt.NDArray[Any]], matrix: Counts) -> ImageCounts | None:
+    """Counts of single images, where there are some. Raises EvaluationError if they do not add up to the matrix."""
+    if not found.keys() >= {"image_ids", *(f"image_{part}" for part in COUNTS)}:
+        return None
+    image_ids = tuple(map(str, found["image_ids"].ravel().tolist()))
+    shape, parts = (len(image_ids), len(matrix)), {part: found[f"image_{part}"] for part in COUNTS}
+    sums = {"hits": np.diagonal(matrix), "true": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
+    for part, array in parts.items():
+        if array.shape != shape or array.dtype.kind not in "iu" or not (array.sum(axis=0) == sums[part]).all():
+            raise EvaluationError.mismatch(f"{path}: image_{part}", "counts that add up to `confusion`", "others")
+    return ImageCounts(image_ids=image_ids, **parts)
 
 
 def _read_csv(path: Path) -> _Counts | ClassIous:

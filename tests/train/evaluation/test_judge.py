@@ -246,11 +246,25 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str, token: str) -> None:
 
 def test_archives_and_places_that_are_wrong(manifest: Manifest, tmp_path: Path) -> None:
     np.savez(tmp_path / "no.npz", matrix=np.eye(2))
+    np.savez(tmp_path / "names.npz", confusion=np.eye(2), classes=np.array(["a"]))
+    images = {f"image_{part}": np.ones((1, 2), int) for part in ("hits", "true", "predicted")}
+    np.savez(tmp_path / "images.npz", confusion=2 * np.eye(2), image_ids=np.array(["a"]), **images)
     np.savez(tmp_path / "object.npz", confusion=np.array([[{}]], dtype=object))
     np.savez(tmp_path / "text.npz", confusion=np.array([["a"]]))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04")
     (tmp_path / "empty").mkdir()
-    for name in ("no.npz", "object.npz", "text.npz", "torn.npz", "empty", "none", "none.npz", "none.json"):
+    for name in (
+        "no.npz",
+        "names.npz",
+        "images.npz",
+        "object.npz",
+        "text.npz",
+        "torn.npz",
+        "empty",
+        "none",
+        "none.npz",
+        "none.json",
+    ):
         with pytest.raises(EvaluationError, match=name):
             physseg.evaluate_predictions(tmp_path / name, manifest)
     with pytest.raises(EvaluationError, match="--manifest"):
