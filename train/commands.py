@@ -11,6 +11,7 @@ from ..manifests.commands import parsed
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
+    from ..manifests.vocabulary import Vocabulary
     from .model.inference import InferenceSettings
     from .prediction.load_run import LoadedRun
 
@@ -201,7 +202,7 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
 def predict(
     run: Run,
     images: Annotated[
-        list[Path], typer.Argument(help="JPEG or PNG files, or folders of them; with --format one manifest.")
+        list[Path], typer.Argument(help="JPEG or PNG files, or folders of them; with --format a manifest, too.")
     ],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
@@ -210,7 +211,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     form: Annotated[
         str | None,
-        typer.Option("--format", help="Of a manifest's samples: png (SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
+        typer.Option("--format", help="For others: png (STEM.png or SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
     ] = None,
     root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
     checkpoint: Checkpoint = "latest",
@@ -222,24 +223,21 @@ def predict(
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at).
 
-    With --format it predicts a manifest's samples with its classes, for `physseg judge` and for others:
+    With --format it writes label maps alone, for `physseg judge` and for others. A manifest brings its classes:
     physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
     """
-    from .prediction.predict import find_images, predict_files, predict_manifest, read_words
+    from .prediction.predict import find_images, predict_files, predict_for_others, read_words
 
-    if form is not None or root is not None:
+    if form is not None:
         if form not in ("png", "detectron2"):
             raise typer.BadParameter(f"expected png or detectron2, got {form!r}", param_hint="--format")
-        if len(images) != 1 or images[0].suffix != ".parquet" or classes or classes_file:
-            raise typer.BadParameter("takes one manifest (.parquet), whose classes it has", param_hint="--format")
-        from ..manifests.manifest import Manifest
-
-        manifest = Manifest.read(images[0], root=root)
+        chosen, words = _images_and_words(images, classes, classes_file, root)
+        typer.echo(words.describe())
         loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
         settings = inference_settings(memory, no_windows=no_windows)
         as_form: Literal["png", "detectron2"] = "png" if form == "png" else "detectron2"
-        number = len(list(predict_manifest(loaded.model, manifest, out, form=as_form, settings=settings)))
-        typer.echo(f"{number} samples in {out}, {len(manifest.quarantined)} quarantined ones left out")
+        number = predict_for_others(loaded.model, chosen, words, out, form=as_form, settings=settings)
+        typer.echo(f"{number} images in {out}")
         return
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     typer.echo(vocabulary.describe())
@@ -256,6 +254,21 @@ def predict(
     if failed:
         typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
         raise typer.Exit(1)
+
+
+def _images_and_words(
+    images: list[Path], classes: str | None, classes_file: Path | None, root: str | None
+) -> "tuple[Manifest | list[Path], Vocabulary]":
+    """What `predict --format` looks at and for; a manifest brings its own words unless others are given."""
+    from ..manifests.manifest import Manifest
+    from .prediction.predict import find_images, read_words
+
+    if len(images) != 1 or images[0].suffix != ".parquet":
+        return find_images(images), read_words(classes, classes_file)
+    manifest = Manifest.read(images[0], root=root)
+    if manifest.quarantined:
+        typer.echo(f"{len(manifest.quarantined)} quarantined samples left out", err=True)
+    return manifest, read_words(classes, classes_file) if classes or classes_file else manifest.vocabulary
 
 
 @app.command()

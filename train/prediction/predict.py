@@ -68,39 +68,46 @@ def predict_files(
             yield Prediction(image=path, error=f"{path}: {error.strerror or error}")
 
 
-def predict_manifest(
+def predict_for_others(
     model: Segmenter,
-    manifest: Manifest,
+    images: Manifest | Sequence[Path],
+    vocabulary: Vocabulary,
     out: Path,
     *,
     form: Literal["png", "detectron2"],
     settings: InferenceSettings = PUBLISHED,
-) -> Iterator[str]:
-    """Predict a manifest's usable samples with its classes, at the labels' size, for `physseg judge` and others.
+) -> int:
+    """Predict a manifest's usable samples, or files, at their own size, for `physseg judge` and others to read.
 
-    Writes `SAMPLE_ID.png` (class ids, 8 or 16 bit), or `sem_seg_predictions.json` as detectron2 does, with the last.
-
-    Yields:
-        The id of each sample that was predicted.
+    Writes `SAMPLE_ID.png` (of files `STEM.png`; class ids, 8 or 16 bit), or at the end `sem_seg_predictions.json` as
+    detectron2 does. Returns the number of images.
 
     Raises:
-        ContentError: An image is not what the manifest says.
+        PredictionError: Two files have one stem. Nothing was written.
+        PhyssegError: An image cannot be read, or is not what the manifest says.
     """
-    text_features = class_texts(model, manifest.vocabulary.classes)
-    out.mkdir(parents=True, exist_ok=True)
+    if not isinstance(images, Manifest):
+        _check_names(images)
+    text_features = class_texts(model, vocabulary.classes)
     entries: list[dict[str, Any]] = []
-    for index in manifest.usable:
-        sample_id = manifest.table.value("sample_id", index)
-        labels = predict_label_map(model, manifest.load_image(index, verify=True), text_features, settings)
+    indices = images.usable if isinstance(images, Manifest) else range(len(images))
+    for index in indices:
+        if isinstance(images, Manifest):
+            sample = images.samples[index]
+            name, file_name, image = sample.sample_id, sample.image_path, images.load_image(index, verify=True)
+        else:
+            name, file_name, image = images[index].stem, str(images[index]), as_rgb(images[index])
+        labels = predict_label_map(model, image, text_features, settings)
         if form == "png":
-            path = out / f"{sample_id}.png"
+            path = out / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, encode_png(labels))
         else:
-            entries += detectron2_entries(labels, manifest.table.value("image_path", index))
-        yield sample_id
+            entries += detectron2_entries(labels, file_name)
     if form == "detectron2":
+        out.mkdir(parents=True, exist_ok=True)
         atomic_json(out / "sem_seg_predictions.json", entries)
+    return len(indices)
 
 
 def detectron2_entries(labels: npt.NDArray[np.integer[Any]], file_name: str) -> list[dict[str, Any]]:

@@ -298,6 +298,22 @@ def test_judge_of_what_predict_writes_is_evaluate_to_the_last_digit(
         found = json.loads((tmp_path / "found.json").read_text())
         assert {key: found[key] for key in numbers} == numbers
         assert "mIoU" in shown and "Boundary IoU" in shown
+    images = Path(train_manifest.root) / "images"
+    words = ["--classes-file", tmp_path / "seen.txt"]
+    call(
+        "predict",
+        run,
+        images,
+        *words,
+        "--format",
+        "png",
+        "--out",
+        tmp_path / "files",
+        "--no-windows",
+        "--device",
+        "cpu",
+    )
+    assert judged(tmp_path / "files", train_manifest)["miou"] == expected["miou"]
     from_matrix = judged(stem.with_suffix(".npz"))
     assert {key: from_matrix[key] for key in ("miou", "miou_interval")} == {
         key: expected[key] for key in ("miou", "miou_interval")
