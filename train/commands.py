@@ -27,6 +27,10 @@ Prompts = Annotated[str, typer.Option(help='Other templates, as many as in train
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
 NoWindows = Annotated[bool, typer.Option("--no-windows", help="Whole images only: 5 times faster, another protocol.")]
+FirstResize = Annotated[
+    Literal["short-640", "none"],
+    typer.Option(help="Antialiased resize before all others, as published; none: without it, another protocol."),
+]
 
 
 def parse_step(text: str) -> int | Literal["best"] | None:
@@ -47,12 +51,14 @@ def load(run: Path, checkpoint: str, *, device: str, prompts: str = "", synonyms
     return load_run(run, step=step, device=choose_device(device), prompts=prompts, synonyms=synonyms)
 
 
-def inference_settings(memory: str, *, no_windows: bool) -> "InferenceSettings":
-    """--memory and --no-windows together."""
+def inference_settings(
+    memory: str, *, no_windows: bool, first_resize: Literal["short-640", "none"]
+) -> "InferenceSettings":
+    """--memory, --no-windows and --first-resize together."""
     from .model.inference import PUBLISHED, InferenceSettings
 
     memory_bytes = parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
-    return InferenceSettings(windows=not no_windows, memory_bytes=memory_bytes)
+    return InferenceSettings(first_resize=first_resize, windows=not no_windows, memory_bytes=memory_bytes)
 
 
 @app.command()
@@ -111,6 +117,7 @@ def evaluate(
         str | None, typer.Option(help="Where the images are, if they moved; with --benchmark the archives' folder.")
     ] = None,
     no_windows: NoWindows = False,
+    first_resize: FirstResize = "short-640",
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
@@ -138,7 +145,7 @@ def evaluate(
     chosen_part = parsed(Part.parse, part, "--part")
     tables = _evaluated_tables(manifests, benchmarks, root)
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-    settings, results = inference_settings(memory, no_windows=no_windows), {}
+    settings, results = inference_settings(memory, no_windows=no_windows, first_resize=first_resize), {}
     for name, manifest in tables.items():
         result = evaluate_model(
             loaded.model,
@@ -154,7 +161,7 @@ def evaluate(
         typer.echo(f"\n{name} ({result.num_images} images), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
         typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, f'{name}-step_{loaded.step:08d}')}")
-    if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, chosen_part)):
+    if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, first_resize == "none", chosen_part)):
         typer.echo(f"\n{paper_table(run.name, results)}")
 
 
@@ -216,6 +223,7 @@ def predict(
     root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
     checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
+    first_resize: FirstResize = "short-640",
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
@@ -243,7 +251,7 @@ def predict(
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     failed = 0
-    settings = inference_settings(memory, no_windows=no_windows)
+    settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
     for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
         if done.error:
             failed += 1

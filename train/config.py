@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..common.errors import ConfigError
 from ..common.settings import NameOrPath, PathText, apply_override, build
@@ -18,6 +18,7 @@ from ..pipeline.store.frame import CELL_PX
 from .data.dataset import DataConfig
 from .losses.total import LossConfig
 from .model.config import SegmenterConfig
+from .model.device import Precision
 from .optim import OptimConfig
 
 _DATA_KEYS = ("store", "images", "cache", "verify", "num_workers", "prefetch")  # a store is compared on its own
@@ -75,8 +76,9 @@ class TrainConfig:
     """Number of micro-batches that each rank takes its share of a step in: the same step in less memory."""
     device: str = "auto"
     """Device to train on: "auto" (CUDA if there is one), or a PyTorch device such as "cpu" or "cuda:1"."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the model's forward pass: bf16 is autocast; weights, losses and optimizer stay float32."""
+    precision: Precision = "fp32"
+    """Precision of the model: tf32 as the baseline is trained (on a CPU it is fp32); bf16 is autocast of the forward
+    pass, faster and coarser. Weights, losses and optimizer are float32 in all three."""
     recompute: bool = False
     """Whether activations are computed again for the gradients instead of kept: the same step in two fifths of the
     memory, a third slower (ViT-B/16 and 171 classes on a CPU: 4.1 GB instead of 10.3)."""

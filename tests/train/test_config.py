@@ -97,7 +97,7 @@ def test_structure_loss_needs_a_structure(make_config: Callable[..., TrainConfig
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"seed": -1}, "seed must be in"),
         ({"eval": {"every": 0}}, "[eval] every and max_images must be at least 1"),
-        ({"precision": "fp16"}, "`precision` must be one of 'fp32', 'bf16', got 'fp16'"),
+        ({"precision": "fp16"}, "`precision` must be one of 'tf32', 'fp32', 'bf16', got 'fp16'"),
     ],
 )
 def test_values_out_of_range(make_config: Callable[..., TrainConfig], changes: dict[str, Any], message: str) -> None:

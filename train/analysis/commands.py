@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...common.atomic import atomic_json, atomic_write
-from ..commands import Checkpoint, Device, Memory, NoWindows, Run, SynonymRule, inference_settings, load
+from ..commands import Checkpoint, Device, FirstResize, Memory, NoWindows, Run, SynonymRule, inference_settings, load
 
 Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
 
@@ -110,6 +110,7 @@ def oracle(
     max_images: MaxImages = None,
     root: Root = None,
     no_windows: NoWindows = False,
+    first_resize: FirstResize = "short-640",
     memory: Memory = "2GiB",
     json_file: JsonOut = None,
     device: Device = "auto",
@@ -138,12 +139,18 @@ def oracle(
         clips=clips,
         regions=regions,  # type: ignore[arg-type]  # checked there
         max_images=max_images,
-        settings=inference_settings(memory, no_windows=no_windows),
+        settings=inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
     )
     typer.echo(f"{run} at step {loaded.step} on {manifest}; regions: {regions}")
     typer.echo(analysis.table(found))
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
-    facts |= {"unit": "fraction", "regions": regions, "windows": not no_windows, "max_images": max_images}
+    facts |= {
+        "unit": "fraction",
+        "regions": regions,
+        "windows": not no_windows,
+        "first_resize": first_resize,
+        "max_images": max_images,
+    }
     _write_json(json_file, facts | {"rows": analysis.document(found, table.vocabulary.class_names)})
 
 
@@ -160,6 +167,7 @@ def compare(
     max_images: MaxImages = None,
     root: Root = None,
     no_windows: NoWindows = False,
+    first_resize: FirstResize = "short-640",
     memory: Memory = "2GiB",
     json_file: JsonOut = None,
     device: Device = "auto",
@@ -190,7 +198,7 @@ def compare(
         sample_ids=samples or (),
         most_changed=most_changed,
         max_images=max_images,
-        settings=inference_settings(memory, no_windows=no_windows),
+        settings=inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
     )
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
     _write_json(json_file, analysis.write_comparison(out, pictured, scores, facts, table))

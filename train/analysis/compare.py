@@ -25,7 +25,7 @@ from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
 from ..evaluation.evaluate import load_each, usable_samples
-from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
+from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
 from ..model.segmenter import Segmenter
 
 UInt8 = npt.NDArray[np.uint8]
@@ -122,7 +122,7 @@ def compare_runs(
     scores: list[Scored] = []
     for number, (image, labels) in enumerate(tqdm(load_each(manifest, indices), total=len(indices), unit="img")):
         predictions = tuple(
-            vocabulary.fold(predict_label_map(model, image, texts[name], settings)) for name, model in models.items()
+            vocabulary.fold(segment_image(model, image, texts[name], settings)) for name, model in models.items()
         )
         sample_id = manifest.samples[indices[number]].sample_id
         scored = score(labels, predictions, sample_id=sample_id, ignore_index=vocabulary.ignore_index)

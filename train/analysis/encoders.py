@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import AnalysisError
 from ..model.config import SegmenterConfig
-from ..model.inference import InferenceSettings, class_texts, cut
+from ..model.device import matmul_precision
+from ..model.inference import PRECISION, InferenceSettings, class_texts, cut
 from ..model.segmenter import Segmenter
 from ..model.text import read_templates
 from ..prediction.load_run import load_run
@@ -49,9 +50,10 @@ class ClipEncoder:
         """One unit vector per patch of the whole RGB image (H, W, 3), (g, g, D) float32: dense features, no windows."""
         device = next(self.model.parameters()).device
         side = self.model.arch.image_px
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        pixels = torch.from_numpy(np.array(image)).to(device)
         whole = cut(pixels, InferenceSettings(windows=False, window_px=side, stride_px=side, canvas_px=side))
-        tokens = self.model.encode_image(whole).tokens[0, 1:].float()
+        with matmul_precision(PRECISION):
+            tokens = self.model.encode_image(whole).tokens[0, 1:].float()
         return torch.unflatten(F.normalize(tokens, dim=-1), 0, (self.model.arch.grid, self.model.arch.grid))
 
 

@@ -28,7 +28,7 @@ from ...manifests.manifest import Manifest
 from ..evaluation.evaluate import load_each, usable_samples
 from ..evaluation.metrics import ConfusionMatrix
 from ..losses.numerics import check_choice
-from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, probability_maps
+from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, first_resize, probability_maps
 from ..model.segmenter import Segmenter
 from .encoders import ClipEncoder
 
@@ -136,12 +136,13 @@ def run_oracles(
         true_regions, true_ids = split_regions(labels, regions, ignore_index=vocabulary.ignore_index)
         if not len(true_ids):  # without any labelled pixel nothing counts
             continue
-        predicted, named = _predict(model, image, texts, settings, true_regions, len(true_ids))
+        entering = first_resize(image, settings)
+        predicted, named = _predict(model, entering, texts, settings, true_regions, len(true_ids))
         predicted = vocabulary.fold(predicted)
         rows[PLAIN].confusion.update(predicted.astype(np.int64), labels)
         rows[NAMED].count(vocabulary.fold(named), true_regions, true_ids, labels)
         for name, encoder in clips.items():
-            features = encoder.patches(image)
+            features = encoder.patches(entering)
             shares = torch.from_numpy(patch_shares(true_regions, len(true_ids), features.shape[0])).to(features)
             mean = shares.flatten(1) @ features.flatten(0, 1)
             chosen = (mean @ clip_texts[name].T).argmax(dim=1).cpu().numpy()  # its length does not change the order
@@ -192,7 +193,7 @@ def _predict(
     inside = torch.from_numpy(np.flatnonzero(regions >= 0)).to(texts.device)
     owner = torch.from_numpy(regions[regions >= 0].astype(np.int64)).to(texts.device)
     size = torch.bincount(owner, minlength=number)
-    for start, maps in probability_maps(model, image, texts, settings):
+    for start, maps in probability_maps(model, image, texts, settings, size=regions.shape):
         best.add(start, maps)
         sums = torch.zeros(len(maps), number, dtype=torch.float64, device=maps.device)
         sums.index_add_(1, owner, maps.flatten(1)[:, inside].double())

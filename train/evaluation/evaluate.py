@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
-from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
+from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
 from ..model.segmenter import Segmenter
 from ..model.text import synonyms_of
 from .counter import PredictionCounter
@@ -56,7 +56,7 @@ def evaluate_model(
     return score(
         manifest,
         part.of(chosen) if part else chosen,
-        lambda _, image: predict_label_map(model, image, text_features, settings),
+        lambda _, image: segment_image(model, image, text_features, settings),
         trained_on=trained_on,
         part=part,
         by_size=by_size,

@@ -15,7 +15,7 @@ import cv2
 from ... import __version__
 from ...common.settings import differing_keys, to_dict
 from ...manifests.manifest import Manifest
-from ..model.inference import InferenceSettings
+from ..model.inference import PRECISION, InferenceSettings
 from ..model.segmenter import Segmenter
 
 NOT_OF_THE_PROTOCOL = ("batch_windows", "memory_bytes")
@@ -35,6 +35,7 @@ def identity(
                 "templates": list(model.config.templates),
                 "synonyms": model.config.synonyms,
                 "preselected_classes": model.config.pad_len,
+                "precision": PRECISION,
                 "max_images": max_images,
                 **{name: value for name, value in to_dict(settings).items() if name not in NOT_OF_THE_PROTOCOL},
             },

@@ -34,6 +34,7 @@ from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
 from ..model.backbones.clip_presets import PRETRAINED
 from ..model.bounded import bounded_parts
+from ..model.device import matmul_precision
 from ..model.inference import InferenceSettings
 from ..model.segmenter import Segmenter
 from ..runs import checkpoint
@@ -90,7 +91,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
     run = RunFolder(config.run)
     with joined(config.device) as ranks:
         _check_batch_size(config, ranks)
-        with run.locked() if ranks.is_main else nullcontext():
+        with run.locked() if ranks.is_main else nullcontext(), matmul_precision(config.precision):
             return _Training(config, run, ranks).run_until(min(stop_at or config.steps, config.steps), progress)
 
 

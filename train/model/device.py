@@ -1,8 +1,30 @@
-"""The device that a model runs on, by the name that settings and options give it."""
+"""The device that a model runs on, and how exactly it multiplies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from ...common.errors import ConfigError
+
+Precision = Literal["tf32", "fp32", "bf16"]
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Whether CUDA's float32 matrix products and convolutions may round their factors to TF32: with "tf32" they do.
+
+    It is as with `torch.set_float32_matmul_precision("high")`, which the reference trains and evaluates by, and which
+    would change products on some CPUs as well: there, "tf32" is float32. The process's own setting is restored.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def choose_device(name: str) -> torch.device:

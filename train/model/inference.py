@@ -1,4 +1,4 @@
-"""Whole images to class probabilities and label maps: CAT-Seg's sliding windows plus one look at the whole.
+"""Whole images to class probabilities and label maps: the first resize, CAT-Seg's sliding windows, one look at all.
 
 The probabilities of T classes at an image's own size can be far larger than the image: 847 classes at 2048x1536 are
 10 GB. So classes are brought to full size a few at a time, and a label map keeps only the running best. Before that, an
@@ -7,17 +7,26 @@ eighth of the memory goes to what the network holds for a few classes at a time,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ...common.errors import ConfigError
 from ..errors import ShapeError
 from .bounded import bounded_parts
+from .device import matmul_precision
 from .segmenter import Segmenter
+
+FirstResize = Literal["short-640", "none"]
+SHORT_EDGE_PX, LONG_EDGE_PX = 640, 2560
+
+PRECISION: Literal["tf32"] = "tf32"
+"""Precision of every prediction, as in the reference; on a CPU it is float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +37,8 @@ class InferenceSettings:
         ConfigError: A number is not positive, or the windows do not cover the canvas.
     """
 
+    first_resize: FirstResize = "short-640"
+    """What `first_resize` does to an image before anything else."""
     windows: bool = True
     """Whether windows are predicted besides the whole image. Without them it is a fifth of the work."""
     window_px: int = 384
@@ -42,6 +53,8 @@ class InferenceSettings:
     """Bound on the bytes that prediction holds besides weights, image and result."""
 
     def __post_init__(self) -> None:
+        if self.first_resize not in get_args(FirstResize):
+            raise ConfigError(f"first_resize: expected {' or '.join(get_args(FirstResize))}, got {self.first_resize!r}")
         for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "memory_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -66,19 +79,55 @@ PUBLISHED = InferenceSettings()
 
 def class_texts(model: Segmenter, classes: Sequence[str]) -> Tensor:
     """Text features (T, P, D) to predict among these classes with, without gradients; synonyms separated by commas."""
-    with torch.no_grad():
+    with torch.no_grad(), matmul_precision(PRECISION):
         return model.encode_text(model.tokenize(classes))
 
 
-def predict_probabilities(
+def first_resize(image: npt.NDArray[np.uint8], settings: InferenceSettings = PUBLISHED) -> npt.NDArray[np.uint8]:
+    """An image as detectron2's mapper hands it to the reference: short edge 640 px, but long edge at most 2560.
+
+    By Pillow's bilinear interpolation on bytes, which widens its support where it makes smaller: fine stripes become
+    grey there, where plain interpolation, which comes after it, would alias. All that predicts whole images begins here
+    (`INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST` of the reference, sizes rounded as ResizeShortestEdge rounds them).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        settings: Their `first_resize` "none" leaves the image as it is.
+
+    Raises:
+        ShapeError: The image is of another kind.
+    """
+    _check_image(image)
+    if settings.first_resize == "none":
+        return image
+    height, width = image.shape[:2]
+    scale = min(SHORT_EDGE_PX / min(height, width), LONG_EDGE_PX / max(height, width))
+    size = max(1, int(scale * width + 0.5)), max(1, int(scale * height + 0.5))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def segment_image(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """`predict_label_map` after the first resize, at the image's own size."""
+    return predict_label_map(model, first_resize(image, settings), text_features, settings, size=image.shape[:2])
+
+
+def predict_probabilities(
+    model: Segmenter,
+    image: npt.NDArray[np.uint8],
+    text_features: Tensor,
+    settings: InferenceSettings = PUBLISHED,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities of each class at an image's own size. Classes are independent: a pixel's need not sum to 1.
+    """Probabilities of each class at every pixel. Classes are independent: a pixel's need not sum to 1.
 
     Args:
         model: Its mode is kept.
-        image: (H, W, 3) uint8 RGB.
+        image: uint8 RGB after the first resize (h, w, 3).
         text_features: (T, P, D) as `Segmenter.encode_text` gives them.
+        size: (H, W) of the result. Default: that of `image`.
 
     Returns:
         (T, H, W) float32 in [0, 1].
@@ -86,21 +135,26 @@ def predict_probabilities(
     Raises:
         ShapeError: The image is of another kind.
     """
-    probabilities = np.empty((len(text_features), *image.shape[:2]), dtype=np.float32)
-    for start, chunk in probability_maps(model, image, text_features, settings):
+    probabilities = np.empty((len(text_features), *(size or image.shape[:2])), dtype=np.float32)
+    for start, chunk in probability_maps(model, image, text_features, settings, size=size):
         probabilities[start : start + len(chunk)] = chunk.float().cpu().numpy()
     return probabilities
 
 
 def predict_label_map(
-    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
+    model: Segmenter,
+    image: npt.NDArray[np.uint8],
+    text_features: Tensor,
+    settings: InferenceSettings = PUBLISHED,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """The most probable class of every pixel. Arguments and errors as for `predict_probabilities`.
 
     Returns ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16, as label maps are stored.
     """
     best = BestClass()
-    for start, chunk in probability_maps(model, image, text_features, settings):
+    for start, chunk in probability_maps(model, image, text_features, settings, size=size):
         best.add(start, chunk)
     return best.label_map(len(text_features))
 
@@ -130,31 +184,42 @@ class BestClass:
 
 @torch.no_grad()
 def probability_maps(
-    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings
+    model: Segmenter,
+    image: npt.NDArray[np.uint8],
+    text_features: Tensor,
+    settings: InferenceSettings,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities at the image's size, (c, H, W) a few classes at a time, each with its first class's index."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ShapeError(f"image: expected uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
-    size = (image.shape[0], image.shape[1])
-    crops = cut(torch.from_numpy(np.ascontiguousarray(image)).to(text_features.device), settings)
+    """As `predict_probabilities`, (c, H, W) for a few classes at a time, each with its first class's index."""
+    _check_image(image)
+    height, width = size or image.shape[:2]
+    # A copy: what Pillow or a memory map gives must not be written to, and a tensor on it could be.
+    crops = cut(torch.from_numpy(np.array(image)).to(text_features.device), settings)
     was_training = model.training
     model.eval()
     try:
         at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
         for part in bounded_parts(model):
             part.working_bytes = settings.memory_bytes // 8
-        for start in range(0, len(crops), at_once):
-            found = model(crops[start : start + at_once], text_features).logits
-            if start == 0:
-                logits = found.new_empty(len(crops), *found.shape[1:])
-            logits[start : start + at_once] = found
+        with matmul_precision(PRECISION):
+            for start in range(0, len(crops), at_once):
+                found = model(crops[start : start + at_once], text_features).logits
+                if start == 0:
+                    logits = found.new_empty(len(crops), *found.shape[1:])
+                logits[start : start + at_once] = found
     finally:
         model.train(was_training)
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.
-    pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * size[0] * size[1]
+    pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * height * width
     count = max(1, settings.memory_bytes // 4 // (4 * pixels))
     for start in range(0, logits.shape[1], count):
-        yield start, merge(logits[:, start : start + count], settings, size)
+        yield start, merge(logits[:, start : start + count], settings, (height, width))
+
+
+def _check_image(image: npt.NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ShapeError(f"image: expected uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
 
 
 def cut(image: Tensor, settings: InferenceSettings = PUBLISHED) -> Tensor:

@@ -18,7 +18,7 @@ from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
 from ...manifests.vocabulary import Vocabulary
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
 from ..errors import PredictionError
-from ..model.inference import PUBLISHED, InferenceSettings, class_texts, predict_label_map
+from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
 from ..model.segmenter import Segmenter
 from .trained_model import as_rgb
 
@@ -97,7 +97,7 @@ def predict_for_others(
             name, file_name, image = sample.sample_id, sample.image_path, images.load_image(index, verify=True)
         else:
             name, file_name, image = images[index].stem, str(images[index]), as_rgb(images[index])
-        labels = predict_label_map(model, image, text_features, settings)
+        labels = segment_image(model, image, text_features, settings)
         if form == "png":
             path = out / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _predict_file(
     model: Segmenter, path: Path, vocabulary: Vocabulary, text_features: Tensor, out: Path, settings: InferenceSettings
 ) -> Prediction:
     image = as_rgb(path)
-    labels = predict_label_map(model, image, text_features, settings)
+    labels = segment_image(model, image, text_features, settings)
     names = vocabulary.prompt_names
     drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
     files = {name: out / f"{path.stem}_{name}.png" for name in ("labels", "overlay")}

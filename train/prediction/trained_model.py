@@ -13,7 +13,7 @@ from ...manifests.errors import DecodeError
 from ...manifests.photographs import colour_fault, read_photograph
 from ..errors import PredictionError, ShapeError
 from ..model.device import choose_device
-from ..model.inference import InferenceSettings, class_texts, predict_label_map, predict_probabilities
+from ..model.inference import InferenceSettings, class_texts, first_resize, predict_probabilities, segment_image
 from ..model.segmenter import Segmenter
 from .load_run import LoadedRun, load_run
 
@@ -55,7 +55,7 @@ class TrainedModel:
             DecodeError: A file is no whole image, or an image is transparent, in CMYK or of 16 bits.
             ShapeError: An array is no image.
         """
-        return predict_label_map(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
+        return segment_image(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
 
     def probabilities(self, image: ImageLike, words: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """The probability of every word at every pixel, each for itself, so that they need not sum to 1.
@@ -67,7 +67,9 @@ class TrainedModel:
         Returns:
             float32 (T, H, W) in [0, 1].
         """
-        return predict_probabilities(self.segmenter, as_rgb(image), self._text_features(words), self.settings)
+        pixels, texts = as_rgb(image), self._text_features(words)
+        entering = first_resize(pixels, self.settings)
+        return predict_probabilities(self.segmenter, entering, texts, self.settings, size=pixels.shape[:2])
 
     def __repr__(self) -> str:
         config = self.segmenter.config

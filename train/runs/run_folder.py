@@ -13,6 +13,7 @@ Imported weights make a run folder too: one whose training settings and data are
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -117,7 +118,10 @@ class RunFolder:
         different = {key: pair for key, pair in different.items() if key not in resumable}
         if different:
             listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
-            hint = "Go back to the run's settings (its config.json), or start another run in another folder."
+            settings = " ".join(f"--set {key}={_as_text(saved)}" for key, (saved, _) in different.items())
+            hint = f"Resume with {settings}, or start another run in another folder."
+            if any(key.startswith("store.") for key in different):
+                hint = "Go back to the run's store, or start another run in another folder."
             raise RunFolderError(f"{self.path}: this run was begun with other settings: {listed}", hint=hint)
 
     @contextmanager
@@ -134,3 +138,8 @@ class RunFolder:
                     f"{self.path}: another process is training in this run folder", hint=hint
                 ) from None
             yield
+
+
+def _as_text(value: Any) -> str:
+    """A saved setting as the VALUE of --set."""
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value).replace("null", "none"))

@@ -50,7 +50,7 @@ def predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     def predicted(model: Any, image: np.ndarray, texts: Any, settings: Any) -> np.ndarray:
         return model(image)
 
-    monkeypatch.setattr(compare, "predict_label_map", predicted)
+    monkeypatch.setattr(compare, "segment_image", predicted)
 
 
 def _models(manifest: Manifest) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class _Clip:
         return torch.eye(3)
 
     def patches(self, image: np.ndarray) -> torch.Tensor:
+        assert image.shape == (640, 1280, 3)
         left, right = torch.tensor([0.1, 0.9, 0.0]), torch.tensor([0.1, 0.0, 0.9])
         return torch.stack([left, right]).expand(2, 2, 3)
 
@@ -79,8 +80,11 @@ class _Clip:
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A manifest with that one image and one without labels; maps arrive two classes at a time."""
 
-    def maps(model: Any, image: Any, texts: Any, settings: InferenceSettings) -> Iterator[tuple[int, torch.Tensor]]:
-        assert image.shape == (2, 4, 3), "an image without labels need not be predicted"
+    def maps(
+        model: Any, image: Any, texts: Any, settings: InferenceSettings, *, size: tuple[int, int]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        assert image.shape == (640, 1280, 3), "the first resize; an image without labels need not be predicted"
+        assert size == (2, 4)
         yield 0, torch.from_numpy(MAPS[:2])
         yield 2, torch.from_numpy(MAPS[2:])
 

@@ -71,12 +71,12 @@ def _sha256(path: Path) -> str:
 @pytest.fixture
 def evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
-    monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
+    monkeypatch.setattr(evaluate, "segment_image", lambda model, image, text, settings: guesses[image.shape[:2]])
     return evaluate_model(_TextOnly(), manifest, trained_on=("couch", "tree, shrub", "car"), progress=False)
 
 
 class _TextOnly(torch.nn.Module):
-    """As much of a segmenter as evaluation touches besides `predict_label_map`."""
+    """As much of a segmenter as evaluation touches besides `segment_image`."""
 
     config = SegmenterConfig(clip="tiny")
 
@@ -128,7 +128,7 @@ def test_results_are_written_as_json_and_matrix(evaluation: Evaluation, tmp_path
 
 def test_one_image_only(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     guess = np.array(GUESS["a"], np.uint8)
-    monkeypatch.setattr(evaluate, "predict_label_map", lambda *_: guess)
+    monkeypatch.setattr(evaluate, "segment_image", lambda *_: guess)
     result = evaluate_model(_TextOnly(), manifest, trained_on=("sofa",), max_images=1, progress=False)
     assert result.confusion.matrix.sum() == 7
     assert result.num_images == 1
@@ -169,7 +169,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(
 
 def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: Part | None) -> Evaluation:
     guesses = {np.array(labels).shape: np.array(labels, np.uint8) for labels in GUESS.values()}
-    monkeypatch.setattr(evaluate, "predict_label_map", lambda model, image, text, settings: guesses[image.shape[:2]])
+    monkeypatch.setattr(evaluate, "segment_image", lambda model, image, text, settings: guesses[image.shape[:2]])
     return evaluate_model(_TextOnly(), manifest, trained_on=("couch",), part=part, progress=False)
 
 
@@ -284,7 +284,7 @@ def test_parts_of_other_protocols_are_refused_by_the_setting(
     )
     protocol = json.loads(second.read_text())["protocol"]
     named = {"classes", "fold_from", "templates", "synonyms", "preselected_classes", "max_images", "miou_over"}
-    assert named | {"windows", "window_px", "stride_px", "canvas_px"} <= protocol.keys()
+    assert named | {"first_resize", "precision", "windows", "window_px", "stride_px", "canvas_px"} <= protocol.keys()
     for setting in protocol:
         edited(second, protocol=protocol | {setting: "another"})
         with pytest.raises(EvaluationError, match=rf"they differ in protocol\.{setting}\n"):

@@ -24,6 +24,7 @@ from physseg.train.evaluation.evaluate import evaluate_model
 from physseg.train.loop import objective
 from physseg.train.loop.loop import train
 from physseg.train.loop.process import StopSignals
+from physseg.train.losses.total import total_loss
 from physseg.train.model import bounded
 from physseg.train.model.device import choose_device
 from physseg.train.model.inference import InferenceSettings
@@ -224,6 +225,31 @@ def test_pretrained_clip_weights_are_where_a_run_begins(make_config: Make, tmp_p
     assert train(config, stop_at=2, progress=False).step == 2
     with pytest.raises(WeightsError, match=r"clip\.safetensors: no such file"):
         train(replace(config, run=tmp_path / "other"), progress=False)
+
+
+def test_tf32_is_cudas_alone_and_ends_with_the_training(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the weights are those of fp32, bit for bit; what the process multiplies with is as before."""
+    seen = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return total_loss(*arguments, **options)
+
+    monkeypatch.setattr(objective, "total_loss", watched)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision in ("fp32", "tf32"):
+        train(make_config(steps=2, precision=precision, run=str(tmp_path / precision)), progress=False)
+    assert seen == [(False, False)] * 2 + [(True, True)] * 2
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    assert not differing(weights(tmp_path / "fp32"), weights(tmp_path / "tf32"))
+
+
+def test_a_run_of_another_precision_says_how_it_resumes(make_config: Make, tmp_path: Path) -> None:
+    train(make_config(steps=2, precision="bf16"), stop_at=1, progress=False)
+    with pytest.raises(RunFolderError, match="--set precision=bf16"):
+        train(make_config(steps=2, precision="tf32"), progress=False)
 
 
 def test_bf16_trains_float32_weights(make_config: Make, tmp_path: Path) -> None:

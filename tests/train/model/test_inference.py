@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
-from physseg.train.model.inference import InferenceSettings, cut, merge, predict_label_map, predict_probabilities
+from physseg.train.model.inference import (
+    InferenceSettings,
+    cut,
+    first_resize,
+    merge,
+    predict_label_map,
+    predict_probabilities,
+    segment_image,
+)
 from physseg.train.model.segmenter import Segmenter
 from torch import Tensor, nn
 
@@ -130,22 +137,24 @@ def test_a_flat_image_is_one_class() -> None:
     assert (predict_label_map(model, image, texts(3)) == 1).all()
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
-)
-def test_other_arrays_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(ShapeError, match=r"image: expected uint8 \(H, W, 3\) RGB"):
-        predict_label_map(colours()[0], image, texts(3))
+@pytest.mark.parametrize(("size", "dtype"), [((4, 4), "u1"), ((4, 4, 3), "f4"), ((0, 4, 3), "u1"), ((4, 4, 4), "u1")])
+def test_the_first_resize_takes_images_only(size: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(ShapeError, match="RGB"):
+        first_resize(np.zeros(size, dtype))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"stride_px": 200}, "do not cover 640 px exactly"),
-        ({"stride_px": 512, "canvas_px": 896}, "do not cover"),
-        ({"batch_windows": 0}, "batch_windows: expected a positive number"),
-    ],
-)
-def test_settings_that_leave_gaps(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        InferenceSettings(**settings)
+def test_predictions_multiply_as_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 on CUDA, which this process's own setting forbids, and nothing else: oneDNN would take it on some CPUs."""
+    seen = []
+
+    def forward(self: Colours, crops: Tensor, text_features: Tensor) -> SimpleNamespace:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # type: ignore[attr-defined]
+        return SimpleNamespace(logits=torch.zeros(len(crops), len(text_features), 96, 96))
+
+    monkeypatch.setattr(Colours, "forward", forward)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert before[0] is False
+    segment_image(colours()[0], photograph(64, 48), texts(2))
+    assert seen == [(True, True)]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

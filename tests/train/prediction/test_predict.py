@@ -30,7 +30,7 @@ WORDS = Vocabulary(name="words", classes=("cat", "dog"))
 
 
 class _TextOnly(torch.nn.Module):
-    """As much of a segmenter as prediction touches besides `predict_label_map`."""
+    """As much of a segmenter as prediction touches besides `segment_image`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def left_is_dog(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
         labels[:, : image.shape[1] // 4] = len(text) - 1
         return labels
 
-    monkeypatch.setattr(predict, "predict_label_map", predicted)
+    monkeypatch.setattr(predict, "segment_image", predicted)
     return _TextOnly()
 
 

@@ -59,6 +59,7 @@ def test_run_folder_remembers_its_settings(tmp_path: Path) -> None:
         run.check_same(other, resumable=frozenset({"data.crop"}))
     assert "model.clip: run 'tiny', now 'big'; " in str(caught.value) and "crop" not in str(caught.value)
     assert "seed: run 1, now 2" in str(caught.value)
+    assert "Resume with --set model.clip=tiny --set seed=1, or" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"format": 7}'])
