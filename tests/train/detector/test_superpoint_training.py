@@ -128,7 +128,7 @@ def test_anything_but_a_cpu_gets_other_processes_that_draw(monkeypatch):
     ("content", "got"),
     [
         (b"no picture", "cannot be decoded"),
-        (b"", "cannot be decoded"),
+        (b"", "expected a picture, got 0 bytes"),
         (None, "expected a picture, got: No such file or directory"),
     ],
 )
