@@ -242,7 +242,7 @@ def predict(
         chosen, words = _images_and_words(images, classes, classes_file, root)
         typer.echo(words.describe())
         loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-        settings = inference_settings(memory, no_windows=no_windows)
+        settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
         as_form: Literal["png", "detectron2"] = "png" if form == "png" else "detectron2"
         number = predict_for_others(loaded.model, chosen, words, out, form=as_form, settings=settings)
         typer.echo(f"{number} images in {out}")
