@@ -85,7 +85,7 @@ def verify(store: Location, *, images: bool = False, root: str | None = None, pr
     manifest = None
     try:
         manifest = read_manifest(store, schema, root)
-    except (ManifestError, StoreError) as error:
+    except (ManifestError, StoreError, OSError) as error:
         faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
     present = store.list()
     faults += _check_strays(store, present, schema)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
@@ -381,3 +382,14 @@ def test_recomputing_activations_changes_nothing(
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-5)
         assert ours["gradient/norm"] == pytest.approx(theirs["gradient/norm"], rel=1e-4)
     assert differing(weights(tmp_path / "kept"), weights(tmp_path / "pieces"))  # they were pieces
+
+
+def test_a_run_folder_respects_the_umask(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(steps=1)
+    before = os.umask(0o027)
+    try:
+        run = train(config, progress=False).run
+    finally:
+        os.umask(before)
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in [run, *run.rglob("*")]}
+    assert modes == {(True, 0o750), (False, 0o640)}
