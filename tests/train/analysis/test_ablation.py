@@ -135,19 +135,24 @@ def test_other_environments_are_one_note(tmp_path: Path) -> None:
 
 
 def test_boundary_iou_has_a_table_of_its_own(tmp_path: Path) -> None:
-    """With the same intervals, from the counts in the bands: 0.1 and 0.2 of all images' pixels more than the base."""
+    """From the counts in the bands: 0.1 and 0.2 more than the base, all of it in one of the two images.
+
+    Of two images drawn with replacement, that one is there 0, 1 or 2 times with shares of 1/4, 1/2 and 1/4.
+    """
     half, scores = counts([5, 5], [5, 5]), []
     for row, seed, gain in (("base", 0, 0), ("ours", 0, 1), ("base", 1, 0), ("ours", 1, 2)):
-        bands = counts([2 + gain, 4 + gain], [2 + gain, 4 + gain])
+        bands = counts([2 + 2 * gain, 4 + 2 * gain], [2, 4])
         scores.append(Score(row, seed, "val", 0.5, half, evaluated(), bands))
     miou, bands_text = write_table(tmp_path, "T", scores).split("## T: Boundary IoU")
     assert "| base | 50.00% ± 0.00% |" in miou and "| +0.00 | +0.00 to +0.00 |" in miou
     assert "| base | 30.00% ± 0.00% |" in bands_text and "| ours | 45.00% ± 7.07% |" in bands_text
-    assert "| +15.00 | -48.53 to +78.53 | +15.00 to +15.00 |" in bands_text
+    assert "| +15.00 | -48.53 to +78.53 | " in bands_text
     assert bands_text.count("Boundary IoU over the classes of the ground truth") == 1
     document = json.loads((tmp_path / "ablation.json").read_text())
     base, ours = document["boundary_iou_cells"]
     assert base["boundary_iou"] == pytest.approx([0.3, 0.3]) and ours["boundary_iou"] == pytest.approx([0.4, 0.5])
+    half_width = 1.96 * 0.15 * 0.5**0.5
+    assert ours["difference_over_images"] == pytest.approx([0.15 - half_width, 0.15 + half_width], abs=0.01)
     assert "miou" not in ours and document["cells"][1]["miou"] == [0.5, 0.5]
 
 

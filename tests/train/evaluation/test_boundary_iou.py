@@ -46,9 +46,11 @@ def pictures(draw: st.DrawFn) -> tuple[Ids, Ids]:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "expected"), [(10, 10, 1), (300, 400, 10), (512, 512, 14), (1500, 2000, 50), (480, 640, 16)]
+    ("height", "width", "expected"),
+    [(10, 10, 1), (300, 400, 10), (512, 512, 14), (400, 500, 13), (375, 500, 12), (1500, 2000, 50)],
 )
 def test_convention_a_band_is_2_percent_of_the_diagonal(height: int, width: int, expected: int) -> None:
+    """Rounded to the nearest: 12.8 is 13, and 12.5 is 12 as Python rounds it."""
     assert band_width(height, width) == expected
 
 
@@ -81,9 +83,12 @@ def test_the_value_of_an_id_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("classes", [255, 256, 300])
-def test_ids_of_8_bits_with_any_number_of_classes(classes: int) -> None:
-    ids = np.array([[254] * 3 + [7] * 3] * 3, np.uint8)
-    hits, true, predicted = boundary_counts(ids, ids, classes, 65535)
+def test_predictions_of_8_bits_with_any_number_of_classes(classes: int) -> None:
+    """What stands for ignored pixels in between is no class, though it does not fit into 8 bits."""
+    prediction = np.array([[254] * 3 + [7] * 3] * 3, np.uint8)
+    labels = prediction.astype(np.uint16)
+    labels[1, 1] = labels[0, 5] = 65535
+    hits, true, predicted = boundary_counts(prediction, labels, classes, 65535)
     assert (hits == true).all() and (true == predicted).all()
     assert np.flatnonzero(hits).tolist() == [7, 254]
 

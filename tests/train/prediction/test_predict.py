@@ -208,12 +208,13 @@ def test_train_evaluate_predict_from_the_command_line(
     assert "stopped at step 1; re-running the command resumes" in call(*trained, "--stop-at", 1)
     assert "finished at step 2" in call(*trained)
     assert "finished already" in call(*trained)
-    shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu")
-    assert "mIoU" in shown
+    shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu", "--by-size")
+    assert "mIoU" in shown and "Boundary IoU" in shown and "mIoU, small" in shown
     assert (run / "evaluations/val-step_00000002.json").exists()
     results = json.loads((run / "evaluations/val-step_00000002.json").read_text())
     for part in ("1/2", "2/2"):
-        call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu", "--part", part)
+        once = ("--no-windows", "--max-images", 2, "--device", "cpu", "--by-size", "--part", part)
+        call("evaluate", run, val, *once)
     parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
     assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
     assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
