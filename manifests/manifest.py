@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from ..common.documents import parsing
 from ..common.regular_files import is_files_fault
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split, without_credentials
@@ -28,6 +32,7 @@ __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
 FORMAT_VERSIONS = (1, 2)
 """2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
+DAMAGED_HINT = f"copy it again, or {REBUILD_HINT}"
 PROTOCOL: dict[str, Any] = {"label_form": "ids", "max_short_side_px": None, "fold_from": None}
 """These fields, and what holds where a file has none of them."""
 
@@ -113,6 +118,7 @@ class Manifest(LabelIds):
             "raw_to_class": list(self.raw_to_class.items()),
             "raw_ignore": list(self.raw_ignore),
         } | ({} if protocol == PROTOCOL else protocol)
+        header["sha256"] = _sealed(header, self.table)
         return self.table.to_parquet(json.dumps(header, ensure_ascii=False).encode())
 
     @classmethod
@@ -136,31 +142,42 @@ class Manifest(LabelIds):
         return cls.parse(data, str(path), root=root)
 
     @classmethod
-    def parse(cls, data: bytes, path: str, *, root: str | None = None) -> "Manifest":
-        """A manifest from the bytes of its file; `path` is for messages. Raises ManifestError."""
+    def parse(cls, data: bytes, path: str, *, root: str | None = None, hashed: bool = False) -> "Manifest":
+        """A manifest from the bytes of its file, which the caller may compare with a hash of its own (`hashed`).
+
+        Raises:
+            ManifestError: It is no manifest, or its content is not what its digest says. It names `path`.
+        """
         metadata, table = read_parquet(data, path)
-        header: dict[str, Any] = json.loads(metadata)
-        if (version := header.get("format_version")) not in FORMAT_VERSIONS:
-            expected = f"manifest format {' or '.join(map(str, FORMAT_VERSIONS))}"
-            raise ManifestError.mismatch(path, expected, version, hint=REBUILD_HINT)
+        with parsing(ManifestError, f"{path}: its metadata is not a manifest's", REBUILD_HINT):
+            header = dict(json.loads(metadata))
+            if (version := header.get("format_version")) not in FORMAT_VERSIONS:
+                expected = f"manifest format {' or '.join(map(str, FORMAT_VERSIONS))}"
+                raise ManifestError.mismatch(path, expected, version, hint=REBUILD_HINT)
+            said = header.pop("sha256", None)
         rows = checked_rows(table, path)
+        if said is not None and said != _sealed(header, rows):
+            raise ManifestError(
+                f"{path}: damaged or changed since it was written: its digest differs", hint=DAMAGED_HINT
+            )
+        if said is None and not hashed:
+            tqdm.write(f"note: {path}: written by an earlier physseg, without a digest of its content", file=sys.stderr)
         protocol = {name: header.get(name, default) for name, default in PROTOCOL.items()}
-        try:
+        with parsing(ManifestError, f"{path}: its metadata is incomplete", REBUILD_HINT):
             vocabulary = header["vocabulary"]
             fold_from, classes = protocol.pop("fold_from"), tuple(vocabulary["classes"])
-            return cls(
-                root=header["root"] if root is None else absolute(root),
-                dataset=header["dataset"],
-                vocabulary=Vocabulary(name=vocabulary["name"], classes=classes, fold_from=fold_from),
-                raw_to_class=dict(header["raw_to_class"]),
-                raw_ignore=tuple(header["raw_ignore"]),
-                samples=rows,
-                **protocol,
-            )
-        except ManifestError as error:
-            raise error.prefixed(path) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(f"{path}: its metadata is incomplete: {error!r}", hint=REBUILD_HINT) from error
+            try:
+                return cls(
+                    root=os.fspath(header["root"]) if root is None else absolute(root),
+                    dataset=header["dataset"],
+                    vocabulary=Vocabulary(name=vocabulary["name"], classes=classes, fold_from=fold_from),
+                    raw_to_class=dict(header["raw_to_class"]),
+                    raw_ignore=tuple(header["raw_ignore"]),
+                    samples=rows,
+                    **protocol,
+                )
+            except ManifestError as error:
+                raise error.prefixed(path) from error
 
     def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
         """A sample's image and labels.
@@ -243,6 +260,11 @@ class Manifest(LabelIds):
                 raise
             expected = f"a readable file below {self.root}"
             raise _content_error(sample, path, expected, error.strerror or type(error).__name__) from error
+
+
+def _sealed(header: Mapping[str, Any], rows: SampleTable) -> str:
+    """sha256 (hex) over all that a manifest's file says."""
+    return hashlib.sha256(f"{json.dumps(header, sort_keys=True)}:{rows.digest}".encode()).hexdigest()
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

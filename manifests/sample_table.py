@@ -18,10 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..common.documents import parsing
 from ..common.text import CONTROL
 from .errors import ManifestError
 
 METADATA_KEY = b"physseg.manifest"
+MAX_ROWS, MAX_TABLE_BYTES, BATCH_ROWS = 10**7, 10**9, 256
+"""COCO's 118,287 rows take 30 MB."""
 REBUILD_HINT = "write it again with `physseg manifest`"
 
 
@@ -171,7 +174,7 @@ class SampleTable(Sequence[Sample]):
     def __repr__(self) -> str:
         return f"SampleTable of {len(self)} samples"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of all rows, however they lie in memory or on disk."""
         digest = hashlib.sha256()
@@ -202,15 +205,33 @@ def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
     # starting, or still letting go of a Python object (1 in 4 commands on a busy machine).
     copy = pa.allocate_buffer(len(data))
     memoryview(copy).cast("B")[:] = data
-    try:
-        table = pq.read_table(pa.BufferReader(copy), use_threads=False)
-    except pa.ArrowException as error:
-        raise ManifestError.mismatch(path, "a manifest (Parquet)", error, hint=REBUILD_HINT) from error
+    with parsing(ManifestError, f"{path}: expected a manifest (Parquet)", REBUILD_HINT):
+        try:
+            table = _bounded_table(pq.ParquetFile(pa.BufferReader(copy)))
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise ValueError(error) from error
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)
     if metadata is None:
         lacks = f"no {METADATA_KEY.decode()!r} metadata"
         raise ManifestError(f"{path}: a Parquet file, but not a manifest of physseg ({lacks})", hint=REBUILD_HINT)
     return metadata, table
+
+
+def _bounded_table(file: pq.ParquetFile) -> pa.Table:
+    """All rows, unless they claim or take more than a manifest does: a few KB of Parquet can stand for terabytes."""
+    claimed = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
+    if any(pa.types.is_dictionary(field.type) for field in file.schema_arrow):
+        raise ValueError("columns of an enumerated type")
+    if file.metadata.num_rows > MAX_ROWS or claimed > MAX_TABLE_BYTES:
+        raise ValueError(f"{file.metadata.num_rows} rows of {claimed} bytes; at most {MAX_ROWS} of {MAX_TABLE_BYTES}")
+    batches, taken = [], 0
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+        batch.validate(full=True)  # that text is text, which nothing else looks at
+        batches.append(batch)
+        taken += batch.nbytes
+        if taken > MAX_TABLE_BYTES:
+            raise ValueError(f"more than {MAX_TABLE_BYTES} bytes in {len(batches) * BATCH_ROWS} rows")
+    return pa.Table.from_batches(batches, file.schema_arrow)
 
 
 def checked_rows(table: pa.Table, path: str) -> SampleTable:
@@ -228,7 +249,7 @@ def checked_rows(table: pa.Table, path: str) -> SampleTable:
         raise ManifestError.mismatch(path, "a value in every cell", "none", hint=REBUILD_HINT)
     try:
         table = table.select(COLUMNS).replace_schema_metadata(None).cast(SCHEMA)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT) from error
     column = table.column
     outside = r"^$|^/|(^|/)\.\.(/|$)|" + CONTROL

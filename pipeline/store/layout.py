@@ -97,7 +97,7 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
     except OSError as error:
         hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
         raise StoreError(f"{where}: cannot be read: {error.strerror or 'no such file'}", hint=hint) from error
-    manifest = Manifest.parse(data, where, root=root)
+    manifest = Manifest.parse(data, where, root=root, hashed=True)
     found = sha256(data)
     if found != schema.manifest_sha256:
         hashes = f"expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]}"
