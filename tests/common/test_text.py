@@ -39,7 +39,7 @@ def test_sizes_are_read_in_units_of_1000_and_of_1024(text: str, size: int) -> No
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "1e3x", "2 GiBs", "1,5 GB", "2 G B"])
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1e3x", "2 GiBs", "1,5 GB", "2 G B", "1e400", "9" * 400 + "TiB"])
 def test_a_text_that_is_no_size_is_an_error_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="2GiB"):
         parse_bytes(text)

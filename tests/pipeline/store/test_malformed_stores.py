@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from physseg.pipeline.inspect.summary import summarise
 from physseg.pipeline.run.prepare import prepare
 from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.errors import StoreCorruptError
-from physseg.pipeline.store.layout import open_schema, read_manifest
+from physseg.pipeline.store.layout import MANIFEST_FILE, open_schema, read_manifest
 from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.schema import digest_of_json
 from physseg.pipeline.store.shard_codec import decode_index
@@ -70,7 +71,7 @@ def attempt(store: Path, what: str) -> int:
     return sum(survives(lambda way=way: way(store), f"{name}, {what}") for name, way in WAYS.items())
 
 
-@pytest.mark.parametrize("path", [ROOT, COPY, RECORD, "canny/zarr.json", "canny/c/0/0/0", "status/c/0"])
+@pytest.mark.parametrize("path", [ROOT, COPY, RECORD, MANIFEST_FILE, "canny/zarr.json", "canny/c/0/0/0", "status/c/0"])
 def test_files_of_any_bytes_are_read_or_refused(path: str, store: Path) -> None:
     good = (store / path).read_bytes()
     read = 0
@@ -130,3 +131,11 @@ def test_an_extent_beyond_the_data_is_refused_even_where_its_sum_overflows(offse
     raw += struct.pack("<I", google_crc32c.value(raw))
     with pytest.raises(StoreCorruptError, match="beyond the data"):
         decode_index(raw, 2, 64 + len(raw), "here")
+
+
+def test_a_path_of_5000_characters_quarantines_its_sample_and_no_other(tmp_path: Path) -> None:
+    manifest = write_shapes(tmp_path / "data", 3)
+    samples = [replace(manifest.samples[0], label_path="x" * 5000), *manifest.samples[1:]]
+    report = preprocess(replace(manifest, samples=samples), tmp_path / "s.zarr")
+    assert [entry.sample_id for entry in report.quarantine] == ["000"]
+    assert "File name too long" in report.quarantine[0].reason
