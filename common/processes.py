@@ -100,8 +100,8 @@ def _wait_for_parent() -> None:
         os._exit(1)
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What asks a process to stop: Slurm sends the first two before it takes a node back, Ctrl-C the third."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""What asks a process to stop: Slurm sends the first two before it takes a node back; Ctrl-C and a lost terminal."""
 
 
 def ignore_stop_signals() -> None:

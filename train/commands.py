@@ -22,7 +22,9 @@ weights_app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
-Checkpoint = Annotated[str, typer.Option(help="Step to load, or latest, or best (the highest mIoU during training).")]
+Checkpoint = Annotated[
+    str, typer.Option(help="Step to load, latest, previous (the one before), or best (the highest mIoU).")
+]
 Prompts = Annotated[str, typer.Option(help='Other templates, as many as in training: "single", "imagenet" or a file.')]
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
@@ -33,12 +35,13 @@ FirstResize = Annotated[
 ]
 
 
-def parse_step(text: str) -> int | Literal["best"] | None:
+def parse_step(text: str) -> int | Literal["best", "previous"] | None:
     """--checkpoint as `load_run` takes it."""
-    if text in ("latest", "best"):
-        return None if text == "latest" else "best"
+    named: dict[str, Literal["best", "previous"] | None] = {"latest": None, "best": "best", "previous": "previous"}
+    if text in named:
+        return named[text]
     if not text.isdigit():
-        raise typer.BadParameter(f"expected a step, latest or best, got {text!r}", param_hint="--checkpoint")
+        raise typer.BadParameter(f"expected a step, latest, previous or best, got {text!r}", param_hint="--checkpoint")
     return int(text)
 
 

@@ -23,7 +23,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class StopSignals:
-    """Remembers SIGTERM or SIGUSR1 (what Slurm sends before it takes a node back), or a first Ctrl-C.
+    """Remembers SIGTERM, SIGUSR1 (what Slurm sends before it takes a node back), SIGHUP or a first Ctrl-C.
 
     Whoever loops finishes its step, saves and ends. A second Ctrl-C interrupts as usual.
     """
@@ -34,6 +34,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for number in STOP_SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._remember)
             except ValueError:  # not in the main thread: the caller keeps its own handlers

@@ -36,7 +36,7 @@ class LoadedRun:
 def load_run(
     run: Path | str,
     *,
-    step: int | Literal["best"] | None = None,
+    step: int | Literal["best", "previous"] | None = None,
     device: torch.device | str = "cpu",
     prompts: str = "",
     synonyms: str | None = None,
@@ -56,7 +56,7 @@ def load_run(
     return loaded
 
 
-def _load_checkpoint(run: Path, step: int | Literal["best"] | None) -> LoadedRun:
+def _load_checkpoint(run: Path, step: int | Literal["best", "previous"] | None) -> LoadedRun:
     folder = RunFolder(run)
     document = folder.read()
     if step == "best":
@@ -64,7 +64,7 @@ def _load_checkpoint(run: Path, step: int | Literal["best"] | None) -> LoadedRun
         if best is None:
             hint = "set eval.manifest, and eval.keep_best, to have one; or name a step"
             raise CheckpointError(f"{run}: no best checkpoint: nothing was evaluated during training", hint=hint)
-        step = int(best["step"])
+        step = best["step"]
     path = checkpoint.path_of(folder.checkpoints, step)
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))
@@ -77,7 +77,7 @@ def _load_checkpoint(run: Path, step: int | Literal["best"] | None) -> LoadedRun
     return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin, weights=weights)
 
 
-def _load_export(path: Path, step: int | Literal["best"] | None) -> LoadedRun:
+def _load_export(path: Path, step: int | Literal["best", "previous"] | None) -> LoadedRun:
     model, document = read_export(path)
     if step not in (None, document["step"]):
         raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")

@@ -14,20 +14,23 @@ hashes tell.
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_folder, remove_folder
-from ...common.documents import read_document
+from ...common.documents import parsing, read_document
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
+from .tensor_files import check_weights, read_tensors
 
 FORMAT = 1
 MODEL_FILE, TRAINER_FILE, STATE_FILE = "model.safetensors", "trainer.pt", "state.json"
@@ -70,6 +73,7 @@ def save(
             torch.save(dict(trainer), partial / TRAINER_FILE)
             names.append(TRAINER_FILE)
         document = {"format": FORMAT, **asdict(state), "files": {name: _facts(partial / name) for name in names}}
+        document["sha256"] = _sealed(document)
         (partial / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         # safetensors makes private files; this one may be read by whoever may read the others.
         (partial / MODEL_FILE).chmod((partial / STATE_FILE).stat().st_mode)
@@ -84,12 +88,14 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def path_of(folder: Path, step: int | None) -> Path:
-    """Path of the checkpoint of `step`, or of the latest. Raises CheckpointError, naming the steps that exist."""
+def path_of(folder: Path, step: int | Literal["previous"] | None) -> Path:
+    """Path of the checkpoint of `step`, the latest, or the one before it. Raises CheckpointError with what there is."""
     found = steps(folder)
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint here", hint="Train first, or check the path of the run.")
-    chosen = found[-1] if step is None else step
+    if step == "previous" and len(found) < 2:
+        raise CheckpointError(f"{folder}: no checkpoint before that of step {found[0]}")
+    chosen = found[-1] if step is None else found[-2] if step == "previous" else step
     if chosen not in found:
         listed = ", ".join(map(str, found))
         raise CheckpointError(f"{folder}: no checkpoint of step {chosen}; there are {listed}")
@@ -102,10 +108,28 @@ def read_state(path: Path) -> CheckpointState:
     hint = "Name a run folder that `physseg train` wrote."
     names = [field.name for field in fields(CheckpointState)]
     document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint, keys=["files", *names])
-    for name, expected in document["files"].items():
-        _verify(path / name, expected)
-    said = {name: document[name] for name in names}
-    return CheckpointState(**said | {"classes": tuple(document["classes"])})
+    said = document.pop("sha256", None)
+    if said is None:
+        tqdm.write(
+            f"note: {path}: written by an earlier physseg, without a digest of its {STATE_FILE}", file=sys.stderr
+        )
+    elif said != _sealed(document):
+        raise CheckpointError(f"{path / STATE_FILE}: damaged or changed since it was written", hint=_other_hint(path))
+    with parsing(CheckpointError, fault, hint):
+        state = CheckpointState(**{name: document[name] for name in names} | {"classes": tuple(document["classes"])})
+        files = {
+            name: {"bytes": int(facts["bytes"]), "sha256": str(facts["sha256"])}
+            for name, facts in document["files"].items()
+        }
+        if (
+            MODEL_FILE not in files
+            or set(files) - {MODEL_FILE, TRAINER_FILE}
+            or path.name != _named(path, state.step).name
+        ):
+            raise CheckpointError(f"{fault} (files {sorted(files)}, step {state.step})", hint=_other_hint(path))
+    for name, facts in files.items():
+        _verify(path / name, facts)
+    return state
 
 
 def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) -> CheckpointState:
@@ -118,7 +142,8 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
         pairs = (f"model.{key} (wanted {ours!r}, has {theirs!r})" for key, (ours, theirs) in different.items())
         hint = "Use the settings it was trained with, or another run folder."
         raise CheckpointError(f"{path}: another architecture: {'; '.join(pairs)}", hint=hint)
-    tensors = safetensors.torch.load_file(path / MODEL_FILE)
+    tensors = read_tensors(path / MODEL_FILE, fault=f"{path / MODEL_FILE}: cannot be read", hint=_other_hint(path))
+    check_weights(tensors, path / MODEL_FILE, _other_hint(path))
     if problems := _misfits(tensors, model.state_dict()):
         listed, hint = "; ".join(problems[:5]), f"It was written by physseg {state.version}, this is {__version__}."
         raise CheckpointError(f"{path}: {len(problems)} parameters do not fit: {listed}", hint=hint)
@@ -137,10 +162,8 @@ def load_trainer(path: Path) -> dict[str, Any]:
     """The trainer's part of a checkpoint that `read_state` has verified. Raises CheckpointError if it has none."""
     if not (path / TRAINER_FILE).exists():
         raise CheckpointError(f"{path}: holds weights only, training cannot resume from it")
-    try:
-        trainer: dict[str, Any] = torch.load(path / TRAINER_FILE, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets, the meaning is the same
-        raise CheckpointError(f"{path / TRAINER_FILE}: cannot be read safely: {error}") from error
+    where = path / TRAINER_FILE
+    trainer: dict[str, Any] = read_tensors(where, fault=f"{where}: cannot be read safely", hint=_other_hint(path))
     return trainer
 
 
@@ -167,6 +190,15 @@ def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
     ]
 
 
+def _sealed(document: Mapping[str, Any]) -> str:
+    """sha256 (hex) over all that `state.json` says."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _other_hint(path: Path) -> str:
+    return f"`--checkpoint previous` takes the one before; delete {path.name} to go on with training from there."
+
+
 def _facts(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -179,5 +211,5 @@ def _verify(path: Path, expected: Mapping[str, Any]) -> None:
             f"{path}: torn or changed since it was written",
             f"{expected['bytes']} bytes, sha256 {expected['sha256'][:12]}",
             "missing" if got is None else f"{got['bytes']} bytes, sha256 {got['sha256'][:12]}",
-            hint=f"Delete {path.parent.name} to go on from the checkpoint before it.",
+            hint=_other_hint(path.parent),
         )

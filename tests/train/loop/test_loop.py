@@ -98,7 +98,7 @@ def test_a_finished_run_says_so_and_keeps_the_last_checkpoints(make_config: Make
     assert (again.finished, again.first_step, again.step) == (True, 3, 3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_checkpoint(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

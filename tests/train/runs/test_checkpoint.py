@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, verified before use, refused by name when they do not fit."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from physseg.common.atomic import remove_partials
 from physseg.train.errors import CheckpointError
 from physseg.train.runs import checkpoint
 from physseg.train.runs.checkpoint import CheckpointState
+
+from ...fuzzing import as_json, mutants, mutated, survives
 
 SETTINGS = {"clip": "tiny", "hidden": 4}
 
@@ -139,3 +142,60 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     other = make_model()
     checkpoint.load_model(path, other, SETTINGS)
     assert torch.equal(other[0].bias, torch.full((4,), 7.0))
+
+
+def changed(path: Path, **values: Any) -> None:
+    document = json.loads((path / "state.json").read_text()) | values
+    (path / "state.json").write_text(json.dumps({key: value for key, value in document.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("values", [{"step": 22}, {"classes": ["cow", "dog"]}, {"files": {}}, {"data": None}])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_changed_state_is_refused(values: dict[str, Any], sealed: bool, tmp_path: Path) -> None:
+    path = save(tmp_path, 20)
+    changed(path, **values, **({} if sealed else {"sha256": ...}))
+    if not sealed and values.keys() & {"classes", "data"}:
+        checkpoint.read_state(path)  # of the time before digests: nothing tells
+    else:
+        with pytest.raises(CheckpointError, match=r"state\.json"):
+            checkpoint.read_state(path)
+
+
+def test_a_checkpoint_of_before_opens_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path, 20)
+    changed(path, sha256=...)
+    assert checkpoint.load_model(path, make_model(), SETTINGS).step == 20
+    assert capsys.readouterr().err.count("without a digest") == 1
+
+
+def test_a_torn_latest_checkpoint_offers_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint before that of step 1"):
+        checkpoint.path_of(save(tmp_path, 1).parent, "previous")
+    (save(tmp_path, 2) / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="torn or changed") as caught:
+        checkpoint.read_state(checkpoint.path_of(tmp_path, None))
+    assert "--checkpoint previous" in str(caught.value) and "delete step_00000002" in str(caught.value)
+    assert checkpoint.read_state(checkpoint.path_of(tmp_path, "previous")).step == 1
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (1.0, torch.float64)])
+def test_unfit_weights_are_named(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[0].bias[1] = value
+    path = save(tmp_path, 1, model.to(dtype))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 0\.(bias|weight): .*(NaN|float64)"):
+        checkpoint.load_model(path, make_model(), SETTINGS)
+
+
+def test_damaged_states_are_read_or_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    state = path / "state.json"
+    good = state.read_bytes()
+    document, draw = json.loads(good), random.Random(0)
+    del document["sha256"]
+    for number, data in enumerate(
+        [*mutants(good, seed=0, count=100), *(as_json(mutated(document, draw)) for _ in range(150))]
+    ):
+        state.write_bytes(data)
+        survives(lambda: checkpoint.load_model(path, make_model(), SETTINGS), f"mutant {number}")
