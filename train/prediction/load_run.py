@@ -64,7 +64,7 @@ def _load_checkpoint(run: Path, step: int | Literal["best", "previous"] | None) 
         if best is None:
             hint = "set eval.manifest, and eval.keep_best, to have one; or name a step"
             raise CheckpointError(f"{run}: no best checkpoint: nothing was evaluated during training", hint=hint)
-        step = best["step"]
+        step = int(best["step"])
     path = checkpoint.path_of(folder.checkpoints, step)
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_write
-from ...common.documents import read_document
+from ...common.documents import parsing, read_document
 from ...common.file_lock import file_lock
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes
@@ -94,8 +94,10 @@ class RunFolder:
         """The best evaluation during training: step, miou, and what it is `of`; None before the first."""
         if not self.best_file.exists():
             return None
-        best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
-        return best
+        hint = "delete it: the next evaluation during training writes it again"
+        with parsing(RunFolderError, f"{self.best_file}: not the best evaluation of a run", hint):
+            best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
+            return best | {"step": int(best["step"]), "miou": float(best["miou"])}
 
     def set_best(self, best: Mapping[str, Any]) -> None:
         """Replace what `best` returns."""

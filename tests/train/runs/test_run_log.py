@@ -76,3 +76,11 @@ def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
         pass
     with run.locked():
         pass
+
+
+def test_a_torn_best_file_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for text in ('{"step": 1', "[1]", "{}", '{"step": "x", "miou": 1}', "\ud800".encode("utf-8", "surrogatepass")):
+        run.best_file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(RunFolderError, match=r"best\.json: .*\("):
+            run.best()
