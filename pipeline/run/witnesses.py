@@ -33,8 +33,7 @@ def settle_schema(store: Storage) -> tuple[StoreSchema, dict[str, str], str]:
         raise StoreError(errors[ROOT].args[0], hint=hint) from errors[ROOT]
     faults = {ROOT: f"damaged: {errors[ROOT].args[0]}"} if ROOT in errors else {}
     schemas = list(found.values())
-    if len(schemas) == 2 and schemas[0] == schemas[1]:
-        schemas.pop()
+    schemas = schemas[: 1 + (schemas[0] != schemas[-1])]  # two, only where they differ
     layers, votes = _votes(store, schemas)
     best = votes.index(max(votes))
     sides = "; ".join(f"{document} is spoken for by {count}" for document, count in zip(found, votes, strict=False))
