@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .common.errors import PhyssegError
+from .common.errors import PhyssegError, of_system
 from .manifests import commands as manifests
 from .pipeline import commands as pipeline
 from .train import commands as train
@@ -56,7 +56,7 @@ def main() -> None:
     except (PhyssegError, OSError) as error:  # OSError: disk full, no permission; its text names the file
         if debug:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {of_system(error) if isinstance(error, OSError) else error}", err=True)
         sys.exit(error.exit_code if isinstance(error, PhyssegError) else 1)
 
 

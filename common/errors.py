@@ -1,5 +1,6 @@
 """The base of every error that a user can cause or meet, and the two ways in which most of them are made."""
 
+import errno
 from typing import Any, ClassVar, Self
 
 from .credentials import masked
@@ -47,6 +48,29 @@ class PhyssegError(Exception):
           hint: see --help
         """
         return type(self)(f"{where}: {self.args[0]}", hint=self.hint, **self.fields)
+
+
+OPEN_FILES = "more open files than this shell allows: raise `ulimit -n` (with 4096, say)"
+READ_ONLY = "nothing can be written here, only read: mount it for writing, or name a place elsewhere"
+IN_THE_WAY = "a file is where a folder is needed: name another place, or move the file"
+OS_HINTS = {
+    errno.EMFILE: OPEN_FILES,
+    errno.EROFS: READ_ONLY,
+    errno.EEXIST: IN_THE_WAY,
+    errno.ENOTDIR: IN_THE_WAY,
+}
+"""What to do about an error of the system's, by its number."""
+
+
+def of_system(error: OSError) -> PhyssegError:
+    """An error of the system's in one line: the file, what is wrong, and what to do where we know it.
+
+    >>> print(of_system(NotADirectoryError(20, "Not a directory", "a/b")))
+    a/b: Not a directory
+      hint: a file is where a folder is needed: name another place, or move the file
+    """
+    text = " ".join(str(error.strerror or error).split())
+    return PhyssegError(f"{error.filename}: {text}" if error.filename else text, hint=OS_HINTS.get(error.errno or 0))
 
 
 class StorageError(PhyssegError, RuntimeError):

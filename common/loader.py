@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import PhyssegError
+from .errors import OPEN_FILES, PhyssegError
 from .processes import end_with_parent, ignore_stop_signals
 from .text import format_bytes
 
@@ -76,7 +76,9 @@ def load_batches(
             if isinstance(batch, PhyssegError):
                 raise batch
             yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
+        if "Too many open files" in str(error):
+            raise type(death)("too many open files", hint=f"{OPEN_FILES}, or take fewer workers") from error
         if not num_workers or not _tells_of_a_death(error):
             raise
         raise type(death)(f"{death.args[0]}: {type(error).__name__} {error}", hint=death.hint) from error

@@ -14,7 +14,10 @@ MAX_BYTES = 4 * 10**9
 """Size of the largest file that is read whole: annotations of a large data set take 1 GB."""
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 FAULTS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-FAULT_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EFBIG)
+FAULT_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EFBIG, errno.ENODATA)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_POINTER_BYTES = 1024
+"""Size that no pointer reaches; larger files are not looked into."""
 
 
 def is_files_fault(error: OSError) -> bool:
@@ -26,15 +29,21 @@ def open_regular(path: Path | str) -> int:
     """A descriptor of the regular file at `path`, links followed, for reading.
 
     Raises:
-        OSError: As by `os.open`; IsADirectoryError for a folder, and of number ENXIO for anything else that is no file.
+        OSError: As by `os.open`; IsADirectoryError for a folder, of number ENXIO for anything else that is no file, and
+            of number ENODATA for what git-LFS leaves in a file's place until it is pulled.
     """
-    mode = os.stat(path).st_mode  # noqa: PTH116 (on the trainer's hot path, which has a str)
+    status = os.stat(path)  # noqa: PTH116 (on the trainer's hot path, which has a str)
+    mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         got = KINDS.get(stat.S_IFMT(mode), "something else")
         raise OSError(errno.ENXIO, f"expected a regular file, got {got}", str(path))
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if status.st_size < LFS_POINTER_BYTES and os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+        os.close(descriptor)
+        raise OSError(errno.ENODATA, "a git-LFS pointer in place of the file; run `git lfs pull` there", str(path))
+    return descriptor
 
 
 def read_regular(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:

@@ -96,7 +96,7 @@ def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
     key, equals, written = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise ConfigError(f"--set takes KEY=VALUE, got {text!r}", hint="For example: --set optim.learning_rate=1e-4")
+        raise ConfigError(f"expected KEY=VALUE, got {text!r}", hint="For example: --set optim.learning_rate=1e-4")
     try:
         value = tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
@@ -105,7 +105,7 @@ def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
     for depth, part in enumerate(parts[:-1]):
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {text}: `{'.'.join(parts[: depth + 1])}` is a value, not a table")
+            raise ConfigError(f"`{'.'.join(parts[: depth + 1])}` is a value, not a table")
         table = inner
     if isinstance(value, str):
         value = _OverriddenText(value)

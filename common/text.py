@@ -41,6 +41,15 @@ def parse_bytes(text: str) -> int:
     return int(size)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things whose plural ends in s.
+
+    >>> counted(1, "shard"), counted(0, "sample")
+    ('1 shard', '0 samples')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def format_duration(seconds: float) -> str:
     """Seconds in the unit that suits them.
 

@@ -6,6 +6,7 @@ indices out as they are. Orientation is never applied behind our back: the manif
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from .errors import DecodeError, LabelFormatError
 
+# Of a picture we say what is wrong with it, or nothing: Pillow's warnings name a line of its own code, and no file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 LABEL_FORMATS = ("PNG", "TIFF")  # lossless; a JPEG would smear ids
 SMALLER = "check the file, make it smaller (`magick IN -resize 50% OUT`), or allow more: manifest's --max-megapixels"
 STILL = "save one of its pictures as a plain PNG, e.g. the first with Pillow: Image.open(IN).save(OUT)"

@@ -7,6 +7,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -149,14 +150,31 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | 
         raise ConfigError(f"{file}: no such configuration file", hint=hint) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: not a TOML file: {error}") from error
+    try:
+        config = _overridden(values, overrides, base)
+        return config if run is None else replace(config, run=run.resolve())
+    except ConfigError as error:
+        raise error.prefixed(_to_blame(values, overrides, base, error) or file) from error
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str], base: Path) -> TrainConfig:
+    values = deepcopy(values)
     for text in overrides:
         apply_override(values, text, base=Path.cwd())
-    if run is not None:
-        values["run"] = str(run.absolute())
-    try:
-        return build(TrainConfig, values, base=base)
-    except ConfigError as error:
-        raise error.prefixed(file) from error
+    return build(TrainConfig, values, base=base)
+
+
+def _to_blame(values: dict[str, Any], overrides: Sequence[str], base: Path, fault: ConfigError) -> str:
+    """The option `--set` without which there is no fault, or else another one; "" where all have the same."""
+    blamed = ""
+    for text in overrides:
+        try:
+            _overridden(values, [other for other in overrides if other != text], base)
+        except ConfigError as error:
+            blamed = blamed or (f"--set {text}" if str(error) != str(fault) else "")
+        else:
+            return f"--set {text}"
+    return blamed
 
 
 def example_config() -> str:

@@ -77,7 +77,7 @@ def find_ade20k_150(root: Path, split: str, *, listed_in: Path | None = None) ->
     """A split of the scene parsing challenge (ADEChallengeData2016) below `root`; `listed_in` selects samples."""
     release = known_split(split, CHALLENGE, "ade20k-150")
     places = [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS]
-    if not any((root / place).is_dir() for place in places):
+    if not any((root / place).is_dir() for place in (*places, f"{CHALLENGE_FOLDERS[0]}/images")):
         for folder in (root / sub for sub in FULL_FOLDERS):
             if (folder / "images" / "ADE").is_dir():
                 raise _wrong_release(folder, release, "the full release (ADE20K-847)")
@@ -100,7 +100,7 @@ def find_ade20k_847(root: Path, split: str, *, listed_in: Path | None = None) ->
     """
     release = known_split(split, FULL, "ade20k-847")
     places = [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS]
-    if not any((root / place).is_dir() for place in places):
+    if not any((root / sub / "images" / "ADE").is_dir() for sub in FULL_FOLDERS):
         for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS, "ADE20K_2016_07_26")):
             if (folder / "annotations" / split).is_dir():
                 raise _wrong_release(folder, release, "the scene parsing challenge (ADE20K-150)")

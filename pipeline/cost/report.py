@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...common.text import format_bytes
+from ...common.text import counted, format_bytes
 from ..run.run import Job
 from .estimate import Estimate, estimate_job
 
@@ -24,7 +24,7 @@ def describe_cost(job: Job, **options: Any) -> Iterator[str]:
 def describe_estimate(estimate: Estimate) -> Iterator[str]:
     """What the run takes: time, bytes, memory, and what training will read."""
     at_once = "one process" if estimate.processes == 1 else f"{estimate.processes} processes at once"
-    workers = "1 worker" if estimate.workers == 1 else f"{estimate.workers} workers"
+    workers = counted(estimate.workers, "worker")
     parts = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in estimate.parts.items())
     cores = between(*(hours * 3600 for hours in estimate.core_hours), core=True)
     one, all_ = (format_bytes(count * estimate.memory_bytes) for count in (1, estimate.workers))

@@ -23,7 +23,7 @@ from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
 from ..run.errors import ExecutorError
-from ..run.executors.worker import WORKER_ENVIRONMENT
+from ..run.executors.worker import WORKER_ENVIRONMENT, import_dask
 from ..run.prepare import Job
 from ..run.task import ShardReport, ShardTask, compute_shard
 from ..store.commits import commit_path, sha256
@@ -175,6 +175,7 @@ def _start() -> None:
 
 
 def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:
+    import_dask()
     import distributed.worker  # noqa: F401  (a worker of a run has it in memory, and has waited for it)
 
     ready, end = time.time(), float("inf")

@@ -3,7 +3,7 @@
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
-from ...common.errors import PhyssegError
+from ...common.errors import PhyssegError, of_system
 
 if TYPE_CHECKING:
     from .task import ShardTask
@@ -24,6 +24,7 @@ class ShardFailedError(PhyssegError, RuntimeError):
         cause, hint = f"{type(error).__name__}: {error}", None
         if isinstance(error, CancelledError):
             cause = f"the scheduler was lost ({' '.join(str(error).split())})"
-        elif isinstance(error, PhyssegError):
-            cause, hint = str(error.args[0]), error.hint
+        elif isinstance(error, (PhyssegError, OSError)):
+            known = of_system(error) if isinstance(error, OSError) else error
+            cause, hint = str(known.args[0]), known.hint
         return cls(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint)

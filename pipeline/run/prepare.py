@@ -139,13 +139,15 @@ def _choose_layers(
     arrays: set[str] = set()
     for name in sorted(wanted, key=list(registry.EXTRACTORS).index):
         given, options = settings.get(name, {}), registry.options(name)
-        # An identity holds a hash and never a path: what needs a file of weights cannot be rebuilt from it.
-        if existing and name in stored and name not in asked and not given and "weights" in options:
+        remembered = {key: value for key, value in stored.get(name, {}).items() if key in options}
+        (extractor,) = registry.build([name], {name: {**remembered, **given}})
+        # An identity holds a hash and never a path: what needs a file of weights cannot be rebuilt from it, unless
+        # they are the package's own.
+        kept = existing and name in stored and name not in asked and not given and "weights" in options
+        if existing and kept and extractor.identity() != stored[name]:
             layers[name] = stored[name]
             arrays |= {spec.name for spec in existing.specs if spec.layer == name}
             continue
-        remembered = {key: value for key, value in stored.get(name, {}).items() if key in options}
-        (extractor,) = registry.build([name], {name: {**remembered, **given}})
         extractors.append(extractor)
         layers[name] = extractor.identity()
         arrays |= set(extractor.arrays)

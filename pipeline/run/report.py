@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ...common.text import format_bytes, format_duration
+from ...common.text import counted, format_bytes, format_duration
 from .run import Job, RunReport
 
 SHOWN = 10
@@ -13,7 +13,8 @@ def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     """What a run will do. `name`: what to call the store, if not by its place."""
     plan, schema, frame = job.todo, job.schema, job.schema.frame
     origin = "existing store" if job.found else "new store"
-    yield f"{name or job.store}: {origin}, {schema.num_samples} samples in {schema.num_shards} shards"
+    size = f"{counted(schema.num_samples, 'sample')} in {counted(schema.num_shards, 'shard')}"
+    yield f"{name or job.store}: {origin}, {size}"
     yield f"  vocabulary  {schema.vocabulary.name}, {len(schema.vocabulary.class_names)} classes"
     yield f"  frame       short edge {frame.short_edge} px, long edge <= {frame.max_long_edge}, canvas {frame.canvas}"
     yield f"  layers      {', '.join(schema.layers)}"
@@ -24,9 +25,9 @@ def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     if not plan.tasks:
         yield f"  to do       nothing: every shard{' of this part' if job.part else ''} is committed"
         return
-    yield f"  to do       {plan.samples_to_compute} samples in {len(plan.tasks)} shards"
+    yield f"  to do       {counted(plan.samples_to_compute, 'sample')} in {counted(len(plan.tasks), 'shard')}"
     for reason, count in plan.reasons.most_common():
-        yield f"              {count} shards: {reason}"
+        yield f"              {counted(count, 'shard')}: {reason}"
 
 
 def describe_run(report: RunReport, store: object) -> Iterator[str]:
@@ -34,7 +35,7 @@ def describe_run(report: RunReport, store: object) -> Iterator[str]:
     if report.shards_computed:
         rate = report.samples_computed / report.seconds
         yield (
-            f"computed {report.samples_computed} samples in {report.shards_computed} shards, "
+            f"computed {counted(report.samples_computed, 'sample')} in {counted(report.shards_computed, 'shard')}, "
             f"{format_bytes(report.bytes_written)}, {format_duration(report.seconds)} ({rate:.1f} images/s)"
         )
     if report.dropped_pixels:

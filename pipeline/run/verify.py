@@ -17,6 +17,7 @@ from ...common.processes import available_cpus
 from ...common.regular_files import is_files_fault
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
+from ...common.text import counted
 from ...manifests.errors import ManifestError
 from ...manifests.manifest import Manifest
 from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256
@@ -258,7 +259,8 @@ def _expected_files(schema: StoreSchema, record: CommitRecord) -> Mapping[str, s
 
 def summary(report: VerifyReport, limit: int = 20) -> Sequence[str]:
     """Lines for a person: what was checked, then each fault up to `limit`."""
-    checked = f"{report.num_shards} shards, {report.files_checked} files, {report.bytes_checked / 1e6:.1f} MB checked"
+    shards, files = counted(report.num_shards, "shard"), counted(report.files_checked, "file")
+    checked = f"{shards}, {files}, {report.bytes_checked / 1e6:.1f} MB checked"
     checked += f", and {report.pictures_checked} images and label files" if report.pictures_checked else ""
     faults = f"faults: {len(report.faults)}, shards to mend: {len(report.faulty_shards)}"
     lines = [f"{checked}: {faults if report.faults else 'no fault'}"]

@@ -1,10 +1,12 @@
 """Errors keep their class, hint and facts on the way to whoever reads them."""
 
+import errno
+import os
 import pickle
 from typing import ClassVar
 
 import pytest
-from physseg.common.errors import PhyssegError
+from physseg.common.errors import PhyssegError, of_system
 
 
 class RecordError(PhyssegError, ValueError):
@@ -27,3 +29,11 @@ def test_errors_survive_the_way_between_processes() -> None:
     error = RecordError("torn", hint="wait", step=7)
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.fields) == (RecordError, str(error), {"step": 7})
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EMFILE, "ulimit -n"), (errno.EROFS, "written"), (errno.EEXIST, "folder is needed")]
+)
+def test_what_to_do_about_an_error_of_the_system(number: int, words: str) -> None:
+    shown = str(of_system(OSError(number, os.strerror(number), "a/b")))
+    assert shown.startswith(f"a/b: {os.strerror(number)}\n  hint: ") and words in shown

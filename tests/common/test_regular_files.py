@@ -73,3 +73,13 @@ def test_a_file_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="at most 2 B") as caught:
         read_regular(path, max_bytes=2)
     assert caught.value.errno == errno.EFBIG
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+    (tmp_path / "a.png").write_bytes(pointer)
+    with pytest.raises(OSError, match="git lfs pull") as caught:
+        LocalStorage(tmp_path).get("a.png")
+    assert is_files_fault(caught.value)
+    (tmp_path / "about.md").write_bytes(pointer[:-1].ljust(1024))  # no pointer is that large
+    assert len(read_regular(tmp_path / "about.md")) == 1024

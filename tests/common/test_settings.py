@@ -116,8 +116,8 @@ def test_override_paths_are_relative_to_the_shell() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps", "--set takes KEY=VALUE, got 'steps'"),
-        ("inner..rate=3", "--set takes KEY=VALUE"),
+        ("steps", "expected KEY=VALUE, got 'steps'"),
+        ("inner..rate=3", "expected KEY=VALUE"),
         ("folder.sub=3", "`folder` is a value, not a table"),
         ("inner.rat=3", "unknown key `inner.rat`; did you mean `rate`?"),
         ("steps=1O", "`steps` must be an integer, got text '1O'"),

@@ -3,6 +3,8 @@
 import io
 import random
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,3 +251,14 @@ def test_bytes_come_from_folders_and_from_urls(tmp_path):
     (tmp_path / "a" / "x.bin").write_bytes(b"content")
     assert read_below(str(tmp_path), "a/x.bin") == b"content"
     assert read_below(f"file://{tmp_path}", "a/x.bin") == b"content"
+
+
+def test_warnings_of_pillow_are_not_printed() -> None:
+    code = (
+        "import io; from PIL import Image; from physseg.manifests.photographs import check_image\n"
+        "from physseg.manifests.decoding import decode_label\n"
+        "Image.MAX_IMAGE_PIXELS = 50; file = io.BytesIO(); Image.new('L', (8, 9)).save(file, 'PNG')\n"
+        "check_image(file.getvalue()); decode_label(file.getvalue())\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

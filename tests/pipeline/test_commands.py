@@ -42,7 +42,7 @@ def test_the_whole_way(physseg: Run, table: Path, tmp_path: Path) -> None:
     code, out, _ = physseg("preprocess", table, store, *SMALL, "--dry-run")
     assert code == 0
     assert not store.exists(), "a dry run writes nothing"
-    for words in ("5 samples in 1 shards", "bytes", "memory", "1 shards: not computed yet"):
+    for words in ("5 samples in 1 shard", "bytes", "memory", "1 shard: not computed yet"):
         assert words in out
     code, out, _ = physseg("preprocess", table, store, *SMALL, "--set", "canny.low=30")
     assert (code, "5 of 5 samples done, 0 quarantined" in out) == (0, True)

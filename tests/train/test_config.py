@@ -59,10 +59,14 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
 
 
 def test_overrides_win_and_errors_name_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path, '[data]\nstore = "s.zarr"\n[model]\nclip = "tiny"\nstructures = ["sift"]\n')
+    path = write(
+        tmp_path, '[losses]\nlambda_p = 0\n[data]\nstore = "s.zarr"\n[model]\nclip = "tiny"\nstructures = ["sift"]\n'
+    )
     config = load_config(path, ["losses.lambda_sac=0", "seed=7", "run=/r"])
     assert (config.seed, config.run, config.losses.lambda_sac, config.model.alignment) == (7, Path("/r"), 0.0, False)
-    with pytest.raises(ConfigError, match=re.escape(f"{path}: unknown key `losses.lamda_p`; did you mean `lambda_p`?")):
+    with pytest.raises(
+        ConfigError, match=re.escape("--set losses.lamda_p=0: unknown key `losses.lamda_p`; did you mean `lambda_p`?")
+    ):
         load_config(path, ["losses.lamda_p=0"])
 
 
@@ -108,3 +112,27 @@ def test_values_out_of_range(make_config: Callable[..., TrainConfig], changes: d
 
 def test_harmless_keys_exist() -> None:
     assert dotted_keys(TrainConfig) >= RESUMABLE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed"),
+    [
+        (["data.crop=96", "steps=abc"], "--set steps=abc: `steps`"),
+        (["steps=2", "optim.foo=1"], "--set optim.foo=1: unknown key"),
+        (["seed=-1"], "--set seed=-1: seed must be"),
+        (["seed=-1", "steps=abc"], "--set steps=abc: `steps`"),
+        (["steps"], "--set steps: expected KEY=VALUE"),
+        (["steps=2"], "c.toml: log_every must be"),
+    ],
+)
+def test_the_option_with_the_fault_is_named(overrides: list[str], blamed: str, tmp_path: Path) -> None:
+    faulty = "log_every = 0\n" if "c.toml" in blamed else ""
+    (tmp_path / "c.toml").write_text(f'{faulty}[losses]\nlambda_p = 0\n[data]\nstore = "s.zarr"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.toml", overrides)
+    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(blamed)
+
+
+def test_out_wins_over_set(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[losses]\nlambda_p = 0\n[data]\nstore = "s.zarr"\n')
+    assert load_config(tmp_path / "c.toml", ["run=a"], run=tmp_path / "b").run == tmp_path / "b"

@@ -22,7 +22,7 @@ from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
-from ...common.text import Part, preview
+from ...common.text import Part, counted, preview
 from ...manifests.manifest import Manifest
 from .. import optim
 from ..config import RESUMABLE_KEYS, TrainConfig
@@ -109,7 +109,8 @@ class _Training:
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
             self.vocabulary = self.samples.reader.vocabulary
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
-            self._begin_or_check_run()
+            if run.exists():
+                self._begin_or_check_run()
         torch.manual_seed(config.seed)
         self.model = Segmenter(config.model)
         for part in bounded_parts(self.model):
@@ -118,6 +119,8 @@ class _Training:
         self.objective = objective.to(self.device).train()
         self.optimizer = optim.build_optimizer(self.model, config.optim)
         self.step = self.saved_step = self._resume_or_begin()
+        with ranks.main_process_first():  # only now, so that weights that do not fit leave no run behind
+            self._begin_or_check_run()
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
@@ -354,7 +357,7 @@ class _Training:
         if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
             tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
         if left_out:
-            tqdm.write(f"{len(left_out)} quarantined samples are left out: {preview(left_out)}")
+            tqdm.write(f"left out: {counted(len(left_out), 'quarantined sample')}: {preview(left_out)}")
 
 
 @dataclass(slots=True)

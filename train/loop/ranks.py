@@ -5,6 +5,7 @@ and nothing here costs anything. Every rank runs the same loop on its own slice 
 in `gradients` (PyTorch's DistributedDataParallel), in the means for the log, and in the question whether to stop.
 """
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,11 +37,14 @@ class Ranks:
         """The module, whose backward pass leaves the mean over all ranks in every gradient; equal weights to begin."""
         if self.size == 1:
             return module
+        # PyTorch 2.14 has another name for it, and warns of the older one.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
         return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
+            **options,
         )
 
     @contextmanager

@@ -15,8 +15,8 @@ Imported weights make a run folder too: one whose training settings and data are
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,17 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training process; the lock goes with the process. Raises RunFolderError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Hold the folder for one training process; the lock goes with the process. Raises RunFolderError.
+
+        Folders made for a run that does not begin are removed.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunFolderError.mismatch(self.path, "a folder", "a file in the way", "Name another --out.") from error
         with ExitStack() as stack:
+            stack.callback(_remove_empty, made)
             try:
                 if not stack.enter_context(file_lock(self.path)):
                     tqdm.write(f"warning: {self.path}: no locks here; start no second training in it", file=sys.stderr)
@@ -145,3 +153,9 @@ class RunFolder:
 def _as_text(value: Any) -> str:
     """A saved setting as the VALUE of --set."""
     return shlex.quote(value if isinstance(value, str) else json.dumps(value).replace("null", "none"))
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # whatever is in one is kept, and so are those around it
+        for folder in folders:
+            folder.rmdir()

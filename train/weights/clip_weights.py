@@ -59,6 +59,9 @@ def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dic
     if "visual.conv1.weight" not in state:
         expected, got = "a CLIP ViT state dict (with visual.conv1.weight)", f"names like {sorted(state)[:3]}"
         hint = "OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not"
+        if any(name.startswith(("vision_model.", "text_model.")) for name in state):
+            got = f"the names of Hugging Face's transformers ({sorted(state)[0]}, ...)"
+            hint = "take open_clip_model.safetensors of the repository, or `physseg weights fetch TAG`"
         raise CheckpointError.mismatch(source, expected, got, hint)
     renamed = {
         f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor

@@ -17,7 +17,7 @@ from ..errors import ExecutorError, ShardFailedError
 from ..lone_shards import compute_alone
 from ..task import ShardReport, ShardTask, compute_shard
 from .interface import Executor, say
-from .worker import WORKER_ENVIRONMENT
+from .worker import WORKER_ENVIRONMENT, import_dask
 
 TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
@@ -67,6 +67,7 @@ class DaskExecutor(Executor):
     @contextlib.contextmanager
     def connected(self, memory_needed: int = 0) -> Iterator[Any]:
         """A client of the cluster. Raises ExecutorError where that is not available, or has too little memory."""
+        import_dask()
         import dask
         from distributed import Client
 

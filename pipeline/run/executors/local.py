@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ....common.processes import available_cpus
+from ....common.processes import allow_open_files, available_cpus
 from ..errors import ExecutorError
 from . import worker
 from .dask_cluster import OWN_PORT, DaskExecutor
 
+OPEN_FILES, OPEN_FILES_PER_WORKER = 32, 10
+"""Files and sockets that this process holds open, measured with Dask 2026: 21 and ten more for each worker."""
 STARTS = 3
 """How often to try to start the workers: one that is killed while it starts takes the cluster with it."""
 
@@ -32,17 +34,36 @@ class LocalExecutor(DaskExecutor):
         from distributed.system import MEMORY_LIMIT
 
         workers = self.workers or available_cpus()
+        files = OPEN_FILES + OPEN_FILES_PER_WORKER * workers
+        if not allow_open_files(files):
+            hint = f"lower --workers, or raise the limit: `ulimit -n {files}`"
+            raise ExecutorError(f"{workers} workers need {files} open files, more than `ulimit -n` allows", hint=hint)
         limit = MEMORY_LIMIT // workers if self.memory_limit is None else self.memory_limit
         if limit < memory_needed:
             raise ExecutorError(
                 f"memory: {workers} workers need about {memory_needed / 1e6:.0f} MB each, and get {limit / 1e6:.0f} MB",
                 hint="lower --workers, or raise --memory-limit",
             )
+        _check_terminate(limit, memory_needed)
         preload = [*dask.config.get("distributed.worker.preload"), worker.__name__]
         with dask.config.set({"distributed.worker.preload": preload}):
             cluster = _start(workers, limit)
         with cluster:
             yield cluster
+
+
+def _check_terminate(limit: int, memory_needed: int) -> None:
+    """Dask kills a worker over this share of its limit; where the share is too small, all of them, for ever."""
+    import dask
+
+    key = "distributed.worker.memory.terminate"
+    share = dask.config.get(key)
+    if share is False:
+        return
+    if not isinstance(share, (int, float)) or share * limit < memory_needed:
+        expected = f"false, or a share of {limit / 1e6:.0f} MB that leaves {memory_needed / 1e6:.0f} MB"
+        hint = "remove it from Dask's configuration; its own is 0.95"
+        raise ExecutorError.mismatch(key, expected, repr(share), hint)
 
 
 def _start(workers: int, memory_limit: int) -> Any:

@@ -5,7 +5,9 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from ....common.documents import parsing
 from ....structure_extractors.superpoint.inference import WORKER_NUMBER
+from ..errors import ExecutorError
 
 # One thread per process: the parallelism is over shards. What malloc does with freed memory, each task says itself.
 WORKER_ENVIRONMENT: Mapping[str, str] = {
@@ -18,6 +20,13 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
 }
+
+
+def import_dask() -> None:
+    """Import Dask, which reads its configuration. Raises ExecutorError for a file of it that does not parse."""
+    hint = "mend or remove the file; Dask reads every *.yaml in ~/.config/dask, /etc/dask and $DASK_CONFIG"
+    with parsing(ExecutorError, "Dask's configuration cannot be read", hint):
+        import distributed  # noqa: F401
 
 
 def dask_setup(worker: Any) -> None:

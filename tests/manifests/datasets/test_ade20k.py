@@ -1,11 +1,18 @@
 """ADE20K in both forms: the challenge's 150 classes, the full release's 847; ids worked out by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from physseg.manifests.datasets import published
-from physseg.manifests.datasets.ade20k import JSON_DISAGREES, ade20k_150_ids, ade20k_847_ids
+from physseg.manifests.datasets.ade20k import (
+    JSON_DISAGREES,
+    ade20k_150_ids,
+    ade20k_847_ids,
+    find_ade20k_150,
+    find_ade20k_847,
+)
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest
 from PIL import Image
@@ -195,3 +202,20 @@ def test_a_scene_without_its_labels_is_missing(toys):
     photo.with_name("ADE_val_00000002_seg.png").unlink()
     with pytest.raises(ManifestError, match="ADE_val_00000002"):
         published.benchmark("ade20k-847", root=toys.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("ade20k-847", "ADE20K_2021_17_01/images/ADE"), ("ade20k-150", "ADEChallengeData2016/images")]
+)
+def test_a_missing_split_does_not_blame_the_other_archive(name: str, own: str, tmp_path: Path) -> None:
+    for folder in (
+        f"{own}/training",
+        "ADE20K_2021_17_01/images/ADE/validation",
+        "ADEChallengeData2016/images/validation",
+        "ADEChallengeData2016/annotations/validation",
+    ):
+        if not (folder.startswith(own) and "validation" in folder):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    find = find_ade20k_847 if name == "ade20k-847" else find_ade20k_150
+    with pytest.raises(ManifestError, match=f"{own}/validation"):
+        find(tmp_path, "validation")

@@ -319,7 +319,7 @@ def test_the_command(physseg: Run, make_manifest: Callable[..., Manifest], tmp_p
     make_manifest(40).write(tmp_path / "m.parquet")
     words = (tmp_path / "m.parquet", "--short-edge", 32, "--images", 8)
     text = physseg("plan", *words, "--target-hours", 1, "--workers", 3)
-    assert f"{tmp_path / 'm.parquet'}: new store, 40 samples in 1 shards" in text
+    assert f"{tmp_path / 'm.parquet'}: new store, 40 samples in 1 shard" in text
     for line in ("core-seconds", "on 3 workers", "deadline  1 core for 1 h", "files", "memory", "at 100 images/s"):
         assert line in text
     facts = json.loads(physseg("plan", *words[:1], tmp_path / "s.zarr", *words[1:], "--json"))

@@ -19,7 +19,7 @@ from distributed.scheduler import KilledWorker, WorkerState
 from physseg.common.processes import memory_of
 from physseg.pipeline.run import lone_shards
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.run.executors import dask_cluster, slurm, sync
+from physseg.pipeline.run.executors import dask_cluster, local, slurm, sync
 from physseg.pipeline.run.executors.choose import choose_executor
 from physseg.pipeline.run.executors.dask_cluster import DaskExecutor
 from physseg.pipeline.run.executors.local import LocalExecutor
@@ -408,3 +408,35 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
     refused = pytest.raises(ExecutorError, match=r"tcp://127\.0\.0\.1:1 does not answer")
     with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}), refused:
         run(1, scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("share", [0, "much", 0.001])
+def test_a_share_of_memory_that_kills_every_worker_is_refused(share: object) -> None:
+    with dask.config.set({"distributed.worker.memory.terminate": share}), pytest.raises(ExecutorError) as caught:
+        local._check_terminate(10**9, 10**7)
+    assert "distributed.worker.memory.terminate" in str(caught.value)
+    for fine in (False, 0.95, 1):
+        with dask.config.set({"distributed.worker.memory.terminate": fine}):
+            local._check_terminate(10**9, 10**7)
+
+
+def test_too_few_open_files_are_named_before_any_worker_starts(tmp_path: Path) -> None:
+    code = (
+        "import resource\n"
+        "from physseg.common.processes import allow_open_files\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 60))\n"
+        "from physseg.pipeline.run.executors.local import LocalExecutor\n"
+        "assert allow_open_files(52) and resource.getrlimit(resource.RLIMIT_NOFILE) == (52, 60)\n"
+        "with LocalExecutor(workers=3).cluster(0): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ExecutorError: 3 workers need 62 open files" in done.stderr
+
+
+def test_a_file_of_dask_that_does_not_parse_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [b")
+    code = "from physseg.pipeline.run.executors.worker import import_dask; import_dask()"
+    environment = {**os.environ, "DASK_CONFIG": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    last = done.stderr[done.stderr.rindex("ExecutorError") :]
+    assert "bad.yaml" in last and "mend or remove the file" in last

@@ -393,3 +393,23 @@ def test_a_run_folder_respects_the_umask(make_config: Callable[..., TrainConfig]
         os.umask(before)
     modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in [run, *run.rglob("*")]}
     assert modes == {(True, 0o750), (False, 0o640)}
+
+
+@pytest.mark.parametrize("content", [None, {"vision_model.x": torch.zeros(4)}])
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    content: dict[str, torch.Tensor] | None, make_config: Make, tmp_path: Path
+) -> None:
+    weights, words = tmp_path / "clip.safetensors", "no such file"
+    if content is not None:
+        safetensors.torch.save_file(content, weights)
+        words = "open_clip_model.safetensors"
+    with pytest.raises((WeightsError, CheckpointError), match=words):
+        train(make_config(run=str(tmp_path / "new" / "run"), clip_weights=str(weights)), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_place_of_a_run_folder_is_named(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunFolderError, match="a file in the way"):
+            train(make_config(run=str(path)), progress=False)
