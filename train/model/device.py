@@ -1,5 +1,6 @@
 """The device that a model runs on, and how exactly it multiplies."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -18,13 +19,23 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
     It is as with `torch.set_float32_matmul_precision("high")`, which the reference trains and evaluates by, and which
     would change products on some CPUs as well: there, "tf32" is float32. The process's own setting is restored.
     """
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = products.fp32_precision == "tf32", convolutions.fp32_precision == "tf32"
+    _allow_tf32(precision == "tf32", precision == "tf32")
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        _allow_tf32(*before)
+
+
+def _allow_tf32(products: bool, convolutions: bool) -> None:
+    """Sets PyTorch's older flags, which set the newer `fp32_precision` as well: torch.compile reads either.
+
+    The newer, set by themselves as the caller may have done, make the older unreadable: they are set, never read.
+    """
+    with warnings.catch_warnings():  # some versions recommend the newer names alone
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 
 def choose_device(name: str) -> torch.device:

@@ -120,10 +120,12 @@ class RunFolder:
         different = {key: pair for key, pair in different.items() if key not in resumable}
         if different:
             listed = "; ".join(f"{key}: run {ours!r}, now {theirs!r}" for key, (ours, theirs) in different.items())
-            settings = " ".join(f"--set {key}={_as_text(saved)}" for key, (saved, _) in different.items())
-            hint = f"Resume with {settings}, or start another run in another folder."
-            if any(key.startswith("store.") for key in different):
+            hint = "Go back to the run's settings (its config.json), or start another run in another folder."
+            if any(key.startswith("store") for key in different):
                 hint = "Go back to the run's store, or start another run in another folder."
+            elif resumable and all(saved is not None for saved, _ in different.values()):  # --set cannot say None
+                settings = " ".join(f"--set {key}={_as_text(saved)}" for key, (saved, _) in different.items())
+                hint = f"Resume with {settings}, or start another run in another folder."
             raise RunFolderError(f"{self.path}: this run was begun with other settings: {listed}", hint=hint)
 
     @contextmanager
@@ -152,7 +154,7 @@ class RunFolder:
 
 def _as_text(value: Any) -> str:
     """A saved setting as the VALUE of --set."""
-    return shlex.quote(value if isinstance(value, str) else json.dumps(value).replace("null", "none"))
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

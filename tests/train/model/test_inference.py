@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
 from physseg.train.model.inference import (
     InferenceSettings,
@@ -135,6 +136,28 @@ def test_a_flat_image_is_one_class() -> None:
     image = np.zeros((30, 50, 3), np.uint8)
     image[..., 1] = 200
     assert (predict_label_map(model, image, texts(3)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(image: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match=r"image: expected uint8 \(H, W, 3\) RGB"):
+        predict_label_map(colours()[0], image, texts(3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride_px": 200}, "do not cover 640 px exactly"),
+        ({"stride_px": 512, "canvas_px": 896}, "do not cover"),
+        ({"batch_windows": 0}, "batch_windows: expected a positive number"),
+        ({"first_resize": "short-800"}, "first_resize: expected .*short-640.*, got .*short-800"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InferenceSettings(**settings)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [((4, 4), "u1"), ((4, 4, 3), "f4"), ((0, 4, 3), "u1"), ((4, 4, 4), "u1")])

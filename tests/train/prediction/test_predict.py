@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app, main
-from physseg.common.settings import to_dict
+from physseg.common.settings import differing_keys, to_dict
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.label_maps import overlay
@@ -216,6 +216,10 @@ def test_train_evaluate_predict_from_the_command_line(
         once = ("--no-windows", "--max-images", 2, "--device", "cpu", "--by-size", "--part", part)
         call("evaluate", run, val, *once)
     parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
+    old = ("--no-windows", "--max-images", 2, "--device", "cpu", "--first-resize", "none", "--out", tmp_path / "old")
+    call("evaluate", run, val, *old)
+    protocol = json.loads((tmp_path / "old/val-step_00000002.json").read_text())["protocol"]
+    assert differing_keys(results["protocol"], protocol) == {"first_resize": ("short-640", "none")}
     assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
     assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
     image = Path(train_manifest.root) / "images/000.jpg"

@@ -60,6 +60,10 @@ def test_run_folder_remembers_its_settings(tmp_path: Path) -> None:
     assert "model.clip: run 'tiny', now 'big'; " in str(caught.value) and "crop" not in str(caught.value)
     assert "seed: run 1, now 2" in str(caught.value)
     assert "Resume with --set model.clip=tiny --set seed=1, or" in str(caught.value)
+    for changed, resumable in ((other, frozenset()), (same | {"model": {"clip": "tiny", "text": 1}}, frozenset("x"))):
+        with pytest.raises(RunFolderError, match="Go back to the run's settings") as caught:
+            run.check_same(changed, resumable=resumable)  # of commands without --set; a value that --set cannot say
+        assert "--set" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"format": 7}'])
