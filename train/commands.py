@@ -250,6 +250,8 @@ def predict(
         number = predict_for_others(loaded.model, chosen, words, out, form=as_form, settings=settings)
         typer.echo(f"{number} images in {out}")
         return
+    if root is not None:
+        raise typer.BadParameter("is for a manifest's images, which --format takes", param_hint="--root")
     vocabulary, files = read_words(classes, classes_file), find_images(images)
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield start
     for process in started:
         for each in [*children(process.pid), *process.group()]:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # gone since they were listed
+                each.kill()
         process.wait(10)
         print(f"--- {process.output.name}\n{process.text()}")  # noqa: T201 (shown with a failure)
 

@@ -144,7 +144,9 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
             except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
                 if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                     raise  # no place can help a cache that cannot be written
-                cause = getattr(error, "reason", None) or error.__cause__ or error  # hub: of its own cache first
+                cause = error.__cause__ or error  # the hub's client speaks of its own cache first
+                inner = getattr(cause, "reason", None)  # what no connection means; an HTTP status has a word there
+                cause = inner if isinstance(inner, Exception) else cause
                 reason = (getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).splitlines()[0]
                 failures.append(f"{source.url}: {reason}")
     hint = "on a machine without a network, fetch it elsewhere and name the file as `clip_weights`"

@@ -233,7 +233,6 @@ def test_detectron2_files_that_are_wrong(
         ("class,iou_percent\na,101\n", "0..100"),
         ("class,iou_percent\na,-1\n", "0..100"),
         ("class,iou_percent\na,b,1\n", "quote"),
-        ("class,iou_percent\na,0.5\nb,0.7\n", "percent"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, text: str, token: str) -> None:
@@ -242,6 +241,17 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str, token: str) -> None:
     with pytest.raises(EvaluationError, match=token) as caught:
         physseg.evaluate_predictions(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("largest", "doubted"), [("0.7", True), ("1.0", True), ("1.2", False), ("0", False), ("nan", False)]
+)
+def test_ious_that_look_like_fractions_are_doubted_and_read(tmp_path: Path, largest: str, doubted: bool) -> None:
+    """A model at chance has such IoUs, too."""
+    (tmp_path / "t.csv").write_text(f"class,iou_percent\na,0\nb,{largest}\n")
+    found = physseg.evaluate_predictions(tmp_path / "t.csv")
+    assert ("fractions" in found.table()) == doubted
+    assert found.document()["classes"][0]["iou"] == 0
 
 
 def test_archives_and_places_that_are_wrong(manifest: Manifest, tmp_path: Path) -> None:
