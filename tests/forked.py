@@ -5,6 +5,7 @@ children are in all else as `python -c` would start them: in a session of their 
 current folder.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -196,7 +197,8 @@ class Forked:
         self.kill()
         self.wait(20)
         for process in self.group():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone since they were listed
+                process.kill()
 
 
 def wait_until(is_true: Callable[[], object], seconds: float = 60) -> None:
