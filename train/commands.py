@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..common.text import Part, parse_bytes, percent
+from ..common.text import Part, counted, parse_bytes, percent
 from ..manifests.commands import parsed
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def evaluate(
             source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
         )
         results[manifest.dataset] = result
-        typer.echo(f"\n{name} ({result.num_images} images), {run} at step {loaded.step}")
+        typer.echo(f"\n{name} ({counted(result.num_images, 'image')}), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
         typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, f'{name}-step_{loaded.step:08d}')}")
     if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, first_resize == "none", chosen_part)):
@@ -172,7 +172,7 @@ def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
     from .evaluation.result import merge, whole_name
 
     merged = merge(files)
-    typer.echo(f"{merged.source['dataset']} ({merged.num_images} images in {len(files)} parts)")
+    typer.echo(f"{merged.source['dataset']} ({counted(merged.num_images, 'image')} in {counted(len(files), 'part')})")
     typer.echo(merged.table(rows=rows))
     typer.echo(f"written to {merged.write(out or files[0].parent, whole_name(files[0]))}")
 
@@ -248,7 +248,7 @@ def predict(
         settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
         as_form: Literal["png", "detectron2"] = "png" if form == "png" else "detectron2"
         number = predict_for_others(loaded.model, chosen, words, out, form=as_form, settings=settings)
-        typer.echo(f"{number} images in {out}")
+        typer.echo(f"{counted(number, 'image')} in {out}")
         return
     if root is not None:
         raise typer.BadParameter("is for a manifest's images, which --format takes", param_hint="--root")

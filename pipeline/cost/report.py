@@ -52,7 +52,7 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     if estimate.processes < estimate.workers <= estimate.shards:
         yield f"    assumed   {workers} on cores like these, one thread each, and disks that serve them all as fast"
     if estimate.workers > estimate.shards:
-        yield f"    note      there are {estimate.shards} shards: more workers than that have nothing to do"
+        yield f"    note      {counted(estimate.shards, 'shard')}: more workers than that have nothing to do"
     if (tasks := estimate.shards / estimate.wall_seconds) > SCHEDULER_TASKS_PER_SECOND / 2:
         yield f"    warning   {tasks:.0f} tasks/s are near what one Dask scheduler manages; use --part i/n instead"
 
