@@ -15,9 +15,8 @@ Ignored pixels belong to no region of the ground truth and count nowhere.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,14 +25,12 @@ from tqdm import tqdm
 from ...common.text import align, percent
 from ...manifests.manifest import Manifest
 from ..evaluation.evaluate import load_each, usable_samples
-from ..evaluation.metrics import ConfusionMatrix
+from ..evaluation.metrics import ConfusionMatrix, Integers
+from ..evaluation.regions import Regions, split_regions
 from ..losses.numerics import check_choice
 from ..model.inference import PUBLISHED, BestClass, InferenceSettings, class_texts, first_resize, probability_maps
 from ..model.segmenter import Segmenter
 from .encoders import ClipEncoder
-
-Regions = Literal["class", "connected"]
-Ids = npt.NDArray[np.integer[Any]]
 
 PLAIN = "the model by itself"
 NAMED = "true regions, named by the model"
@@ -55,38 +52,14 @@ class OracleRow:
     right: int = 0
     """Number of true regions that got their class."""
 
-    def count(self, named: Ids, regions: npt.NDArray[np.int32], truth: Ids | None, labels: Ids) -> None:
+    def count(self, named: Integers, regions: npt.NDArray[np.int32], truth: Integers | None, labels: Integers) -> None:
         """Regions (H, W) with the class (R,) each was given; pixels outside of all regions are ignored ones."""
         self.regions += len(named)
         self.right += 0 if truth is None else int((named == truth).sum())
         self.confusion.update(named.astype(np.int64)[np.maximum(regions, 0)], labels)
 
 
-def split_regions(ids: Ids, kind: Regions, *, ignore_index: int | None = None) -> tuple[npt.NDArray[np.int32], Ids]:
-    """Number the regions of an id map (H, W): (H, W) int32 from 0 on, -1 where ignored, and the id of each region (R,).
-
-    >>> regions, ids = split_regions(np.array([[7, 7, 0], [0, 0, 0], [7, 255, 0]]), "connected", ignore_index=255)
-    >>> regions.tolist(), ids.tolist()
-    ([[1, 1, 0], [0, 0, 0], [2, -1, 0]], [0, 7, 7])
-    """
-    check_choice("kind of region", kind, get_args(Regions))
-    regions = np.full(ids.shape, -1, np.int32)
-    owners: list[int] = []
-    for index in np.unique(ids):
-        if index == ignore_index:
-            continue
-        mask = ids == index
-        if kind == "class":
-            regions[mask] = len(owners)
-            owners.append(int(index))
-            continue
-        count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        regions[mask] = parts[mask] - 1 + len(owners)
-        owners += [int(index)] * (count - 1)
-    return regions, np.array(owners, dtype=np.int64)
-
-
-def best_overlap(regions: npt.NDArray[np.int32], labels: Ids, num_classes: int, ignore_index: int) -> Ids:
+def best_overlap(regions: npt.NDArray[np.int32], labels: Integers, num_classes: int, ignore_index: int) -> Integers:
     """The label (R,) that most of each region's labelled pixels have, the lower id on a tie; 0 for one without any."""
     counted = (labels != ignore_index) & (regions >= 0)
     number = int(regions.max()) + 1

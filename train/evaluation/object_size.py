@@ -7,11 +7,11 @@ overlaps most, or for its own size where it overlaps none. So a small object tha
 ones, and invented objects cost what they look like. Ignored pixels count nowhere and belong to no region.
 """
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .metrics import Counts, Integers, ratio
+from .regions import split_regions
 
 AREAS_PX = (32**2, 96**2)
 """Areas from which on a region is medium, and large."""
@@ -28,17 +28,16 @@ def size_counts(prediction: Integers, labels: Integers, num_classes: int, ignore
         prediction: (H, W) ids 0..C-1.
         labels: (H, W) ids 0..C-1, or `ignore_index`.
     """
-    counts = np.zeros((len(SIZES), 3, num_classes), dtype=np.int64)
-    ignored = labels == ignore_index
-    for index in np.union1d(labels[~ignored], prediction[~ignored]):
-        true, found = labels == index, (prediction == index) & ~ignored
-        regions, parts = _regions(true), _regions(found)
-        sizes, of_parts = _sizes(regions), _sizes(parts)
-        _take_size_of_overlap(of_parts, parts[found & true], sizes, regions[found & true])
-        hits, false = sizes[regions[found & true]], of_parts[parts[found & ~true]]
-        for kind, pixels in enumerate((hits, sizes[regions[true]], np.concatenate([hits, false]))):
-            counts[:, kind, index] = np.bincount(pixels, minlength=len(SIZES))
-    return counts
+    counted = labels != ignore_index
+    right, wrong = counted & (labels == prediction), counted & (labels != prediction)
+    regions, _ = split_regions(labels, "connected", ignore_index=ignore_index)
+    parts, _ = split_regions(np.where(counted, prediction, labels), "connected", ignore_index=ignore_index)
+    sizes, of_parts = (np.searchsorted(AREAS_PX, np.bincount(ids[counted]), side="right") for ids in (regions, parts))
+    _take_size_of_overlap(of_parts, parts[right], sizes, regions[right])
+    true = _by_size(sizes[regions[counted]], labels[counted], num_classes)
+    hits = _by_size(sizes[regions[right]], labels[right], num_classes)
+    false = _by_size(of_parts[parts[wrong]], prediction[wrong], num_classes)
+    return np.stack([hits, true, hits + false], axis=1)
 
 
 def miou_of_sizes(counts: Counts) -> dict[str, dict[str, float | int | None]]:
@@ -50,13 +49,9 @@ def miou_of_sizes(counts: Counts) -> dict[str, dict[str, float | int | None]]:
     return found
 
 
-def _regions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1], dtype=np.int32)
-
-
-def _sizes(regions: npt.NDArray[np.int32]) -> Counts:
-    """Size of each region by its number; 0, the background, has any."""
-    return np.searchsorted(AREAS_PX, np.bincount(regions.ravel()), side="right")
+def _by_size(sizes: Counts, ids: Integers, num_classes: int) -> Counts:
+    """Number of pixels of each size and class, (3, C)."""
+    return np.bincount(sizes * num_classes + ids, minlength=len(SIZES) * num_classes).reshape(len(SIZES), num_classes)
 
 
 def _take_size_of_overlap(

@@ -14,9 +14,10 @@ from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
 from physseg.manifests.vocabulary import Vocabulary
 from physseg.train.analysis import oracle
-from physseg.train.analysis.oracle import DRAWN, NAMED, PLAIN, best_overlap, patch_shares, run_oracles, split_regions
+from physseg.train.analysis.oracle import DRAWN, NAMED, PLAIN, best_overlap, patch_shares, run_oracles
 from physseg.train.config import TrainConfig
 from physseg.train.errors import EvaluationError
+from physseg.train.evaluation.regions import split_regions
 from physseg.train.loop.loop import train
 from physseg.train.model.inference import InferenceSettings
 from typer.testing import CliRunner
