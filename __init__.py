@@ -8,7 +8,8 @@ from .common.errors import PhyssegError
 
 if TYPE_CHECKING:
     from .manifests.manifest import Manifest
-    from .train.evaluation.judge import ClassIous, Judgement
+    from .train.evaluation.judge import ClassIous
+    from .train.evaluation.result import Evaluation
     from .train.prediction.trained_model import TrainedModel
 
 __all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load"]
@@ -37,7 +38,7 @@ def evaluate_predictions(
     ids: Literal["auto", "classes", "dataset"] = "auto",
     allow_missing: bool = False,
     progress: bool = False,
-) -> "Judgement | ClassIous":
+) -> "Evaluation | ClassIous":
     """Score predictions that any repository made: what `physseg judge` does.
 
         found = physseg.evaluate_predictions("theirs/sem_seg_predictions.json", "ade150.parquet")
@@ -54,7 +55,7 @@ def evaluate_predictions(
         progress: Whether to show a bar.
 
     Returns:
-        A `ClassIous` for IoUs alone, else a `Judgement`. Both have `document()` and `table()`.
+        A `ClassIous` for IoUs alone, else an `Evaluation`. Both have `document()` and `table()`.
 
     Raises:
         EvaluationError: Predictions are missing, of another size, of unknown ids, or of no known form.

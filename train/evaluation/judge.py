@@ -3,17 +3,16 @@
 | file | what it has | what follows |
 |---|---|---|
 | folder of label PNGs, detectron2's JSON | label maps | all that `physseg evaluate` says |
-| `.npz` with the key `confusion` | counts: rows true, columns predicted | the same but what needs pictures |
+| `.npz` with the key `confusion` (`count_file.py`) | counts: rows true, columns predicted | what its keys hold |
 | `.csv` without header | the same counts | the same |
 | `.csv` with the header `class,iou_percent` | IoU of each class, `nan` where absent | two means |
 """
 
 import csv
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
-from ...common.regular_files import MAX_BYTES, read_regular
+from ...common.regular_files import read_regular
 from ...common.text import percent, preview
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import published_vocabulary
 from ..errors import EvaluationError
+from .count_file import TRANSPOSED, checked_matrix, matrix_of, read_counts
 from .evaluate import class_groups, score, usable_samples
-from .image_counts import COUNTS, ImageCounts
-from .metrics import ConfusionMatrix, Counts
+from .metrics import Counts
 from .predictions import IdsOption, Predictions
-from .protocol import identity_of_predictions
+from .protocol import environment, identity_of_predictions
 from .result import Evaluation
 
 HEADER = ["class", "iou_percent"]
-TRANSPOSED = "rows are true, columns predicted; detectron2's own matrix has them the other way round"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """What can be said of predictions: everything, or what follows from a matrix, by `evaluation`."""
-
-    evaluation: Evaluation
-    notes: tuple[str, ...] = ()
-    """What a reader has to know, a line each: surplus predictions, samples without one, how ids were read."""
-    has_names: bool = True
-    """Whether the classes' names are known, so that seen and unseen ones can be told apart."""
-
-    def document(self) -> dict[str, Any]:
-        """As Evaluation.document, with `notes`."""
-        left_out = () if self.has_names else ("seen", "unseen")
-        found = {key: value for key, value in self.evaluation.document().items() if key not in left_out}
-        return found | {"notes": list(self.notes)}
-
-    def table(self, *, rows: int = 10) -> str:
-        """For the terminal."""
-        return "\n".join([self.evaluation.table(rows=rows), *self.notes])
+NOT_KNOWN = "not known"
+"""Device of the environment: where others predicted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,14 +99,14 @@ def evaluate_predictions(
     ids: IdsOption = "auto",
     allow_missing: bool = False,
     progress: bool = False,
-) -> Judgement | ClassIous:
+) -> Evaluation | ClassIous:
     """See `physseg.evaluate_predictions`."""
     path = Path(predictions)
     table = Manifest.read(manifest) if isinstance(manifest, Path | str) else manifest
     known = published_vocabulary("coco-stuff-171").classes if trained_on is None else trained_on
     if path.suffix.lower() in (".npz", ".csv") and not path.is_dir():
-        counts = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path)
-        return counts if isinstance(counts, ClassIous) else _judge_matrix(path, counts, table, known)
+        found = read_counts(path) if path.suffix.lower() == ".npz" else _read_csv(path)
+        return found if isinstance(found, ClassIous) else _judge_matrix(path, *found, table, known)
     if not path.is_dir() and path.suffix.lower() != ".json":
         expected = "a folder of label PNGs, detectron2's .json, a confusion matrix (.npz, .csv) or a .csv of IoUs"
         raise EvaluationError.mismatch(path, expected, "another file" if path.exists() else "nothing there")
@@ -138,107 +117,71 @@ def evaluate_predictions(
     return _judge_maps(Predictions.open(path, table, ids), known, allow_missing=allow_missing, progress=progress)
 
 
-def _judge_maps(found: Predictions, known: Sequence[str], *, allow_missing: bool, progress: bool) -> Judgement:
+def _judge_maps(found: Predictions, known: Sequence[str], *, allow_missing: bool, progress: bool) -> Evaluation:
     manifest, chosen = found.manifest, usable_samples(found.manifest)
-    sample_ids = manifest.table.values("sample_id")
-    missing = found.missing(sample_ids[index] for index in chosen)
+    sample_ids, surplus = manifest.table.values("sample_id"), found.surplus
+    missing = [sample_ids[index] for index in chosen if sample_ids[index] not in found.readers]
     if missing and (not allow_missing or len(missing) == len(chosen)):
         lacking = f"{len(missing)} of {len(chosen)} samples have no prediction: {preview(missing)}"
-        surplus = f"; {len(found.maps.surplus)} are of no sample: {preview(found.maps.surplus)}"
-        hint = "--allow-missing scores the others"
-        raise EvaluationError(f"{found.path}: {lacking}{surplus if found.maps.surplus else ''}", hint=hint)
-    gone = set(missing)
+        lacking += f"; {len(surplus)} are of no sample: {preview(surplus)}" if surplus else ""
+        raise EvaluationError(f"{found.path}: {lacking}", hint="--allow-missing scores the others")
+    notes = [f"ids are read as {'class ids' if found.ids == 'classes' else 'ids of the data set'}"]
+    for what, names in (("samples without a prediction", missing), ("predictions of no sample", surplus)):
+        if names:
+            notes.append(f"{len(names)} {what} left out: {preview(names)}")
     evaluation = score(
         manifest,
-        [index for index in chosen if sample_ids[index] not in gone],
+        [index for index in chosen if sample_ids[index] in found.readers],
         lambda sample_id, image: found.class_ids(sample_id, (image.shape[0], image.shape[1])),
         trained_on=known,
         progress=progress,
         source={
             "predictions": str(found.path),
             "ids": found.ids,
-            "missing": list(missing),
-            "surplus": list(found.maps.surplus),
+            "missing": missing,
+            "surplus": list(surplus),
             **identity_of_predictions(manifest, {}),
+            **environment(NOT_KNOWN),
+            "notes": notes,
         },
     )
     found.check()
-    notes = [f"ids are read as {'class ids' if found.ids == 'classes' else 'ids of the data set'}"]
-    for what, names in (("samples without a prediction", missing), ("predictions of no sample", found.maps.surplus)):
-        if names:
-            notes.append(f"{len(names)} {what} left out: {preview(names)}")
-    return Judgement(evaluation=evaluation, notes=tuple(notes))
+    return evaluation
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """What a file of counts holds: the matrix (C, C), and where it has them names and counts of every image."""
-
-    matrix: Counts
-    classes: tuple[str, ...] | None = None
-    images: ImageCounts | None = None
-
-
-def _judge_matrix(path: Path, counts: _Counts, manifest: Manifest | None, known: Sequence[str]) -> Judgement:
-    number = len(counts.matrix)
-    names, seen = counts.classes, class_groups(counts.classes or (), None, known)
-    source: dict[str, Any] = {"predictions": str(path), "ignore_index": 255 if number <= 255 else 65535}
+def _judge_matrix(
+    path: Path,
+    matrix: Counts,
+    names: tuple[str, ...] | None,
+    counted: Mapping[str, Any],
+    manifest: Manifest | None,
+    known: Sequence[str],
+) -> Evaluation:
+    seen = class_groups(names, None, known) if names else None
+    source: dict[str, Any] = {"predictions": str(path), "ignore_index": 255 if len(matrix) <= 255 else 65535}
     if manifest is not None:
         vocabulary = manifest.vocabulary
         names, seen = vocabulary.class_names, class_groups(vocabulary.classes, vocabulary.fold_from, known)
         source |= identity_of_predictions(manifest, {})
-        if len(names) != number:
-            raise EvaluationError.mismatch(path, f"the {len(names)} classes of {manifest.dataset}", number)
-    confusion = ConfusionMatrix(number, source["ignore_index"])
-    confusion.matrix = counts.matrix
-    notes = [] if names else ["names of classes are not known: name a manifest to have seen and unseen ones apart"]
-    if counts.images is None:
+        if len(names) != len(matrix):
+            raise EvaluationError.mismatch(path, f"the {len(names)} classes of {manifest.dataset}", len(matrix))
+    images, notes = counted.get("images"), []
+    if not names:
+        notes.append("names of classes are not known: name a manifest to have seen and unseen ones apart")
+    if images is None:
         notes.append("counts of single images are not known: no interval")
-    evaluation = Evaluation(
-        confusion=confusion,
-        classes=names or tuple(f"class {index}" for index in range(number)),
-        seen=seen if names else (True,) * number,
-        num_images=len(counts.images.image_ids) if counts.images else 0,
+    return Evaluation(
+        confusion=matrix_of(matrix, source["ignore_index"]),
+        classes=names or tuple(f"class {index}" for index in range(len(matrix))),
+        seen=seen,
+        num_images=len(images.image_ids) if images else 0,
         quarantined=(),
-        source=source,
-        images=counts.images,
+        source=source | environment(NOT_KNOWN) | {"notes": [*notes, TRANSPOSED]},
+        **counted,
     )
-    return Judgement(evaluation=evaluation, notes=(*notes, TRANSPOSED), has_names=names is not None)
 
 
-def _read_npz(path: Path) -> _Counts:
-    try:
-        data = read_regular(path)
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise ValueError("its arrays are too large")
-        with np.load(BytesIO(data), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise EvaluationError.mismatch(path, "an .npz file of arrays", error) from error
-    if "confusion" not in found:
-        raise EvaluationError.mismatch(path, "the key `confusion`", preview(sorted(found)))
-    matrix = _checked(path, found["confusion"])
-    classes = found.get("classes")
-    if classes is not None and classes.shape != (len(matrix),):
-        raise EvaluationError.mismatch(f"{path}: classes", f"{len(matrix)} names", f"shape {classes.shape}")
-    return _Counts(matrix, None if classes is None else tuple(map(str, classes.tolist())), _images(path, found, matrix))
-
-
-def _images(path: Path, found: Mapping[str, npt.NDArray[Any]], matrix: Counts) -> ImageCounts | None:
-    """Counts of single images, where there are some. Raises EvaluationError if they do not add up to the matrix."""
-    if not found.keys() >= {"image_ids", *(f"image_{part}" for part in COUNTS)}:
-        return None
-    image_ids = tuple(map(str, found["image_ids"].ravel().tolist()))
-    shape, parts = (len(image_ids), len(matrix)), {part: found[f"image_{part}"] for part in COUNTS}
-    sums = {"hits": np.diagonal(matrix), "true": matrix.sum(axis=1), "predicted": matrix.sum(axis=0)}
-    for part, array in parts.items():
-        if array.shape != shape or array.dtype.kind not in "iu" or not (array.sum(axis=0) == sums[part]).all():
-            raise EvaluationError.mismatch(f"{path}: image_{part}", "counts that add up to `confusion`", "others")
-    return ImageCounts(image_ids=image_ids, **parts)
-
-
-def _read_csv(path: Path) -> _Counts | ClassIous:
+def _read_csv(path: Path) -> tuple[Counts, None, dict[str, Any]] | ClassIous:
     try:
         rows = list(csv.reader(StringIO(read_regular(path).decode("utf-8-sig"), newline=""), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -255,7 +198,7 @@ def _read_csv(path: Path) -> _Counts | ClassIous:
             )
             raise EvaluationError.mismatch(f"{path}, line {line}", expected, f"{len(row)} cells")
         numbers.append([_number(f"{path}, line {line}", cell) for cell in row])
-    return _Counts(_checked(path, np.array(numbers, dtype=object)))
+    return checked_matrix(path, np.array(numbers, dtype=object)), None, {}
 
 
 def _class_ious(path: Path, rows: Sequence[Sequence[str]]) -> ClassIous:
@@ -283,24 +226,3 @@ def _number(where: str, cell: str) -> float:
             return float(cell)
         except ValueError as error:
             raise EvaluationError.mismatch(where, "a number", repr(cell)) from error
-
-
-def _checked(path: Path, matrix: npt.NDArray[Any]) -> Counts:
-    """Counts (C, C) as int64. Raises EvaluationError for anything else."""
-    shape = matrix.shape
-    if len(shape) != 2 or shape[0] != shape[1] or not matrix.size or matrix.dtype.kind not in "iufO":
-        raise EvaluationError.mismatch(path, "a square confusion matrix", f"{matrix.dtype} {shape}", hint=TRANSPOSED)
-    as_float = matrix.astype(np.float64)
-    hint = "give counts of pixels, not shares"
-    for wrong, what in (
-        (~np.isfinite(as_float), "finite numbers"),
-        (as_float < 0, "counts of 0 or more"),
-        (as_float != np.floor(as_float), "whole numbers"),
-    ):
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0].tolist()
-            where = f"{path}: row {row}, column {column}"
-            raise EvaluationError.mismatch(where, what, matrix[row, column], hint=hint)
-    if (total := as_float.sum()) >= 2**62:
-        raise EvaluationError.mismatch(path, "counts that fit 63 bits", f"a sum of {total:g}")
-    return matrix.astype(np.int64)

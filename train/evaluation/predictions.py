@@ -5,10 +5,11 @@ Both are matched with the samples of a manifest. What is missing, surplus or dou
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,111 +33,8 @@ UNCOVERED = 65535
 """Id of pixels that no mask covers; no vocabulary has it."""
 
 
-class PredictedMaps(Protocol):
-    """Predicted label maps by sample id."""
-
-    surplus: tuple[str, ...]
-    """Predictions of no sample of the manifest."""
-
-    def __contains__(self, sample_id: str, /) -> bool: ...
-
-    def ids(self, sample_id: str, height: int, width: int) -> npt.NDArray[Any]:
-        """Ids (H, W) as they were written. Raises PhyssegError for what cannot be read."""
-
-
-@dataclass(slots=True)
-class PictureFolder:
-    """`SAMPLE_ID.png` or `SAMPLE_ID_labels.png`, 8 or 16 bit, in a folder and the folders below it."""
-
-    files: Mapping[str, Path]
-    surplus: tuple[str, ...]
-
-    @classmethod
-    def find(cls, folder: Path, manifest: Manifest) -> "PictureFolder":
-        """Raises EvaluationError for a folder without PNGs, and for two pictures of one sample."""
-        there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.png"))}
-        if not there:
-            raise EvaluationError.mismatch(folder, "label pictures (SAMPLE_ID.png)", "no .png file")
-        files: dict[str, Path] = {}
-        for sample_id in manifest.table.values("sample_id"):
-            found = [name for ending in LABEL_ENDINGS if (name := sample_id + ending) in there]
-            if len(found) > 1:
-                raise EvaluationError.mismatch(folder, f"one prediction of sample {sample_id}", " and ".join(found))
-            if found:
-                files[sample_id] = there.pop(found[0])
-                if found[0].endswith("_labels.png"):
-                    there.pop(f"{sample_id}_overlay.png", None)  # written beside it, to look at
-        return cls(files, tuple(there))
-
-    def __contains__(self, sample_id: str, /) -> bool:
-        return sample_id in self.files
-
-    def ids(self, sample_id: str, height: int, width: int) -> npt.NDArray[Any]:
-        try:
-            data = read_regular(self.files[sample_id])
-        except OSError as error:
-            raise EvaluationError(f"cannot be read: {error.strerror}") from error
-        check_png(data)
-        return decode_label(data)
-
-
-@dataclass(slots=True)
-class Detectron2File:
-    """Run-length coded masks of every image, as detectron2's SemSegEvaluator writes them: one mask per class.
-
-    The file is read whole. JSON of 5,000 images takes some hundreds of MB, and about three times that in memory.
-    """
-
-    masks: dict[str, dict[int, Any]]
-    """Sample id -> category id -> segmentation."""
-    surplus: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: Path, manifest: Manifest) -> "Detectron2File":
-        """Raises EvaluationError for another form, and for two masks of one class or files of one sample."""
-        try:
-            entries = json.loads(read_regular(path))
-        except (OSError, ValueError, RecursionError) as error:
-            raise EvaluationError.mismatch(path, "detectron2's list of predictions (JSON)", error) from error
-        if not isinstance(entries, list) or not entries:
-            expected = "a list of {file_name, category_id, segmentation}"
-            raise EvaluationError.mismatch(path, expected, "an empty list" if entries == [] else type(entries).__name__)
-        known, masks, surplus = _names(manifest), dict[str, dict[int, Any]](), dict[str, None]()
-        matched: dict[str, str] = {}
-        for number, entry in enumerate(entries):
-            name, category, segmentation = _entry(f"{path}: entry {number}", entry)
-            sample_id = _match(name, known)
-            if sample_id is None:
-                surplus[name] = None
-                continue
-            if matched.setdefault(sample_id, name) != name:
-                names = f"{matched[sample_id]} and {name}"
-                raise EvaluationError.mismatch(path, f"predictions of one file for sample {sample_id}", names)
-            if category in masks.setdefault(sample_id, {}):
-                raise EvaluationError(f"{path}: entry {number}: a second mask of category {category} of {name}")
-            masks[sample_id][category] = segmentation
-        return cls(masks, tuple(surplus))
-
-    def __contains__(self, sample_id: str, /) -> bool:
-        return sample_id in self.masks
-
-    def categories(self) -> set[int]:
-        """All ids that occur."""
-        return {category for masks in self.masks.values() for category in masks}
-
-    def ids(self, sample_id: str, height: int, width: int) -> npt.NDArray[Any]:
-        canvas = np.full((height, width), UNCOVERED, np.uint16)
-        for category, segmentation in self.masks[sample_id].items():
-            try:
-                mask = segment_mask(segmentation, height, width)
-            except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-                raise EvaluationError(f"category {category}: {error}") from error
-            if (twice := int((canvas[mask] != UNCOVERED).sum())) > 0:
-                raise EvaluationError(f"category {category}: {twice} of its pixels lie in an earlier mask, too")
-            canvas[mask] = category
-        if uncovered := int((canvas == UNCOVERED).sum()):
-            raise EvaluationError(f"{uncovered} pixels lie in no mask")
-        return canvas
+Reader = Callable[[int, int], npt.NDArray[Any]]
+"""What gives a sample's ids as they were written, for a height and a width. It raises PhyssegError for others."""
 
 
 @dataclass(slots=True)
@@ -145,8 +43,11 @@ class Predictions:
 
     path: Path
     manifest: Manifest
-    maps: PredictedMaps
     ids: Literal["classes", "dataset"]
+    readers: Mapping[str, Reader]
+    """By sample id; samples without a prediction have none."""
+    surplus: tuple[str, ...]
+    """Predictions of no sample of the manifest."""
     faults: dict[str, str] = field(default_factory=dict)
     """Sample id -> why its prediction cannot be counted."""
 
@@ -155,13 +56,12 @@ class Predictions:
         """A folder of pictures or detectron2's JSON. Raises EvaluationError; its pictures are read later."""
         check_choice("kind of ids", ids, get_args(IdsOption))
         if path.is_dir():
-            return cls(path, manifest, PictureFolder.find(path, manifest), "dataset" if ids == "dataset" else "classes")
-        found = Detectron2File.read(path, manifest)
-        return cls(path, manifest, found, _kind_of_ids(found.categories(), manifest) if ids == "auto" else ids)
-
-    def missing(self, sample_ids: Iterable[str]) -> tuple[str, ...]:
-        """Those of the samples that have no prediction."""
-        return tuple(sample_id for sample_id in sample_ids if sample_id not in self.maps)
+            files, surplus = _find_pictures(path, manifest)
+            pictures: dict[str, Reader] = {sample_id: partial(_read_picture, file) for sample_id, file in files.items()}
+            return cls(path, manifest, "dataset" if ids == "dataset" else "classes", pictures, surplus)
+        masks, surplus = _read_masks(path, manifest)
+        kind = _kind_of_ids(set().union(*masks.values()), manifest) if ids == "auto" else ids
+        return cls(path, manifest, kind, {sample_id: partial(_paint, of) for sample_id, of in masks.items()}, surplus)
 
     def class_ids(self, sample_id: str, size: tuple[int, int]) -> npt.NDArray[Any] | None:
         """Class ids (H, W) as prompted, of a sample whose labels have this size; None, and a fault, if there are none.
@@ -170,7 +70,7 @@ class Predictions:
             EvaluationError: So many samples have a fault that the file must be of something else.
         """
         try:
-            raw = self.maps.ids(sample_id, *size)
+            raw = self.readers[sample_id](*size)
             if raw.shape != size:
                 raise EvaluationError(f"{_size(raw.shape)} where the labels have {_size(size)}")
             return self._as_classes(raw)
@@ -206,6 +106,81 @@ class Predictions:
 
 MAX_FAULTS = 20
 FAULT_HINT = "every pixel needs a class, at the size of the labels; --ids says what the numbers are"
+
+
+def _find_pictures(folder: Path, manifest: Manifest) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Pictures by sample id, in a folder and the folders below it, and those of no sample.
+
+    Raises EvaluationError for a folder without PNGs, and for two pictures of one sample.
+    """
+    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.png"))}
+    if not there:
+        raise EvaluationError.mismatch(folder, "label pictures (SAMPLE_ID.png)", "no .png file")
+    files: dict[str, Path] = {}
+    for sample_id in manifest.table.values("sample_id"):
+        found = [name for ending in LABEL_ENDINGS if (name := sample_id + ending) in there]
+        if len(found) > 1:
+            raise EvaluationError.mismatch(folder, f"one prediction of sample {sample_id}", " and ".join(found))
+        if found:
+            files[sample_id] = there.pop(found[0])
+            if found[0].endswith("_labels.png"):
+                there.pop(f"{sample_id}_overlay.png", None)  # written beside it, to look at
+    return files, tuple(there)
+
+
+def _read_picture(file: Path, height: int, width: int) -> npt.NDArray[Any]:
+    try:
+        data = read_regular(file)
+    except OSError as error:
+        raise EvaluationError(f"cannot be read: {error.strerror}") from error
+    check_png(data)
+    return decode_label(data)
+
+
+def _read_masks(path: Path, manifest: Manifest) -> tuple[dict[str, dict[int, Any]], tuple[str, ...]]:
+    """Sample id -> category id -> segmentation, of a file as detectron2's SemSegEvaluator writes it; and other names.
+
+    It is read whole. JSON of 5,000 images takes some hundreds of MB, and about three times that in memory.
+
+    Raises EvaluationError for another form, and for two masks of one class or files of one sample.
+    """
+    try:
+        entries = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError.mismatch(path, "detectron2's list of predictions (JSON)", error) from error
+    if not isinstance(entries, list) or not entries:
+        expected = "a list of {file_name, category_id, segmentation}"
+        raise EvaluationError.mismatch(path, expected, "an empty list" if entries == [] else type(entries).__name__)
+    known, masks, surplus = _names(manifest), dict[str, dict[int, Any]](), dict[str, None]()
+    matched: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        name, category, segmentation = _entry(f"{path}: entry {number}", entry)
+        sample_id = _match(name, known)
+        if sample_id is None:
+            surplus[name] = None
+            continue
+        if matched.setdefault(sample_id, name) != name:
+            names = f"{matched[sample_id]} and {name}"
+            raise EvaluationError.mismatch(path, f"predictions of one file for sample {sample_id}", names)
+        if category in masks.setdefault(sample_id, {}):
+            raise EvaluationError(f"{path}: entry {number}: a second mask of category {category} of {name}")
+        masks[sample_id][category] = segmentation
+    return masks, tuple(surplus)
+
+
+def _paint(masks: Mapping[int, Any], height: int, width: int) -> npt.NDArray[Any]:
+    canvas = np.full((height, width), UNCOVERED, np.uint16)
+    for category, segmentation in masks.items():
+        try:
+            mask = segment_mask(segmentation, height, width)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            raise EvaluationError(f"category {category}: {error}") from error
+        if (twice := int((canvas[mask] != UNCOVERED).sum())) > 0:
+            raise EvaluationError(f"category {category}: {twice} of its pixels lie in an earlier mask, too")
+        canvas[mask] = category
+    if uncovered := int((canvas == UNCOVERED).sum()):
+        raise EvaluationError(f"{uncovered} pixels lie in no mask")
+    return canvas
 
 
 def _kind_of_ids(found: set[int], manifest: Manifest) -> Literal["classes", "dataset"]:

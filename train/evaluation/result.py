@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
 from ...common.regular_files import read_regular
 from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
+from .count_file import matrix_of, read_counts
 from .image_counts import COUNTS, ImageCounts
 from .metrics import ConfusionMatrix, Counts, Over
 from .object_size import AREA_TEXTS, miou_of_sizes
@@ -47,8 +47,8 @@ class Evaluation:
     """Pixel counts of all images."""
     classes: tuple[str, ...]
     """Class names as prompted, in the matrix's order."""
-    seen: tuple[bool, ...]
-    """Whether the training vocabulary names each class."""
+    seen: tuple[bool, ...] | None
+    """Whether the training vocabulary names each class; None where the classes' names are not known."""
     num_images: int
     """Number of images that were counted."""
     quarantined: tuple[str, ...]
@@ -72,6 +72,8 @@ class Evaluation:
         Over the ground truth's classes only: a seen class that is wrongly predicted costs the class it was taken for.
         """
         iou, true = self.confusion.iou(), self.confusion.matrix.sum(axis=1)
+        if self.seen is None:
+            return None
         members = (np.array(self.seen) == seen) & (true > 0)
         return float(iou[members].mean()) if members.any() else None
 
@@ -88,9 +90,13 @@ class Evaluation:
         """Everything as JSON: fractions 0..1 (`unit` says so), None where there is nothing to average."""
         summary = self.confusion.summary(self.classes)
         bands = self.boundary.iou() if self.boundary else np.full(len(self.classes), np.nan)
-        for row, seen, value in zip(summary["classes"], self.seen, bands, strict=True):
-            row["seen"], row["boundary_iou"] = seen, None if np.isnan(value) else float(value)
-        groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
+        for row, value in zip(summary["classes"], bands, strict=True):
+            row["boundary_iou"] = None if np.isnan(value) else float(value)
+        groups = {}
+        if self.seen is not None:
+            for row, seen in zip(summary["classes"], self.seen, strict=True):
+                row["seen"] = seen
+            groups = {name: {"miou": self.group_miou(flag), "classes": self.seen.count(flag)} for name, flag in _GROUPS}
         return {
             "physseg": __version__,
             "unit": "fraction",
@@ -109,18 +115,19 @@ class Evaluation:
 
     def table(self, *, rows: int = 10) -> str:
         """For the terminal: averages, seen against unseen, the best and worst classes; unseen ones are marked."""
-        names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, self.seen, strict=True)]
+        known = self.seen or (True,) * len(self.classes)
+        names = [name if seen else f"{name} (unseen)" for name, seen in zip(self.classes, known, strict=True)]
         lines = [self.confusion.table(names, rows, self._more_averages())]
         for name, counts in (("Boundary IoU", self.boundary), ("mIoU", self.images)):
             if counts and (interval := counts.interval()):
                 low, high = interval
                 lines.insert(0, f"{name}, about 95 % over images (bootstrap): {percent(low)} to {percent(high)}")
-        if not all(self.seen):
+        if not all(known):
             lines.append("")
             for name, flag in _GROUPS:
                 value = self.group_miou(flag)
                 shown = "no pixels" if value is None else f"mIoU {percent(value)}"
-                lines.append(f"{name:7} classes {shown}  over those of {self.seen.count(flag)} that occur")
+                lines.append(f"{name:7} classes {shown}  over those of {known.count(flag)} that occur")
         for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
             if ids:
                 lines.append(f"{len(ids)} {what} samples left out: {preview(ids)}")
@@ -129,7 +136,7 @@ class Evaluation:
         if shared := self.source.get("shared_prompts"):
             named = f"{sum(map(len, shared.values()))} classes share their prompt with another"
             lines.append(f"{named} and cannot be told apart: {', '.join(shared)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.source.get("notes", ())])
 
     def _more_averages(self) -> list[tuple[str, str, str]]:
         value = self.boundary_iou()
@@ -181,36 +188,21 @@ def read_evaluation(path: Path) -> Evaluation:
     """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError for others."""
     try:
         document = json.loads(read_regular(path))
-        with np.load(path.with_suffix(".npz")) as arrays:
-            names = tuple(arrays["classes"].tolist())
-            confusion = ConfusionMatrix(len(names), int(document["ignore_index"]))
-            confusion.matrix = arrays["confusion"]
-            images, boundary = (_read_counts(arrays, name) for name in ("image", "image_boundary"))
-            sizes = arrays.get("size_counts")
+        matrix, names, counted = read_counts(path.with_suffix(".npz"))
         return Evaluation(
-            confusion=confusion,
-            classes=names,
+            confusion=matrix_of(matrix, int(document["ignore_index"])),
+            classes=names or (),
             seen=tuple(bool(row["seen"]) for row in document["classes"]),
             num_images=document["num_images"],
             quarantined=tuple(document["quarantined"]),
             unlabelled=tuple(document["unlabelled"]),
             source={key: document[key] for key in _SOURCE if key in document},
-            images=images,
-            boundary=boundary,
-            sizes=sizes,
+            **counted,
             part=Part(*document["part"]) if document["part"] else None,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EvaluationError) as error:
         hint = "Name the .json file; its .npz lies beside it."
         raise EvaluationError(f"{path}: not a result of `physseg evaluate`: {error}", hint=hint) from error
-
-
-def _read_counts(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> ImageCounts | None:
-    """Counts of every image that are in a result under this name; earlier versions have no `image_boundary`."""
-    if f"{name}_hits" not in arrays:
-        return None
-    parts = {part: arrays[f"{name}_{part}"] for part in COUNTS}
-    return ImageCounts(image_ids=tuple(arrays["image_ids"].tolist()), **parts)
 
 
 def merge(files: Sequence[Path]) -> Evaluation:
