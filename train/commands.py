@@ -211,16 +211,14 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[
-        list[Path], typer.Argument(help="JPEG or PNG files, or folders of them; with --format a manifest, too.")
-    ],
+    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, folders of them, or a manifest.")],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
         Path | None, typer.Option(help="The same from a file: one class per line, numbered lines, or a JSON list.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     form: Annotated[
-        str | None,
+        Literal["png", "detectron2"] | None,
         typer.Option("--format", help="For others: png (STEM.png or SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
     ] = None,
     root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
@@ -237,46 +235,38 @@ def predict(
     With --format it writes label maps alone, for `physseg judge` and for others. A manifest brings its classes:
     physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
     """
-    from .prediction.predict import find_images, predict_files, predict_for_others, read_words
+    from .prediction.predict import predict_files
 
-    if form is not None:
-        if form not in ("png", "detectron2"):
-            raise typer.BadParameter(f"expected png or detectron2, got {form!r}", param_hint="--format")
-        chosen, words = _images_and_words(images, classes, classes_file, root)
-        typer.echo(words.describe())
-        loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-        settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
-        as_form: Literal["png", "detectron2"] = "png" if form == "png" else "detectron2"
-        number = predict_for_others(loaded.model, chosen, words, out, form=as_form, settings=settings)
-        typer.echo(f"{counted(number, 'image')} in {out}")
-        return
-    if root is not None:
-        raise typer.BadParameter("is for a manifest's images, which --format takes", param_hint="--root")
-    vocabulary, files = read_words(classes, classes_file), find_images(images)
+    chosen, vocabulary = _images_and_words(images, classes, classes_file, root)
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-    failed = 0
     settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
-    for done in predict_files(loaded.model, files, vocabulary, out, settings=settings):
+    failed = number = 0
+    for done in predict_files(loaded.model, chosen, vocabulary, out, form=form or "pictures", settings=settings):
+        number += 1
         if done.error:
             failed += 1
             typer.echo(f"error: {done.error}", err=True)
-        else:
+        elif form is None:
             shares = ", ".join(f"{name} {percent(share, digits=1)}" for name, share in done.shares[:5])
             typer.echo(f"{done.overlay}: {shares}")
+    if form is not None:
+        typer.echo(f"{counted(number - failed, 'image')} in {out}")
     if failed:
-        typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
+        typer.echo(f"{failed} of {number} images could not be predicted", err=True)
         raise typer.Exit(1)
 
 
 def _images_and_words(
     images: list[Path], classes: str | None, classes_file: Path | None, root: str | None
 ) -> "tuple[Manifest | list[Path], Vocabulary]":
-    """What `predict --format` looks at and for; a manifest brings its own words unless others are given."""
+    """What `predict` looks at and for; a manifest brings its own words unless others are given."""
     from ..manifests.manifest import Manifest
     from .prediction.predict import find_images, read_words
 
     if len(images) != 1 or images[0].suffix != ".parquet":
+        if root is not None:
+            raise typer.BadParameter("is for the images of a manifest, and none is given", param_hint="--root")
         return find_images(images), read_words(classes, classes_file)
     manifest = Manifest.read(images[0], root=root)
     if manifest.quarantined:

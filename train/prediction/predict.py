@@ -1,16 +1,16 @@
 """Pictures and any words to label maps: ids as PNG, and an overlay with a legend to look at."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ...common.atomic import atomic_json, atomic_write
-from ...common.errors import PhyssegError
+from ...common.errors import PhyssegError, StorageError
 from ...common.images import encode_png
 from ...manifests.class_file import read_class_file
 from ...manifests.manifest import Manifest
@@ -22,6 +22,10 @@ from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment
 from ..model.segmenter import Segmenter
 from .trained_model import as_rgb
 
+Form = Literal["pictures", "png", "detectron2"]
+"""What is written: `NAME_labels.png` and `NAME_overlay.png`; `NAME.png` for others to read; or for them, at the end,
+`sem_seg_predictions.json` as detectron2 has it. PNGs of labels hold class ids of 8 or 16 bits."""
+
 EXAMPLE = 'For example: --classes "cat, dog, sofa, other".'
 
 
@@ -31,9 +35,9 @@ class Prediction:
 
     image: Path
     labels: Path | None = None
-    """PNG (H, W) of class indices, of 8 bits, or 16 for more than 255 classes; None after an error."""
+    """PNG (H, W) of class indices, of 8 bits, or 16 for more than 255 classes; None after an error, or in JSON."""
     overlay: Path | None = None
-    """PNG of the image in its classes' colours, with a legend; None after an error."""
+    """PNG of the image in its classes' colours, with a legend; in the form of pictures only."""
     shares: tuple[tuple[str, float], ...] = ()
     """Classes that occur and their share of the pixels, the largest first."""
     error: str = ""
@@ -42,72 +46,56 @@ class Prediction:
 
 def predict_files(
     model: Segmenter,
-    images: Sequence[Path],
-    vocabulary: Vocabulary,
-    out: Path,
-    *,
-    settings: InferenceSettings = PUBLISHED,
-) -> Iterator[Prediction]:
-    """Predict files one by one and write `STEM_labels.png` and `STEM_overlay.png` into `out`.
-
-    Yields:
-        What became of each image. One that cannot be read has an `error`, and the others are still done.
-
-    Raises:
-        PredictionError: Two images would write the same files. Nothing was written.
-    """
-    _check_names(images)
-    text_features = class_texts(model, vocabulary.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in images:
-        try:
-            yield _predict_file(model, path, vocabulary, text_features, out, settings)
-        except PhyssegError as error:
-            yield Prediction(image=path, error=f"{path}: {'; '.join(filter(None, (error.args[0], error.hint)))}")
-        except OSError as error:
-            yield Prediction(image=path, error=f"{path}: {error.strerror or error}")
-
-
-def predict_for_others(
-    model: Segmenter,
     images: Manifest | Sequence[Path],
     vocabulary: Vocabulary,
     out: Path,
     *,
-    form: Literal["png", "detectron2"],
+    form: Form = "pictures",
     settings: InferenceSettings = PUBLISHED,
-) -> int:
-    """Predict a manifest's usable samples, or files, at their own size, for `physseg judge` and others to read.
+) -> Iterator[Prediction]:
+    """Predict files, or a manifest's usable samples, one by one, and write them into `out` in a `Form`.
 
-    Writes `SAMPLE_ID.png` (of files `STEM.png`; class ids, 8 or 16 bit), or at the end `sem_seg_predictions.json` as
-    detectron2 does. Returns the number of images.
+    Files are named by their STEM, samples by SAMPLE_ID.
+
+    Yields:
+        What became of each image. One that cannot be read, or is not what the manifest says, has an `error`, and the
+        others are still done.
 
     Raises:
-        PredictionError: Two files have one stem. Nothing was written.
-        PhyssegError: An image cannot be read, or is not what the manifest says.
+        PredictionError: Two images would write the same files. Nothing was written.
+        StorageError: The place of the images cannot be reached.
     """
-    if not isinstance(images, Manifest):
-        _check_names(images)
+    sources = _sources(images)
     text_features = class_texts(model, vocabulary.classes)
+    out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
-    indices = images.usable if isinstance(images, Manifest) else range(len(images))
-    for index in indices:
-        if isinstance(images, Manifest):
-            sample = images.samples[index]
-            name, file_name, image = sample.sample_id, sample.image_path, images.load_image(index, verify=True)
-        else:
-            name, file_name, image = images[index].stem, str(images[index]), as_rgb(images[index])
-        labels = segment_image(model, image, text_features, settings)
-        if form == "png":
-            path = out / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, encode_png(labels))
-        else:
-            entries += detectron2_entries(labels, file_name)
+    for name, path, load in sources:
+        where = "" if isinstance(images, Manifest) else f"{path}: "  # errors of samples name their file
+        try:
+            image = load()
+            labels = segment_image(model, image, text_features, settings)
+            if form == "detectron2":
+                entries += detectron2_entries(labels, path)
+                yield Prediction(image=Path(path))
+            elif form == "png":
+                yield Prediction(image=Path(path), labels=_write(out / f"{name}.png", labels))
+            else:
+                names = vocabulary.prompt_names
+                drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
+                yield Prediction(
+                    image=Path(path),
+                    labels=_write(out / f"{name}_labels.png", labels),
+                    overlay=_write(out / f"{name}_overlay.png", drawn),
+                    shares=tuple((names[index], share) for index, share in class_shares(labels)),
+                )
+        except StorageError:
+            raise
+        except PhyssegError as error:
+            yield Prediction(image=Path(path), error=where + "; ".join(filter(None, (error.args[0], error.hint))))
+        except OSError as error:
+            yield Prediction(image=Path(path), error=f"{path}: {error.strerror or error}")
     if form == "detectron2":
-        out.mkdir(parents=True, exist_ok=True)
         atomic_json(out / "sem_seg_predictions.json", entries)
-    return len(indices)
 
 
 def detectron2_entries(labels: npt.NDArray[np.integer[Any]], file_name: str) -> list[dict[str, Any]]:
@@ -152,18 +140,19 @@ def read_words(words: str | None, file: Path | None) -> Vocabulary:
     raise PredictionError("say which classes to look for: either --classes or --classes-file", hint=EXAMPLE)
 
 
-def _predict_file(
-    model: Segmenter, path: Path, vocabulary: Vocabulary, text_features: Tensor, out: Path, settings: InferenceSettings
-) -> Prediction:
-    image = as_rgb(path)
-    labels = segment_image(model, image, text_features, settings)
-    names = vocabulary.prompt_names
-    drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
-    files = {name: out / f"{path.stem}_{name}.png" for name in ("labels", "overlay")}
-    atomic_write(files["labels"], encode_png(labels))
-    atomic_write(files["overlay"], encode_png(drawn))
-    shares = tuple((names[index], share) for index, share in class_shares(labels))
-    return Prediction(image=path, labels=files["labels"], overlay=files["overlay"], shares=shares)
+def _sources(images: Manifest | Sequence[Path]) -> list[tuple[str, str, Callable[[], npt.NDArray[np.uint8]]]]:
+    """Name of what is written, path, and what loads the image. Raises PredictionError where two have one name."""
+    if not isinstance(images, Manifest):
+        _check_names(images)
+        return [(path.stem, str(path), partial(as_rgb, path)) for path in images]
+    ids, paths = (images.table.values(column) for column in ("sample_id", "image_path"))
+    return [(ids[index], paths[index], partial(images.load_image, index, verify=True)) for index in images.usable]
+
+
+def _write(path: Path, pixels: npt.NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)  # a sample's id may name folders
+    atomic_write(path, encode_png(pixels))
+    return path
 
 
 def _check_names(images: Sequence[Path]) -> None:

@@ -278,3 +278,26 @@ def test_a_published_test_set_by_name(make_config: Callable[..., TrainConfig], t
     assert {name for name, pixels in true[0].items() if pixels} == {"aeroplane", "person", "tvmonitor"}
     unknown = CliRunner().invoke(app, [*arguments, "--benchmark", "voc"])
     assert unknown.exit_code == 2
+
+
+def test_a_manifests_samples_in_every_form_and_a_bad_one_among_them(
+    left_is_dog: torch.nn.Module, make_manifest: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    manifest = make_manifest(3)
+    (Path(manifest.root) / manifest.samples[1].image_path).write_bytes(b"torn")
+    names = {"pictures": ("_labels.png", "_overlay.png"), "png": (".png",), "detectron2": ()}
+    for form, endings in names.items():
+        out = tmp_path / form
+        done = list(predict_files(left_is_dog, manifest, WORDS, out, form=form))  # type: ignore[arg-type]
+        assert [bool(one.error) for one in done] == [False, True, False]
+        assert done[1].error.startswith("sample 001: ") and "\n" not in done[1].error
+        written = {f"{name}{ending}" for name in ("000", "002") for ending in endings}
+        assert {path.name for path in out.iterdir()} == (written or {"sem_seg_predictions.json"})
+    entries = json.loads((tmp_path / "detectron2/sem_seg_predictions.json").read_text())
+    assert [Path(entry["file_name"]).stem for entry in entries] == ["000", "000", "002", "002"]
+
+
+def test_root_without_a_manifest_is_refused() -> None:
+    for form in ([], ["--format", "png"]):
+        done = CliRunner().invoke(app, ["predict", "run", "a.jpg", "--classes", "cat", "--root", "there", *form])
+        assert done.exit_code == 2 and "--root" in done.output
