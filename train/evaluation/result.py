@@ -189,9 +189,11 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         document = json.loads(read_regular(path))
         matrix, names, counted = read_counts(path.with_suffix(".npz"))
+        if names is None:
+            raise ValueError(f"{path.with_suffix('.npz')} has no `classes`")
         return Evaluation(
             confusion=matrix_of(matrix, int(document["ignore_index"])),
-            classes=names or (),
+            classes=names,
             seen=tuple(bool(row["seen"]) for row in document["classes"]),
             num_images=document["num_images"],
             quarantined=tuple(document["quarantined"]),
