@@ -212,8 +212,17 @@ def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.
 
 
 def shifted_ids(ids: LabelIds, raw_ids: Collection[int]) -> str:
-    """A line if labels look numbered one too high: the first id stands in none, the one past the last in some."""
-    first, past = min(ids.raw_to_class), max(ids.raw_to_class) + 1
+    """A line if labels look numbered by one otherwise, too high or too low; those that fit by chance are shifted.
+
+    Too high: the first id stands in none, the one past the last in some. Too low: the last id stands in none, and 255,
+    which means nothing here, in some: where ids begin with a background, labels without one are so.
+    """
+    first, last = min(ids.raw_to_class), max(ids.raw_to_class)
+    past, void = last + 1, 255
+    if last not in raw_ids and void in raw_ids and void not in {*ids.raw_to_class, *ids.raw_ignore}:
+        name = ids.vocabulary.class_names[ids.raw_to_class[last]]
+        none_and_some = f"no label holds id {last} ({name!r}), some hold {void}, which is no id here"
+        return f"{none_and_some}: have they no background, and ids one lower, as those of pascal-context-59 beside -60?"
     if first in raw_ids or past not in raw_ids or past in ids.raw_ignore:
         return ""
     name = ids.vocabulary.class_names[ids.raw_to_class[first]]

@@ -10,6 +10,7 @@ from physseg.manifests.datasets.context_json import paint_image
 from physseg.manifests.datasets.pascal_context import category_to_class_59, context_ids, legacy_to_class_59
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.labels.forms import voc_palette
+from physseg.manifests.report import summary_lines
 from physseg.manifests.vocabulary import published_vocabulary
 from PIL import Image
 
@@ -214,6 +215,20 @@ def test_pictures_of_60_class_ids_are_told_from_those_of_59(toys, tmp_path):
     manifest = build(toys, 60, form="ids", labels=tmp_path / "ids", listed=tmp_path / "names.txt")
     assert manifest.load(0)[1].tolist() == [[0, 1, 59]] * 2
     assert "id 255 (2 pixels)" in manifest.samples[1].problem
+
+
+def test_a_set_of_labels_numbered_as_the_59_is_said_loudly(toys, tmp_path):
+    """The first has no pixel of 255, and passes with every class one too low."""
+    photographs(toys, "a", "b")
+    toys.label("ids/a.png", np.array([[0, 1, 58]] * 2, np.uint8))
+    toys.label("ids/b.png", np.array([[0, 58, 255]] * 2, np.uint8))
+    toys.lines("names.txt", "a", "b")
+    options = {"form": "ids", "labels": tmp_path / "ids", "listed": tmp_path / "names.txt"}
+    for num_classes, warned in ((60, True), (59, False)):
+        name = f"pascal-context-{num_classes}"
+        checked = published.benchmark(name, root=toys.folder, **options).checked
+        said = "\n".join(summary_lines(checked, None))
+        assert ("WARNING" in said and "pascal-context-59 beside -60" in said) == warned
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
