@@ -1,5 +1,6 @@
-"""Documents that others wrote: JSON that says which format it has, and one boundary around whatever parses bytes."""
+"""Documents: JSON that says which format it has, its digest, and one boundary around whatever parses bytes."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,15 @@ def read_document(
     if lacking := [key for key in ("format", *keys) if key not in has]:
         raise error_class(f"{fault} (no {', '.join(lacking)})", hint=hint)
     return has
+
+
+def digest_of_json(value: Any) -> str:
+    """sha256 (hex) of a JSON value in canonical form.
+
+    >>> digest_of_json({"b": 1, "a": [2]}) == digest_of_json({"a": [2], "b": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..common.documents import parsing
+from ..common.documents import digest_of_json, parsing
 from ..common.regular_files import is_files_fault
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split, without_credentials
@@ -264,7 +264,7 @@ class Manifest(LabelIds):
 
 def _sealed(header: Mapping[str, Any], rows: SampleTable) -> str:
     """sha256 (hex) over all that a manifest's file says."""
-    return hashlib.sha256(f"{json.dumps(header, sort_keys=True)}:{rows.digest}".encode()).hexdigest()
+    return digest_of_json([header, rows.digest])
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

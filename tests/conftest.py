@@ -13,8 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import cv2
 import numpy as np
 import pytest
+from physseg.common.documents import digest_of_json
 from physseg.manifests.manifest import Manifest, Sample, Vocabulary
-from physseg.pipeline.store.schema import digest_of_json, to_json
+from physseg.pipeline.store.schema import to_json
 from PIL import Image
 
 NUM_CLASSES = 5

@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from ...common.documents import parsing
+from ...common.documents import digest_of_json, parsing
 from ...common.storage.interface import Storage
 from .errors import REPAIR_HINT, StoreCorruptError
-from .schema import digest_of_json, to_json
+from .schema import to_json
 
 PROVENANCE = "provenance"
 """Zarr group (with no arrays) that holds the manifest and the commit records, so that a store explains itself."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...common.documents import parsing
+from ...common.documents import digest_of_json, parsing
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location, open_storage
@@ -13,7 +13,7 @@ from ...manifests.manifest import Manifest
 from .commits import PROVENANCE, sha256
 from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
-from .schema import SPECS, STATUS, StoreSchema, digest_of_json, to_json
+from .schema import SPECS, STATUS, StoreSchema, to_json
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
 ROOT = "zarr.json"

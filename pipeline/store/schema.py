@@ -4,7 +4,6 @@ A store is one Zarr v3 group. Each array belongs to a *layer*: what one extracto
 built-in layer `labels`). Layers are added, recomputed and committed independently of each other.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...common.documents import parsing
+from ...common.documents import digest_of_json, parsing
 from ...common.settings import build
 from ...manifests.vocabulary import Vocabulary
 from ...structure_extractors.patch_counts import CELL_PX
@@ -267,11 +266,6 @@ _KINDS: Final[Mapping[str, type]] = {
     "made_with": dict,
 }
 """What JSON has in the settings; numbers are the business of `_check_sizes`."""
-
-
-def digest_of_json(value: Any) -> str:
-    """sha256 (hex) of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.atomic import atomic_json, atomic_write
-from ...common.text import percent
+from ...common.text import counted, percent
 from ..errors import AnalysisError
 from ..evaluation.image_counts import bootstrap_weights, normal_interval
 from ..evaluation.protocol import environment_note, merged_environment, protocol_differences
@@ -110,11 +110,10 @@ def markdown(title: str, found: Sequence[Cell], score: str = "mIoU") -> str:
     header = ["", *(f"{name}{part}" for name in data for part in parts)]
     lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
     lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
-    seeds = len(found[0].miou)
     legend = (
-        f"{score} over the classes of the ground truth, mean ± standard deviation over {seeds} "
-        f"seed{'s' * (seeds > 1)}; difference to {rows[0]} in percentage points with 95 % intervals: over seeds by "
-        "Student's t, over images by bootstrap."
+        f"{score} over the classes of the ground truth, mean ± standard deviation over "
+        f"{counted(len(found[0].miou), 'seed')}; difference to {rows[0]} in percentage points with 95 % intervals: "
+        "over seeds by Student's t, over images by bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"

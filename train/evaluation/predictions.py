@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...common.errors import PhyssegError
 from ...common.regular_files import read_regular
-from ...common.text import preview
+from ...common.text import counted, preview
 from ...manifests.datasets.coco_segments import segment_mask
 from ...manifests.decoding import check_png, decode_label
 from ...manifests.manifest import Manifest
@@ -85,7 +85,7 @@ class Predictions:
         if self.faults:
             lines = [f"sample {sample_id}: {fault}" for sample_id, fault in self.faults.items()]
             more = "; looked no further" if len(lines) >= MAX_FAULTS else ""
-            number = f"{len(lines)} prediction{'s' * (len(lines) > 1)} cannot be scored{more}"
+            number = f"{counted(len(lines), 'prediction')} cannot be scored{more}"
             raise EvaluationError("\n  ".join([f"{self.path}: {number}:", *lines]), hint=FAULT_HINT)
 
     def _as_classes(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:

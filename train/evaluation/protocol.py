@@ -4,8 +4,6 @@ Both are in every result as they are and as a short hash. Results of earlier ver
 physseg's version, and no environment.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import cv2
 
 from ... import __version__
+from ...common.documents import digest_of_json
 from ...common.settings import differing_keys, to_dict
 from ...manifests.manifest import Manifest
 from ..model.inference import PRECISION, InferenceSettings
@@ -20,6 +19,8 @@ from ..model.segmenter import Segmenter
 
 NOT_OF_THE_PROTOCOL = ("batch_windows", "memory_bytes")
 """Settings of inference that bound memory and do not change what is computed."""
+
+HASH_DIGITS = 12
 
 _LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
 
@@ -60,7 +61,7 @@ def identity_of_predictions(manifest: Manifest, made_by: Mapping[str, Any]) -> d
         "ignore_index": vocabulary.ignore_index,
         "shared_prompts": {name: list(ids) for name, ids in vocabulary.shared_prompts.items()},
         "protocol": protocol,
-        "fingerprint": short_hash(protocol),
+        "fingerprint": digest_of_json(protocol)[:HASH_DIGITS],
     }
 
 
@@ -91,10 +92,5 @@ def protocol_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
     return list(differing_keys(ours.get("protocol", {}), theirs.get("protocol", {}), "protocol"))
 
 
-def short_hash(settings: Mapping[str, Any]) -> str:
-    """The first 12 digits of the SHA-256 of settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _hashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"environment": dict(values), "environment_fingerprint": short_hash(values)}
+    return {"environment": dict(values), "environment_fingerprint": digest_of_json(values)[:HASH_DIGITS]}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_folder, remove_folder
-from ...common.documents import parsing, read_document
+from ...common.documents import digest_of_json, parsing, read_document
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
 from .tensor_files import check_weights, read_tensors
@@ -73,7 +73,7 @@ def save(
             torch.save(dict(trainer), partial / TRAINER_FILE)
             names.append(TRAINER_FILE)
         document = {"format": FORMAT, **asdict(state), "files": {name: _facts(partial / name) for name in names}}
-        document["sha256"] = _sealed(document)
+        document["sha256"] = digest_of_json(document)
         (partial / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         # safetensors makes private files; this one may be read by whoever may read the others.
         (partial / MODEL_FILE).chmod((partial / STATE_FILE).stat().st_mode)
@@ -113,7 +113,7 @@ def read_state(path: Path) -> CheckpointState:
         tqdm.write(
             f"note: {path}: written by an earlier physseg, without a digest of its {STATE_FILE}", file=sys.stderr
         )
-    elif said != _sealed(document):
+    elif said != digest_of_json(document):
         raise CheckpointError(f"{path / STATE_FILE}: damaged or changed since it was written", hint=_other_hint(path))
     with parsing(CheckpointError, fault, hint):
         state = CheckpointState(**{name: document[name] for name in names} | {"classes": tuple(document["classes"])})
@@ -188,11 +188,6 @@ def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
         for name in wanted
         if name in tensors and tensors[name].shape != wanted[name].shape
     ]
-
-
-def _sealed(document: Mapping[str, Any]) -> str:
-    """sha256 (hex) over all that `state.json` says."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _other_hint(path: Path) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+from physseg.common.documents import digest_of_json
 from physseg.pipeline.inspect.summary import summarise
 from physseg.pipeline.run.prepare import prepare
 from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.errors import StoreCorruptError
 from physseg.pipeline.store.layout import MANIFEST_FILE, open_schema, read_manifest
 from physseg.pipeline.store.reader import StoreReader
-from physseg.pipeline.store.schema import digest_of_json
 from physseg.pipeline.store.shard_codec import decode_index
 
 from ...conftest import write_shapes

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from physseg.common.documents import digest_of_json
 from physseg.common.storage import local as local_storage
 from physseg.common.storage.location import open_storage
 from physseg.manifests.manifest import Manifest, Vocabulary
@@ -24,7 +25,7 @@ from physseg.pipeline.store.errors import StoreError, StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.locks import locked
 from physseg.pipeline.store.reader import StoreReader
-from physseg.pipeline.store.schema import DONE, QUARANTINED, StoreSchema, digest_of_json
+from physseg.pipeline.store.schema import DONE, QUARANTINED, StoreSchema
 from physseg.structure_extractors import registry
 
 MakeManifest = Callable[..., Manifest]

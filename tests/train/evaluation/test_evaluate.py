@@ -173,6 +173,11 @@ def hand_evaluation(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: P
     return evaluate_model(_TextOnly(), manifest, trained_on=("couch",), part=part, progress=False)
 
 
+def two_parts(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
+    """The files of an evaluation in two parts."""
+    return [hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(folder, "val") for number in (1, 2)]
+
+
 def test_parts_add_up_to_the_whole(manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = hand_evaluation(manifest, monkeypatch, None)
     files = [hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (2, 1)]
@@ -243,7 +248,7 @@ def test_boundary_iou_of_a_set_is_in_results_parts_and_the_log(
 def test_boundary_iou_of_an_earlier_result_is_not_known(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    files = [hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)]
+    files = two_parts(manifest, monkeypatch, tmp_path)
     with np.load(files[0].with_suffix(".npz")) as arrays:
         old = {name: value for name, value in arrays.items() if "boundary" not in name}
     np.savez(files[0].with_suffix(".npz"), allow_pickle=False, **old)
@@ -279,9 +284,7 @@ def test_sizes_of_parts_add_up(manifest: Manifest, monkeypatch: pytest.MonkeyPat
 def test_parts_of_other_protocols_are_refused_by_the_setting(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    first, second = (
-        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)
-    )
+    first, second = two_parts(manifest, monkeypatch, tmp_path)
     protocol = json.loads(second.read_text())["protocol"]
     named = {"classes", "fold_from", "templates", "synonyms", "preselected_classes", "max_images", "miou_over"}
     assert named | {"first_resize", "precision", "windows", "window_px", "stride_px", "canvas_px"} <= protocol.keys()
@@ -294,9 +297,7 @@ def test_parts_of_other_protocols_are_refused_by_the_setting(
 def test_parts_of_other_environments_merge_with_one_note(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    first, second = (
-        hand_evaluation(manifest, monkeypatch, Part(number, 2)).write(tmp_path, "val") for number in (1, 2)
-    )
+    first, second = two_parts(manifest, monkeypatch, tmp_path)
     environment = json.loads(first.read_text())["environment"]
     assert set(environment) == {"device", "physseg", "torch", "torchvision", "pillow", "opencv", "numpy"}
     assert "note" not in merge([first, second]).table()
