@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,29 @@ def test_sizes_of_parts_add_up(manifest: Manifest, monkeypatch: pytest.MonkeyPat
     assert merge(files).document() == whole.document()
     without = hand_evaluation(manifest, monkeypatch, Part(2, 2)).write(tmp_path, "val")
     assert merge([files[0], without]).document()["miou_by_size"] is None
+
+
+@pytest.mark.parametrize("damage", ["doubled", "an image less", "torn", "no classes", "no sizes"])
+def test_counts_that_contradict_each_other_are_not_merged(
+    damage: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = two_parts(manifest, monkeypatch, tmp_path)
+    file = files[1].with_suffix(".npz")
+    with np.load(file) as arrays:
+        held = dict(arrays)
+    if damage == "doubled":
+        held["confusion"] *= 2
+    elif damage == "an image less":
+        held |= {name: array[:-1] for name, array in held.items() if name.startswith("image")}
+    elif damage == "no classes":
+        del held["classes"]
+    elif damage == "no sizes":
+        held["size_counts"] = np.zeros((2, 3, 4), int)
+    np.savez(file, **held)
+    if damage == "torn":
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(EvaluationError, match=re.escape(str(files[1]))):
+        merge(files)
 
 
 def test_parts_of_other_protocols_are_refused_by_the_setting(
