@@ -3,7 +3,7 @@
 import errno
 from typing import Any, ClassVar, Self
 
-from .credentials import masked
+from .storage.credentials import masked
 
 
 class PhyssegError(Exception):

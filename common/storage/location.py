@@ -8,9 +8,9 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from ..credentials import has_credentials
 from ..errors import StorageError
 from ..regular_files import read_regular
+from .credentials import has_credentials
 from .interface import Storage
 from .local import LocalStorage
 from .objects import ObjectStorage, first_line

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from physseg.common.credentials import has_credentials, masked
 from physseg.common.errors import PhyssegError, StorageError
+from physseg.common.storage.credentials import has_credentials, masked
 from physseg.common.storage.location import absolute, open_storage, split
 from physseg.manifests.manifest import Manifest
 from physseg.train.weights.fetch import fetch, find_tag

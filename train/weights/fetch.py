@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_folder, atomic_json, remove_partials
-from ...common.credentials import masked
 from ...common.file_lock import file_lock
+from ...common.storage.credentials import masked
 from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
