@@ -1,8 +1,12 @@
 """physseg: pseudo ground truth computed once, open-vocabulary segmenters trained on it many times."""
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from .common.errors import PhyssegError
 
@@ -11,9 +15,13 @@ if TYPE_CHECKING:
     from .train.evaluation.judge import ClassIous
     from .train.evaluation.result import Evaluation
     from .train.prediction.trained_model import TrainedModel
+    from .train.public import losses, plugins, testing
 
-__all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load"]
+__all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load", "losses", "plugins", "testing"]
 __version__ = "0.1.0"
+
+_SHORT = {f"{__name__}.{name}": f"{__name__}.train.public.{name}" for name in ("losses", "plugins", "testing")}
+"""Short name of a module -> where it is."""
 
 
 def load(path: str | Path, *, device: str = "auto", step: int | None = None, windows: bool = True) -> "TrainedModel":
@@ -65,3 +73,33 @@ def evaluate_predictions(
     return evaluate_predictions(
         predictions, manifest, trained_on=trained_on, ids=ids, allow_missing=allow_missing, progress=progress
     )
+
+
+class _ShortNames:
+    """Finds and loads the modules of short names: `import physseg.losses` gives the one module of both names."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, cls, origin=_SHORT[name]) if name in _SHORT else None
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        return None  # an empty one
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(_SHORT[module.__name__])  # in place of the empty one
+
+
+sys.meta_path.append(_ShortNames)
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first asked for."""
+    if f"{__name__}.{name}" in _SHORT:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

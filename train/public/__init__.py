@@ -1,0 +1,1 @@
+"""The modules behind the short names `physseg.plugins`, `physseg.losses` and `physseg.testing`: re-exports alone."""

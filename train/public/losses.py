@@ -1,0 +1,7 @@
+"""`physseg.losses`: the losses as pure functions of tensors, for anybody's loop (docs/python.md)."""
+
+from ..losses.alignment import patch_alignment_loss, patch_weights
+from ..losses.segmentation import segmentation_loss
+from ..losses.structure import structure_losses, structure_targets
+
+__all__ = ["patch_alignment_loss", "patch_weights", "segmentation_loss", "structure_losses", "structure_targets"]

@@ -1,0 +1,7 @@
+"""`physseg.plugins`: what a package needs to offer a part of its own (docs/python.md). Loads neither torch nor dask."""
+
+from ...common.plugins import PluginError
+from ...structure_extractors.interface import Extractor
+from ..model.backbones.interface import Backbone
+
+__all__ = ["Backbone", "Extractor", "PluginError"]
