@@ -1,1 +1,1 @@
-"""One file per published data set, and what they share: archives, annotation files, painted labels."""
+"""One file per published data set, and what they share; annotations/ paints labels from JSON."""

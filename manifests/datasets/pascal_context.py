@@ -14,8 +14,8 @@ from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from ..vocabulary import Vocabulary, published_vocabulary
+from .annotations.context_json import NUM_CATEGORIES, paint_context
 from .archive import Archive, Release, existing_folder, existing_list, known_split
-from .context_json import NUM_CATEGORIES, paint_context
 
 RENAMED = {"diningtable": "table"}  # name among the 59 -> name among the 459
 

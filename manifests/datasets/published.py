@@ -12,8 +12,8 @@ from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
 from ..errors import ManifestError
 from ..pairing import IMAGE_SUFFIXES, pair_files
 from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
+from .annotations.coco_json import paint_labels
 from .archive import Archive, Release, folder_of, miscounted
-from .coco_json import paint_labels
 from .coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, OTHER_SPLIT, coco_stuff_ids, find_folder
 from .coco_stuff import RELEASES as COCO_RELEASES
 from .folder import check_root

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ...common.errors import PhyssegError
 from ...common.regular_files import read_regular
 from ...common.text import counted, preview
-from ...manifests.datasets.coco_segments import segment_mask
+from ...manifests.datasets.annotations.coco_segments import segment_mask
 from ...manifests.decoding import check_png, decode_label
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError

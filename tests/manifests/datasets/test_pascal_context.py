@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from physseg.manifests.datasets import published
-from physseg.manifests.datasets.context_json import paint_image
+from physseg.manifests.datasets.annotations.context_json import paint_image
 from physseg.manifests.datasets.pascal_context import category_to_class_59, context_ids, legacy_to_class_59
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.labels.forms import voc_palette

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from physseg.manifests.datasets import published
-from physseg.manifests.datasets.coco_json import paint, read_annotations
+from physseg.manifests.datasets.annotations.coco_json import paint, read_annotations
 from physseg.manifests.datasets.coco_stuff import coco_stuff_ids, coco_stuff_vocabulary
 from physseg.manifests.datasets.folder import folder
 from physseg.manifests.errors import ManifestError

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from physseg.manifests.datasets import published
-from physseg.manifests.datasets.coco_json import read_annotations
-from physseg.manifests.datasets.coco_segments import run_lengths, segment_mask
+from physseg.manifests.datasets.annotations.coco_json import read_annotations
+from physseg.manifests.datasets.annotations.coco_segments import run_lengths, segment_mask
 from physseg.manifests.datasets.coco_stuff import CATEGORY_TO_CLASS, coco_stuff_vocabulary
 from physseg.manifests.decoding import decode_label
 from physseg.manifests.errors import ManifestError

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ...common.atomic import atomic_folder
-from ...common.processes import available_cpus
-from ...common.regular_files import read_regular
-from ..errors import ManifestError
+from ....common.atomic import atomic_folder
+from ....common.processes import available_cpus
+from ....common.regular_files import read_regular
+from ...errors import ManifestError
 
 MAX_PROBLEMS_SHOWN = 10
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.text import preview
-from ..errors import ManifestError
+from ....common.text import preview
+from ...errors import ManifestError
 from .coco_segments import segment_mask
 from .painting import check_new_folder, paint_folder, read_annotation_file
 

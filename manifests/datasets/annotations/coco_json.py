@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..errors import ManifestError
-from ..pairing import IMAGE_SUFFIXES, Pair, Side, files_by_stem, matching_stems
+from ...errors import ManifestError
+from ...pairing import IMAGE_SUFFIXES, Pair, Side, files_by_stem, matching_stems
+from ..coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .coco_segments import segment_mask
-from .coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
 from .painting import check_new_folder, paint_folder, read_annotation_file
 
 OTHER_CATEGORY = 183

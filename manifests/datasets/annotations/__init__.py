@@ -1,0 +1,1 @@
+"""Annotation files (JSON) become label pictures."""
