@@ -12,12 +12,13 @@ from .common.errors import PhyssegError
 
 if TYPE_CHECKING:
     from .manifests.manifest import Manifest
+    from .pipeline.store.open_store import Store
     from .train.evaluation.judge import ClassIous
     from .train.evaluation.result import Evaluation
     from .train.prediction.trained_model import TrainedModel
     from .train.public import losses, plugins, testing
 
-__all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load", "losses", "plugins", "testing"]
+__all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load", "losses", "open_store", "plugins", "testing"]
 __version__ = "0.1.0"
 
 _SHORT = {f"{__name__}.{name}": f"{__name__}.train.public.{name}" for name in ("losses", "plugins", "testing")}
@@ -36,6 +37,24 @@ def load(path: str | Path, *, device: str = "auto", step: int | None = None, win
     from .train.prediction.trained_model import load_trained
 
     return load_trained(path, device=device, step=step, windows=windows)
+
+
+def open_store(path: str | Path) -> "Store":
+    """A store that `physseg preprocess` wrote, as a sequence of its samples.
+
+        store = physseg.open_store("train.zarr")
+        sample = store[3]                    # or store["000000000139"]
+        edges = sample.arrays["canny"]       # uint8 of sample.size, (height, width)
+
+    Args:
+        path: Folder or URL of the store.
+
+    Raises:
+        StoreError: There is no store, or another tool has changed it.
+    """
+    from .pipeline.store.open_store import Store
+
+    return Store(path)
 
 
 def evaluate_predictions(

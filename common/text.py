@@ -1,5 +1,6 @@
 """Words for people: sizes, durations, percent, the first few of many names, and the I-th of N parts."""
 
+import difflib
 import math
 import re
 from collections.abc import Container, Iterable, Sequence
@@ -101,6 +102,19 @@ def preview(names: Iterable[object], limit: int = 5) -> str:
     texts = [str(name) for name in names]
     rest = len(texts) - limit
     return (", ".join(texts[:limit]) or "none") + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(text: str, known: Sequence[str]) -> str:
+    """A hint with what the user may have meant: what contains the text, else what looks like it.
+
+    >>> did_you_mean("squre", ["box", "square"]), did_you_mean("ox", ["box", "square"])
+    ("did you mean 'square'?", "did you mean 'box'?")
+    """
+    close = [name for name in known if text and text in name][:5]
+    close = close or difflib.get_close_matches(text, known[:20_000], n=5, cutoff=0.5)  # all of them would take seconds
+    if close:
+        return f"did you mean {', '.join(map(repr, close))}?"
+    return f"there are, for example, {', '.join(map(repr, known[:5]))}"
 
 
 CONTROL = r"[\x00-\x1f\x7f-\x9f" + "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"

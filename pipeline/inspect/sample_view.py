@@ -1,8 +1,7 @@
 """Samples of a store looked up by id or index, with their arrays cut to the frame."""
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy.typing as npt
 
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location, open_storage
+from ...common.text import did_you_mean
 from ...manifests.errors import ContentError
 from ...manifests.manifest import Sample
 from ...manifests.vocabulary import Vocabulary
-from ..store.commits import read_commit
 from ..store.layout import open_schema
+from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
-from ..store.schema import QUARANTINED, ArraySpec
+from ..store.schema import ArraySpec
 from .drawing.label_maps import class_shares
 from .drawing.palette import UInt8
 from .errors import InspectError
@@ -43,7 +43,7 @@ class SampleView:
     structures: Mapping[str, tuple[ArraySpec, UInt8]]
     """Structure maps (h, w) by array name, with their rows of the schema."""
     cell_classes: npt.NDArray[Any]
-    """Classes in each cell of the canvas, (K, rows, columns)."""
+    """Classes in each cell of 8 px of the frame, (K, rows, columns)."""
     cell_counts: UInt8
     """Pixels of each such class, (K, rows, columns)."""
     patch_px: int
@@ -102,7 +102,7 @@ class SampleViews:
             return int(text)
         raise InspectError(
             f"{self.reader.store}: no sample {text!r}, neither as an id nor as an index below {len(self.reader)}",
-            hint=_did_you_mean(text, rows.values("sample_id")),
+            hint=did_you_mean(text, rows.values("sample_id")),
         )
 
     def find_class(self, text: str) -> int:
@@ -124,7 +124,7 @@ class SampleViews:
             raise InspectError(f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}")
         raise InspectError(
             f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({len(entries)} classes)",
-            hint=_did_you_mean(wanted, [word for word, _ in synonyms]),
+            hint=did_you_mean(wanted, [word for word, _ in synonyms]),
         )
 
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
@@ -135,18 +135,12 @@ class SampleViews:
             need_image: Whether an image that cannot be read is an error. Otherwise it is grey.
 
         Raises:
-            StoreIncompleteError: The sample is not computed.
-            InspectError: The sample is quarantined, or its image cannot be read.
+            StoreIncompleteError: The sample is not computed, or quarantined.
+            InspectError: Its image cannot be read.
         """
         reader = self.reader
-        if reader.status[index] == QUARANTINED:
-            name = reader.manifest.samples[index].sample_id
-            record = read_commit(reader.store, index // reader.schema.samples_per_shard)
-            reasons = {entry.index: entry.reason for entry in (record.quarantine if record else ())}
-            why = reasons.get(index, "its commit record does not say why")
-            raise InspectError(f"{reader.store}: sample {index} ({name}) is quarantined: {why}")
-        planes = reader.read(index)
-        height, width = reader.frame_size(index)
+        stored = cut_sample(reader, index)
+        (height, width), arrays = stored.size, stored.arrays
         problem = ""
         try:
             image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
@@ -160,18 +154,9 @@ class SampleViews:
             vocabulary=self.vocabulary,
             image=image,
             image_problem=problem,
-            labels=planes["labels"][:height, :width],
-            structures={spec.name: (spec, planes[spec.name][:height, :width]) for spec in self.drawn},
-            cell_classes=planes["cell_classes"],
-            cell_counts=planes["cell_counts"],
+            labels=arrays["labels"],
+            structures={spec.name: (spec, arrays[spec.name]) for spec in self.drawn},
+            cell_classes=arrays["cell_classes"],
+            cell_counts=arrays["cell_counts"],
             patch_px=self.patch_px,
         )
-
-
-def _did_you_mean(text: str, known: Sequence[str]) -> str:
-    """A hint with what the user may have meant: what contains the text, else what looks like it."""
-    close = [name for name in known if text and text in name][:5]
-    close = close or difflib.get_close_matches(text, known[:20_000], n=5, cutoff=0.5)  # all of them would take seconds
-    if close:
-        return f"did you mean {', '.join(map(repr, close))}?"
-    return f"there are, for example, {', '.join(map(repr, known[:5]))}"

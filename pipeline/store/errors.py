@@ -13,6 +13,10 @@ class StoreError(PhyssegError, ValueError):
     """A store is not what was asked for: no store, another schema, other settings, another vocabulary."""
 
 
+class UnknownSampleError(StoreError, KeyError):
+    """No sample of the store has that id; carries close matches."""
+
+
 class StoreBusyError(StoreError):
     """Another process is writing the store."""
 

@@ -28,7 +28,7 @@ from ...common.storage.location import Location, open_storage
 from ...common.text import preview
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
-from .commits import CommitRecord, commit_path
+from .commits import CommitRecord, commit_path, read_commit
 from .errors import REPAIR_HINT, StoreCorruptError, StoreError, StoreIncompleteError
 from .layout import open_schema, read_manifest
 from .schema import DONE, QUARANTINED, SPECS, STATUS, ArraySpec, StoreSchema
@@ -112,10 +112,7 @@ class StoreReader:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.store}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
-            sample, quarantined = self.manifest.samples[index].sample_id, self.status[index] == QUARANTINED
-            state = "quarantined" if quarantined else "not computed"
-            hint = "`physseg inspect STORE` tells why" if quarantined else None
-            raise StoreIncompleteError(f"{self.store}: sample {index} ({sample}) is {state}", hint=hint)
+            raise self._unreadable(index)
         number, row = divmod(index, self.schema.samples_per_shard)
         shard = self._shard(number)
         for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
@@ -131,6 +128,17 @@ class StoreReader:
             del plane  # or it would live until the next one is made
         for name in self._columns:
             yield name, self._column(name)[index]
+
+    def _unreadable(self, index: int) -> StoreIncompleteError:
+        """Why a sample is not done."""
+        sample = f"{self.store}: sample {index} ({self.manifest.table.value('sample_id', index)})"
+        if self.status[index] != QUARANTINED:
+            return StoreIncompleteError(f"{sample} is not computed")
+        record = read_commit(self.store, index // self.schema.samples_per_shard)
+        reasons = {entry.index: entry.reason for entry in (record.quarantine if record else ())}
+        why = reasons.get(index, "its commit record does not say why")
+        hint = "mend the file, then `physseg preprocess MANIFEST STORE --retry-quarantined`; or leave the sample out"
+        return StoreIncompleteError(f"{sample} is quarantined: {why}", hint=hint)
 
     def read_column(self, name: str) -> npt.NDArray[Any]:
         """All samples of an unsharded array; shards that are not there read as fill."""

@@ -306,7 +306,7 @@ def test_pictures_are_written_under_safe_names(store: Path, tmp_path: Path) -> N
 
 
 def test_a_quarantined_sample_is_refused_with_its_reason(store: Path) -> None:
-    with pytest.raises(InspectError, match=r"4 \(004\).*sha256"):
+    with pytest.raises(StoreIncompleteError, match=r"4 \(004\).*sha256"):
         SampleViews(store).view(4)
 
 
