@@ -1,7 +1,8 @@
-"""Documents: JSON that says which format it has, its digest, and one boundary around whatever parses bytes."""
+"""Documents: JSON that says which format it has, its digest, TOML, and one boundary around whatever parses bytes."""
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,46 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def read_toml(path: Path, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        PhyssegError: Of `error_class`. There is no such file, or `parse_toml` refuses it; the message begins with
+            `fault`.
+    """
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
+    return parse_toml(data, error_class, fault, hint)
+
+
+def parse_toml(
+    text: str | bytes, error_class: type[PhyssegError], fault: str, hint: str | None = None
+) -> dict[str, Any]:
+    """What TOML says.
+
+    Raises:
+        PhyssegError: Of `error_class`. The text is no TOML, or nested deeper or of larger integers than any of ours.
+    """
+    with parsing(error_class, fault, hint):
+        document = tomllib.loads(text if isinstance(text, str) else text.decode())
+        _check_extent(document)
+    return document
+
+
+def _check_extent(value: Any, depth: int = 0) -> None:
+    """Raises ValueError for what could not be copied (RecursionError), or not be shown in a message (huge integers)."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("an integer of more than 64 bits")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_extent(item, depth + 1)
+
+
+MAX_DEPTH = 50
+"""Nesting that no document of ours reaches."""
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 """What bytes of another form make a parser raise. Whatever else it raises is a bug of ours, and shows as one."""
 

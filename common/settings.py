@@ -6,8 +6,8 @@ dataclasses. `from_text` reads one option of a command line.
 """
 
 import difflib
+import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from .documents import parse_toml
 from .errors import ConfigError, PhyssegError
 
 T = TypeVar("T")
@@ -71,6 +72,27 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
         raise ConfigError(f"{f'[{where}] ' if where else ''}{error.args[0]}", hint=hint) from error
 
 
+def check_ranges(settings: Any, **ranges: str) -> None:
+    """Refuse numbers outside of their ranges, which are written as mathematics has them.
+
+        check_ranges(self, steps="[1, 1e9]", beta1="[0, 1)")
+
+    A tuple is checked item by item; None is left alone, and NaN is in no range. Saved settings meet these ranges too:
+    an upper end lies where nothing could be trained or loaded (beyond 1e18, squares of float32 overflow), and may be
+    lower only for a key that may differ when a run is resumed.
+
+    Raises:
+        ConfigError: It names the field, its range and the value.
+    """
+    for name, written in ranges.items():
+        low, high = map(float, written[1:-1].split(","))
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            ends = {low: written[0] == "[", high: written[-1] == "]"}
+            if number is not None and not (low < number < high or ends.get(number)):
+                raise ConfigError.mismatch(name, f"a number in {written}", number)
+
+
 def to_dict(config: Any) -> Any:
     """The settings as JSON values: dataclasses become dicts, tuples lists. `build` reads the result back."""
     if is_dataclass(config) and not isinstance(config, type):
@@ -98,8 +120,8 @@ def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"expected KEY=VALUE, got {text!r}", hint="For example: --set optim.learning_rate=1e-4")
     try:
-        value = tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {written}", ConfigError, key)["value"]
+    except ConfigError:
         value = written.strip()
     table = values
     for depth, part in enumerate(parts[:-1]):
@@ -185,7 +207,9 @@ def _read_text(value: Any, kind: Any) -> Any:
         return value
     accepted = (str, Path, *_SCALARS[kind][1]) if kind in (int, float, str, Path) else ()
     if isinstance(value, accepted) and not isinstance(value, bool):
-        return kind(value)
+        read = kind(value)
+        if kind is not float or math.isfinite(read):
+            return read
     raise ValueError(value)
 
 
@@ -221,6 +245,8 @@ def _convert_scalar(value: Any, kind: Any, *, base: Path, where: str) -> Any:
             raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return str(value) if isinstance(value, str) else value
     words, accepted = _SCALARS[kind]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError.mismatch(where, "a finite number", value)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise _wrong_type(where, words, value)
     if kind is Path:

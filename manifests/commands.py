@@ -32,7 +32,7 @@ MaxMegapixels = Annotated[float, typer.Option(help="Larger pictures are quaranti
 AllowJpegWarnings = Annotated[
     bool, typer.Option("--allow-jpeg-warnings", help="Note JPEGs that decode with a warning instead of quarantining.")
 ]
-Threads = Annotated[int, typer.Option("--workers", min=0, help="Threads; 0 = the cores you may use.")]
+Threads = Annotated[int, typer.Option("--workers", min=0, max=1024, help="Threads; 0 = the cores you may use.")]
 AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the pixel share of every class.")]
 Check = Annotated[

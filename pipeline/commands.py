@@ -33,7 +33,7 @@ def preprocess(
             "--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."
         ),
     ] = None,
-    short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
+    short_edge: Annotated[int | None, typer.Option(min=8, help="Shortest edge of the frame, px. Default 384.")] = None,
     max_long_edge: Annotated[
         int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")
     ] = None,
@@ -41,7 +41,7 @@ def preprocess(
         int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes. Default: the cores you may use.")
+        int | None, typer.Option(min=1, max=4096, help="Worker processes. Default: the cores you may use.")
     ] = None,
     scheduler: Annotated[
         str, typer.Option(help="local (processes on this machine), sync (this process), or tcp://HOST:PORT of Dask's.")
@@ -138,11 +138,12 @@ def plan(
     ] = None,
     structures: Annotated[str | None, typer.Option(help="As in preprocess; so are the next four.")] = None,
     set_option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.OPTION=VALUE")] = None,
-    short_edge: Annotated[int | None, typer.Option()] = None,
+    short_edge: Annotated[int | None, typer.Option(min=8)] = None,
     max_long_edge: Annotated[int | None, typer.Option()] = None,
     canvas: Annotated[int | None, typer.Option()] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Of the planned run, on any number of machines. Default: the cores here.")
+        int | None,
+        typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here."),
     ] = None,
     target_hours: Annotated[float | None, typer.Option(help="Say how many cores finish in that time.")] = None,
     images: Annotated[
@@ -191,7 +192,7 @@ def verify(
     images: Annotated[
         bool, typer.Option("--images", help="Also hash every image and label file, and compare with the manifest.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes for --repair.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=4096, help="Worker processes for --repair.")] = None,
     scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
     root: Root = None,
 ) -> None:
@@ -283,7 +284,10 @@ def _write_pictures(
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    names = None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if names == []:
+        raise typer.BadParameter(f"expected names such as canny,sift, got {text!r}", param_hint="--structures")
+    return names
 
 
 def _settings(assignments: list[str]) -> dict[str, dict[str, str]]:

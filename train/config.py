@@ -5,7 +5,6 @@
 `example.toml` beside this file shows every key with its default; `physseg train --example` prints it.
 """
 
-import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..common.documents import parse_toml, read_toml
 from ..common.errors import ConfigError
-from ..common.settings import NameOrPath, PathText, apply_override, build
+from ..common.settings import NameOrPath, PathText, apply_override, build, check_ranges
 from ..pipeline.store.frame import CELL_PX
 from .data.dataset import DataConfig
 from .losses.total import LossConfig
@@ -45,8 +45,7 @@ class EvalConfig:
     """Whether the checkpoint of the highest mIoU is kept besides the last ones."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or (self.max_images is not None and self.max_images < 1):
-            raise ConfigError(f"every and max_images must be at least 1, got {self.every} and {self.max_images}")
+        check_ranges(self, every="[1, inf)", max_images="[1, inf)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +96,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        counts = ("steps", "accumulate", "log_every", "checkpoint_every", "keep_last")
+        check_ranges(self, **dict.fromkeys(counts, "[1, inf)"), batch_size="[1, 1e7]", ema_decay="[0, 1)")
         # The losses are the switches; a head without its loss would only take memory.
         structures = self.model.structures if self.losses.lambda_p > 0 else ()
         model = replace(self.model, structures=structures, alignment=self.losses.lambda_sac > 0)
         object.__setattr__(self, "model", model)
+        grid = model.clip_sizes.grid
+        if model.pooling > grid:
+            raise ConfigError.mismatch("model.pooling", f"at most the {grid} patches of a side", model.pooling)
         self._check_crop()
         if self.losses.lambda_p > 0 and not structures:
             hint = 'Write `structures = ["canny"]` in [model], or `lambda_p = 0` in [losses].'
@@ -139,17 +138,14 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | 
         ConfigError: It names the file, the key and the repair.
     """
     file, base = Path(path), Path(path).resolve().parent
-    try:
-        if str(path) in recipes():
-            text, base = _resource(f"recipes/{path}.toml"), Path.cwd()
-        else:
-            text = file.read_text(encoding="utf-8")
-        values: dict[str, Any] = tomllib.loads(text)
-    except FileNotFoundError as error:
+    fault = f"{file}: not a TOML file"
+    if str(path) in recipes():
+        values, base = parse_toml(_resource(f"recipes/{path}.toml"), ConfigError, fault), Path.cwd()
+    elif file.exists():
+        values = read_toml(file, ConfigError, fault)
+    else:
         hint = f"`physseg train --example > config.toml` writes one; recipes by name: {', '.join(recipes())}."
-        raise ConfigError(f"{file}: no such configuration file", hint=hint) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: not a TOML file: {error}") from error
+        raise ConfigError(f"{file}: no such configuration file", hint=hint)
     try:
         config = _overridden(values, overrides, base)
         return config if run is None else replace(config, run=run.resolve())

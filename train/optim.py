@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ..common.errors import ConfigError
+from ..common.settings import check_ranges
 from .errors import NonFiniteLossError
 from .model.segmenter import Segmenter
 
@@ -43,16 +44,9 @@ class OptimConfig:
     """L2 norm to which the gradient of all parameters together is clipped; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name in ("learning_rate", "epsilon"):
-                fits, expected = 0 < value < math.inf, "more than 0"
-            elif name in ("beta1", "beta2"):
-                fits, expected = 0 <= value < 1, "0 to below 1"
-            else:
-                fits, expected = 0 <= value < math.inf, "0 or more"
-            if not fits:
-                raise ConfigError(f"{name} = {value}: expected {expected}")
+        check_ranges(self, learning_rate="(0, 1e18]", clip_scale="[0, 1e18]", weight_decay="[0, 1e18]")
+        check_ranges(self, weight_decay_norm="[0, 1e18]", weight_decay_embedding="[0, 1e18]", epsilon="(0, inf)")
+        check_ranges(self, beta1="[0, 1)", beta2="[0, 1)", warmup_steps="[0, inf)", max_gradient_norm="[0, inf)")
 
 
 def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 import pytest
 from physseg.common.errors import ConfigError
-from physseg.common.settings import PathText, apply_override, build, differing_keys, from_text, to_dict, type_in_words
+from physseg.common.settings import (
+    PathText,
+    apply_override,
+    build,
+    check_ranges,
+    differing_keys,
+    from_text,
+    to_dict,
+    type_in_words,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +79,7 @@ def test_paths_are_relative_to_the_file_and_urls_are_left_alone() -> None:
         ({"names": "canny"}, "`names` must be a list, got text 'canny'"),
         ({"names": ["a", 3]}, "`names[1]` must be text, got integer 3"),
         ({"inner": {"rate": -1}}, "[inner] rate must not be negative, got -1.0"),
+        ({"inner": {"rate": float("inf")}}, "inner.rate: expected a finite number, got inf"),
         ({"folder": 3}, "`folder` must be a path, got integer 3"),
     ],
 )
@@ -174,9 +184,48 @@ def test_options_are_read_by_their_type(written: object, kind: object, expected:
         ("min", Mode),
         (3, str),
         ("", int),
+        ("inf", float),
+        ("1e999", float),
+        (float("nan"), float),
     ],
 )
 def test_an_option_of_another_type_names_both(written: object, kind: object) -> None:
     with pytest.raises(ConfigError) as caught:
         from_text(written, kind, where="canny.low")
     assert str(caught.value) == f"canny.low: expected {type_in_words(kind)}, got {written!r}"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    a: float = 0.5
+    b: int | None = None
+    c: tuple[int, ...] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({}, ""),
+        ({"a": 0}, "a"),
+        ({"a": 1}, ""),
+        ({"a": 1.001}, "a"),
+        ({"a": float("nan")}, "a"),
+        ({"a": float("inf")}, "a"),
+        ({"b": 0}, ""),
+        ({"b": -1}, "b"),
+        ({"b": 9}, "b"),
+        ({"b": 10**400}, "b"),
+        ({"c": (1, 5)}, "c"),
+        ({"c": ()}, ""),
+    ],
+)
+def test_ranges_are_open_or_closed_at_either_end(values: dict[str, Any], wrong: str) -> None:
+    ranges = {"a": "(0, 1]", "b": "[0, 9)", "c": "[1, 4]"}
+    told = ""
+    try:
+        check_ranges(Numbers(**values), **ranges)
+    except ConfigError as error:
+        told = str(error)
+    assert told.startswith(f"{wrong}: expected a number in {ranges[wrong]}, got " if wrong else "") and bool(
+        told
+    ) == bool(wrong)

@@ -126,7 +126,6 @@ def test_words_that_do_not_parse_are_errors_of_usage(words: tuple[str, ...], mes
             "no.pth: expected a file of SuperPoint weights",
         ),
         (("TABLE", "s.zarr", "--short-edge", "999", "--canvas", "800"), "must satisfy"),
-        (("TABLE", "s.zarr", "--short-edge", "0"), "must satisfy"),
         (("TABLE", "s.zarr", "--canvas", "0"), "must satisfy"),
         (("TABLE", "TABLE/s.zarr"), "is a file"),
     ],
@@ -141,3 +140,12 @@ def test_errors_are_one_line_and_a_hint(
     assert "Traceback" not in err
     assert len(err.splitlines()) <= 3
     assert not (tmp_path / "s.zarr").exists(), "nothing half-written stays behind"
+
+
+@pytest.mark.parametrize(
+    "words", [("--short-edge", "1"), ("--short-edge", "0"), ("--workers", "1000000"), ("--structures", " ,")]
+)
+def test_absurd_options_are_wrong_usage(words: tuple[str, str], physseg: Run, table: Path, tmp_path: Path) -> None:
+    code, _, err = physseg("preprocess", str(table), str(tmp_path / "s.zarr"), *words)
+    assert code == 2 and words[0] in err and "Traceback" not in err
+    assert not (tmp_path / "s.zarr").exists()

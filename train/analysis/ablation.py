@@ -7,12 +7,12 @@ runs may as well be jobs of a cluster: what is there already is not computed aga
 
 import re
 import shlex
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.documents import parsing, read_toml
 from ...common.errors import ConfigError
 from ...common.text import percent
 from ...manifests.manifest import Manifest
@@ -90,15 +90,13 @@ def read_table(name: str) -> Table:
         AnalysisError: There is no such table, or the file holds none.
     """
     file = Path(__file__).with_name(f"{name}.toml") if name in TABLES else Path(name)
-    if not file.is_file():
+    if not file.exists():
         raise AnalysisError(f"{name}: no such table or file", hint=f"Tables: {', '.join(TABLES)}.")
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-        rows = tuple(Row(str(row["name"]), tuple(row["set"])) for row in document["rows"])
+    fault, hint = f"{name}: not a table of rows", 'It needs title = "...", and [[rows]] with name and set.'
+    document = read_toml(file, AnalysisError, fault, hint)
+    with parsing(AnalysisError, fault, hint):
+        rows = tuple(Row(str(row["name"]), tuple(map(str, row["set"]))) for row in document["rows"])
         title = str(document["title"])
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        hint = 'It needs title = "...", and [[rows]] with name and set.'
-        raise AnalysisError(f"{name}: not a table of rows: {error}", hint=hint) from error
     folders = [row.folder for row in rows]
     if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
         raise AnalysisError.mismatch(name, "two rows or more with names of their own", [row.name for row in rows])

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ...common.errors import ConfigError, PhyssegError
 from ...common.loader import load_batches
 from ...common.processes import keep_freed_memory
-from ...common.settings import PathText
+from ...common.settings import PathText, check_ranges
 from ...common.storage.content_cache import ContentCache
 from ...common.text import preview
 from ...pipeline.store.errors import StoreIncompleteError
@@ -58,10 +58,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.crop < CELL_PX or self.crop % CELL_PX:
             raise ConfigError(f"crop must be a positive multiple of {CELL_PX} px, got {self.crop}")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a probability in [0, 1], got {self.flip}")
-        if self.num_workers < 0 or self.prefetch < 1:
-            raise ConfigError(f"num_workers must be >= 0 and prefetch >= 1, got {self.num_workers} and {self.prefetch}")
+        check_ranges(self, flip="[0, 1]", num_workers="[0, 1024]", prefetch="[1, 1024]")
 
 
 CELL_ARRAYS = ("cell_classes", "cell_counts")

@@ -16,7 +16,7 @@ TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of pictures per step.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Number of processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
+    typer.Option(min=0, max=1024, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
 ]
 Precision = Annotated[
     str, typer.Option(help="bfloat16 or float32; auto: bfloat16 where the device has instructions for it.")

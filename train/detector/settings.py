@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...common.processes import available_cpus
+from ...common.settings import check_ranges
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import HomographySettings
 from ...structure_extractors.superpoint.network import CELL_PX
@@ -36,8 +37,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if min(self.size) < CELL_PX or self.size[0] % CELL_PX or self.size[1] % CELL_PX:
             raise ExtractorError.mismatch("size", f"multiples of {CELL_PX}", self.size)
-        if min(self.steps, self.batch_size) < 1:
-            raise ExtractorError(f"expected at least one step of one picture, got {self.steps} of {self.batch_size}")
+        check_ranges(self, steps="[1, inf)", batch_size="[1, 1e7]", learning_rate="(0, 1e18]", warped="[0, 1]")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, 0-based."""

@@ -170,7 +170,7 @@ def _max_cells(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _splat(peaks: Tensor, sigma: float) -> Tensor:
     """Largest of the Gaussians standing on the peaks (0 or 1), per cell: separable, since the factors are positive."""
-    radius = math.ceil(3 * sigma)
+    radius = math.ceil(min(3 * sigma, max(peaks.shape[-2:])))  # what lies farther off than the map is wide is in no map
     steps = torch.arange(-radius, radius + 1, device=peaks.device, dtype=peaks.dtype)
     kernel = torch.exp(-(steps**2) / (2 * sigma**2))
     rows = (functional.pad(peaks, (radius, radius, 0, 0)).unfold(-1, 2 * radius + 1, 1) * kernel).amax(-1)

@@ -6,13 +6,14 @@ functions of tensors and compute in float32 at least, whatever precision the net
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isqrt
+from math import isqrt
 from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from ...common.errors import ConfigError
+from ...common.settings import check_ranges
 from ..errors import ShapeError
 from .alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
 from .numerics import check_choice
@@ -55,12 +56,8 @@ class LossConfig:
         forms = {"structure_form": StructureForm, "structure_target": TargetMode, "alignment_form": AlignmentForm}
         for name, form in forms.items():
             check_choice(name, getattr(self, name), get_args(form))
-        for name in ("lambda_p", "lambda_sac", "alpha", "gamma", "beta"):
-            value, highest = getattr(self, name), 1 if name == "alpha" else inf
-            if not 0 <= value <= highest:
-                raise ConfigError(f"{name} = {value}: expected 0 to {highest}")
-        if not self.sigma_cells > 0:
-            raise ConfigError(f"sigma_cells = {self.sigma_cells}: expected more than 0")
+        numbers = ("lambda_p", "lambda_sac", "gamma", "beta")
+        check_ranges(self, **dict.fromkeys(numbers, "[0, 1e18]"), sigma_cells="(0, 1e18]", alpha="[0, 1]")
         if self.structure_form == "quality" and 0 < self.gamma < 1:
             slope = f"gamma = {self.gamma}: the quality form has an infinite slope at s = y"
             raise ConfigError(slope, hint="use 0, or 1 and more")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ...common.errors import ConfigError
-from ...common.settings import NameOrPath
+from ...common.settings import NameOrPath, check_ranges
 from .backbones.clip_presets import ClipArchitecture, clip_architecture
 from .text import TEMPLATE, Synonyms, read_templates
 
@@ -87,13 +87,13 @@ class SegmenterConfig:
         for name, value in {**sizes, "alignment_dim": self.clip_sizes.embed_dim}.items():
             if getattr(self, name) in (0, (), "preset"):
                 object.__setattr__(self, name, value)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, "int") and value < (0 if field.name == "pad_len" else 1):
-                raise ConfigError(f"{field.name}: expected a positive number, got {value}")
-        for name in ("decoder_dims", "decoder_guidance_dims", "decoder_guidance_proj_dims"):
-            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
-                raise ConfigError(f"{name}: expected two positive numbers, got {getattr(self, name)}")
+        sizes_of = {field.name: "[1, 1e6]" for field in fields(self) if field.type in (int, "int")}
+        decoder = ("decoder_dims", "decoder_guidance_dims", "decoder_guidance_proj_dims")
+        sizes_of |= dict.fromkeys(decoder, "[1, 1e6]")
+        check_ranges(self, **sizes_of | {"num_layers": "[1, 1000]", "pad_len": "[0, 1e6]"})
+        for name in decoder:
+            if len(getattr(self, name)) != 2:
+                raise ConfigError(f"{name}: expected two numbers, got {getattr(self, name)}")
         self._check_names()
 
     @property

@@ -14,6 +14,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from ...common.atomic import atomic_write
+from ...common.documents import parsing
+from ..errors import RunFolderError
 
 
 class RunLog:
@@ -75,8 +77,13 @@ def evaluated_steps(jsonl: Path) -> set[int]:
 
 def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
     """Whole lines and what they say; a run that was killed can leave half a line at the end."""
-    lines = jsonl.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(jsonl.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            with parsing(RunFolderError, f"{jsonl}: line {number} is none of a run's log", "delete the line"):
+                entry = json.loads(line)
+                found.append((line.decode(), entry | {"event": str(entry["event"]), "step": int(entry["step"])}))
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -278,8 +278,8 @@ def test_an_image_of_another_size_is_named(store: Path, train_manifest: Manifest
     ("data", "message"),
     [
         ({"crop": 100}, "[data] crop must be a positive multiple of 8 px, got 100"),
-        ({"flip": 1.5}, "[data] flip is a probability"),
-        ({"num_workers": -1}, "[data] num_workers must be >= 0"),
+        ({"flip": 1.5}, "[data] flip: expected a number in [0, 1]"),
+        ({"num_workers": -1}, "[data] num_workers: expected a number in [0, 1024]"),
         ({"crop": 80}, "losses.lambda_sac with the 6x6 patches of tinier needs a multiple of 48"),
     ],
 )

@@ -212,9 +212,11 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"size": (30, 40)}, "multiples of 8"), ({"steps": 0}, "at least one")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"size": (30, 40)}, "multiples of 8"), ({"learning_rate": 1e30}, "learning_rate: expected")]
+)
 def test_wrong_settings_are_named(wrong, message):
-    with pytest.raises(ExtractorError, match=message):
+    with pytest.raises((ExtractorError, ConfigError), match=message):
         replace(TINY, **wrong)
 
 

@@ -146,10 +146,10 @@ def test_cells_and_patches_must_fit() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lambda_p": -1}, "lambda_p = -1: expected 0 to inf"),
-        ({"lambda_sac": float("nan")}, "lambda_sac = nan"),
-        ({"alpha": 1.5}, "alpha = 1.5: expected 0 to 1"),
-        ({"sigma_cells": 0}, "sigma_cells = 0"),
+        ({"lambda_p": -1}, r"lambda_p: expected a number in \[0, 1e6\], got -1"),
+        ({"lambda_sac": float("nan")}, "lambda_sac: .*nan"),
+        ({"alpha": 1.5}, "alpha: .* got 1.5"),
+        ({"sigma_cells": 0}, r"sigma_cells: .*\(0, "),
         ({"structure_form": "dice"}, "unknown structure_form 'dice'\n  hint: known: focal, gaussian_focal, quality"),
         ({"alignment_form": "hinge"}, "unknown alignment_form 'hinge'"),
         ({"structure_form": "quality", "gamma": 0.5}, "infinite slope"),

@@ -9,6 +9,8 @@ from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import RunLog, read_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ...fuzzing import mutants, survives
+
 
 def open_log(folder: Path, start_step: int = 0) -> RunLog:
     return RunLog(folder / "log.jsonl", folder / "tensorboard", start_step=start_step)
@@ -88,3 +90,41 @@ def test_a_torn_best_file_is_named(tmp_path: Path) -> None:
         run.best_file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(RunFolderError, match=r"best\.json: .*\("):
             run.best()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"{}",
+        b"null",
+        b"\0" * 40,
+        b"\xff\xfe",
+        b'{"event": "step"}',
+        b'{"step": "x", "event": "step"}',
+        b"[" * 9000,
+    ],
+)
+def test_a_foreign_line_is_named(line: bytes, tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.scalars(1, {"loss/loss": 1.0})
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n" + path.read_bytes())
+    damaged = path.read_bytes()
+    with pytest.raises(RunFolderError, match=r"log\.jsonl: line 2 is none"):
+        read_log(path)
+    with pytest.raises(RunFolderError, match=r"log\.jsonl: line 2 is none"):
+        open_log(tmp_path, start_step=1)
+    assert path.read_bytes() == damaged
+
+
+def test_logs_of_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in range(1, 9):
+            log.scalars(step, {"loss/loss": float(step)})
+    good, path = (tmp_path / "log.jsonl").read_bytes(), tmp_path / "mutant.jsonl"
+    read = 0
+    for number, data in enumerate(mutants(good, seed=7, count=100)):
+        path.write_bytes(data)
+        read += survives(lambda: read_log(path, "step"), f"mutant {number}")
+    assert 0 < read < 100

@@ -1,9 +1,10 @@
 """Sizes of the CLIP models that physseg knows, by name."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ....common.errors import ConfigError
+from ....common.settings import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class ClipArchitecture:
     """Number of tokens of CLIP's byte-pair tokeniser."""
 
     def __post_init__(self) -> None:
+        sizes_of = {field.name: "[1, 1e6]" for field in fields(self) if field.type in (int, "int")}
+        check_ranges(self, **sizes_of | {"vision_layers": "[1, 1000]", "text_layers": "[0, 1000]"})
         if self.image_px % self.patch_px:
             raise ConfigError(f"CLIP sizes: image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
         for name in ("vision", "text"):
