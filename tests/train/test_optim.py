@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_names_step_parts_and_samples() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0.0}, r"learning_rate: expected a number in \(0, 1e3\], got 0.0"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a number in \(0, 1e18\], got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay: expected"),
         ({"max_gradient_norm": math.nan}, "max_gradient_norm: .* got nan"),
         ({"beta2": 1.0}, r"beta2: expected a number in \[0, 1\), got 1.0"),

@@ -146,7 +146,7 @@ def test_cells_and_patches_must_fit() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lambda_p": -1}, r"lambda_p: expected a number in \[0, 1e6\], got -1"),
+        ({"lambda_p": -1}, r"lambda_p: expected a number in \[0, 1e18\], got -1"),
         ({"lambda_sac": float("nan")}, "lambda_sac: .*nan"),
         ({"alpha": 1.5}, "alpha: .* got 1.5"),
         ({"sigma_cells": 0}, r"sigma_cells: .*\(0, "),
