@@ -8,6 +8,7 @@ anything else are ignored; widths follow from the shapes. Nothing is ever downlo
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -18,10 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from ...common.documents import MALFORMED
 from ...common.text import preview
 from ..errors import WeightsError
 from .network import Architecture, DetectorNetwork, Order
 
+UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, MemoryError, AssertionError)
+MAX_ENTRIES = 10_000
+"""Tensors and dictionaries in a file, each as often as it is named; a detector with its optimiser has hundreds."""
 UNITS = (*(f"blocks.{index}" for index in range(8)), "head", "logits")  # parts of DetectorNetwork, input to output
 
 
@@ -153,8 +158,8 @@ def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: 
         if value.shape != expected[key].shape:
             wanted, got = tuple(expected[key].shape), tuple(value.shape)
             raise WeightsError(f"{where}: {key} should have the shape {wanted}, got {got}")
-        if not torch.isfinite(value).all():
-            raise WeightsError(f"{where}: {key} holds values that are not finite")
+        if not value.is_floating_point() or not torch.isfinite(value.float()).all():  # of float64, some are too large
+            raise WeightsError(f"{where}: {key} holds values that are not finite numbers of float32")
     network = DetectorNetwork(architecture)
     network.load_state_dict(network.state_dict() | {key: value.float() for key, value in weights.items()}, strict=True)
     return network.eval().requires_grad_(False)
@@ -167,8 +172,10 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
         if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             return load_safetensors(data)
         if data.startswith((b"\x80", b"PK")):  # pickle, zip
+            if data.startswith(b"PK"):
+                _check_sizes(data)
             return dict(_flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (*MALFORMED, SafetensorError, *UNREADABLE) as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         got = f"an object of class {refused[1]} in it" if refused else "a file that is damaged or of another kind"
     raise WeightsError.mismatch(
@@ -179,9 +186,26 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
     )
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+def _check_sizes(data: bytes) -> None:
+    """PyTorch stores its tensors as they are; a file whose parts claim more than it has would fill the memory."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > len(data):
+        raise ValueError("its parts claim more than it has")
+
+
+def _flatten(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Not by recursion, and so many: a file may nest, or hold itself, without end."""
+    waiting = [("", content)]
+    for _ in range(MAX_ENTRIES):
+        if not waiting:
+            return
+        prefix, value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"{prefix} claims more numbers than it has")
+            yield prefix, value
+        elif isinstance(value, Mapping):
+            children = [(f"{prefix}.{key}" if prefix else str(key), child) for key, child in value.items()]
+            waiting += reversed(children)
+    raise ValueError(f"more than {MAX_ENTRIES} entries")

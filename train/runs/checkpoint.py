@@ -108,13 +108,7 @@ def read_state(path: Path) -> CheckpointState:
     hint = "Name a run folder that `physseg train` wrote."
     names = [field.name for field in fields(CheckpointState)]
     document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, hint, keys=["files", *names])
-    said = document.pop("sha256", None)
-    if said is None:
-        tqdm.write(
-            f"note: {path}: written by an earlier physseg, without a digest of its {STATE_FILE}", file=sys.stderr
-        )
-    elif said != digest_of_json(document):
-        raise CheckpointError(f"{path / STATE_FILE}: damaged or changed since it was written", hint=_other_hint(path))
+    check_seal(document, path / STATE_FILE, _other_hint(path))
     with parsing(CheckpointError, fault, hint):
         state = CheckpointState(**{name: document[name] for name in names} | {"classes": tuple(document["classes"])})
         files = {
@@ -154,16 +148,21 @@ def load_model(path: Path, model: torch.nn.Module, settings: Mapping[str, Any]) 
 
 def weights_sha256(path: Path) -> str:
     """sha256 (hex) of a verified checkpoint's model file, as it was written."""
-    document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    return str(document["files"][MODEL_FILE]["sha256"])
+    fault = f"{path / STATE_FILE}: damaged or changed since it was written"
+    document = read_document(path / STATE_FILE, FORMAT, CheckpointError, fault, _other_hint(path), keys=["files"])
+    with parsing(CheckpointError, fault, _other_hint(path)):
+        return str(document["files"][MODEL_FILE]["sha256"])
 
 
 def load_trainer(path: Path) -> dict[str, Any]:
-    """The trainer's part of a checkpoint that `read_state` has verified. Raises CheckpointError if it has none."""
+    """The trainer's part of a checkpoint that `read_state` verified. Raises CheckpointError if it is none of ours."""
     if not (path / TRAINER_FILE).exists():
         raise CheckpointError(f"{path}: holds weights only, training cannot resume from it")
     where = path / TRAINER_FILE
-    trainer: dict[str, Any] = read_tensors(where, fault=f"{where}: cannot be read safely", hint=_other_hint(path))
+    trainer = read_tensors(where, fault=f"{where}: cannot be read safely", hint=_other_hint(path))
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("optimizer"), dict):
+        got = sorted(map(str, trainer))[:5] if isinstance(trainer, dict) else type(trainer).__name__
+        raise CheckpointError.mismatch(where, "the state of an optimizer", got, _other_hint(path))
     return trainer
 
 
@@ -188,6 +187,15 @@ def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
         for name in wanted
         if name in tensors and tensors[name].shape != wanted[name].shape
     ]
+
+
+def check_seal(document: dict[str, Any], path: Path, hint: str) -> None:
+    """Take a document's `sha256` out and raise CheckpointError if it is another one; none at all gives a note."""
+    said = document.pop("sha256", None)
+    if said is None:
+        tqdm.write(f"note: {path}: written by an earlier physseg, without a digest of its content", file=sys.stderr)
+    elif said != digest_of_json(document):
+        raise CheckpointError(f"{path}: damaged or changed since it was written", hint=hint)
 
 
 def _other_hint(path: Path) -> str:

@@ -9,12 +9,13 @@ CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see f
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.settings import is_name
+from ...common.documents import parsing
+from ...common.regular_files import read_regular
+from ...common.settings import build, is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
 
@@ -76,12 +77,15 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
     path = weights_folder(clip, tag) / RECORD_FILE
     if not path.exists():
         return None
+    fault, hint = f"{path}: not a record of fetched weights", _fetch_hint(clip, tag)
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return WeightsRecord(**{field.name: content[field.name] for field in fields(WeightsRecord)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fault = f"{path}: not a record of fetched weights ({error!r})"
-        raise WeightsError(fault, hint=_fetch_hint(clip, tag)) from error
+        data = read_regular(path)
+    except OSError as error:
+        raise WeightsError(f"{fault} ({error.strerror})", hint=hint) from error
+    with parsing(WeightsError, fault, hint):
+        content = json.loads(data)
+        known = {field.name: content[field.name] for field in fields(WeightsRecord)}
+        return build(WeightsRecord, known, base=path.parent)
 
 
 def file_sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
     OUT/model.safetensors   the weights at inference: neither auxiliary head, no optimizer state
     OUT/model.json          how to build the model and ask it: sizes, prompts, synonym rule, training vocabulary; where
-                            it comes from, by which physseg; size and sha256 of the other file
+                            it comes from, by which physseg; size and sha256 of the other file; a digest of all that
 
 `physseg.load(OUT)`, `physseg evaluate` and `physseg predict` take the folder. It names no path of the machine it was
 made on.
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from ... import __version__
 from ...common.atomic import atomic_folder, atomic_json
-from ...common.documents import read_document
+from ...common.documents import digest_of_json, parsing, read_document
 from ...common.errors import ConfigError
 from ...common.settings import build, to_dict
 from ..errors import CheckpointError, RunFolderError
 from ..model.config import SegmenterConfig
 from ..model.segmenter import Segmenter, blank_segmenter
+from ..runs.checkpoint import check_seal
+from ..runs.tensor_files import check_weights, read_tensors
 from .cache import file_sha256
 
 FORMAT = 1
@@ -70,7 +72,7 @@ def write_export(
             "origin": origin,
             "weights": {"file": WEIGHTS_FILE, "bytes": weights.stat().st_size, "sha256": file_sha256(weights)},
         }
-        atomic_json(partial / CONFIG_FILE, document)
+        atomic_json(partial / CONFIG_FILE, document | {"sha256": digest_of_json(document)})
         weights.chmod((partial / CONFIG_FILE).stat().st_mode)
 
 
@@ -82,20 +84,29 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     """
     config_file, weights = path / CONFIG_FILE, path / WEIGHTS_FILE
     fault = f"{config_file}: not the description of an exported model"
-    document = read_document(config_file, FORMAT, CheckpointError, fault, keys=("physseg", "weights", "model"))
+    keys = ("physseg", "step", "vocabulary", "model", "origin", "weights")
+    document = read_document(config_file, FORMAT, CheckpointError, fault, keys=keys)
+    again = "copy both files of the export again"
+    check_seal(document, config_file, again)
     hint = f"it was written by physseg {document['physseg']}, this is {__version__}"
-    expected = document["weights"]["sha256"]
+    with parsing(CheckpointError, fault, again):
+        expected = str(document["weights"]["sha256"])
+        document |= {"vocabulary": tuple(map(str, document["vocabulary"])), "step": int(document["step"])}
+        document["origin"] = dict(document["origin"] or {})
+        settings = dict(document["model"])
     found = file_sha256(weights) if weights.is_file() else "no file"
     if found != expected:
         where = f"{weights}: torn or changed since it was exported"
-        raise CheckpointError.mismatch(where, f"sha256 {expected}", found, "copy both files of the export again")
+        raise CheckpointError.mismatch(where, f"sha256 {expected}", found, again)
     try:
-        model = blank_segmenter(build(SegmenterConfig, document["model"], base=path))
+        model = blank_segmenter(build(SegmenterConfig, settings, base=path))
     except ConfigError as error:
         raise CheckpointError(f"{config_file}: {error.args[0]}", hint=hint) from error
+    read = read_tensors(weights, fault=f"{weights}: cannot be read", hint=again)
+    check_weights(read, weights, again)
     # Copied: in the file they lie at any multiple of 8 bytes, and on some CPUs the last bits of a matrix product depend
     # on where its operands lie. PyTorch's own memory is aligned as in the run that was exported.
-    tensors: dict[str, Tensor] = {name: t.clone() for name, t in safetensors.torch.load_file(weights).items()}
+    tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in read.items()}
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

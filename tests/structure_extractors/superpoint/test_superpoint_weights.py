@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,8 @@ from physseg.structure_extractors.superpoint.network import (
 )
 from physseg.structure_extractors.superpoint.weights import FORMATS, load_detector
 from safetensors.torch import save as save_safetensors
+
+from ...fuzzing import bounded, mutants, survives
 
 WIDTHS = (4, 4, 6, 6, 8, 8, 10, 10)
 HEAD = 12
@@ -290,6 +293,47 @@ def test_weights_that_fit_no_detector_are_named(key, value, message):
 def test_files_of_another_kind_say_what_they_are(data, got):
     with pytest.raises(WeightsError, match=got):
         load_detector(data, where="w.pth")
+
+
+def deflated(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return out.getvalue()
+
+
+def test_files_that_claim_more_than_they_have_are_refused():
+    state = magic_leap(plain_network())
+    endless, nested = dict(state), dict(state)
+    endless["again"] = endless
+    for _ in range(300):
+        nested = {"a": nested, "b": nested}
+    repeated = torch.zeros(1).expand(10**6, 10**6)
+    for content in (endless, nested, state | {"conv1b.bias": repeated}):
+        with bounded(), pytest.raises(WeightsError, match="damaged or of another kind"):
+            load_detector(pickled(content), where="w.pth")
+    with pytest.raises(WeightsError, match="damaged or of another kind"):
+        load_detector(deflated(pickled(state)), where="w.pth")
+
+
+def test_weights_of_64_bits_are_read_as_float32_where_they_fit():
+    state = magic_leap(plain_network())
+    wide = {key: value.double() for key, value in state.items()}
+    for ours, its in zip(
+        *(load_detector(pickled(each), where="w").network.parameters() for each in (state, wide)), strict=True
+    ):
+        torch.testing.assert_close(ours, its, rtol=0, atol=0)
+    for unfit in (torch.full_like(wide["conv1b.bias"], 1e300), wide["conv1b.bias"].to(torch.complex64)):
+        with pytest.raises(WeightsError, match="conv.bias holds values that are not finite numbers of float32"):
+            load_detector(pickled(wide | {"conv1b.bias": unfit}), where="w.pth")
+
+
+def test_damaged_files_are_read_or_refused():
+    for save in (pickled, save_safetensors):
+        good = save(magic_leap(plain_network()))
+        for number, data in enumerate(mutants(good, seed=0, count=40)):
+            survives(lambda data=data: load_detector(data, where="w.pth"), f"{save.__name__} {number}")
 
 
 def test_loading_runs_no_code(tmp_path):

@@ -199,3 +199,42 @@ def test_damaged_states_are_read_or_refused(tmp_path: Path) -> None:
     ):
         state.write_bytes(data)
         survives(lambda: checkpoint.load_model(path, make_model(), SETTINGS), f"mutant {number}")
+
+
+def test_damaged_trainer_states_are_read_or_refused(tmp_path: Path) -> None:
+    """A trainer.pt of somebody's making: state.json's hash of it, verified before, cannot tell."""
+    path = save(tmp_path, 1)
+    good = (path / "trainer.pt").read_bytes()
+    for number, data in enumerate(mutants(good, seed=3, count=60)):
+        (path / "trainer.pt").write_bytes(data)
+        survives(lambda: checkpoint.load_trainer(path), f"mutant {number}")
+
+
+@pytest.mark.parametrize("content", [[1], {}, {"optimizer": 1}, torch.ones(2)])
+def test_a_trainer_state_of_another_form_is_named(content: object, tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    torch.save(content, path / "trainer.pt")
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: expected the state of an optimizer"):
+        checkpoint.load_trainer(path)
+
+
+def test_a_state_that_went_since_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    for content in ("[", '{"format": 1, "files": []}', '{"format": 1, "files": {}}'):
+        (path / "state.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"state\.json"):
+            checkpoint.weights_sha256(path)
+
+
+def test_our_own_bugs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    path = save(tmp_path, 1)
+    for name in ("read_tensors", "check_weights", "check_seal"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="planted"):
+            patch.setattr(checkpoint, name, planted)
+            checkpoint.load_model(path, make_model(), SETTINGS)
+    monkeypatch.setattr(checkpoint, "read_tensors", planted)
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        checkpoint.load_trainer(path)

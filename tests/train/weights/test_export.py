@@ -1,6 +1,8 @@
 """Exported models: no auxiliary heads, the same bits, one call to load; faults are named."""
 
+import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,8 @@ from physseg.train.runs.run_folder import RunFolder
 from physseg.train.weights.export import read_export, write_export
 from PIL import Image
 from typer.testing import CliRunner
+
+from ...fuzzing import as_json, mutants, mutated, survives
 
 WORDS = ["ball", "blue sofa, couch", "ground"]
 
@@ -130,6 +134,7 @@ def test_faults_are_named(exported: Path, run: Path, tmp_path: Path) -> None:
         load_run(exported, synonyms="all")
     weights, description = exported / "model.safetensors", exported / "model.json"
     document = json.loads(description.read_text())
+    del document["sha256"]  # as of an earlier version: what is changed here has no digest to tell
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"\0")
     with pytest.raises(
@@ -151,6 +156,68 @@ def test_faults_are_named(exported: Path, run: Path, tmp_path: Path) -> None:
         read_export(exported)
     with pytest.raises(RunFolderError, match="not a run folder"):
         physseg.load(tmp_path / "nowhere")
+
+
+def test_a_changed_description_is_refused_and_an_older_one_opens(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = exported / "model.json"
+    document = json.loads(description.read_text())
+    description.write_text(json.dumps(document | {"step": 3}))
+    with pytest.raises(CheckpointError, match=r"model\.json: damaged or changed"):
+        read_export(exported)
+    del document["sha256"]
+    description.write_text(json.dumps(document))
+    capsys.readouterr()
+    assert read_export(exported)[1]["step"] == 2
+    assert capsys.readouterr().err.count("without a digest") == 1
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (1.0, torch.float64)])
+def test_unfit_weights_are_named(value: float, dtype: torch.dtype, exported: Path) -> None:
+    weights = exported / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = torch.full_like(tensors[name], value, dtype=dtype)
+    reseal(exported, safetensors.torch.save(tensors))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*(NaN|float64)"):
+        read_export(exported)
+
+
+def test_our_own_bugs_show(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    for name in ("build", "read_tensors", "check_weights", "blank_segmenter", "check_seal"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="planted"):
+            patch.setattr(f"physseg.train.weights.export.{name}", planted)
+            read_export(exported)
+
+
+def test_damaged_exports_are_read_or_refused(exported: Path) -> None:
+    weights, description = exported / "model.safetensors", exported / "model.json"
+    good, document, draw = weights.read_bytes(), json.loads(description.read_text()), random.Random(0)
+    sealed = description.read_bytes()
+    del document["sha256"]
+    descriptions = [*mutants(sealed, seed=1, count=30), *(as_json(mutated(document, draw)) for _ in range(60))]
+    for number, data in enumerate(descriptions):
+        description.write_bytes(data)
+        survives(lambda: load_run(exported), f"description {number}")
+    description.write_bytes(sealed)
+    # Only the header's end of the file: a flipped bit among the weights is another number, and no fault.
+    for number, data in enumerate(mutants(good[:4096], seed=2, count=30)):
+        reseal(exported, data + good[4096:])
+        survives(lambda: load_run(exported), f"weights {number}")
+
+
+def reseal(exported: Path, weights: bytes) -> None:
+    """Exchange the weights, with size and hash to match: of somebody's making, not of a bad disk."""
+    (exported / "model.safetensors").write_bytes(weights)
+    document = json.loads((exported / "model.json").read_text())
+    del document["sha256"]
+    document["weights"] |= {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    (exported / "model.json").write_text(json.dumps(document | {"sha256": hashlib.sha256(canonical).hexdigest()}))
 
 
 # --- physseg.load ---------------------------------------------------------------------------------------------------
