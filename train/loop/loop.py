@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import isfinite
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class _Training:
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
             self.vocabulary = self.samples.reader.vocabulary
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
-            if run.exists():
+            if begun := run.exists():
                 self._begin_or_check_run()
         torch.manual_seed(config.seed)
         self.model = Segmenter(config.model)
@@ -120,7 +121,8 @@ class _Training:
         self.optimizer = optim.build_optimizer(self.model, config.optim)
         self.step = self.saved_step = self._resume_or_begin()
         with ranks.main_process_first():  # only now, so that weights that do not fit leave no run behind
-            self._begin_or_check_run()
+            if not begun:
+                self._begin_or_check_run()
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
@@ -314,7 +316,7 @@ class _Training:
 
     def _keep_if_best(self, result: Evaluation) -> None:
         settings, miou = self.config.eval, result.confusion.miou()
-        if settings.keep_best and self.ranks.is_main:
+        if settings.keep_best and self.ranks.is_main and isfinite(miou):  # NaN: no label was looked at
             of = {"manifest": result.source["manifest"], "max_images": settings.max_images, "windows": settings.windows}
             of["protocol"] = result.source["fingerprint"]  # earlier versions averaged over other classes and have none
             best = self.run.best()

@@ -199,7 +199,12 @@ def check_seal(document: dict[str, Any], path: Path, hint: str) -> None:
 
 
 def _other_hint(path: Path) -> str:
-    return f"`--checkpoint previous` takes the one before; delete {path.name} to go on with training from there."
+    found = steps(path.parent)
+    before = [step for step in found if _named(path.parent, step).name < path.name]
+    if not before:
+        return f"There is none before it: copy it again, or delete {path} and `train` begins anew."
+    word = "previous" if len(before) + 1 == len(found) else before[-1]
+    return f"Delete {path} and `train` resumes from step {before[-1]}; other commands take `--checkpoint {word}`."
 
 
 def _facts(path: Path) -> dict[str, Any]:

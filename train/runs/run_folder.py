@@ -13,6 +13,7 @@ Imported weights make a run folder too: one whose training settings and data are
 """
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,7 +98,9 @@ class RunFolder:
         hint = "delete it: the next evaluation during training writes it again"
         with parsing(RunFolderError, f"{self.best_file}: not the best evaluation of a run", hint):
             best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
-            return best | {"step": int(best["step"]), "miou": float(best["miou"])}
+            if type(best["step"]) is not int or not math.isfinite(best["miou"]) or "of" not in best:
+                raise ValueError(f"step {best['step']!r}, mIoU {best['miou']!r}")
+            return best
 
     def set_best(self, best: Mapping[str, Any]) -> None:
         """Replace what `best` returns."""

@@ -82,7 +82,9 @@ def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
         if line.endswith(b"\n"):
             with parsing(RunFolderError, f"{jsonl}: line {number} is none of a run's log", "delete the line"):
                 entry = json.loads(line)
-                found.append((line.decode(), entry | {"event": str(entry["event"]), "step": int(entry["step"])}))
+                if type(entry["step"]) is not int or type(entry["event"]) is not str:
+                    raise ValueError(f"event {entry['event']!r}, step {entry['step']!r}")
+                found.append((line.decode(), entry))
     return found
 
 

@@ -325,7 +325,7 @@ def test_weights_of_64_bits_are_read_as_float32_where_they_fit():
     ):
         torch.testing.assert_close(ours, its, rtol=0, atol=0)
     for unfit in (torch.full_like(wide["conv1b.bias"], 1e300), wide["conv1b.bias"].to(torch.complex64)):
-        with pytest.raises(WeightsError, match="conv.bias holds values that are not finite numbers of float32"):
+        with pytest.raises(WeightsError, match=r"conv\.bias holds values that are not finite numbers of float32"):
             load_detector(pickled(wide | {"conv1b.bias": unfit}), where="w.pth")
 
 

@@ -1,5 +1,6 @@
 """The training loop: exact resume, clean ends, and a bad number that changes no weight."""
 
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from physseg.train.config import EvalConfig, TrainConfig
 from physseg.train.data.dataset import TrainSamples
 from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError, WeightsError
 from physseg.train.evaluation.evaluate import evaluate_model
+from physseg.train.evaluation.metrics import ConfusionMatrix
 from physseg.train.loop import objective
 from physseg.train.loop.loop import train
 from physseg.train.loop.process import StopSignals
@@ -196,8 +198,11 @@ def test_a_torn_checkpoint_stops_the_resume(make_config: Make, tmp_path: Path) -
     train(make_config(), stop_at=1, progress=False)
     path = tmp_path / "run/checkpoints/step_00000001/model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="torn or changed since it was written"):
+    with pytest.raises(CheckpointError, match="torn or changed since it was written") as caught:
         train(make_config(), progress=False)
+    assert f"delete {path.parent} and `train` begins anew" in str(caught.value)
+    shutil.rmtree(path.parent)
+    assert train(make_config(), stop_at=1, progress=False).first_step == 0
 
 
 def test_evaluation_during_training_is_logged(make_config: Make, tmp_path: Path, train_manifest: Manifest) -> None:
@@ -328,6 +333,29 @@ def test_a_best_of_an_earlier_version_is_not_compared(
     train(config, progress=False)
     assert run.best() == best | {"miou": 2.0}
     assert "by another protocol" not in capsys.readouterr().out
+
+
+def test_an_miou_over_nothing_is_no_best(
+    make_config: Make, tmp_path: Path, train_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN, of labels that are all ignored: no later number is larger, and JSON cannot say it."""
+    train_manifest.write(tmp_path / "val.parquet")
+    config = make_config(steps=2, eval={"manifest": str(tmp_path / "val.parquet"), "every": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfusionMatrix, "miou", lambda *_: math.nan)
+        train(config, stop_at=1, progress=False)
+    assert RunFolder(tmp_path / "run").best() is None
+    train(config, progress=False)
+    assert (RunFolder(tmp_path / "run").best() or {})["step"] == 2
+
+
+def test_a_runs_settings_are_checked_once(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(RunFolder, "check_same", lambda *_, **__: checked.append(1))
+    train(make_config(), stop_at=1, progress=False)
+    assert len(checked) == 0
+    train(make_config(), stop_at=2, progress=False)
+    assert len(checked) == 1
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(

@@ -147,6 +147,17 @@ def test_targets_binary_and_soft() -> None:
     assert soft.flatten().tolist() == pytest.approx([0, 1 / 255**2, 0, 0, 0, 0, 1, 0])
 
 
+@pytest.mark.parametrize("sigma", [2.9, 40.0, 1e17])
+def test_wide_gaussians_take_no_more_than_the_map(sigma: float) -> None:
+    maps = torch.zeros(1, 1, 18, 18, dtype=torch.uint8)
+    maps[0, 0, 1, 17] = 255  # the cell (0, 8) of 9 x 9
+    targets, _ = structure_targets(maps, torch.ones(1, 18, 18, dtype=torch.bool), (9, 9), "gaussian", sigma_cells=sigma)
+    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(9) - 8, indexing="ij")
+    far = (torch.maximum(rows, -columns) > math.ceil(3 * sigma)).double()
+    expected = torch.exp(-(rows**2 + columns**2).double() / (2 * sigma**2)) * (1 - far)
+    torch.testing.assert_close(targets[0, 0].double(), expected, rtol=1e-6, atol=1e-7)
+
+
 def test_targets_gaussian() -> None:
     maps = torch.zeros(1, 1, 18, 18, dtype=torch.uint8)
     maps[0, 0, 4, 7] = maps[0, 0, 4, 15] = 9  # cells (2, 3) and (2, 7) of 9 x 9

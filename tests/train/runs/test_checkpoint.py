@@ -172,10 +172,16 @@ def test_a_torn_latest_checkpoint_offers_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint before that of step 1"):
         checkpoint.path_of(save(tmp_path, 1).parent, "previous")
     (save(tmp_path, 2) / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="torn or changed") as caught:
-        checkpoint.read_state(checkpoint.path_of(tmp_path, None))
-    assert "--checkpoint previous" in str(caught.value) and "delete step_00000002" in str(caught.value)
-    assert checkpoint.read_state(checkpoint.path_of(tmp_path, "previous")).step == 1
+    hints = [f"{tmp_path}/step_00000002 and `train` resumes from step 1;", "--checkpoint previous`"]
+    for hint in (hints, [hints[0], "--checkpoint 1`"]):
+        with pytest.raises(CheckpointError, match="torn or changed") as caught:
+            checkpoint.read_state(checkpoint.path_of(tmp_path, 2))
+        assert all(text in str(caught.value) for text in hint)
+        save(tmp_path, 3)  # from now on it is not the latest
+    assert checkpoint.read_state(checkpoint.path_of(tmp_path, "previous").with_name("step_00000001")).step == 1
+    (tmp_path / "step_00000001" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"There is none before it: .* begins anew"):
+        checkpoint.read_state(tmp_path / "step_00000001")
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (1.0, torch.float64)])

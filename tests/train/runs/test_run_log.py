@@ -86,10 +86,15 @@ def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
 
 def test_a_torn_best_file_is_named(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    for text in ('{"step": 1', "[1]", "{}", '{"step": "x", "miou": 1}', "\ud800".encode("utf-8", "surrogatepass")):
+    texts = ['{"step": 1', "[1]", "{}", '{"step": 4, "miou": 0.5}', "\ud800".encode("utf-8", "surrogatepass")]
+    for step, miou in (('"4"', "0.5"), ("NaN", "0.5"), ("true", "0.5"), ("4.0", "0.5"), ("4", "NaN"), ("4", '"0.5"')):
+        texts.append(f'{{"step": {step}, "miou": {miou}, "of": {{}}}}')
+    for text in texts:
         run.best_file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(RunFolderError, match=r"best\.json: .*\("):
             run.best()
+    run.best_file.write_text('{"step": 4, "miou": 1, "of": {}}')
+    assert run.best() == {"step": 4, "miou": 1, "of": {}}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,8 @@ def test_a_torn_best_file_is_named(tmp_path: Path) -> None:
         b"\0" * 40,
         b"\xff\xfe",
         b'{"event": "step"}',
-        b'{"step": "x", "event": "step"}',
+        b'{"step": "4", "event": "step"}',
+        b'{"step": NaN, "event": "step"}',
         b"[" * 9000,
     ],
 )
