@@ -26,10 +26,7 @@ def read_document(
         PhyssegError: Of `error_class`. The file does not hold that, and the message begins with `fault`; or the format
             is another one.
     """
-    try:
-        data = read_regular(path)
-    except OSError as error:
-        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
+    data = read_bytes(path, error_class, fault, hint)
     with parsing(error_class, fault, hint):
         document = json.loads(data)
     has = document if isinstance(document, dict) else {}
@@ -40,6 +37,14 @@ def read_document(
     return has
 
 
+def read_bytes(path: Path, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> bytes:
+    """All bytes of a regular file. Raises `error_class`, whose message begins with `fault`, if it cannot be read."""
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
+
+
 def digest_of_json(value: Any) -> str:
     """sha256 (hex) of a JSON value in canonical form.
 
@@ -47,20 +52,6 @@ def digest_of_json(value: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def read_toml(path: Path, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> dict[str, Any]:
-    """What a TOML file says.
-
-    Raises:
-        PhyssegError: Of `error_class`. There is no such file, or `parse_toml` refuses it; the message begins with
-            `fault`.
-    """
-    try:
-        data = read_regular(path)
-    except OSError as error:
-        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
-    return parse_toml(data, error_class, fault, hint)
 
 
 def parse_toml(
@@ -79,16 +70,12 @@ def parse_toml(
 
 def _check_extent(value: Any, depth: int = 0) -> None:
     """Raises ValueError for what could not be copied (RecursionError), or not be shown in a message (huge integers)."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError("an integer of more than 64 bits")
+    if depth > 50 or (isinstance(value, int) and abs(value) >= 2**63):
+        raise ValueError("nested more than 50 deep" if depth > 50 else "an integer of more than 64 bits")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_extent(item, depth + 1)
 
 
-MAX_DEPTH = 50
-"""Nesting that no document of ours reaches."""
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 """What bytes of another form make a parser raise. Whatever else it raises is a bug of ours, and shows as one."""
 

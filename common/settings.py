@@ -152,7 +152,9 @@ def from_text(value: Any, hint: Any, *, where: str) -> Any:
     # None first: of `str | None`, the text "none" means None.
     for kind in sorted(_alternatives(hint), key=lambda kind: kind is not types.NoneType):
         try:
-            return _read_text(value, kind)
+            read = _read_text(value, kind)
+            if not isinstance(read, float) or math.isfinite(read):
+                return read
         except (ValueError, TypeError, OverflowError):
             continue
     raise ConfigError.mismatch(where, type_in_words(hint), repr(value))
@@ -207,9 +209,7 @@ def _read_text(value: Any, kind: Any) -> Any:
         return value
     accepted = (str, Path, *_SCALARS[kind][1]) if kind in (int, float, str, Path) else ()
     if isinstance(value, accepted) and not isinstance(value, bool):
-        read = kind(value)
-        if kind is not float or math.isfinite(read):
-            return read
+        return kind(value)
     raise ValueError(value)
 
 

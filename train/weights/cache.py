@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.documents import parsing
-from ...common.regular_files import read_regular
+from ...common.documents import parsing, read_bytes
 from ...common.settings import build, is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
@@ -78,10 +77,7 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
     if not path.exists():
         return None
     fault, hint = f"{path}: not a record of fetched weights", _fetch_hint(clip, tag)
-    try:
-        data = read_regular(path)
-    except OSError as error:
-        raise WeightsError(f"{fault} ({error.strerror})", hint=hint) from error
+    data = read_bytes(path, WeightsError, fault, hint)
     with parsing(WeightsError, fault, hint):
         content = json.loads(data)
         known = {field.name: content[field.name] for field in fields(WeightsRecord)}
