@@ -13,12 +13,23 @@ from .common.errors import PhyssegError
 if TYPE_CHECKING:
     from .manifests.manifest import Manifest
     from .pipeline.store.open_store import Store
+    from .train.data.store_dataset import StoreDataset
     from .train.evaluation.judge import ClassIous
     from .train.evaluation.result import Evaluation
     from .train.prediction.trained_model import TrainedModel
     from .train.public import losses, plugins, testing
 
-__all__ = ["PhyssegError", "__version__", "evaluate_predictions", "load", "losses", "open_store", "plugins", "testing"]
+__all__ = [
+    "PhyssegError",
+    "StoreDataset",
+    "__version__",
+    "evaluate_predictions",
+    "load",
+    "losses",
+    "open_store",
+    "plugins",
+    "testing",
+]
 __version__ = "0.1.0"
 
 _SHORT = {f"{__name__}.{name}": f"{__name__}.train.public.{name}" for name in ("losses", "plugins", "testing")}
@@ -117,6 +128,8 @@ def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for."""
     if f"{__name__}.{name}" in _SHORT:
         return import_module(f"{__name__}.{name}")
+    if name == "StoreDataset":
+        return import_module(f"{__name__}.train.data.store_dataset").StoreDataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
