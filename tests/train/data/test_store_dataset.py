@@ -118,5 +118,5 @@ def test_what_does_not_fit_is_one_line(store: Path, tmp_path: Path) -> None:
         dataset(store, structures=["superpoint"])
     with pytest.raises(ConfigError, match="multiple of 8"):
         dataset(store, crop=100)
-    with pytest.raises(ConfigError, match="probability"):
+    with pytest.raises(ConfigError, match="flip"):
         dataset(store, flip=2)
