@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from .errors import PhyssegError
+from .errors import ConfigError
 from .text import preview
 
 OURS: Final = "physseg"
@@ -17,7 +17,7 @@ KINDS: Final = {"extractors": "structure extractor", "losses": "loss", "datasets
 """What an entry point of the group `physseg.KIND` is, in words."""
 
 
-class PluginError(PhyssegError, ValueError):
+class PluginError(ConfigError):
     """A name that no package offers, or whose package cannot give it."""
 
 

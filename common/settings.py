@@ -39,6 +39,8 @@ def is_name(text: str) -> bool:
 def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "") -> T:
     """An instance of the dataclass `cls` from nested values.
 
+    A class whose fields depend on the values has a class method `for_values`: values to a subclass, and its values.
+
     Args:
         values: Its fields by name; a missing one keeps its default.
         base: The folder that relative paths are taken from.
@@ -48,6 +50,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "
         ConfigError: A key is unknown (the message names the known ones) or missing, a value has the wrong type, or
             the dataclass itself refuses it.
     """
+    if for_values := getattr(cls, "for_values", None):
+        cls, values = for_values(values)
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:

@@ -3,13 +3,17 @@
 docs/method.md, Alignment, says where Eq. 3 cannot be meant as printed, and which forms are offered instead.
 """
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from .numerics import at_least_float32, check_choice, divide_by_count
+from .interface import ModelView, Outputs
+from .numerics import at_least_float32, check_choice, divide_by_count, require_head
 
 AlignmentForm = Literal["infonce", "soft_ce", "printed"]
 
@@ -101,6 +105,42 @@ def patch_alignment_loss(
         >>> round(patch_alignment_loss(similarity, weights).item(), 6)  # (log(1 + exp(-2)) + log 2) / 2
         0.410038
     """
+    total, own = _sum_and_count(similarity, weights, form)
+    return divide_by_count(total, own if count is None else count)
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentLoss:
+    """L^sac by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+
+    form: AlignmentForm = "infonce"
+    """Form of `patch_alignment_loss`."""
+
+    def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
+        """The sum over labelled patches and their number, both (). Raises ConfigError if the model has no such head."""
+        similarity = require_head(outputs.similarity, "lambda_sac", "patch alignment")
+        cell_classes = batch["cell_classes"]
+        weights = patch_weights(
+            cell_classes,
+            batch["cell_counts"],
+            similarity.shape[2],
+            _cells_per_patch(cell_classes, similarity.shape[1]),
+            cell_px=batch["labels"].shape[-1] // cell_classes.shape[-1],
+            ignore_index=model.ignore_index,
+        )
+        total, count = _sum_and_count(similarity, weights, self.form)
+        return total, count.float()
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Number of labelled patches, or of images in the printed form, ()."""
+        cells = batch["cell_classes"].shape[-1] // batch["grid"]
+        patches = labelled_patches(batch["cell_classes"], batch["cell_counts"], cells, batch["ignore_index"])
+        images = patches.new_tensor(patches.shape[0], dtype=torch.float32)
+        return images if self.form == "printed" else patches.sum().float()
+
+
+def _sum_and_count(similarity: Tensor, weights: Tensor, form: AlignmentForm) -> tuple[Tensor, Tensor]:
+    """The sum over labelled patches and what it is divided by; arguments and errors of `patch_alignment_loss`."""
     check_choice("alignment loss", form, get_args(AlignmentForm))
     if similarity.ndim != 3 or similarity.shape != weights.shape:
         got = f"{tuple(similarity.shape)} and {tuple(weights.shape)}"
@@ -118,9 +158,17 @@ def patch_alignment_loss(
         patches = normaliser - (similarity + log_weights).logsumexp(-1)
     if form == "printed":
         patches = torch.exp(-patches)
-    if count is None:
-        count = torch.full_like(labelled.sum(), similarity.shape[0]) if form == "printed" else labelled.sum()
-    return divide_by_count(patches.where(labelled, 0.0).sum(), count)
+    count = torch.full_like(labelled.sum(), similarity.shape[0]) if form == "printed" else labelled.sum()
+    return patches.where(labelled, 0.0).sum(), count
+
+
+def _cells_per_patch(cells: Tensor, num_patches: int) -> int:
+    """Cells along one side of a patch, from the cells of the crop and the patches of the model."""
+    height, width = cells.shape[-2:]
+    side = isqrt(height * width // num_patches)
+    if side < 1 or side * side * num_patches != height * width:
+        raise ShapeError(f"{height} x {width} cells do not make {num_patches} square patches")
+    return side
 
 
 def _by_patch(cells: Tensor, cells_per_patch: int) -> Tensor:

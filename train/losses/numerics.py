@@ -1,4 +1,4 @@
-"""What every loss needs: enough precision, means over nothing, and a check of names."""
+"""What every loss needs: enough precision, means over nothing, and checks of names and heads."""
 
 import torch
 from torch import Tensor
@@ -20,3 +20,11 @@ def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:
     """Raise ConfigError, which lists the known names, for a name that is none of them."""
     if name not in known:
         raise ConfigError(f"unknown {what} {name!r}", hint=f"known: {', '.join(known)}")
+
+
+def require_head(predicted: Tensor | None, switch: str, head: str) -> Tensor:
+    """What a head of the model predicted; raises ConfigError where the loss is switched on and the head is missing."""
+    if predicted is None:
+        hint = f"build the model with its {head} head, keep it in training mode, or set {switch} = 0"
+        raise ConfigError(f"{switch} is above 0, but the model made no {head} output", hint=hint)
+    return predicted

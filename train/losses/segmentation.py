@@ -1,5 +1,7 @@
 """L_seg, the baseline's loss: per-class sigmoid BCE against one-hot labels (docs/method.md, Whole loss)."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -8,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..errors import ShapeError
+from .interface import ModelView, Outputs
 from .numerics import at_least_float32, divide_by_count
 
 
@@ -40,6 +43,33 @@ def segmentation_loss(
         >>> round(segmentation_loss(logits, labels, ignore_index=255).item(), 6)
         0.910038
     """
+    total, own = _sum_and_count(logits, labels, ignore_index, mask_ignored)
+    return divide_by_count(total, own if count is None else count) / logits.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationLoss:
+    """L_seg by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+
+    mask_ignored: bool = False
+    """Whether ignored pixels are left out. In the baseline they are negatives of every class."""
+
+    def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
+        """Sums (T,), whose mean over classes is the loss, and the number of pixels ()."""
+        logits = outputs.logits
+        total, count = _sum_and_count(logits, batch["labels"], model.ignore_index, self.mask_ignored)
+        # The sum over all classes stands in the first one's place: the same numbers as total / count / T, to the bit.
+        return functional.pad(total[None], (0, logits.shape[1] - 1)), count.float()
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """Number of pixels, or of labelled ones, ()."""
+        labels: Tensor = batch["labels"]
+        labelled = (labels != batch["ignore_index"]).sum() if self.mask_ignored else labels.new_tensor(labels.numel())
+        return labelled.float()
+
+
+def _sum_and_count(logits: Tensor, labels: Tensor, ignore_index: int, mask_ignored: bool) -> tuple[Tensor, Tensor]:
+    """The sum of BCE over pixels and classes, and the number of pixels; arguments and errors of `segmentation_loss`."""
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         got = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         raise ShapeError(f"expected logits (B, T, h, w) and labels (B, H, W), got {got}")
@@ -50,8 +80,7 @@ def segmentation_loss(
     labelled = (labels != ignore_index)[:, None]
     counted = labelled if mask_ignored else torch.ones_like(labelled)
     index = torch.where(labelled, labels[:, None], 0)
-    total = cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, counted))
-    return divide_by_count(total, counted.sum() if count is None else count) / logits.shape[1]
+    return cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, counted)), counted.sum()
 
 
 class _OneHotBCE(torch.autograd.Function):

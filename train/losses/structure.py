@@ -6,7 +6,8 @@ brought to the logits' size by max-pooling (thin edges survive), cells outside t
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from kornia.losses import binary_focal_loss_with_logits
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from ...common.errors import ConfigError
 from ..errors import ShapeError
-from .numerics import at_least_float32, check_choice, divide_by_count
+from .interface import ModelView, Outputs
+from .numerics import at_least_float32, check_choice, divide_by_count, require_head
 
 StructureForm = Literal["focal", "gaussian_focal", "quality"]
 TargetMode = Literal["binary", "soft", "gaussian"]
@@ -119,15 +121,53 @@ def structure_losses(
         >>> [round(x, 6) for x in structure_losses(logits, targets, valid).tolist()]
         [0.129965, 0.043322]
     """
+    total = _sums(logits, targets, valid, alpha=alpha, gamma=gamma, beta=beta, form=form)
+    return divide_by_count(total, structure_count(targets, valid, form) if count is None else count)
+
+
+@dataclass(frozen=True, slots=True)
+class StructureLoss:
+    """L^p by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+
+    form: StructureForm = "focal"
+    """Form of `structure_losses`."""
+    target: TargetMode = "binary"
+    """Mode of `structure_targets`."""
+    alpha: float = 0.25
+    """Weight of the positive term of the focal loss."""
+    gamma: float = 2.0
+    """Focusing exponent of every form."""
+    beta: float = 4.0
+    """Exponent of the smaller penalty near keypoints, in the form gaussian_focal."""
+    sigma_cells: float = 1.0
+    """Width of the Gaussian targets, in cells of the structure logits."""
+
+    def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
+        """The sum and the count of each structure, both (S,). Raises ConfigError if the model has no such head."""
+        logits = require_head(outputs.structure_logits, "lambda_p", "structure")
+        targets, valid = self._targets(batch, (logits.shape[2], logits.shape[3]))
+        numbers = {"alpha": self.alpha, "gamma": self.gamma, "beta": self.beta}
+        return _sums(logits, targets, valid, form=self.form, **numbers), structure_count(targets, valid, self.form)
+
+    def count(self, batch: Mapping[str, Any]) -> Tensor:
+        """The count of each structure, (S,): structure logits have 4 cells along the side of a patch."""
+        return structure_count(*self._targets(batch, (4 * batch["grid"], 4 * batch["grid"])), self.form)
+
+    def _targets(self, batch: Mapping[str, Any], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return structure_targets(batch["structures"], batch["valid"], size, self.target, sigma_cells=self.sigma_cells)
+
+
+def _sums(
+    logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, gamma: float, beta: float, form: StructureForm
+) -> Tensor:
+    """The loss of each structure summed over valid cells, (S,); arguments and errors of `structure_losses`."""
     check_choice("structure loss", form, tuple(_FORMS))
     if targets.shape != logits.shape or valid.shape != (logits.shape[0], 1, *logits.shape[2:]):
         expected = f"targets {tuple(logits.shape)} and valid with one channel, as the logits"
         raise ShapeError(f"expected {expected}; got {tuple(targets.shape)} and {tuple(valid.shape)}")
     logits = at_least_float32(logits)
     cells = _FORMS[form](logits, targets.to(logits.dtype), alpha, gamma, beta)
-    if count is None:
-        count = structure_count(targets, valid, form)
-    return divide_by_count(cells.where(valid, 0.0).sum(dim=(0, 2, 3)), count)
+    return cells.where(valid, 0.0).sum(dim=(0, 2, 3))
 
 
 def structure_count(targets: Tensor, valid: Tensor, form: StructureForm) -> Tensor:

@@ -1,31 +1,35 @@
-"""The whole loss, L = L_seg + lambda_sac L^sac + lambda_p L^p (docs/method.md, Whole loss).
+"""The whole loss, L = L_seg + lambda_sac L^sac + lambda_p L^p (docs/method.md, Whole loss), and what others add.
 
-Each part has its own file: `segmentation` (L_seg), `alignment` (L^sac), `structure` (L^p). All are pure
-functions of tensors and compute in float32 at least, whatever precision the network runs in.
+Each part has its own file: `segmentation` (L_seg), `alignment` (L^sac), `structure` (L^p). They compute in float32 at
+least, whatever precision the network runs in. They and the losses of other packages (named.py) are summed alike.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isqrt
-from typing import Any, Protocol, get_args
+from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from ...common.errors import ConfigError
 from ...common.settings import check_ranges
 from ..errors import ShapeError
-from .alignment import AlignmentForm, labelled_patches, patch_alignment_loss, patch_weights
-from .numerics import check_choice
-from .segmentation import segmentation_loss
-from .structure import StructureForm, TargetMode, structure_count, structure_losses, structure_targets
+from .alignment import AlignmentForm, AlignmentLoss
+from .interface import Counted, Loss, ModelView, Outputs
+from .named import LossSettings, make_loss, with_named
+from .numerics import check_choice, divide_by_count
+from .segmentation import SegmentationLoss, segmentation_loss
+from .structure import StructureForm, StructureLoss, TargetMode
 
-__all__ = ["LossConfig", "loss_counts", "segmentation_loss", "total_loss"]
+__all__ = ["LossConfig", "build_losses", "loss_counts", "loss_sums", "segmentation_loss", "total_loss"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
     """Which losses are used, and in which form. The paper's Table 3 is the four settings of the two lambdas, 0 or 1.
+
+    A table `[losses.NAME]` among the settings is the loss of that name of another package.
 
     Raises:
         ConfigError: A form is unknown, a number is out of its range, or form and targets do not go together.
@@ -67,26 +71,66 @@ class LossConfig:
                 hint="set structure_target = 'gaussian' (or 'binary')",
             )
 
+    @classmethod
+    def for_values(cls, values: Mapping[str, Any]) -> tuple[type["LossConfig"], Mapping[str, Any]]:
+        """See `common.settings.build`: a field more for each loss of another package."""
+        return with_named(cls, values)
 
-class SegmenterLike(Protocol):
-    """What `total_loss` reads of the segmenter's output."""
+    @property
+    def named(self) -> dict[str, LossSettings]:
+        """Settings of the losses of other packages by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, LossSettings)}
 
-    @property
-    def logits(self) -> Tensor: ...
-    @property
-    def structure_logits(self) -> Tensor | None: ...
-    @property
-    def similarity(self) -> Tensor | None: ...
+
+class Weighted(NamedTuple):
+    """A loss and its factor in the sum."""
+
+    loss: Loss
+    weight: float
+
+
+def build_losses(config: LossConfig) -> dict[str, Weighted]:
+    """The losses that are switched on by name, in the order of the sum; those with parameters begin anew."""
+    losses = {"segmentation": Weighted(SegmentationLoss(config.mask_ignored), 1.0)}
+    if config.lambda_p > 0:
+        numbers = {"alpha": config.alpha, "gamma": config.gamma, "beta": config.beta, "sigma_cells": config.sigma_cells}
+        structure = StructureLoss(config.structure_form, config.structure_target, **numbers)
+        losses["structure"] = Weighted(structure, config.lambda_p)
+    if config.lambda_sac > 0:
+        losses["alignment"] = Weighted(AlignmentLoss(config.alignment_form), config.lambda_sac)
+    return losses | {name: Weighted(make_loss(one), one.weight) for name, one in config.named.items()}
+
+
+def loss_sums(
+    losses: Mapping[str, Weighted], output: Outputs, batch: Mapping[str, Any], model: ModelView
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sum and count of each loss by name, as `Loss` has them; no gradient flows through the counts.
+
+    Raises ShapeError for a loss that gives something else.
+    """
+    sums = {}
+    seen = {**batch, "ignore_index": model.ignore_index, "grid": model.grid}
+    for name, (loss, _) in losses.items():
+        got: Any = loss(seen, output, model)
+        if not isinstance(got, tuple) or [isinstance(part, Tensor) and part.ndim < 2 for part in got] != [True, True]:
+            parts = got if isinstance(got, tuple) else [got]
+            shapes = [f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in parts]
+            raise ShapeError.mismatch(f"losses.{name}", "a tuple (sum, count) of two tensors ()", ", ".join(shapes))
+        sums[name] = (got[0], got[1].detach().float())
+    return sums
 
 
 def total_loss(
-    output: SegmenterLike,
+    output: Outputs,
     batch: Mapping[str, Any],
     config: LossConfig,
     *,
     ignore_index: int,
     structures: Sequence[str] = (),
     counts: Mapping[str, Tensor] | None = None,
+    losses: Mapping[str, Weighted] | None = None,
+    model: ModelView | None = None,
 ) -> dict[str, Tensor]:
     """L = L_seg + lambda_sac L^sac + lambda_p L^p (Eq. 4 and docs/method.md, Whole loss), with every part for the log.
 
@@ -98,59 +142,39 @@ def total_loss(
         ignore_index: label of pixels that belong to no class.
         structures: names of the S structures, for the log.
         counts: from `loss_counts`, averaged over ranks and micro-batches; None for one process and one batch a step.
+        losses: from `build_losses`, where they were built before.
+        model: what losses of other packages may see of the model; None gives them what is known here.
 
     Returns:
         Scalars: `loss`, the sum to differentiate; then, without their weights, `segmentation`, `structure` (the mean of
-        `structure/NAME`, which carry no gradient) and `alignment`.
+        `structure/NAME`, which carry no gradient), `alignment`, and the losses of other packages by their names.
 
     Raises:
         ConfigError: A loss is switched on whose head the model lacks.
         ShapeError: The arrays do not fit.
     """
-    counts = counts or {}
-    segmentation = segmentation_loss(
-        output.logits,
-        batch["labels"],
-        ignore_index=ignore_index,
-        mask_ignored=config.mask_ignored,
-        count=counts.get("segmentation"),
-    )
-    parts = {"loss": segmentation, "segmentation": segmentation}
-    if config.lambda_p > 0:
-        logits = _head(output.structure_logits, "lambda_p", "structure")
-        targets, valid = _structure_targets(batch, config, (logits.shape[2], logits.shape[3]))
-        each = structure_losses(
-            logits,
-            targets,
-            valid,
-            alpha=config.alpha,
-            gamma=config.gamma,
-            beta=config.beta,
-            form=config.structure_form,
-            count=counts.get("structure"),
-        )
-        parts["structure"] = each.mean()
-        parts["loss"] = parts["loss"] + config.lambda_p * parts["structure"]
-        if len(structures) == len(each):
-            parts |= {f"structure/{name}": value for name, value in zip(structures, each.detach(), strict=True)}
-    if config.lambda_sac > 0:
-        similarity = _head(output.similarity, "lambda_sac", "patch alignment")
-        cell_classes = batch["cell_classes"]
-        weights = patch_weights(
-            cell_classes,
-            batch["cell_counts"],
-            similarity.shape[2],
-            _cells_per_patch(cell_classes, similarity.shape[1]),
-            cell_px=batch["labels"].shape[-1] // cell_classes.shape[-1],
-            ignore_index=ignore_index,
-        )
-        form, count = config.alignment_form, counts.get("alignment")
-        parts["alignment"] = patch_alignment_loss(similarity, weights, form=form, count=count)
-        parts["loss"] = parts["loss"] + config.lambda_sac * parts["alignment"]
-    return parts
+    losses, counts = build_losses(config) if losses is None else losses, counts or {}
+    if model is None:
+        grid = output.logits.shape[-1] // 4
+        model = ModelView(ignore_index=ignore_index, grid=grid, structures=tuple(structures))
+    terms, parts = [], {}
+    for name, (total, count) in loss_sums(losses, output, batch, model).items():
+        each, weight = divide_by_count(total, counts.get(name, count)), losses[name].weight
+        parts[name] = each.mean() if each.ndim else each
+        terms.append(parts[name] if weight == 1 else weight * parts[name])
+        if name == "structure" and len(structures) == len(each):
+            parts |= {f"structure/{key}": value for key, value in zip(structures, each.detach(), strict=True)}
+    return {"loss": reduce(add, terms), **parts}
 
 
-def loss_counts(batch: Mapping[str, Any], config: LossConfig, *, ignore_index: int, grid: int) -> dict[str, Tensor]:
+def loss_counts(
+    batch: Mapping[str, Any],
+    config: LossConfig,
+    *,
+    ignore_index: int,
+    grid: int,
+    losses: Mapping[str, Weighted] | None = None,
+) -> dict[str, Tensor]:
     """What each mean of `total_loss` divides by, from the batch alone: labelled pixels, valid cells, labelled patches.
 
     These differ between batches. Where a step is spread over several ranks or micro-batches, and the mean of their
@@ -158,42 +182,13 @@ def loss_counts(batch: Mapping[str, Any], config: LossConfig, *, ignore_index: i
     then the step does not depend on how its samples were spread.
 
     Args:
-        batch, config, ignore_index: as for `total_loss`.
+        batch, config, ignore_index, losses: as for `total_loss`.
         grid: Side of the patch grid; structure logits have 4 cells along the side of a patch.
 
     Returns:
-        float32: `segmentation` (), and, where switched on, `structure` (S,) and `alignment` ().
+        float32: `segmentation` (), and, where switched on, `structure` (S,) and `alignment` (); those of other
+        packages, but for the ones whose count does not follow from the batch alone.
     """
-    labels = batch["labels"]
-    labelled = (labels != ignore_index).sum() if config.mask_ignored else labels.new_tensor(labels.numel())
-    counts = {"segmentation": labelled.float()}
-    if config.lambda_p > 0:
-        targets, valid = _structure_targets(batch, config, (4 * grid, 4 * grid))
-        counts["structure"] = structure_count(targets, valid, config.structure_form)
-    if config.lambda_sac > 0:
-        cells = batch["cell_classes"].shape[-1] // grid
-        patches = labelled_patches(batch["cell_classes"], batch["cell_counts"], cells, ignore_index)
-        images = patches.new_tensor(patches.shape[0], dtype=torch.float32)
-        counts["alignment"] = images if config.alignment_form == "printed" else patches.sum().float()
-    return counts
-
-
-def _structure_targets(batch: Mapping[str, Any], config: LossConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    maps, mode = batch["structures"], config.structure_target
-    return structure_targets(maps, batch["valid"], size, mode, sigma_cells=config.sigma_cells)
-
-
-def _head(predicted: Tensor | None, switch: str, head: str) -> Tensor:
-    if predicted is None:
-        hint = f"build the model with its {head} head, keep it in training mode, or set {switch} = 0"
-        raise ConfigError(f"{switch} is above 0, but the model made no {head} output", hint=hint)
-    return predicted
-
-
-def _cells_per_patch(cells: Tensor, num_patches: int) -> int:
-    """Cells along one side of a patch, from the cells of the crop and the patches of the model."""
-    height, width = cells.shape[-2:]
-    side = isqrt(height * width // num_patches)
-    if side < 1 or side * side * num_patches != height * width:
-        raise ShapeError(f"{height} x {width} cells do not make {num_patches} square patches")
-    return side
+    seen = {**batch, "ignore_index": ignore_index, "grid": grid}
+    each = (build_losses(config) if losses is None else losses).items()
+    return {name: loss.count(seen).float() for name, (loss, _) in each if isinstance(loss, Counted)}

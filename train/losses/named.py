@@ -1,0 +1,106 @@
+"""Losses of other packages: a table `[losses.NAME]` of a configuration to settings, and settings to the loss.
+
+The settings are read from the constructor of the entry point's class, so that they exist in exactly one place.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from keyword import iskeyword
+from typing import Any, ClassVar, Final, TypeVar, get_type_hints
+
+import torch
+from torch import nn
+
+from ...common.errors import ConfigError
+from ...common.plugins import Offer, PluginError, find
+from ...common.settings import check_ranges
+from .interface import Loss
+
+C = TypeVar("C")
+
+BUILT_IN: Final = {
+    "segmentation": "mask_ignored",
+    "structure": "lambda_p, structure_form, structure_target, alpha, gamma, beta and sigma_cells",
+    "alignment": "lambda_sac and alignment_form",
+}
+"""Losses of physseg's own by name, and their settings in `[losses]` itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Settings of one loss; a subclass, made for its class, has a field for each parameter of the constructor.
+
+    Raises:
+        ConfigError: The weight is out of its range.
+        Whatever the class raises: The loss is built once, to see whether it takes its settings.
+    """
+
+    OFFER: ClassVar[Offer]
+    """Where the class comes from."""
+
+    weight: float = 1.0
+    """Factor of the loss in the sum."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight="[0, 1e18]")
+        with torch.random.fork_rng(devices=()):
+            make_loss(self)
+
+
+def make_loss(settings: LossSettings) -> Loss:
+    """The loss with these settings."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "weight"}
+    loss: Loss = settings.OFFER.load()(**values)
+    return loss
+
+
+def with_named(config: type[C], values: Mapping[str, Any]) -> tuple[type[C], Mapping[str, Any]]:
+    """A subclass of `LossConfig` with a field for each table among its values, and the values; see `settings.build`.
+
+    A table with `weight = 0` is left out as if it were not there; its name has to be known all the same, so that a
+    misspelt one cannot leave a loss on.
+
+    Raises:
+        ConfigError: A table has the name of a loss of physseg's own, or one that no field can have.
+        PluginError: Nobody offers the loss, or its package cannot give it.
+    """
+    known = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    tables = {name: table for name, table in values.items() if isinstance(table, Mapping) and name not in known}
+    for name in tables:
+        if name in BUILT_IN:
+            raise ConfigError(f"`losses.{name}` is no table", hint=f"its settings in [losses]: {BUILT_IN[name]}")
+        find("losses", name)
+        taken = name in ("loss", "total", "gradient_norm") or hasattr(config, name) or hasattr(nn.ModuleDict, name)
+        if taken or not name.isidentifier() or iskeyword(name):
+            raise ConfigError(f"`losses.{name}` cannot be the name of a loss", hint="ask its author for another one")
+    used = [(name, _settings_type(name)) for name, table in tables.items() if table.get("weight") != 0]
+    if not tables:
+        return config, values
+    made = make_dataclass(config.__name__, used, bases=(config,), frozen=True, kw_only=True, slots=True)
+    return made, {name: value for name, value in values.items() if name not in tables or name in dict(used)}
+
+
+def _settings_type(name: str) -> type[LossSettings]:
+    """The subclass of LossSettings for the loss of a name."""
+    offer = find("losses", name)
+    loss = offer.load()
+    fault = f"{offer.where}: {offer.entry.value}"
+    if not isinstance(loss, type) or not any("__call__" in vars(base) for base in loss.__mro__):
+        raise PluginError.mismatch(fault, "a class whose objects are called", repr(loss))
+    try:
+        hints = get_type_hints(loss.__init__, include_extras=True)  # type: ignore[misc]
+        own = []
+        for key, parameter in inspect.signature(loss).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if key == "weight" or key not in hints:
+                raise TypeError(f"a parameter named {key}" if key == "weight" else f"{key} has no annotation")
+            default = {} if parameter.default is parameter.empty else {"default": parameter.default}
+            own.append((key, hints[key], field(**default)))
+        return make_dataclass(
+            f"{loss.__name__}Settings", own, bases=(LossSettings,), namespace={"OFFER": offer}, frozen=True, kw_only=True
+        )
+    except (TypeError, ValueError, NameError) as error:
+        hint = "its author: docs/plugins.md has the types that a setting may have"
+        raise PluginError(f"{fault}: the constructor cannot be read as settings: {error}", hint=hint) from error
