@@ -179,7 +179,9 @@ def type_in_words(hint: Any) -> str:
 
 def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ between two results of `to_dict`, as (ours, theirs); absent shows as None."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+    both = [values for values in (ours, theirs) if values is not None]
+    if both and all(isinstance(values, Mapping) for values in both):
+        ours, theirs = ours or {}, theirs or {}
         keys = list(ours) + [key for key in theirs if key not in ours]
         found: dict[str, tuple[Any, Any]] = {}
         for key in keys:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -49,8 +50,10 @@ class OptimConfig:
         check_ranges(self, beta1="[0, 1)", beta2="[0, 1)", warmup_steps="[0, inf)", max_gradient_norm="[0, inf)")
 
 
-def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
-    """AdamW over the trainable parameters of `model`, in at most six groups: head or clip x plain, norm or embedding.
+def build_optimizer(model: Segmenter, config: OptimConfig, losses: nn.Module | None = None) -> AdamW:
+    """AdamW over the trainable parameters of `model` and of losses, which learn as heads do.
+
+    They are in at most six groups: head or clip x plain, norm or embedding.
 
     detectron2's rule decides by the *module* that owns a parameter: normalisation layers and nn.Embedding go without
     decay, everything else decays: biases too, and bare nn.Parameters such as CLIP's positional embedding (where it is
@@ -72,7 +75,7 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> AdamW:
             groups[name] = {"params": [], "name": name, "lr": rate, "base_lr": rate, "weight_decay": decay}
     seen: set[Tensor] = set()
     names: set[str] = set()
-    for module_name, module in model.named_modules():
+    for module_name, module in chain(model.named_modules(), losses.named_modules(prefix="losses") if losses else ()):
         for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{module_name}.{own_name}" if module_name else own_name
             names.add(name)

@@ -29,7 +29,7 @@ from .. import optim
 from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, TrainSamples, batches, to_device
 from ..data.order import PositionBatches
-from ..errors import NonFiniteLossError, RankError
+from ..errors import CheckpointError, NonFiniteLossError, RankError
 from ..evaluation.evaluate import evaluate_model
 from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
@@ -118,11 +118,12 @@ class _Training:
             part.recompute = config.recompute
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
-        self.optimizer = optim.build_optimizer(self.model, config.optim)
+        self.optimizer = optim.build_optimizer(self.model, config.optim, objective.loss_modules)
         self.step = self.saved_step = self._resume_or_begin()
         with ranks.main_process_first():  # only now, so that weights that do not fit leave no run behind
             if not begun:
                 self._begin_or_check_run()
+        self.counts_compared = False
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
@@ -186,10 +187,7 @@ class _Training:
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """One step's gradients in the parameters, and its losses, over all micro-batches and ranks."""
         number = self.config.accumulate
-        spread = number * self.ranks.size > 1
-        # Their mean over ranks; and each micro-batch has one share of what this rank counts.
-        counts = self.ranks.mean(self.objective.counts(batch)) if spread else None
-        counts = {name: count / number for name, count in counts.items()} if counts else None
+        counts = self._counts(batch, number) if number * self.ranks.size > 1 else None
         losses: list[dict[str, Tensor]] = []
         for part in micro_batches(batch, number):
             with no_sync(self.shared) if len(losses) + 1 < number else nullcontext():
@@ -197,6 +195,25 @@ class _Training:
                 (parts["loss"] / number).backward()
             losses.append({name: value.detach() for name, value in parts.items()})
         return self.ranks.mean({name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]})
+
+    def _counts(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """What the losses of each part of a spread step are divided by: the mean over ranks and micro-batches.
+
+        Raises ConfigError for a loss of another package whose `count` is not what it divides by; looked at once.
+        """
+        objective, compared = self.objective, () if self.counts_compared else self.config.losses.named
+        said = self.ranks.mean(objective.counts(batch))
+        names = [name for name in objective.losses if name not in said or name in compared]
+        called = self.ranks.mean(objective.called_counts(batch, number, names))
+        for name in said.keys() & called.keys():
+            if not torch.allclose(said[name], called[name], rtol=1e-4):
+                where, size = f"losses.{name}: `count` of a step", self.ranks.size
+                expected = f"{called[name] * size}, what the loss itself divides by"
+                hint = "the count of a batch must be that of its parts together; without `count` it is found by calling"
+                raise ConfigError.mismatch(where, expected, said[name] * size, hint=hint)
+        self.counts_compared = True
+        # Each micro-batch has one share of what this rank counts.
+        return {name: count / number for name, count in {**called, **said}.items()}
 
     def _take_step(self, log: RunLog, batch: Batch, parts: Mapping[str, Tensor], meter: AverageMeter) -> None:
         """Change the weights, unless a number says that would ruin them."""
@@ -249,6 +266,8 @@ class _Training:
         state = CheckpointState(step=self.step, model=model, classes=self.vocabulary.classes, data=data)
         trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()} | self.ema.state()
         with self.ema.in_place():
+            if losses := self.objective.loss_modules.state_dict():
+                trainer["losses"] = losses
             checkpoint.save(self.run.checkpoints, state, self.model.state_dict(), trainer)
         self.saved_step = self.step
         self._prune()
@@ -265,13 +284,19 @@ class _Training:
         if not checkpoint.steps(self.run.checkpoints):
             if self.clip_weights is not None:
                 load_clip_weights(self.model.clip, self.clip_weights.path)
-            self.ema = ModelEma(self.model, self.config.ema_decay)
+            self.ema = ModelEma(self.objective, self.config.ema_decay)
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
         state = checkpoint.load_model(path, self.model, to_dict(self.config.model))
         trainer = checkpoint.load_trainer(path)
+        try:
+            self.objective.loss_modules.load_state_dict(trainer.get("losses", {}))
+        except RuntimeError as error:
+            fault = " ".join(str(error).split())
+            hint = "install the version of the losses' package that the run was begun with"
+            raise CheckpointError(f"{path}: parameters of losses do not fit: {fault}", hint=hint) from error
         self.optimizer.load_state_dict(trainer["optimizer"])
-        self.ema = ModelEma(self.model, self.config.ema_decay)
+        self.ema = ModelEma(self.objective, self.config.ema_decay)
         self.ema.restore(trainer)
         set_random_state(trainer["random"])
         return state.step
@@ -342,6 +367,7 @@ class _Training:
 
     def _log_start(self, log: RunLog, stop_at: int) -> None:
         left_out = self.samples.quarantined
+        losses = [one.OFFER.where for one in self.config.losses.named.values()]
         log.event(
             "start",
             self.step,
@@ -353,6 +379,7 @@ class _Training:
             samples=len(self.samples.usable),
             quarantined=left_out,
             clip_weights=self.clip_weights.facts() if self.clip_weights else None,
+            **({"losses": losses} if losses else {}),
         )
         if not self.ranks.is_main:
             return

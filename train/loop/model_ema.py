@@ -21,7 +21,9 @@ class ModelEma:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._weights = {name: value for name, value in module.named_parameters() if value.requires_grad and decay}
+        trained = {name: value for name, value in module.named_parameters() if value.requires_grad and decay}
+        # What a checkpoint calls them: those of the model by their names in it.
+        self._weights = {name.removeprefix("model."): value for name, value in trained.items()}
         self._averages = {name: value.detach().clone() for name, value in self._weights.items()}
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What a training step differentiates: a batch to its losses, and how a batch that is spread keeps its means."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..data.augment import color_jitter
 from ..data.dataset import Batch
-from ..losses.total import loss_counts, total_loss
+from ..losses.interface import ModelView
+from ..losses.total import build_losses, loss_counts, loss_sums, total_loss
 from ..model.backbones.clip import shared_prefix
-from ..model.segmenter import Segmenter
+from ..model.segmenter import Segmenter, SegmenterOutput
+from .process import random_state, set_random_state
 
 
 class Objective(nn.Module):
@@ -18,28 +20,67 @@ class Objective(nn.Module):
 
     def __init__(self, model: Segmenter, config: TrainConfig, classes: Sequence[str], ignore_index: int) -> None:
         super().__init__()
-        self.model, self.config, self.ignore_index = model, config, ignore_index
+        self.model, self.config, self.classes, self.ignore_index = model, config, tuple(classes), ignore_index
         self.tokens = model.tokenize(classes)  # no buffer: they steer Python, so they stay on the CPU
         self.shared = shared_prefix(self.tokens[self.tokens[..., 0] != 0])
+        self.losses = build_losses(config.losses)
+        # Only so are their parameters moved, shared between ranks, averaged and saved.
+        modules = {name: loss for name, (loss, _) in self.losses.items() if isinstance(loss, nn.Module)}
+        self.loss_modules = nn.ModuleDict(modules)
 
     def forward(self, batch: Batch, counts: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Scalars by name; `loss` is the sum to differentiate. `counts`: see `counts`, where the batch is a part."""
-        images = batch["images"].float()
-        if self.config.data.jitter:
-            images = color_jitter(images, batch["jitter"], batch["valid"])
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.model(images, self.model.encode_text(self.tokens, self.shared))
-        losses, structures = self.config.losses, self.config.model.structures
-        return total_loss(output, batch, losses, ignore_index=self.ignore_index, structures=structures, counts=counts)
+        output, model = self._outputs(batch)
+        return total_loss(
+            output,
+            batch,
+            self.config.losses,
+            ignore_index=self.ignore_index,
+            structures=model.structures,
+            counts=counts,
+            losses=self.losses,
+            model=model,
+        )
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """What the means of the losses divide by (losses.total.loss_counts).
+        """What the means of the losses divide by, where the batch alone says it (losses.total.loss_counts).
 
         Batches differ in them: a step that is spread over ranks or micro-batches passes their mean to every part, and
         is then the same step however it is spread.
         """
-        return loss_counts(batch, self.config.losses, ignore_index=self.ignore_index, grid=self.model.arch.grid)
+        grid, ignore_index = self.model.arch.grid, self.ignore_index
+        return loss_counts(batch, self.config.losses, ignore_index=ignore_index, grid=grid, losses=self.losses)
+
+    @torch.no_grad()
+    def called_counts(self, batch: Batch, number: int, names: Collection[str]) -> dict[str, Tensor]:
+        """The same of the losses named, from calling them on each of `number` micro-batches, after a forward pass."""
+        losses = {name: self.losses[name] for name in names}
+        counts: dict[str, Tensor] = {}
+        random = random_state()
+        for part in micro_batches(batch, number) if losses else ():
+            output, model = self._outputs(part)
+            for name, (_, count) in loss_sums(losses, output, part, model).items():
+                counts[name] = counts[name] + count if name in counts else count
+        set_random_state(random)  # a loss that draws will draw the same again
+        return counts
+
+    def _outputs(self, batch: Batch) -> tuple[SegmenterOutput, ModelView]:
+        images = batch["images"].float()
+        if self.config.data.jitter:
+            images = color_jitter(images, batch["jitter"], batch["valid"])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            texts = self.model.encode_text(self.tokens, self.shared)
+            output = self.model(images, texts)
+        view = ModelView(
+            ignore_index=self.ignore_index,
+            grid=self.model.arch.grid,
+            classes=self.classes,
+            structures=self.config.model.structures,
+            text_features=texts,
+            encode_image=self.model.encode_image,
+        )
+        return output, view
 
 
 def micro_batches(batch: Batch, number: int) -> Iterator[Batch]:

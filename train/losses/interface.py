@@ -56,9 +56,7 @@ class Loss(Protocol):
     that train. All parameters must take part in every step. A class may also have `count` (see `Counted`).
     """
 
-    def __call__(
-        self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView
-    ) -> "tuple[Tensor, Tensor]":
+    def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> "tuple[Tensor, Tensor]":
         """The sum of the loss over whatever it counts, and how much that is.
 
         The step divides by the count over all ranks and micro-batches, so return neither a mean nor a sum that is

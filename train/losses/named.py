@@ -99,7 +99,12 @@ def _settings_type(name: str) -> type[LossSettings]:
             default = {} if parameter.default is parameter.empty else {"default": parameter.default}
             own.append((key, hints[key], field(**default)))
         return make_dataclass(
-            f"{loss.__name__}Settings", own, bases=(LossSettings,), namespace={"OFFER": offer}, frozen=True, kw_only=True
+            f"{loss.__name__}Settings",
+            own,
+            bases=(LossSettings,),
+            namespace={"OFFER": offer},
+            frozen=True,
+            kw_only=True,
         )
     except (TypeError, ValueError, NameError) as error:
         hint = "its author: docs/plugins.md has the types that a setting may have"
