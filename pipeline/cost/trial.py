@@ -5,7 +5,6 @@ disk, and as many processes at once as there will be workers here (two on one co
 each slower than one alone). Only the shards are small, so that slow extractors can be measured at all.
 """
 
-import signal
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -18,12 +17,13 @@ from multiprocessing import get_context
 import numpy as np
 import numpy.typing as npt
 
-from ...common.processes import end_with_parent, environment, peak_bytes
+from ...common.processes import children_without_ctrl_c, end_with_parent, environment, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
 from ..run.errors import ExecutorError
-from ..run.executors.worker import WORKER_ENVIRONMENT, import_dask
+from ..run.executors.dask_library import import_dask
+from ..run.executors.worker import WORKER_ENVIRONMENT
 from ..run.prepare import Job
 from ..run.task import ShardReport, ShardTask, compute_shard
 from ..store.commits import commit_path, sha256
@@ -151,10 +151,12 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
     """
     with (
         environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(len(shares), get_context("spawn"), _start) as pool,
+        ProcessPoolExecutor(len(shares), get_context("spawn"), end_with_parent) as pool,
     ):
         try:
-            return list(pool.map(_compute, shares, [seconds] * len(shares)))
+            with children_without_ctrl_c():  # it is for this one, which then ends them
+                found = pool.map(_compute, shares, [seconds] * len(shares))
+            return list(found)
         except BrokenProcessPool:
             raise ExecutorError(
                 "a process that computed a few images, to measure their cost, was killed",
@@ -167,11 +169,6 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
-
-
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
-    end_with_parent()
 
 
 def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:

@@ -1,6 +1,5 @@
 """Named errors of a run."""
 
-from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from ...common.errors import PhyssegError, of_system
@@ -20,11 +19,9 @@ class ShardFailedError(PhyssegError, RuntimeError):
 
     @classmethod
     def of(cls, task: "ShardTask", error: BaseException) -> "ShardFailedError":
-        """What to raise for a task that ended with this error, which may be of a worker, or of the way to it."""
+        """What to raise for a task that ended with this error, which may be of a worker."""
         cause, hint = f"{type(error).__name__}: {error}", None
-        if isinstance(error, CancelledError):
-            cause = f"the scheduler was lost ({' '.join(str(error).split())})"
-        elif isinstance(error, (PhyssegError, OSError)):
+        if isinstance(error, (PhyssegError, OSError)):
             known = of_system(error) if isinstance(error, OSError) else error
             cause, hint = str(known.args[0]), known.hint
         return cls(f"shard {task.shard} of {task.store} failed: {cause}", hint=hint)

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
-from ...common.processes import end_with_parent, environment, memory_of
+from ...common.processes import children_without_ctrl_c, end_with_parent, environment, memory_of
 from ..store.locks import StillOurs
 from .errors import ShardFailedError
 from .executors.interface import say
@@ -74,7 +74,7 @@ def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> Shard
     context = multiprocessing.get_context("spawn")
     ours, childs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(task, childs), daemon=True)
-    with environment(WORKER_ENVIRONMENT):
+    with environment(WORKER_ENVIRONMENT), children_without_ctrl_c():
         process.start()
     childs.close()  # the child has the only other end: when it dies, reading ours ends
     samples: list[int] = []
@@ -111,7 +111,6 @@ def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> Shard
 
 def _compute(task: ShardTask, parent: Connection) -> None:
     """What the child runs: it sends each sample's index with its peak memory until then, and a report or an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who kills this
     end_with_parent()
     try:
         parent.send(compute_shard(task, lambda sample: parent.send((sample, memory_of("self").peak))))

@@ -25,8 +25,8 @@ class FaultyCanny:
     arrays: ClassVar[tuple[str, ...]] = ("canny",)
 
     faults: tuple[tuple[str, str], ...]
-    """Digest of the image in the frame, and what it does: "kill", "exit", "hog", "sleep", "once FILE" (that does not
-    exist before)."""
+    """Digest of the image in the frame, and what it does: "kill", "exit", "hog", "sleep", "divide" (by zero), "once
+    FILE" (that does not exist before)."""
 
     def identity(self) -> dict[str, JSON]:
         return Canny().identity()
@@ -40,6 +40,8 @@ class FaultyCanny:
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault == "exit":
             os._exit(3)
+        elif fault == "divide":
+            1 / 0  # noqa: B018
         elif fault == "sleep":
             time.sleep(60)
         elif fault == "hog":

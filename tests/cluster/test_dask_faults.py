@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -146,6 +147,19 @@ def test_ctrl_c_as_a_terminal_sends_it_ends_everything(start: Start, shapes: Sha
     assert_whole(store, shapes)
 
 
+def test_ctrl_c_while_workers_start_is_one_line(start: Start, shapes: Shapes, tmp_path: Path) -> None:
+    """They are still importing, and would answer with a traceback each, as would a cluster that is closed by halves."""
+    client = start(preprocess(shapes, tmp_path / "s.zarr", "--workers", 2))
+    wait_until(lambda: workers(client.pid) or client.poll() is not None)
+    time.sleep(0.3)  # the interpreter is up
+    os.killpg(client.pid, signal.SIGINT)
+    assert client.wait(30) == 130
+    client.wait_until_gone()
+    said = client.text()
+    assert "re-running the command resumes" in said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+
+
 def test_a_second_client_is_refused(start: Start, shapes: Shapes, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     first = start(preprocess(shapes, store, "--workers", 1))
@@ -182,7 +196,8 @@ def test_a_lost_scheduler_ends_the_run_and_another_one_resumes(start: Start, sha
     wait_for_commits(store, 1, client)
     first.scheduler.kill()
     assert client.wait(60) == 1
-    assert "the scheduler was lost" in (tmp_path / "output3.txt").read_text()
+    said = client.text()
+    assert f"the scheduler at {first.address} was lost" in said and "Traceback" not in said
     assert num_commits(store) < 6
     second = Cluster(start, tmp_path / "second")
     physseg("preprocess", shapes.manifest, store, "--scheduler", second.address)
@@ -251,6 +266,18 @@ def test_exactly_the_samples_that_kill_are_quarantined(
     assert "no fault" in physseg("verify", tmp_path / "s.zarr")
     physseg("preprocess", shapes.manifest, tmp_path / "s.zarr", "--scheduler", "sync", "--retry-quarantined")
     assert_whole(tmp_path / "s.zarr", shapes)  # no fault of the data: with the extractor mended all is as it should be
+
+
+def test_a_bug_of_ours_shows_and_is_one_line(
+    importable: None, shapes: Shapes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Dask's workers would print the task and its traceback; the latter is in the error, for --debug."""
+    job = faulty_job(shapes, tmp_path / "s.zarr", {0: "divide"})
+    with pytest.raises(ShardFailedError, match=r"shard 0 .*ZeroDivisionError: division by zero") as error:
+        run.execute(job, LocalExecutor(workers=1), progress=False)
+    assert capfd.readouterr() == ("", "")
+    told = "".join(traceback.format_exception(error.value))
+    assert "faulty_extractors.py" in told and "1 / 0" in told
 
 
 def alone(task: ShardTask) -> ShardReport:

@@ -6,12 +6,20 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from physseg.common.processes import available_cpus, end_with_parent, environment, memory_of, peak_bytes
+from physseg.common.processes import (
+    available_cpus,
+    children_without_ctrl_c,
+    end_with_parent,
+    environment,
+    memory_of,
+    peak_bytes,
+)
 
 PROGRAM = """
 import sys
@@ -32,6 +40,31 @@ def test_freed_memory(mode: str, given_back: bool) -> None:
     """In a process of its own: the setting cannot be taken back."""
     result = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
     assert (int(result.stdout) > 150) == given_back
+
+
+CHILD = """
+import signal
+print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+def test_ctrl_c_waits_for_the_block_and_never_reaches_its_children() -> None:
+    """Not even those of a thread that goes on, as a cluster's nannies have."""
+    threads, blocked = [], []
+
+    def start_child() -> None:
+        said = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True).stdout
+        blocked.append(said.strip())
+
+    with pytest.raises(KeyboardInterrupt), children_without_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        multiprocessing.get_context("spawn").Lock()  # has the resource tracker started, which unblocks it
+        threads.append(threading.Thread(target=start_child))
+        threads[0].start()
+        start_child()
+    threads[0].join()
+    start_child()
+    assert blocked.count("True") == 2 and blocked[-1] == "False"
 
 
 def test_an_environment_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import queue
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,8 +15,9 @@ from ...store.locks import StillOurs
 from ..errors import ExecutorError, ShardFailedError
 from ..lone_shards import compute_alone
 from ..task import ShardReport, ShardTask, compute_shard
+from .dask_library import USUALLY_MEMORY, import_dask, one_line
 from .interface import Executor, say
-from .worker import WORKER_ENVIRONMENT, import_dask
+from .worker import WORKER_ENVIRONMENT
 
 TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
@@ -74,10 +74,9 @@ class DaskExecutor(Executor):
         with dask.config.set(CONFIGURATION), self.cluster(memory_needed) as cluster, contextlib.ExitStack() as stack:
             try:
                 client = stack.enter_context(Client(cluster))
-            except (OSError, TypeError, ValueError) as error:  # also: no TLS files; no such kind of address
-                message = f"scheduler: {self.name} does not answer: {' '.join(str(error).split())}"
+            except Exception as error:  # also: no TLS files; no such kind of address; a wrong setting of Dask's
                 hint = "is it running, and reachable from here? For TLS, give its files in Dask's configuration"
-                raise ExecutorError(message, hint=hint) from error
+                raise one_line(f"scheduler: {self.name} does not answer", error, hint) from error
             yield client
 
     def run(
@@ -118,7 +117,7 @@ def run_windowed(
             try:
                 future = client.submit(compute_shard, task, pure=False, key=key)
             except Exception as error:  # nothing can be sent, and the task cannot be the reason
-                raise ShardFailedError.of(task, CancelledError(str(error))) from error
+                raise _lost(task, watch.address) from error
             running[key] = task
             future.add_done_callback(ended.put)
 
@@ -130,7 +129,7 @@ def run_windowed(
             top_up()
             continue
         task = running.pop(future.key)
-        report = _report(future, task)
+        report = _report(future, task, watch.address)
         if isinstance(report, KilledWorker):
             killers.append(task)
         elif report is None:
@@ -142,7 +141,7 @@ def run_windowed(
             yield report
 
 
-def _report(future: Any, task: ShardTask) -> Any:
+def _report(future: Any, task: ShardTask, address: str) -> Any:
     """The report of a task that ended, or how its workers were killed; None if it has to be fetched once more.
 
     The last when the worker died before it had handed over the report: then the scheduler computes the task again.
@@ -158,7 +157,13 @@ def _report(future: Any, task: ShardTask) -> Any:
             raise ShardFailedError.of(task, error) from error
         if isinstance(error, TimeoutError):
             return None
-        raise ShardFailedError.of(task, CancelledError(str(error))) from error  # the way to the result is gone
+        raise _lost(task, address) from error
+
+
+def _lost(task: ShardTask, address: str) -> ShardFailedError:
+    message = f"shard {task.shard} of {task.store} failed: the scheduler at {address} was lost"
+    hint = "see its own log, start it again, and run the same command again; shards that are committed stay"
+    return ShardFailedError(message, hint=hint)
 
 
 class Watch:
@@ -168,6 +173,7 @@ class Watch:
         self, client: Any, patience: float | None, still_ours: StillOurs, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.client, self.patience, self.still_ours, self.clock = client, patience, still_ours, clock
+        self.address = client.scheduler.address  # a lost one has none
         self.threads = 0
         """Number of threads of all workers, when last looked at; workers come and go."""
         self._next_look = self._alone_since = clock()
@@ -190,10 +196,10 @@ class Watch:
             return
         waited = now - self._alone_since
         if self.patience is not None and waited >= self.patience:
-            hint = "usually memory: lower --workers, or look for the reason with --scheduler sync"
-            raise ExecutorError(f"no worker process stays alive: there has been none for {waited:.0f} s", hint=hint)
+            message = f"no worker process stays alive: there has been none for {waited:.0f} s"
+            raise ExecutorError(message, hint=USUALLY_MEMORY)
         if now >= self._say_at:
-            say(f"waiting: no worker is connected to {self.client.scheduler.address} ({format_duration(waited)})")
+            say(f"waiting: no worker is connected to {self.address} ({format_duration(waited)})")
             self._say_at = now + SAY_AGAIN_SECONDS
 
     def saw_work(self) -> None:

@@ -1,15 +1,15 @@
 """Worker processes on this machine, which start and end with the run."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ....common.processes import allow_open_files, available_cpus
+from ....common.processes import allow_open_files, available_cpus, children_without_ctrl_c
 from ..errors import ExecutorError
 from . import worker
 from .dask_cluster import OWN_PORT, DaskExecutor
+from .dask_library import log_level, one_line
 
 OPEN_FILES, OPEN_FILES_PER_WORKER = 32, 10
 """Files and sockets that this process holds open, measured with Dask 2026: 21 and ten more for each worker."""
@@ -30,7 +30,6 @@ class LocalExecutor(DaskExecutor):
     @contextlib.contextmanager
     def cluster(self, memory_needed: int) -> Iterator[Any]:
         """Start the processes. Raises ExecutorError where they get too little memory, or do not start."""
-        import dask
         from distributed.system import MEMORY_LIMIT
 
         workers = self.workers or available_cpus()
@@ -45,10 +44,9 @@ class LocalExecutor(DaskExecutor):
                 hint="lower --workers, or raise --memory-limit",
             )
         _check_terminate(limit, memory_needed)
-        preload = [*dask.config.get("distributed.worker.preload"), worker.__name__]
-        with dask.config.set({"distributed.worker.preload": preload}):
-            cluster = _start(workers, limit)
-        with cluster:
+        with contextlib.ExitStack() as stack:
+            with children_without_ctrl_c():
+                cluster = stack.enter_context(_start(workers, limit))
             yield cluster
 
 
@@ -67,21 +65,22 @@ def _check_terminate(limit: int, memory_needed: int) -> None:
 
 
 def _start(workers: int, memory_limit: int) -> Any:
+    import dask
     from distributed import LocalCluster
 
     for _ in range(STARTS):
         try:
-            return LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=memory_limit,
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": OWN_PORT},
-                silence_logs=logging.ERROR,
-            )
-        except (OSError, RuntimeError) as error:
+            preload = [*dask.config.get("distributed.worker.preload"), worker.__name__]
+            with dask.config.set({"distributed.worker.preload": preload}):
+                return LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=memory_limit,
+                    dashboard_address=None,
+                    scheduler_kwargs={"dashboard_address": OWN_PORT},
+                    silence_logs=log_level(),
+                )
+        except Exception as error:  # raised by Dask: a worker died, or its configuration holds what it cannot use
             failure = error
-    message = f"the local worker processes do not start: {' '.join(str(failure).split())}"
-    hint = "usually memory: lower --workers, or look for the reason with --scheduler sync"
-    raise ExecutorError(message, hint=hint) from failure
+    raise one_line("the local worker processes do not start", failure) from failure
