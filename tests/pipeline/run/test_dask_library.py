@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import dask
+import distributed  # noqa: F401  (sets the levels of its log)
 import pytest
 from physseg.pipeline.run.executors.dask_library import LOGGERS, import_dask, log_level, one_line
 
