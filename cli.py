@@ -1,5 +1,6 @@
 """The command line, put together from the packages' commands; heavy imports happen inside the commands."""
 
+import json
 import os
 import sys
 import traceback
@@ -41,6 +42,32 @@ app.add_typer(train.app)
 app.add_typer(analysis.app, name="analyse")
 app.add_typer(train.weights_app, name="weights")
 app.add_typer(structure_extractors.app, name="superpoint")
+
+
+@app.command()
+def plugins(
+    json_: Annotated[bool, typer.Option("--json", help="Print a list of objects, one for each name.")] = False,
+) -> None:
+    """What is found by name: structure extractors, losses, data sets and backbones, physseg's own and other packages'.
+
+    Each is imported, to say why one cannot be used; Control-C ends the import of one. Exit code 1: there is such a one.
+    """
+    from .common.plugins import KINDS, offers
+    from .common.text import align
+
+    columns = ("kind", "name", "package", "version", "target", "problem")
+    rows = [
+        (offer.kind, offer.name, offer.package, offer.version, offer.entry.value, offer.problem())
+        for kind in KINDS
+        for offer in offers(kind)
+    ]
+    if json_:
+        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1))
+    else:
+        for line in align([columns, *rows], right=()):
+            typer.echo(line)
+    if any(row[-1] for row in rows):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -4,12 +4,16 @@ An entry point is a line of a package's metadata, so that all are found without 
 entry points of its pyproject.toml: there is one way in. Nothing of a package is imported before its name is asked for.
 """
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from .errors import ConfigError
+from .errors import ConfigError, PhyssegError
 from .text import preview
 
 OURS: Final = "physseg"
@@ -40,14 +44,56 @@ class Offer:
 
     def load(self) -> Any:
         """The object itself; raises PluginError where importing it fails, whatever is wrong with it."""
-        try:
+        with self.blamed(f"{self.entry.value} does not import: "):
             return self.entry.load()
-        except Exception as error:
+
+    @contextmanager
+    def blamed(self, doing: str = "") -> Iterator[None]:
+        """What fails inside is the other package's fault: PluginError, in one line. Errors that are a line of their own
+        stay, and so do those of physseg's own parts.
+        """
+        try:
+            yield
+        except PhyssegError:
+            raise
+        except (Exception, SystemExit) as error:
             if self.package == OURS:
                 raise
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            hint = f"`python -c 'import {self.entry.module}'` shows where; or `pip uninstall {self.package}`"
-            raise PluginError(f"{self.where}: {self.entry.value} does not import: {told}", hint=hint) from error
+            hint = f"`physseg --debug` shows where; tell its authors, or `pip uninstall {self.package}`"
+            raise PluginError(f"{self.where}: {doing}{_told(error)}", hint=hint) from error
+
+    def problem(self, limit_s: float = 60.0) -> str:
+        """Why nobody can use it, in one line, or "": its name is taken, or it does not import, which this tries.
+
+        Whatever an import raises becomes such a line, and so do Control-C and an import that takes longer than the
+        limit: nothing ends a table of all. What an import prints goes to standard error.
+        """
+        rivals = [other.package for other in offers(self.kind) if other.name == self.name and other != self]
+        if self.package != OURS and rivals:
+            mine = OURS in rivals
+            return f"not used: {self.name} is physseg's own" if mine else f"not used: also offered by {preview(rivals)}"
+        signal.signal(signal.SIGALRM, _stop)
+        try:
+            with redirect_stdout(sys.stderr):
+                signal.setitimer(signal.ITIMER_REAL, 0 if self.package == OURS else limit_s)
+                self.entry.load()
+        except BaseException as error:
+            return f"does not load: {_told(error)}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return ""
+
+
+class ImportTimeout(BaseException):
+    """An import takes too long. No Exception, which `except Exception` around a part of it would hide."""
+
+
+def _stop(*_: object) -> None:
+    raise ImportTimeout("the import was stopped")
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 @cache

@@ -107,7 +107,9 @@ def evaluate(
     ] = None,
     benchmarks: Annotated[
         list[str] | None,
-        typer.Option("--benchmark", help="A published test set under --root, such as ade20k-847; may be repeated."),
+        typer.Option(
+            "--benchmark", help="A data set under --root, such as ade20k-847 or a plug-in's; may be repeated."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = "latest",
@@ -194,11 +196,11 @@ def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | N
 
 
 def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
+    from ..common import plugins
     from ..manifests.datasets import published
 
-    if unknown := [name for name in names if name not in published.TEST_SPLITS]:
-        known = ", ".join(published.TEST_SPLITS)
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {known}", param_hint="--benchmark")
+    if unknown := set(names).difference(known := plugins.names("datasets")):
+        raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(known)}", param_hint="--benchmark")
     if root is None:
         raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
     found = {name: published.benchmark(name, root=Path(root)).checked.manifest for name in names}

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.regular_files import read_regular
+from ...common.text import preview
+from ..checking import Checked
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, Pair, files_by_stem, read_list
 from ..vocabulary import VOCABULARIES, published_vocabulary
-from .archive import Archive, Release, existing_folder, known_split
+from .archive import Archive, Release, existing_folder
 
 CHALLENGE_SOURCE = (
     "unpack http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip into --root: it brings "
@@ -75,7 +77,7 @@ def ade20k_847_ids() -> LabelIds:
 
 def find_ade20k_150(root: Path, split: str, *, listed_in: Path | None = None) -> Archive:
     """A split of the scene parsing challenge (ADEChallengeData2016) below `root`; `listed_in` selects samples."""
-    release = known_split(split, CHALLENGE, "ade20k-150")
+    release = CHALLENGE[split]
     places = [f"{sub}/images/{split}" for sub in CHALLENGE_FOLDERS]
     if not any((root / place).is_dir() for place in (*places, f"{CHALLENGE_FOLDERS[0]}/images")):
         for folder in (root / sub for sub in FULL_FOLDERS):
@@ -98,7 +100,7 @@ def find_ade20k_847(root: Path, split: str, *, listed_in: Path | None = None) ->
 
     Photographs and labels lie together in folders by scene.
     """
-    release = known_split(split, FULL, "ade20k-847")
+    release = FULL[split]
     places = [f"{sub}/images/ADE/{split}" for sub in FULL_FOLDERS]
     if not any((root / sub / "images" / "ADE").is_dir() for sub in FULL_FOLDERS):
         for folder in (root / sub for sub in (*FULL_FOLDERS, *CHALLENGE_FOLDERS, "ADE20K_2016_07_26")):
@@ -116,7 +118,11 @@ def find_ade20k_847(root: Path, split: str, *, listed_in: Path | None = None) ->
         listed=read_list(listed_in) if listed_in else None,
         listed_in=listed_in,
         cross_check=check_against_json,
+        refuse=partial(_refuse_other_ids, scenes, release),
     )
+
+
+FINDERS = {"ade20k-150": find_ade20k_150, "ade20k-847": find_ade20k_847}
 
 
 def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
@@ -136,6 +142,16 @@ def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
     known = {raw_id: ids.vocabulary.classes[index] for raw_id, index in ids.raw_to_class.items() if raw_id in names}
     extra = set(np.flatnonzero(np.bincount(raw.ravel())).tolist()) - names.keys() - {0}
     return JSON_DISAGREES if extra or any(names[raw_id] != name for raw_id, name in known.items()) else ""
+
+
+def _refuse_other_ids(scenes: Path, release: Release, checked: Checked) -> None:
+    """A scene or two whose JSON file disagrees are noted in their rows; where most do, the ids mean other things."""
+    doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
+    if 2 * len(doubtful) > len(checked.manifest):
+        where = f"{scenes}: {len(doubtful)} of {len(checked.manifest)} scenes"
+        got = "another release or converted labels"
+        where = f"{where} have {JSON_DISAGREES} ({preview(sorted(doubtful))})"
+        raise ManifestError.mismatch(where, release.title, got, hint=release.source)
 
 
 def _scene_files(scenes: Path) -> tuple[dict[str, Path], dict[str, Path]]:

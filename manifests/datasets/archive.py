@@ -3,12 +3,13 @@
 Each data set's own file finds its folders; what all of them ask of a find stands here.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from ...common.text import preview
-from ..checking import CrossCheck
+from ..checking import Checked, CrossCheck
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import Pair, common_root
@@ -43,6 +44,36 @@ class Archive:
     notes: Mapping[str, str] = field(default_factory=dict)
     """What is already known about a sample, by stem."""
     cross_check: CrossCheck | None = None
+    refuse: Callable[[Checked], None] | None = None
+    """Raises ManifestError for labels that are wrong together, though each may be right."""
+    dataset: str = ""
+    """Name of the data set in the manifest, where it is not the one that it is found by."""
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Iterable[Pair],
+        ids: LabelIds,
+        release: Release,
+        *,
+        check_files: bool = False,
+        dataset: str = "",
+        refuse: Callable[[Checked], None] | None = None,
+    ) -> Self:
+        """The archive of samples that are paired already; `check_files` says which files are not there."""
+        by_id = {pair.sample_id: pair for pair in pairs}
+        images = {name: pair.image for name, pair in by_id.items() if not check_files or pair.image.is_file()}
+        labels = {name: pair.label for name, pair in by_id.items() if not check_files or pair.label.is_file()}
+        return cls(
+            release=release,
+            ids=ids,
+            images=images,
+            labels=labels,
+            listed=tuple(by_id),
+            notes={name: pair.note for name, pair in by_id.items()},
+            dataset=dataset,
+            refuse=refuse,
+        )
 
     @property
     def names(self) -> frozenset[str]:
@@ -62,7 +93,8 @@ class Archive:
         of = f"the {len(self.names)} names" + (f" in {self.listed_in}" if self.listed_in else "")
         for what, files in (("photograph", self.images), ("label file", self.labels)):
             if absent := self.names - files.keys():
-                yield f"{len(absent)} of {of} have no {what} in {folder_of(files)} ({preview(sorted(absent))})"
+                place = f" in {folder_of(files)}" if files else ""
+                yield f"{len(absent)} of {of} have no {what}{place} ({preview(sorted(absent))})"
 
     def miscounted(self) -> list[str]:
         """A line if the split has another number of samples than was published: half an archive, another release."""
@@ -104,10 +136,3 @@ def existing_list(candidates: Sequence[Path], release: Release) -> Path:
         return found
     expected, hint = " or ".join(map(str, candidates)), f"{release.source}; or name yours with --list FILE"
     raise ManifestError(f"list of {release.title}: expected {expected}, none exists", hint=hint)
-
-
-def known_split(split: str, releases: Mapping[str, Release], dataset: str) -> Release:
-    """The release of a split. Raises ManifestError, which names the splits that there are."""
-    if split not in releases:
-        raise ManifestError.mismatch(dataset, f"--split {' or '.join(releases)}", repr(split))
-    return releases[split]

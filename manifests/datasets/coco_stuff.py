@@ -49,11 +49,12 @@ def coco_stuff_vocabulary() -> Vocabulary:
     return published_vocabulary("coco-stuff-171")
 
 
-def find_folder(root: Path | None, split: str | None, templates: tuple[str, ...], what: str) -> Path:
+def find_folder(root: Path | None, split: str, templates: tuple[str, ...], what: str) -> Path:
     """The folder of a split's photographs or label pictures, under one of the names in use."""
     if root is None:
         raise no_folders("--root DIR with --split train2017 or val2017")
-    if split is None:
-        raise ManifestError("--root was given without --split", hint="e.g. --split train2017 or --split val2017")
+    if not split:
+        hint = "`physseg manifest coco-stuff` with --split train2017 or --split val2017"
+        raise ManifestError("--root was given without --split", hint=hint)
     places = [template.format(split=split) for template in templates]
     return existing_folder(root, places, what, RELEASES.get(split, OTHER_SPLIT))

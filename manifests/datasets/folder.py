@@ -1,54 +1,67 @@
 """A data set of one's own: a folder of images, a folder of label pictures, and a file with one class per line."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
+from ..checking import Checked
 from ..class_file import read_class_file
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import pair_files
 from ..vocabulary import Vocabulary
+from .archive import Archive, Release
 
 
-def folder(
+def find_samples(
+    root: Path | None,
+    split: str,
     *,
-    classes: Path,
-    root: Path | None = None,
-    split: str | None = None,
+    classes: Path | None = None,
     images: Path | None = None,
     labels: Path | None = None,
-    ignore: Sequence[int] = (),
+    ignore: Sequence[int] | None = None,
     first_id: int = 0,
-    listed: Path | None = None,
     name: str | None = None,
     image_suffix: str = "",
     label_suffix: str = "",
-    settings: CheckSettings = DEFAULT_CHECKS,
-) -> Checked:
-    """The manifest of a data set of one's own; the arguments are the options of `physseg manifest folder`.
+    listed_in: Path | None = None,
+) -> Archive:
+    """The samples of a data set of one's own; the arguments are the options of `physseg manifest folder`.
 
-    Explicit folders win over those below `root`.
+    Explicit folders win over those below `root`, and so does a class file over `classes.txt` there.
     """
-    ids = folder_ids(classes, ignore=ignore, first_id=first_id)
+    ids = folder_ids(classes or (root or Path()) / "classes.txt", ignore=ignore or (), first_id=first_id)
     check_root(root, images, labels)
     if images is None or labels is None:
         if root is None:
             raise no_folders("--root DIR")
         found_images, found_labels = find_folders(root, split)
         images, labels = images or found_images, labels or found_labels
-    pairs = pair_files(images, labels, listed=listed, image_suffix=image_suffix, label_suffix=label_suffix)
+    pairs = pair_files(images, labels, listed=listed_in, image_suffix=image_suffix, label_suffix=label_suffix)
     dataset = name or (root or images.parent).resolve().name or "folder"
-    checked = check_samples(pairs, ids, dataset=dataset, split=split or "", settings=settings)
-    if not ignore and first_id == 0 and checked.raw_ids == {0, *ids.raw_ignore}:
-        default = ids.raw_ignore[0]
+    return Archive.of(
+        pairs,
+        ids,
+        Release(title=dataset, counts=(), source="your own"),
+        dataset=dataset,
+        refuse=None if ignore or first_id else partial(_refuse_masks, labels),
+    )
+
+
+def _refuse_masks(labels: Path, checked: Checked) -> None:
+    """Masks of 0 and 255: the id that means no class by default is the only one beside the first."""
+    default = checked.manifest.raw_ignore[0]
+    if checked.raw_ids == {0, default}:
         raise ManifestError(
             f"{labels}: ids are 0 and {default} only, and {default} means no class by default: all that is left is "
-            f"{ids.vocabulary.prompt_names[0]!r}",
+            f"{checked.manifest.vocabulary.prompt_names[0]!r}",
             hint=f"masks of a foreground? Make it 1: Image.fromarray((np.asarray(Image.open(IN)) > 0).astype(np.uint8))"
             f".save(OUT); where {default} is no class indeed, say --ignore {default}",
         )
-    return checked
+
+
+FINDERS = {"folder": find_samples}
 
 
 def check_root(root: Path | None, images: Path | None, labels: Path | None) -> None:
@@ -87,7 +100,7 @@ def folder_ids(classes: Path, *, ignore: Sequence[int] = (), first_id: int = 0, 
     return LabelIds(vocabulary=vocabulary, raw_to_class=raw_to_class, raw_ignore=raw_ignore)
 
 
-def find_folders(root: Path, split: str | None) -> tuple[Path, Path]:
+def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     """The folders `images/SPLIT` and `labels/SPLIT` below `root`; `images` and `labels` without a split."""
     if not root.is_dir():
         raise ManifestError.mismatch(root, "the data set's folder", "nothing there", hint="check --root")

@@ -7,7 +7,7 @@ colour-coded form has VOC's 20 objects first, then 39 others in the order of VOC
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ..errors import ManifestError
@@ -15,7 +15,7 @@ from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from ..vocabulary import Vocabulary, published_vocabulary
 from .annotations.context_json import NUM_CATEGORIES, paint_context
-from .archive import Archive, Release, existing_folder, existing_list, known_split
+from .archive import Archive, Release, existing_folder, existing_list
 
 RENAMED = {"diningtable": "table"}  # name among the 59 -> name among the 459
 
@@ -100,6 +100,7 @@ def find_context(
     write_labels: Path | None = None,
     listed_in: Path | None = None,
     workers: int = 0,
+    scratch: Path | None = None,
 ) -> Archive:
     """A split of Pascal Context below `root`.
 
@@ -109,8 +110,9 @@ def find_context(
         write_labels: New folder for label pictures painted from the JSON.
         listed_in: File of sample names that replaces the archive's own list.
         workers: Number of threads that paint; 0 for all CPUs.
+        scratch: Folder of label pictures that nobody wants to keep.
     """
-    release = known_split(split, RELEASES, f"pascal-context-{num_classes}")
+    release = RELEASES[split]
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     allowed = FORMS if num_classes != 459 else {"mat": FORMS["mat"]}
@@ -118,6 +120,7 @@ def find_context(
     image_files = files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs")
     notes: Mapping[str, str] = {}
     if form == "json":
+        write_labels = write_labels or scratch
         if write_labels is None:
             missing = f"{kit / MERGED_JSON}: its labels have to be painted, --write-labels is missing"
             raise ManifestError(missing, hint="--write-labels DIR, a new folder; or --form mat")
@@ -141,6 +144,9 @@ def find_context(
         listed_in=listed_in,
         notes=notes,
     )
+
+
+FINDERS = {f"pascal-context-{number}": partial(find_context, num_classes=number) for number in (59, 60, 459)}
 
 
 def _chosen_form(form: str | None, allowed: Mapping[str, str], labels: Path | None, kit: Path) -> str:

@@ -1,13 +1,14 @@
 """Pascal VOC 2012 segmentation: its 20 objects (VOC-20), or with the background (VOC-20b, VOC-21)."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..errors import ManifestError
 from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from ..vocabulary import published_vocabulary
-from .archive import Archive, Release, existing_folder, existing_list, known_split
+from .archive import Archive, Release, existing_folder, existing_list
 
 NUM_OBJECTS = 20
 BACKGROUND, VOID = 0, 255
@@ -64,8 +65,7 @@ def voc_21_ids() -> LabelIds:
 
 def find_voc(root: Path, split: str, *, ids: Callable[[], LabelIds], listed_in: Path | None = None) -> Archive:
     """A split of VOC 2012 below `root`, by its list in ImageSets/Segmentation, or by `listed_in` instead."""
-    label_ids = ids()
-    release = known_split(split, RELEASES, label_ids.vocabulary.name)
+    release = RELEASES[split]
     images = existing_folder(root, [f"{kit}/JPEGImages" for kit in DEVKITS], "photographs", release)
     kit = images.parent
     folders = ["SegmentationClass"] * (split != "train_aug") + ["SegmentationClassAug"]
@@ -74,12 +74,19 @@ def find_voc(root: Path, split: str, *, ids: Callable[[], LabelIds], listed_in: 
     listed_in = listed_in or existing_list([lists / f"{name}.txt" for name in LISTS.get(split, (split,))], release)
     return Archive(
         release=release,
-        ids=label_ids,
+        ids=ids(),
         images=files_by_stem(images.resolve(), IMAGE_SUFFIXES, "photographs"),
         labels=files_by_stem(labels.resolve(), (".png",), "label pictures"),
         listed=list_names(listed_in),
         listed_in=listed_in,
     )
+
+
+FINDERS = {
+    "pascal-voc-20": partial(find_voc, ids=voc_20_ids),
+    "pascal-voc-20b": partial(find_voc, ids=voc_20b_ids),
+    "pascal-voc-21": partial(find_voc, ids=voc_21_ids),
+}
 
 
 def list_names(path: Path) -> tuple[str, ...]:

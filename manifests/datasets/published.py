@@ -1,37 +1,20 @@
-"""From the folder of a published benchmark to its checked manifest: what `physseg manifest NAME` calls."""
+"""From the folder of a data set to its checked manifest: what `physseg manifest NAME` calls."""
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from ...common.plugins import find
 from ...common.text import preview
 from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
 from ..errors import ManifestError
-from ..pairing import IMAGE_SUFFIXES, pair_files
-from .ade20k import JSON_DISAGREES, find_ade20k_150, find_ade20k_847
-from .annotations.coco_json import paint_labels
-from .archive import Archive, Release, folder_of, miscounted
-from .coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, OTHER_SPLIT, coco_stuff_ids, find_folder
-from .coco_stuff import RELEASES as COCO_RELEASES
-from .folder import check_root
-from .pascal_context import find_context
-from .pascal_voc import find_voc, voc_20_ids, voc_20b_ids, voc_21_ids
-
-FINDERS: Mapping[str, Callable[..., Archive]] = {
-    "ade20k-150": find_ade20k_150,
-    "ade20k-847": find_ade20k_847,
-    "pascal-voc-20": partial(find_voc, ids=voc_20_ids),
-    "pascal-voc-20b": partial(find_voc, ids=voc_20b_ids),
-    "pascal-voc-21": partial(find_voc, ids=voc_21_ids),
-    "pascal-context-59": partial(find_context, num_classes=59),
-    "pascal-context-60": partial(find_context, num_classes=60),
-    "pascal-context-459": partial(find_context, num_classes=459),
-}
-TEST_SPLITS = {name: "validation" if name.startswith("ade20k") else "val" for name in FINDERS}
-"""Benchmark -> the split it is evaluated on."""
+from ..labels.ids import LabelIds
+from ..pairing import IMAGE_SUFFIXES, Pair, read_list
+from .archive import Archive, Release
+from .interface import Dataset, load_dataset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,85 +29,87 @@ class Found:
 
 def benchmark(
     name: str,
+    /,
     *,
-    root: Path,
+    root: Path | None = None,
     split: str | None = None,
-    form: str | None = None,
-    labels: Path | None = None,
-    write_labels: Path | None = None,
     listed: Path | None = None,
     check: bool = False,
     keep: bool = True,
     settings: CheckSettings = DEFAULT_CHECKS,
+    **options: Any,
 ) -> Found:
-    """The manifest of a benchmark's split; most arguments are the options of `physseg manifest NAME`.
+    """The manifest of a data set's split; the arguments are the options of `physseg manifest NAME`.
 
     Args:
+        root: Folder of the data set. Only those that take folders by options do without.
         split: Its name; None for the one that is evaluated.
         listed: File of sample names. It selects samples; then the published number does not count.
         check: Collect what is missing in `faults` and go on with the rest. Otherwise a wrong number is a warning.
         keep: Whether the manifest is used afterwards. Otherwise pictures painted from annotation files need no folder.
+        settings: How strict the checks are.
+        options: What this data set's finder takes besides.
 
     Raises:
         ManifestError: The archive is not there, or a name has no files and `check` is not set.
+        PluginError: Nobody offers the data set, or what another package offers fails.
     """
-    find = FINDERS[name]
-    with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
-        if name.startswith("pascal-context"):
-            write_labels = write_labels or (None if keep else Path(scratch) / "labels")
-            find = partial(find, form=form, labels=labels, write_labels=write_labels, workers=settings.workers)
-        elif form or labels or write_labels:
-            raise ManifestError(f"{name}: --form, --labels and --write-labels are for Pascal Context only")
-        split = split or TEST_SPLITS[name]
-        archive = find(root, split, listed_in=listed)
+    offer = find("datasets", name)
+    dataset = load_dataset(offer)
+    known = getattr(dataset, "options", ())
+    with tempfile.TemporaryDirectory(prefix="physseg.") as folder:
+        scratch = None if keep else Path(folder) / "labels"
+        ours = {"listed_in": listed, "workers": settings.workers, "scratch": scratch}
+        with offer.blamed():
+            split = chosen_split(dataset, split)
+            archive = look(dataset, root, split, **options, **{key: ours[key] for key in known if key in ours})
+        if listed and "listed_in" not in known:
+            archive = replace(archive, listed=read_list(listed), listed_in=listed)
         faults = _faults(archive, check=check, selected=listed is not None)
         checked = check_samples(
-            archive.pairs(), archive.ids, dataset=name, split=split, settings=settings, cross_check=archive.cross_check
+            archive.pairs(),
+            archive.ids,
+            dataset=archive.dataset or name,
+            split=split,
+            settings=settings,
+            cross_check=archive.cross_check,
         )
-    _refuse_other_ids(checked, archive)
+    if archive.refuse:
+        archive.refuse(checked)
     return Found(checked=checked, release=archive.release, faults=faults)
 
 
-def coco_stuff(
-    *,
-    root: Path | None = None,
-    split: str | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
-    stuff_json: Path | None = None,
-    instances_json: Path | None = None,
-    write_labels: Path | None = None,
-    listed: Path | None = None,
-    name: str = "coco-stuff",
-    keep: bool = True,
-    settings: CheckSettings = DEFAULT_CHECKS,
-) -> Found:
-    """A COCO-Stuff manifest from label pictures, or from annotation files, which are painted first.
+def chosen_split(dataset: Dataset, split: str | None) -> str:
+    """A split's name, or that of the default. Raises ManifestError, which names the splits that there are."""
+    splits = getattr(dataset, "splits", ())
+    if splits and split and split not in splits:
+        raise ManifestError.mismatch(dataset.name, f"--split {' or '.join(splits)}", repr(split))
+    return split or next(iter(splits), "")
 
-    The arguments are the options of `physseg manifest coco-stuff`. Explicit folders win over those below `root`. Only
-    train2017 and val2017 have a published number of samples. `keep` is as in `benchmark`.
-    """
-    annotations = list(filter(None, (stuff_json, instances_json)))
-    if annotations and labels is not None:
-        raise ManifestError("expected label pictures (--labels) or annotation files, got both")
-    with tempfile.TemporaryDirectory(prefix="physseg.") as scratch:
-        if annotations and not keep:
-            write_labels = write_labels or Path(scratch) / "labels"
-        if bool(annotations) != (write_labels is not None):
-            expected = "annotation files together with a new folder for the label pictures"
-            hint = "--stuff-json FILE, --instances-json FILE or both, and --write-labels DIR"
-            raise ManifestError(f"expected {expected}, got only one of them", hint=hint)
-        check_root(root, images, labels or write_labels)
-        images = images or find_folder(root, split, IMAGE_FOLDERS, "photographs")
-        if write_labels is not None:
-            pairs = paint_labels(annotations, images, write_labels, listed=listed, workers=settings.workers)
-        else:
-            labels = labels or find_folder(root, split, LABEL_FOLDERS, "label pictures")
-            pairs = pair_files(images, labels, listed=listed)
-        checked = check_samples(pairs, coco_stuff_ids(), dataset=name, split=split or "", settings=settings)
-    release = COCO_RELEASES.get(split or "", OTHER_SPLIT)
-    faults = [] if listed else miscounted(release, checked.manifest.table.values("sample_id"))
-    return Found(checked=checked, release=release, faults=faults)
+
+def look(dataset: Dataset, root: Path | None, split: str, **options: Any) -> Archive:
+    """What a data set finds in a folder. Raises ManifestError where that is nothing, and whatever it raises itself."""
+    folder: Any = root and root.expanduser().resolve()
+    found = dataset.find(folder, split, **options)
+    if isinstance(found, Archive):
+        return found
+    rows, ids = found
+    if not isinstance(ids, LabelIds):
+        raise TypeError(f"find() returned {type(ids).__name__}, expected LabelIds")
+    title = f"{dataset.name}, {split}" if split else dataset.name
+    pairs = [Pair(sample_id=name, image=_located(image), label=_located(label)) for name, image, label in rows]
+    if not pairs:
+        got = "none" if folder.is_dir() else "no such folder"
+        raise ManifestError.mismatch(folder, f"samples of {title}", got, hint=dataset.description)
+    counts = Counter(pair.sample_id for pair in pairs)
+    if wrong := [repr(name) for name, count in counts.items() if count > 1 or not isinstance(name, str)]:
+        raise ManifestError.mismatch(title, "ids of samples that are text, and each once", preview(wrong))
+    return Archive.of(pairs, ids, Release(title=title, counts=(), source=dataset.description), check_files=True)
+
+
+def _located(path: str | Path) -> Path:
+    """A file by its folder's real path: the root of the manifest is that of all folders."""
+    return Path(path).parent.resolve() / Path(path).name
 
 
 def _faults(archive: Archive, *, check: bool, selected: bool) -> list[str]:
@@ -138,13 +123,3 @@ def _faults(archive: Archive, *, check: bool, selected: bool) -> list[str]:
     if count and not check:
         logging.getLogger(__name__).warning("warning: %s (--check says more)", count[0])
     return count + missing
-
-
-def _refuse_other_ids(checked: Checked, archive: Archive) -> None:
-    """A scene or two whose JSON file disagrees are noted in their rows; where most do, the ids mean other things."""
-    doubtful = [sample.sample_id for sample in checked.manifest.samples if JSON_DISAGREES in sample.note]
-    if 2 * len(doubtful) > len(checked.manifest):
-        scenes = f"{folder_of(archive.labels)}: {len(doubtful)} of {len(checked.manifest)} scenes"
-        where = f"{scenes} have {JSON_DISAGREES} ({preview(sorted(doubtful))})"
-        got = "another release or converted labels"
-        raise ManifestError.mismatch(where, archive.release.title, got, hint=archive.release.source)

@@ -58,7 +58,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("images", "labels"), LAYOUTS)
 def test_published_layouts(images, labels, toys):
     toys.pairs(["000000000001", "000000000002"], images, labels)
-    checked = published.coco_stuff(root=toys.folder, split="train2017").checked
+    checked = published.benchmark("coco-stuff", root=toys.folder, split="train2017").checked
     manifest = checked.manifest
     assert (manifest.dataset, manifest.samples[0].split, len(manifest)) == ("coco-stuff", "train2017", 2)
     assert manifest.samples[0].image_path == f"{images}/000000000001.jpg"
@@ -92,7 +92,7 @@ def test_ids_are_mapped_and_strangers_quarantined(toys):
     for name, raw in (("absent", 11), ("other", 182)):
         toys.image(f"images/{name}.jpg")
         toys.label(f"labels/{name}.png", np.full((24, 32), raw, np.uint8))
-    checked = published.coco_stuff(images=toys.folder / "images", labels=toys.folder / "labels").checked
+    checked = published.benchmark("coco-stuff", images=toys.folder / "images", labels=toys.folder / "labels").checked
     assert [(s.sample_id, s.problem.split(", got ")[1]) for s in checked.manifest.quarantined] == [
         ("absent", "id 11 (768 pixels)"),
         ("other", "id 182 (768 pixels)"),
@@ -103,7 +103,9 @@ def test_ids_are_mapped_and_strangers_quarantined(toys):
 
 def test_explicit_folders_win_over_the_root(toys):
     toys.pairs(["a"], "train2017", "mine/labels")
-    checked = published.coco_stuff(root=toys.folder, split="train2017", labels=toys.folder / "mine/labels").checked
+    checked = published.benchmark(
+        "coco-stuff", root=toys.folder, split="train2017", labels=toys.folder / "mine/labels"
+    ).checked
     assert checked.manifest.samples[0].label_path == "mine/labels/a.png"
 
 
@@ -122,4 +124,4 @@ def test_explicit_folders_win_over_the_root(toys):
 def test_contradictory_arguments(arguments, match, tmp_path):
     paths = {key: value if key == "split" else tmp_path / value for key, value in arguments.items()}
     with pytest.raises(ManifestError, match=match):
-        published.coco_stuff(**paths)
+        published.benchmark("coco-stuff", **paths)

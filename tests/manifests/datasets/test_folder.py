@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
-from physseg.manifests.datasets.folder import find_folders, folder, folder_ids
+from physseg.manifests.datasets import published
+from physseg.manifests.datasets.folder import find_folders, folder_ids
 from physseg.manifests.errors import ManifestError
+
+
+def folder(**options):
+    return published.benchmark("folder", **options).checked
 
 
 def test_convention_class_id_is_the_line_index(toys):
@@ -87,9 +92,9 @@ def test_missing_folders_list_the_splits_that_are_there(toys):
     with pytest.raises(ManifestError, match="leave --split out"):
         find_folders(toys.folder / "flat", "train")
     with pytest.raises(ManifestError, match="images: expected a folder"):
-        find_folders(toys.folder / "images", None)
+        find_folders(toys.folder / "images", "")
     with pytest.raises(ManifestError, match="got nothing there"):
-        find_folders(toys.folder / "nowhere", None)
+        find_folders(toys.folder / "nowhere", "")
 
 
 def test_folders_in_different_places(toys):

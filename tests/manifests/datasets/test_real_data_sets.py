@@ -8,7 +8,6 @@ import pytest
 from physseg.manifests.datasets import published
 from physseg.manifests.datasets.annotations.coco_json import paint, read_annotations
 from physseg.manifests.datasets.coco_stuff import coco_stuff_ids, coco_stuff_vocabulary
-from physseg.manifests.datasets.folder import folder
 from physseg.manifests.errors import ManifestError
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -27,7 +26,9 @@ def test_coco_stuff_table_equals_the_independent_one():
 
 
 def test_coco_stuff_pictures():
-    checked = published.coco_stuff(images=DATA / "coco_stuff/images", labels=DATA / "coco_stuff/stuffthingmaps").checked
+    checked = published.benchmark(
+        "coco-stuff", images=DATA / "coco_stuff/images", labels=DATA / "coco_stuff/stuffthingmaps"
+    ).checked
     assert len(checked.manifest) == 13
     assert not checked.manifest.quarantined
     table = {
@@ -58,7 +59,8 @@ def test_coco_stuff_json_segments_cover_their_areas():
 def test_panoptic_annotations_are_refused(tmp_path):
     panoptic = DATA / "coco_panoptic"
     with pytest.raises(ManifestError, match=r"annotation 15: .*got 184"):
-        published.coco_stuff(
+        published.benchmark(
+            "coco-stuff",
             stuff_json=panoptic / "detection_format_rle.json",
             images=panoptic / "images",
             write_labels=tmp_path / "labels",
@@ -69,9 +71,13 @@ def test_voc_palette_pictures(tmp_path):
     names = json.loads((DATA / "vocabularies.json").read_text())["pascal_voc_20"]
     (tmp_path / "voc.txt").write_text("\n".join(["background", *names]))
     voc = DATA / "voc"
-    checked = folder(
-        images=voc / "JPEGImages", labels=voc / "SegmentationClassAug", classes=tmp_path / "voc.txt", name="voc"
-    )
+    checked = published.benchmark(
+        "folder",
+        images=voc / "JPEGImages",
+        labels=voc / "SegmentationClassAug",
+        classes=tmp_path / "voc.txt",
+        name="voc",
+    ).checked
     assert len(checked.manifest) == 240
     assert not checked.manifest.quarantined
     assert [name for name, n in zip(names, checked.class_pixels[1:], strict=True) if not n] == ["aeroplane"]
@@ -83,13 +89,14 @@ def test_msrc_with_a_split_list(tmp_path):
     msrc = DATA / "msrc"
     (tmp_path / "msrc.txt").write_text("\n".join(json.loads((msrc / "classes.json").read_text())["classes"]))
     (tmp_path / "val.txt").write_text("\n".join(json.loads((msrc / "splits.json").read_text())["val"]))
-    checked = folder(
+    checked = published.benchmark(
+        "folder",
         images=msrc / "images",
         labels=msrc / "labels",
         classes=tmp_path / "msrc.txt",
         listed=tmp_path / "val.txt",
         split="val",
-    )
+    ).checked
     assert len(checked.manifest) == 100
     assert not checked.manifest.quarantined
     assert (checked.class_pixels > 0).sum() >= 20

@@ -72,7 +72,9 @@ class Files:
         for number in images:
             self.toys.image(f"images/{number:012d}.jpg")
         folder = self.toys.folder
-        return published.coco_stuff(images=folder / "images", write_labels=folder / "labels", **arguments).checked
+        return published.benchmark(
+            "coco-stuff", images=folder / "images", write_labels=folder / "labels", **arguments
+        ).checked
 
     def label(self, number=1):
         return decode_label((self.toys.folder / f"labels/{number:012d}.png").read_bytes())
@@ -205,7 +207,8 @@ def test_a_list_selects(files):
     assert [path.name for path in (files.toys.folder / "labels").iterdir()] == ["000000000001.png"]
     assert len(checked.manifest) == 1
     with pytest.raises(ManifestError, match=r"images \(000000000002\)"):
-        published.coco_stuff(
+        published.benchmark(
+            "coco-stuff",
             images=files.toys.folder / "images",
             write_labels=files.toys.folder / "again",
             stuff_json=stuff,
