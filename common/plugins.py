@@ -48,7 +48,7 @@ class Offer:
             return self.entry.load()
 
     @contextmanager
-    def blamed(self, doing: str = "") -> Iterator[None]:
+    def blamed(self, doing: str = "", hint: str = "") -> Iterator[None]:
         """What fails inside is the other package's fault: PluginError, in one line. Errors that are a line of their own
         stay, and so do those of physseg's own parts.
         """
@@ -59,7 +59,7 @@ class Offer:
         except (Exception, SystemExit) as error:
             if self.package == OURS:
                 raise
-            hint = f"`physseg --debug` shows where; tell its authors, or `pip uninstall {self.package}`"
+            hint = hint or f"`physseg --debug` shows where; tell its authors, or `pip uninstall {self.package}`"
             raise PluginError(f"{self.where}: {doing}{_told(error)}", hint=hint) from error
 
     def problem(self, limit_s: float = 60.0) -> str:

@@ -60,8 +60,8 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="physseg.") as folder:
         scratch = None if keep else Path(folder) / "labels"
         ours = {"listed_in": listed, "workers": settings.workers, "scratch": scratch}
-        with offer.blamed():
-            split = chosen_split(dataset, split)
+        split = chosen_split(dataset, split)
+        with offer.blamed(hint=f"is {root} its folder? {dataset.description} `physseg --debug` shows more"):
             archive = look(dataset, root, split, **options, **{key: ours[key] for key in known if key in ours})
         if listed and "listed_in" not in known:
             archive = replace(archive, listed=read_list(listed), listed_in=listed)
