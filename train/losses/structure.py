@@ -170,6 +170,43 @@ def _sums(
     return cells.where(valid, 0.0).sum(dim=(0, 2, 3))
 
 
+def structure_loss(
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    beta: float = 4.0,
+    form: StructureForm = "focal",
+) -> Tensor:
+    """L^p of a batch: the mean over valid cells, then over structures, of the focal loss or another form.
+
+    With s = sigmoid(logit) and the target y, the focal loss of a cell is
+    -alpha y (1 - s)^gamma log s - (1 - alpha) (1 - y) s^gamma log(1 - s); `structure_losses` has the other forms.
+
+    Args:
+        logits: (B, S, h, w), any floating type; computed in float32 at least.
+        targets: (B, S, h, w) in [0, 1], from `structure_targets`.
+        valid: (B, 1, h, w) bool, from `structure_targets`; other cells do not count.
+        alpha, gamma, beta, form: As for `structure_losses`.
+
+    Returns:
+        A scalar. A batch without any valid cell gives 0 with gradient 0.
+
+    Raises:
+        ShapeError: The shapes do not fit.
+        ConfigError: The form is unknown.
+
+    Example:
+        >>> logits, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+        >>> targets = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+        >>> round(structure_loss(logits, targets, valid).item(), 6)  # (0.75 + 0.25) / 2 * 0.5² * log 2
+        0.086643
+    """
+    return structure_losses(logits, targets, valid, alpha=alpha, gamma=gamma, beta=beta, form=form).mean()
+
+
 def structure_count(targets: Tensor, valid: Tensor, form: StructureForm) -> Tensor:
     """What `structure_losses` divides by, (S,) float32: valid cells, or valid cells with y = 1 for `gaussian_focal`."""
     counted = valid & (targets == 1) if form == "gaussian_focal" else valid.expand_as(targets)

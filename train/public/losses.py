@@ -2,6 +2,6 @@
 
 from ..losses.alignment import patch_alignment_loss, patch_weights
 from ..losses.segmentation import segmentation_loss
-from ..losses.structure import structure_losses, structure_targets
+from ..losses.structure import structure_loss, structure_targets
 
-__all__ = ["patch_alignment_loss", "patch_weights", "segmentation_loss", "structure_losses", "structure_targets"]
+__all__ = ["patch_alignment_loss", "patch_weights", "segmentation_loss", "structure_loss", "structure_targets"]

@@ -13,6 +13,7 @@ from physseg.train.losses import structure as losses_structure
 from physseg.train.losses.structure import (
     StructureForm,
     structure_count,
+    structure_loss,
     structure_losses,
     structure_targets,
 )
@@ -199,3 +200,16 @@ def test_what_does_not_fit_is_named() -> None:
         structure_losses(logits, targets, valid, form="dice").mean()  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="one channel"):
         structure_losses(logits, targets, valid.expand_as(logits)).mean()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_of_a_batch_is_the_mean_over_its_structures(form: StructureForm) -> None:
+    logits, targets, valid = toy()
+    options = {"alpha": 0.6, "gamma": 1.5, "beta": 3.0}
+    loss = structure_loss(logits, targets, valid, form=form, **options)
+    each = structure_losses(logits, targets, valid, form=form, **options)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(sum(each.tolist()) / 3, rel=1e-12)
+    assert structure_loss(logits, targets, valid, form=form).item() == pytest.approx(
+        np.mean(reference(form, logits.numpy(), targets.numpy(), valid.numpy())), rel=1e-12
+    )

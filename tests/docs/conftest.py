@@ -1,0 +1,39 @@
+"""What the examples of docs/ run on: the folder that `physseg demo` leaves, very small."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from physseg.cli import app
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.frame import Frame
+from physseg.train.config import load_config
+from physseg.train.demo import chain
+from physseg.train.demo.scenes import write_scenes
+from physseg.train.loop.loop import train
+from typer.testing import CliRunner
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder with `physseg_demo` in it; the current one for as long as there are such tests."""
+    folder = tmp_path_factory.mktemp("docs")
+    out = folder / "physseg_demo"
+    scenes = write_scenes(out / "scenes", num_train=8, num_val=2)
+    for split in ("train", "val"):
+        words = ["--images", scenes.images(split), "--labels", scenes.labels(split), "--classes", scenes.classes(split)]
+        words += ["--split", split, "--name", "scenes", "--out", out / f"{split}.parquet"]
+        done = CliRunner().invoke(app, ["manifest", "folder", *map(str, words)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    frame = Frame(short_edge=192, max_long_edge=384, canvas=384)
+    preprocess(out / "train.parquet", out / "train.zarr", frame=frame, scheduler="sync", progress=False)
+    recipe = Path(chain.__file__).with_name("demo.toml").read_text().replace("batch_size = 8", "batch_size = 2")
+    (out / "demo.toml").write_text(f"steps = 1\n{recipe}")
+    train(load_config(out / "demo.toml", run=out / "run"), progress=False)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
