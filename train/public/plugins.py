@@ -2,6 +2,7 @@
 
 from ...common.plugins import PluginError
 from ...structure_extractors.interface import Extractor
+from ..losses.interface import Loss, ModelView, Outputs
 from ..model.backbones.interface import Backbone
 
-__all__ = ["Backbone", "Extractor", "PluginError"]
+__all__ = ["Backbone", "Extractor", "Loss", "ModelView", "Outputs", "PluginError"]
