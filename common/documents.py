@@ -1,15 +1,16 @@
-"""Documents: JSON that says which format it has, its digest, TOML, and one boundary around whatever parses bytes."""
+"""Documents: JSON that says its format, its digest, text, TOML, and one boundary around what reads and parses them."""
 
+import codecs
 import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import PhyssegError
-from .regular_files import read_regular
+from .regular_files import MAX_BYTES, is_files_fault, read_regular
 
 
 def read_document(
@@ -26,9 +27,8 @@ def read_document(
         PhyssegError: Of `error_class`. The file does not hold that, and the message begins with `fault`; or the format
             is another one.
     """
-    data = read_bytes(path, error_class, fault, hint)
     with parsing(error_class, fault, hint):
-        document = json.loads(data)
+        document = json.loads(read_regular(path))
     has = document if isinstance(document, dict) else {}
     if has.get("format", known_format) != known_format:
         raise error_class(f"{path}: format {has['format']}, this physseg reads {known_format}")
@@ -37,12 +37,28 @@ def read_document(
     return has
 
 
-def read_bytes(path: Path, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> bytes:
-    """All bytes of a regular file. Raises `error_class`, whose message begins with `fault`, if it cannot be read."""
+def read_text(
+    path: Path, error_class: type[PhyssegError], expected: str, hint: str | None = None, *, max_bytes: int = MAX_BYTES
+) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        PhyssegError: Of `error_class`. There is no file that can be read, or it has another encoding: then the hint is
+            what converts it.
+    """
     try:
-        return read_regular(path)
+        data = read_regular(path, max_bytes=max_bytes)
     except OSError as error:
-        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
+        if not is_files_fault(error):
+            raise
+        raise error_class.mismatch(path, expected, error, hint) from error
+    encoding, got = "UTF-16", "UTF-16"
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" not in data[:2]:
+        encoding, got = "LATIN1", "other bytes, as of Latin-1"
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-8-sig")
+    hint = f"iconv -f {encoding} -t UTF-8 {path} > {path.stem}.utf8{path.suffix}"
+    raise error_class.mismatch(path, "a UTF-8 text file", got, hint)
 
 
 def digest_of_json(value: Any) -> str:
@@ -54,16 +70,14 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def parse_toml(
-    text: str | bytes, error_class: type[PhyssegError], fault: str, hint: str | None = None
-) -> dict[str, Any]:
+def parse_toml(text: str, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> dict[str, Any]:
     """What TOML says.
 
     Raises:
         PhyssegError: Of `error_class`. The text is no TOML, or nested deeper or of larger integers than any of ours.
     """
     with parsing(error_class, fault, hint):
-        document = tomllib.loads(text if isinstance(text, str) else text.decode())
+        document = tomllib.loads(text)
         _check_extent(document)
     return document
 
@@ -82,18 +96,23 @@ MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, Overfl
 
 @contextmanager
 def parsing(error_class: type[PhyssegError], fault: str, hint: str | None = None) -> Iterator[None]:
-    """Enclose the parsing of foreign bytes, and nothing else: what they make it raise becomes their file's own error.
+    """Enclose the reading and parsing of foreign bytes, and nothing else: what it raises becomes the file's own error.
 
         with parsing(ConfigError, f"{path}: not a list of names"):
-            names = json.loads(data)["names"]
+            names = json.loads(read_regular(path))["names"]
 
     Raises:
         PhyssegError: Of `error_class`; its message is `fault` and what was raised. One raised inside passes.
+        OSError: Of the machine (no memory, a broken disk), not of the one file.
     """
     try:
         yield
     except error_class:
         raise
+    except OSError as error:
+        if not is_files_fault(error):
+            raise
+        raise error_class(f"{fault} ({error.strerror})", hint=hint) from error
     except MALFORMED as error:
         reason = str(error.args[0] if isinstance(error, PhyssegError) else error)
         reason = f"no key {reason}" if isinstance(error, KeyError) else reason

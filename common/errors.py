@@ -32,12 +32,14 @@ class PhyssegError(Exception):
 
     @classmethod
     def mismatch(cls, where: object, expected: object, got: object, hint: str | None = None, **fields: Any) -> Self:
-        """The error of a place where one thing was expected and another found.
+        """The error of a place where one thing was expected and another found, such as an OSError of the file's.
 
         >>> print(PhyssegError.mismatch("a.png", "8 bits", "12", hint="convert it"))
         a.png: expected 8 bits, got 12
           hint: convert it
         """
+        if isinstance(got, OSError) and got.strerror:
+            got = got.strerror[0].lower() + got.strerror[1:]
         return cls(f"{where}: expected {expected}, got {got}", hint=hint, **fields)
 
     def prefixed(self, where: object) -> Self:
@@ -58,6 +60,7 @@ OS_HINTS = {
     errno.EROFS: READ_ONLY,
     errno.EEXIST: IN_THE_WAY,
     errno.ENOTDIR: IN_THE_WAY,
+    errno.ENXIO: "a FIFO that nobody reads, a device or a socket: name a regular file",
 }
 """What to do about an error of the system's, by its number."""
 

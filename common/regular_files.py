@@ -38,7 +38,7 @@ def open_regular(path: Path | str) -> int:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         got = KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.ENXIO, f"expected a regular file, got {got}", str(path))
+        raise OSError(errno.ENXIO, f"{got}, not a regular file", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if status.st_size < LFS_POINTER_BYTES and os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
         os.close(descriptor)
@@ -55,6 +55,6 @@ def read_regular(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     with open(open_regular(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            limit = format_bytes(max_bytes)
-            raise OSError(errno.EFBIG, f"expected at most {limit}, got {format_bytes(size)}", str(path))
+            too_large = f"{format_bytes(size)}, of which {format_bytes(max_bytes)} would be read at most"
+            raise OSError(errno.EFBIG, too_large, str(path))
         return file.readall()

@@ -4,7 +4,6 @@ A class's id is its place in the file. A form that is taken for plain lines give
 all ids, and nothing notices. So every class file from outside is read here.
 """
 
-import codecs
 import json
 import logging
 import re
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.regular_files import read_regular
+from ..common.documents import read_text
 from .errors import ManifestError
 from .vocabulary import checked_classes
 
@@ -43,7 +42,9 @@ def read_class_file(path: Path, *, first_id: int = 0) -> tuple[str, ...]:
         ManifestError: There is no such file, or it has another form, which is named; a name is empty or stands there
             twice; numbers do not run from 0 or 1 without a gap.
     """
-    text = _text(path)
+    text = read_text(path, ManifestError, "a class file", FORMS, max_bytes=MAX_BYTES)
+    if not text.strip():
+        raise ManifestError.mismatch(path, "one class per line", "an empty file")
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(path, text, first_id)
     lines = text.rstrip().split("\n")  # splitlines() also splits at form feeds
@@ -63,29 +64,6 @@ def read_class_file(path: Path, *, first_id: int = 0) -> tuple[str, ...]:
     _check_numbers(path, numbers, "line", first_id)
     _check_form(path, names)
     return checked_classes(path, names)
-
-
-def _text(path: Path) -> str:
-    try:
-        data = read_regular(path, max_bytes=MAX_BYTES)
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:2]:
-            raise _of_encoding(path, "UTF-16")
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path}: no such class file", hint=FORMS) from error
-    except UnicodeDecodeError as error:
-        raise _of_encoding(path, "LATIN1") from error
-    except OSError as error:
-        raise ManifestError.mismatch(path, "a text file of class names", error.strerror or error, hint=FORMS) from error
-    if not text.strip():
-        raise ManifestError.mismatch(path, "one class per line", "an empty file")
-    return text
-
-
-def _of_encoding(path: Path, encoding: str) -> ManifestError:
-    other = "other bytes, as of Latin-1" if encoding == "LATIN1" else encoding
-    hint = f"iconv -f {encoding} -t UTF-8 {path} > classes.txt"
-    return ManifestError.mismatch(path, "a UTF-8 text file", other, hint=hint)
 
 
 def _from_json(path: Path, text: str, first_id: int) -> tuple[str, ...]:

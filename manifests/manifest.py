@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..common.documents import digest_of_json, parsing
-from ..common.regular_files import is_files_fault
+from ..common.regular_files import is_files_fault, read_regular
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split, without_credentials
 from ..common.text import control_character
@@ -241,7 +241,7 @@ class Manifest(LabelIds):
         if cache is None or not is_url(self.root):
             return read_below(self.root, path)
         sha256 = self.table.value("image_sha256", index)
-        return cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}").read_bytes()
+        return read_regular(cache.file(sha256, lambda: read_below(self.root, path), f"{self.root}/{path}"))
 
     def _decode_image(self, sample: Sample, data: bytes, *, verify: bool) -> npt.NDArray[np.uint8]:
         path = sample.image_path

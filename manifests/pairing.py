@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.documents import read_text
 from ..common.text import preview
 from .errors import ManifestError
 
@@ -130,10 +131,7 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str, stem_suffi
 
 def read_list(path: Path) -> tuple[str, ...]:
     """The stems in a list file, one per line; empty lines do not count. Raises ManifestError, also for repeats."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError.mismatch(path, "a list of file names", error) from error
+    lines = read_text(path, ManifestError, "a list of file names").splitlines()
     stems: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         stem = line.strip()

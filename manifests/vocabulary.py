@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..common.regular_files import read_regular
+from ..common.documents import read_text
 from ..common.text import control_character
 from .errors import ManifestError
 
@@ -144,10 +144,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises:
         ManifestError: As by `checked_classes`, or the file cannot be read.
     """
-    try:
-        text = read_regular(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError.mismatch(path, "a UTF-8 text file with one class per line", error) from error
+    text = read_text(path, ManifestError, "a text file with one class per line")
     return checked_classes(path, text.rstrip().split("\n"))  # splitlines() also splits at form feeds
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..common.documents import parse_toml, read_bytes
+from ..common.documents import parse_toml, read_text
 from ..common.errors import ConfigError
 from ..common.settings import NameOrPath, PathText, apply_override, build, check_ranges
 from ..pipeline.store.frame import CELL_PX
@@ -138,15 +138,14 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | 
         ConfigError: It names the file, the key and the repair.
     """
     file, base = Path(path), Path(path).resolve().parent
-    fault = f"{file}: not a TOML file"
     if str(path) in recipes():
-        text, base = _resource(f"recipes/{path}.toml").encode(), Path.cwd()
+        text, base = _resource(f"recipes/{path}.toml"), Path.cwd()
     elif file.exists():
-        text = read_bytes(file, ConfigError, fault)
+        text = read_text(file, ConfigError, "a TOML file")
     else:
         hint = f"`physseg train --example > config.toml` writes one; recipes by name: {', '.join(recipes())}."
         raise ConfigError(f"{file}: no such configuration file", hint=hint)
-    values = parse_toml(text, ConfigError, fault)
+    values = parse_toml(text, ConfigError, f"{file}: not a TOML file")
     try:
         config = _overridden(values, overrides, base)
         return config if run is None else replace(config, run=run.resolve())

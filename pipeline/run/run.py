@@ -195,5 +195,6 @@ def _log(path: Path | None, **event: Any) -> None:
     """Append a JSON line to the run's log, if it has one."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        # As everywhere a FIFO that nobody reads is an error, where "a" alone would wait; with a reader it is a log.
+        with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as file:
             file.write(json.dumps({"time": time.time(), "pid": os.getpid(), **event}) + "\n")

@@ -1,10 +1,11 @@
 """Documents with a format: what is read, and what is said of all others."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
-from physseg.common.documents import parsing, read_document
+from physseg.common.documents import parsing, read_document, read_text
 from physseg.common.errors import ConfigError
 
 from ..fuzzing import mutants, survives
@@ -38,6 +39,30 @@ def test_other_files_are_named(text: str, told: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_document(tmp_path / "a.json", 1, ConfigError, "fault")
+
+
+def test_a_text_is_read_without_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("\ufeffcafé\r\n".encode())
+    assert read_text(path, ConfigError, "a list") == "café\r\n"
+    for encoding, name in (
+        ("utf-16", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("latin-1", "LATIN1"),
+    ):
+        path.write_bytes("café".encode(encoding))
+        with pytest.raises(ConfigError, match=f"iconv -f {name} -t UTF-8 {path} > a.utf8.csv"):
+            read_text(path, ConfigError, "a list")
+    with pytest.raises(ConfigError, match="expected a list, got no such file"):
+        read_text(tmp_path / "none", ConfigError, "a list")
+
+
+def test_a_files_own_fault_is_told_from_the_machines(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a.json: bad \(Is a directory\)"), parsing(ConfigError, "a.json: bad"):
+        tmp_path.read_bytes()
+    with pytest.raises(OSError, match="broken disk"), parsing(ConfigError, "a.json"):
+        raise OSError(errno.EIO, "a broken disk")
 
 
 def test_a_bug_of_ours_inside_the_boundary_shows_as_one() -> None:

@@ -45,7 +45,7 @@ def test_what_has_no_end_is_not_opened(kind: str, tmp_path: Path) -> None:
         lambda: folder.open("x"),
         lambda: read_below(str(tmp_path), "x"),
     ):
-        with pytest.raises(OSError, match=f"expected a regular file, got {kind}") as caught:
+        with pytest.raises(OSError, match=f"{kind}, not a regular file") as caught:
             read()
         assert caught.value.errno == errno.ENXIO
         assert is_files_fault(caught.value)
@@ -66,11 +66,11 @@ def test_a_file_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(1 << 42)  # 4 TiB, of which nothing lies on the disk
-    with pytest.raises(OSError, match=r"at most 4\.0 GB, got 4\.4 TB"):
+    with pytest.raises(OSError, match=r"4\.4 TB, of which 4\.0 GB"):
         read_regular(path)
     path.write_bytes(b"123")
     assert read_regular(path, max_bytes=3) == b"123"
-    with pytest.raises(OSError, match="at most 2 B") as caught:
+    with pytest.raises(OSError, match="3 B, of which 2 B") as caught:
         read_regular(path, max_bytes=2)
     assert caught.value.errno == errno.EFBIG
 

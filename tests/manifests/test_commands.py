@@ -94,7 +94,10 @@ def test_coco_stuff_with_root_and_split(toys, physseg):
             ("coco-stuff", "--out", ".", "--images", "x", "--labels", "y"),
             "error: .: expected a file to write, got a folder",
         ),
-        (("folder", "--out", "m.parquet", "--root", ".", "--classes", "no.txt"), "error: no.txt: no such class file"),
+        (
+            ("folder", "--out", "m.parquet", "--root", ".", "--classes", "no.txt"),
+            "error: no.txt: expected a class file, got no such file",
+        ),
         (
             ("folder", "--out", "m.parquet", "--root", ".", "--classes", "classes.txt", "--exif", "guess"),
             "error: exif: expected error, apply or ignore, got 'guess'",

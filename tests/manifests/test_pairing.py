@@ -201,7 +201,7 @@ def test_list_files(toys):
         read_list(toys.lines("twice.txt", "a", "b", "a"))
     with pytest.raises(ManifestError, match="got none"):
         read_list(toys.lines("empty.txt", "", ""))
-    with pytest.raises(ManifestError, match="No such file"):
+    with pytest.raises(ManifestError, match="no such file"):
         read_list(toys.folder / "missing.txt")
 
 

@@ -101,7 +101,7 @@ DEEP = {
 def test_malformed_files_are_one_line(kind: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(DEEP[kind])
     for read, error in ((load_config, ConfigError), (read_table, AnalysisError)):
-        with pytest.raises(error, match=r"c\.toml: not a T?") as caught:
+        with pytest.raises(error, match=r"c\.toml: (not|expected) a ") as caught:
             read(str(tmp_path / "c.toml"))
         assert len(str(caught.value.args[0])) < 600 and "\n" not in caught.value.args[0]
 
@@ -109,9 +109,9 @@ def test_malformed_files_are_one_line(kind: str, tmp_path: Path) -> None:
 def test_a_folder_and_a_pipe_are_no_configuration(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ConfigError, match="not a TOML file"):
+        with pytest.raises(ConfigError, match="expected a TOML file"):
             load_config(path)
-        with pytest.raises(AnalysisError, match="not a table of rows"):
+        with pytest.raises(AnalysisError, match="expected a table of rows"):
             read_table(str(path))
 
 

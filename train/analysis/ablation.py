@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.documents import parse_toml, parsing, read_bytes
+from ...common.documents import parse_toml, parsing, read_text
 from ...common.errors import ConfigError
 from ...common.text import percent
 from ...manifests.manifest import Manifest
@@ -93,7 +93,7 @@ def read_table(name: str) -> Table:
     if not file.exists():
         raise AnalysisError(f"{name}: no such table or file", hint=f"Tables: {', '.join(TABLES)}.")
     fault, hint = f"{name}: not a table of rows", 'It needs title = "...", and [[rows]] with name and set.'
-    document = parse_toml(read_bytes(file, AnalysisError, fault, hint), AnalysisError, fault, hint)
+    document = parse_toml(read_text(file, AnalysisError, "a table of rows"), AnalysisError, fault, hint)
     with parsing(AnalysisError, fault, hint):
         rows = tuple(Row(str(row["name"]), tuple(map(str, row["set"]))) for row in document["rows"])
         title = str(document["title"])

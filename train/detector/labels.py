@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.atomic import atomic_write
+from ...common.documents import MALFORMED
+from ...common.regular_files import read_regular
 from ...structure_extractors.errors import ExtractorError
 
 
@@ -45,7 +47,7 @@ class Labelled:
     def read(cls, path: Path) -> "Labelled":
         """Read what `write` wrote; anything else is an ExtractorError."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as file:
                 return cls(
                     names=tuple(map(str, file["names"])),
                     size=(int(file["size"][0]), int(file["size"][1])),
@@ -53,8 +55,6 @@ class Labelled:
                     offsets=file["offsets"],
                     made_by=str(file["made_by"]),
                 )
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ExtractorError(
-                f"{path}: expected keypoint labels, got another kind of file ({error})",
-                hint="write one with `physseg superpoint label`",
-            ) from error
+        except (OSError, EOFError, zipfile.BadZipFile, *MALFORMED) as error:
+            hint = "write one with `physseg superpoint label`"
+            raise ExtractorError.mismatch(path, "keypoint labels", error, hint) from error

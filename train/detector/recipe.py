@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from ...common.atomic import atomic_write
+from ...structure_extractors.superpoint.inference import read_weights
 from .labelling import LabelSettings, label, write_textures
 from .loop import WEIGHTS, train
 from .pictures.sources import Shapes, labelled_source
@@ -70,7 +71,7 @@ def reproduce(
         run = folder / f"round{number}"
         weights = train(source, settings, run, start=weights, device=device, workers=workers, say=say)
         made.append(weights)
-    states = [load_file(path) for path in made[-2:]]
+    states = [load_safetensors(read_weights(path)) for path in made[-2:]]
     mean = {key: torch.stack([state[key].float() for state in states]).mean(dim=0).half() for key in states[0]}
     atomic_write(folder / WEIGHTS, save_safetensors(mean))
     return folder / WEIGHTS

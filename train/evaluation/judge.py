@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import __version__
-from ...common.regular_files import read_regular
+from ...common.documents import read_text
 from ...common.text import percent, preview
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import published_vocabulary
@@ -183,9 +183,10 @@ def _judge_matrix(
 
 def _read_csv(path: Path) -> tuple[Counts, None, dict[str, Any]] | ClassIous:
     try:
-        rows = list(csv.reader(StringIO(read_regular(path).decode("utf-8-sig"), newline=""), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError.mismatch(path, "a CSV file (UTF-8)", error) from error
+        text = read_text(path, EvaluationError, "a CSV file")
+        rows = list(csv.reader(StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise EvaluationError.mismatch(path, "a CSV file", error) from error
     while rows and not any(cell.strip() for cell in rows[-1]):
         rows.pop()
     if rows and [cell.strip().lower() for cell in rows[0]] == HEADER:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
+from ...common.documents import MALFORMED, parsing
 from ...common.regular_files import read_regular
 from ...common.text import Part, percent, preview
 from ..errors import EvaluationError
@@ -186,7 +187,8 @@ class Evaluation:
 
 def read_evaluation(path: Path) -> Evaluation:
     """What `Evaluation.write` wrote as this JSON file and the .npz beside it. Raises EvaluationError for others."""
-    try:
+    hint = "Name the .json file; its .npz lies beside it."
+    with parsing(EvaluationError, f"{path}: not a result of `physseg evaluate`", hint):
         document = json.loads(read_regular(path))
         matrix, names, counted = read_counts(path.with_suffix(".npz"))
         if names is None:
@@ -202,9 +204,6 @@ def read_evaluation(path: Path) -> Evaluation:
             **counted,
             part=Part(*document["part"]) if document["part"] else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, EvaluationError) as error:
-        hint = "Name the .json file; its .npz lies beside it."
-        raise EvaluationError(f"{path}: not a result of `physseg evaluate`: {error}", hint=hint) from error
 
 
 def merge(files: Sequence[Path]) -> Evaluation:
@@ -285,9 +284,9 @@ def _differences(ours: Evaluation, theirs: Evaluation) -> list[str]:
 def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
     try:
         there = json.loads(read_regular(path))
-    except (OSError, ValueError):
+        return any(there.get(key) != source.get(key) for key in ("fingerprint", "manifest"))
+    except (OSError, *MALFORMED):
         return False
-    return any(there.get(key) != source.get(key) for key in ("fingerprint", "manifest"))
 
 
 _GROUPS = (("seen", True), ("unseen", False))

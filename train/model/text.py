@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.documents import read_text
 from ...common.errors import ConfigError
 
 TEMPLATE = "A photo of a {} in the scene"
@@ -46,12 +47,8 @@ def read_templates(prompts: str) -> tuple[str, ...]:
         return (TEMPLATE,)
     if prompts == "imagenet":
         return tuple(template("{}") for template in _open_clip_file("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        hint = f'expected "single", "imagenet", or a text file with one template a line, such as: {TEMPLATE}'
-        unknown = f"prompts: {prompts!r} is no known set of templates, and cannot be read as a file of them"
-        raise ConfigError(unknown, hint=hint) from error
+    expected = f'"single", "imagenet", or a text file with one template a line, such as: {TEMPLATE}'
+    lines = read_text(Path(prompts), ConfigError, expected).splitlines()
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates:
         raise ConfigError(f"{prompts}: expected one template a line, got an empty file")

@@ -27,6 +27,7 @@ from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.documents import parsing, read_document
 from ...common.file_lock import file_lock
+from ...common.regular_files import read_regular
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes
 from ..errors import RunFolderError
@@ -97,7 +98,7 @@ class RunFolder:
             return None
         hint = "delete it: the next evaluation during training writes it again"
         with parsing(RunFolderError, f"{self.best_file}: not the best evaluation of a run", hint):
-            best: dict[str, Any] = json.loads(self.best_file.read_text(encoding="utf-8"))
+            best: dict[str, Any] = json.loads(read_regular(self.best_file))
             if type(best["step"]) is not int or not math.isfinite(best["miou"]) or "of" not in best:
                 raise ValueError(f"step {best['step']!r}, mIoU {best['miou']!r}")
             return best

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ...common.atomic import atomic_write
 from ...common.documents import parsing
+from ...common.regular_files import read_regular
 from ..errors import RunFolderError
 
 
@@ -78,7 +79,9 @@ def evaluated_steps(jsonl: Path) -> set[int]:
 def _lines(jsonl: Path) -> list[tuple[str, dict[str, Any]]]:
     """Whole lines and what they say; a run that was killed can leave half a line at the end."""
     found = []
-    for number, line in enumerate(jsonl.read_bytes().splitlines(keepends=True), start=1):
+    with parsing(RunFolderError, f"{jsonl}: not a run's log"):
+        data = read_regular(jsonl)
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
             with parsing(RunFolderError, f"{jsonl}: line {number} is none of a run's log", "delete the line"):
                 entry = json.loads(line)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.documents import parsing, read_bytes
+from ...common.documents import parsing
+from ...common.regular_files import read_regular
 from ...common.settings import build, is_name
 from ..errors import WeightsError
 from .clip_weights import is_openai_form
@@ -76,10 +77,8 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
     path = weights_folder(clip, tag) / RECORD_FILE
     if not path.exists():
         return None
-    fault, hint = f"{path}: not a record of fetched weights", _fetch_hint(clip, tag)
-    data = read_bytes(path, WeightsError, fault, hint)
-    with parsing(WeightsError, fault, hint):
-        content = json.loads(data)
+    with parsing(WeightsError, f"{path}: not a record of fetched weights", _fetch_hint(clip, tag)):
+        content = json.loads(read_regular(path))
         known = {field.name: content[field.name] for field in fields(WeightsRecord)}
         return build(WeightsRecord, known, base=path.parent)
 

@@ -142,7 +142,7 @@ def huge(path: Path) -> None:
         (cut_out, r"expected 8-bit RGB or greyscale, got RGBA; convert to 8-bit RGB, e\.g\. `magick"),
         (zeroed, r"libjpeg warns: Corrupt JPEG data: .*; copy or download again"),
         (huge, r"expected at most 100 megapixels, got 121 .*make it smaller \(`magick"),
-        (lambda path: os.mkfifo(path.with_suffix(".png")), "expected a regular file, got a FIFO"),
+        (lambda path: os.mkfifo(path.with_suffix(".png")), "a FIFO, not a regular file"),
     ],
     ids=["cut-out", "damaged", "huge", "FIFO"],
 )

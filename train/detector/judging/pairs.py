@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ....common.documents import parsing, read_text
 from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
 from ..pictures.files import SUFFIXES, read_grey
@@ -52,7 +53,7 @@ def sequence_pairs(folder: Path) -> list[Pair]:
     pairs = []
     for file in files:
         other, scale_other = _resized(pictures["img" + file.name[4:-1]])
-        homography = scale_other @ np.loadtxt(file) @ np.linalg.inv(scale_one)
+        homography = scale_other @ _homography(file) @ np.linalg.inv(scale_one)
         pairs.append(Pair(one, other, homography))
     return pairs
 
@@ -70,6 +71,13 @@ def self_warped_pairs(greys: Sequence[Grey], *, viewpoint: bool) -> list[Pair]:
             else:
                 pairs.append(Pair(grey, add_noise(grey, seed=SEED + number * 1000 + index), np.eye(3)))
     return pairs
+
+
+def _homography(file: Path) -> npt.NDArray[np.float64]:
+    expected = "a homography, three lines of three numbers"
+    text = read_text(file, ExtractorError, expected)
+    with parsing(ExtractorError, f"{file}: expected {expected}"):
+        return np.array(text.split(), np.float64).reshape(3, 3)
 
 
 def _resized(path: Path) -> tuple[Grey, npt.NDArray[np.float64]]:
