@@ -52,7 +52,7 @@ def test_a_text_is_read_without_its_mark(tmp_path: Path) -> None:
         ("latin-1", "LATIN1"),
     ):
         path.write_bytes("café".encode(encoding))
-        with pytest.raises(ConfigError, match=f"iconv -f {name} -t UTF-8 {path} > a.utf8.csv"):
+        with pytest.raises(ConfigError, match=f"iconv -f {name} -t UTF-8 {path} > a[.]utf8[.]csv"):
             read_text(path, ConfigError, "a list")
     with pytest.raises(ConfigError, match="expected a list, got no such file"):
         read_text(tmp_path / "none", ConfigError, "a list")

@@ -64,7 +64,7 @@ def test_templates_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ConfigError, match=r"empty\.txt: expected one template a line"):
         read_templates(str(tmp_path / "empty.txt"))
-    with pytest.raises(ConfigError, match='imagenot: expected "single", "imagenet"[^\n]*no such file'):
+    with pytest.raises(ConfigError, match=r'imagenot: expected "single", "imagenet"[^\n]*no such file'):
         read_templates("imagenot")
 
 
