@@ -74,7 +74,7 @@ def structure_targets(
     return targets, _max_cells(inside.to(torch.uint8), size) > 0
 
 
-def structure_losses(
+def structure_loss(
     logits: Tensor,
     targets: Tensor,
     valid: Tensor,
@@ -83,9 +83,8 @@ def structure_losses(
     gamma: float = 2.0,
     beta: float = 4.0,
     form: StructureForm = "focal",
-    count: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each structure on its own, summed over the valid cells of the batch and divided by a count.
+    """L^p of a batch: the loss of each structure, summed over the valid cells and divided by a count; their mean.
 
     With s = sigmoid(logit) and y the target, per cell:
 
@@ -106,10 +105,9 @@ def structure_losses(
         gamma: focusing exponent; 0 makes `focal` a weighted BCE.
         beta: how fast the penalty falls near a keypoint, `gaussian_focal` only.
         form: see above.
-        count: () or (S,), the count to divide by instead of this batch's own (see `losses.loss_counts`).
 
     Returns:
-        (S,) float32. A batch without any valid cell gives 0 with gradient 0.
+        A scalar. A batch without any valid cell gives 0 with gradient 0.
 
     Raises:
         ShapeError: The shapes do not fit.
@@ -118,11 +116,11 @@ def structure_losses(
     Example:
         >>> logits, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
         >>> targets = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
-        >>> [round(x, 6) for x in structure_losses(logits, targets, valid).tolist()]
-        [0.129965, 0.043322]
+        >>> round(structure_loss(logits, targets, valid).item(), 6)  # (0.75 + 0.25) / 2 * 0.5² * log 2
+        0.086643
     """
     total = _sums(logits, targets, valid, alpha=alpha, gamma=gamma, beta=beta, form=form)
-    return divide_by_count(total, structure_count(targets, valid, form) if count is None else count)
+    return divide_by_count(total, structure_count(targets, valid, form)).mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ class StructureLoss:
     """L^p by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
 
     form: StructureForm = "focal"
-    """Form of `structure_losses`."""
+    """Form of `structure_loss`."""
     target: TargetMode = "binary"
     """Mode of `structure_targets`."""
     alpha: float = 0.25
@@ -160,7 +158,7 @@ class StructureLoss:
 def _sums(
     logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float, gamma: float, beta: float, form: StructureForm
 ) -> Tensor:
-    """The loss of each structure summed over valid cells, (S,); arguments and errors of `structure_losses`."""
+    """The loss of each structure summed over valid cells, (S,); arguments and errors of `structure_loss`."""
     check_choice("structure loss", form, tuple(_FORMS))
     if targets.shape != logits.shape or valid.shape != (logits.shape[0], 1, *logits.shape[2:]):
         expected = f"targets {tuple(logits.shape)} and valid with one channel, as the logits"
@@ -170,45 +168,8 @@ def _sums(
     return cells.where(valid, 0.0).sum(dim=(0, 2, 3))
 
 
-def structure_loss(
-    logits: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    beta: float = 4.0,
-    form: StructureForm = "focal",
-) -> Tensor:
-    """L^p of a batch: the mean over valid cells, then over structures, of the focal loss or another form.
-
-    With s = sigmoid(logit) and the target y, the focal loss of a cell is
-    -alpha y (1 - s)^gamma log s - (1 - alpha) (1 - y) s^gamma log(1 - s); `structure_losses` has the other forms.
-
-    Args:
-        logits: (B, S, h, w), any floating type; computed in float32 at least.
-        targets: (B, S, h, w) in [0, 1], from `structure_targets`.
-        valid: (B, 1, h, w) bool, from `structure_targets`; other cells do not count.
-        alpha, gamma, beta, form: As for `structure_losses`.
-
-    Returns:
-        A scalar. A batch without any valid cell gives 0 with gradient 0.
-
-    Raises:
-        ShapeError: The shapes do not fit.
-        ConfigError: The form is unknown.
-
-    Example:
-        >>> logits, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
-        >>> targets = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
-        >>> round(structure_loss(logits, targets, valid).item(), 6)  # (0.75 + 0.25) / 2 * 0.5² * log 2
-        0.086643
-    """
-    return structure_losses(logits, targets, valid, alpha=alpha, gamma=gamma, beta=beta, form=form).mean()
-
-
 def structure_count(targets: Tensor, valid: Tensor, form: StructureForm) -> Tensor:
-    """What `structure_losses` divides by, (S,) float32: valid cells, or valid cells with y = 1 for `gaussian_focal`."""
+    """What `structure_loss` divides by, (S,) float32: valid cells, or valid cells with y = 1 for `gaussian_focal`."""
     counted = valid & (targets == 1) if form == "gaussian_focal" else valid.expand_as(targets)
     return counted.sum(dim=(0, 2, 3)).float()
 

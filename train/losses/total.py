@@ -42,7 +42,7 @@ class LossConfig:
     mask_ignored: bool = False
     """Whether L_seg leaves ignored pixels out. In the baseline they are negatives of every class."""
     structure_form: StructureForm = "focal"
-    """Form of L^p: focal, gaussian_focal or quality (`structure.structure_losses`)."""
+    """Form of L^p: focal, gaussian_focal or quality (`structure.structure_loss`)."""
     structure_target: TargetMode = "binary"
     """Targets of L^p: binary, soft or gaussian (`structure.structure_targets`)."""
     alpha: float = 0.25

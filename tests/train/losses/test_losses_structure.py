@@ -14,7 +14,6 @@ from physseg.train.losses.structure import (
     StructureForm,
     structure_count,
     structure_loss,
-    structure_losses,
     structure_targets,
 )
 
@@ -68,17 +67,19 @@ def test_docstring_examples() -> None:
 def test_agrees_with_the_formulas(form: StructureForm, dtype: torch.dtype) -> None:
     logits, targets, valid = toy()
     expected = reference(form, logits.numpy(), targets.numpy(), valid.numpy())
-    got = structure_losses(logits.to(dtype), targets, valid, form=form)
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert got.tolist() == pytest.approx(expected, rel=TOLERANCE[dtype])
-    mean = structure_losses(logits.to(dtype), targets, valid, form=form).mean()
+    logits = logits.to(dtype)
+    for s, alone in enumerate(expected):
+        got = structure_loss(logits[:, [s]], targets[:, [s]], valid, form=form)
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert got.item() == pytest.approx(alone, rel=TOLERANCE[dtype])
+    mean = structure_loss(logits, targets, valid, form=form)
     assert mean.item() == pytest.approx(sum(expected) / 3, rel=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient(form: StructureForm) -> None:
     logits, targets, valid = toy(side=2)
-    assert torch.autograd.gradcheck(lambda x: structure_losses(x, targets, valid, form=form), logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: structure_loss(x, targets, valid, form=form), logits.requires_grad_())
 
 
 def test_gamma_zero_is_weighted_bce() -> None:
@@ -87,10 +88,10 @@ def test_gamma_zero_is_weighted_bce() -> None:
     weight = torch.where(targets == 1, 0.25, 0.75)
     hard = (targets == 1).double()
     cells = bce(logits, hard, weight=weight, reduction="none")[valid.expand_as(logits)]
-    got = structure_losses(logits, hard, valid, gamma=0.0).mean()
+    got = structure_loss(logits, hard, valid, gamma=0.0)
     assert got.item() == pytest.approx(cells.mean().item(), rel=1e-12)
     plain = bce(logits, targets, reduction="none")[valid.expand_as(logits)]
-    got = structure_losses(logits, targets, valid, gamma=0.0, form="quality").mean()
+    got = structure_loss(logits, targets, valid, gamma=0.0, form="quality")
     assert got.item() == pytest.approx(plain.mean().item(), rel=1e-12)
 
 
@@ -101,10 +102,7 @@ def test_gamma_zero_is_weighted_bce() -> None:
 def test_where_the_minimum_is_for_a_soft_target(form: StructureForm, target: float, minimiser: float) -> None:
     s = torch.arange(0.001, 1, 0.001, dtype=torch.float64)
     ones = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    losses = [
-        structure_losses(x.view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target), ones, form=form).mean()
-        for x in s.logit()
-    ]
+    losses = [structure_loss(x.view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target), ones, form=form) for x in s.logit()]
     assert s[torch.stack(losses).argmin()].item() == pytest.approx(minimiser, abs=0.006)
 
 
@@ -112,18 +110,18 @@ def test_where_the_minimum_is_for_a_soft_target(form: StructureForm, target: flo
 def test_cells_outside_the_image_do_not_count(form: StructureForm) -> None:
     logits, targets, valid = toy()
     logits.requires_grad_()
-    loss = structure_losses(logits, targets, valid, form=form).mean()
+    loss = structure_loss(logits, targets, valid, form=form)
     loss.backward()
     outside = ~valid.expand_as(logits)
     assert logits.grad is not None and logits.grad[outside].abs().max() == 0 and logits.grad[~outside].abs().min() > 0
     changed = torch.where(outside, 50.0, logits.detach())
-    assert structure_losses(changed, torch.where(outside, 1.0, targets), valid, form=form).mean().item() == loss.item()
+    assert structure_loss(changed, torch.where(outside, 1.0, targets), valid, form=form).item() == loss.item()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_valid_cell_gives_zero_and_no_gradient(form: StructureForm) -> None:
     logits, targets, valid = toy()
-    loss = structure_losses(logits.requires_grad_(), targets, torch.zeros_like(valid), form=form).mean()
+    loss = structure_loss(logits.requires_grad_(), targets, torch.zeros_like(valid), form=form)
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None and logits.grad.abs().max() == 0
 
@@ -132,7 +130,7 @@ def test_no_valid_cell_gives_zero_and_no_gradient(form: StructureForm) -> None:
 def test_large_logits_stay_finite(form: StructureForm) -> None:
     logits = torch.tensor([1e4, -1e4, 1e4, -1e4]).view(1, 1, 2, 2).requires_grad_()
     targets = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 2, 2)
-    loss = structure_losses(logits, targets, torch.ones(1, 1, 2, 2, dtype=torch.bool), form=form).mean()
+    loss = structure_loss(logits, targets, torch.ones(1, 1, 2, 2, dtype=torch.bool), form=form)
     loss.backward()
     assert math.isfinite(loss.item()) and logits.grad is not None and logits.grad.isfinite().all()
 
@@ -197,19 +195,6 @@ def test_what_does_not_fit_is_named() -> None:
         structure_targets(maps, inside, (3, 2), "hard")  # type: ignore[arg-type]
     logits, targets, valid = toy()
     with pytest.raises(ConfigError, match="unknown structure loss 'dice'"):
-        structure_losses(logits, targets, valid, form="dice").mean()  # type: ignore[arg-type]
+        structure_loss(logits, targets, valid, form="dice")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="one channel"):
-        structure_losses(logits, targets, valid.expand_as(logits)).mean()
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_loss_of_a_batch_is_the_mean_over_its_structures(form: StructureForm) -> None:
-    logits, targets, valid = toy()
-    options = {"alpha": 0.6, "gamma": 1.5, "beta": 3.0}
-    loss = structure_loss(logits, targets, valid, form=form, **options)
-    each = structure_losses(logits, targets, valid, form=form, **options)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(sum(each.tolist()) / 3, rel=1e-12)
-    assert structure_loss(logits, targets, valid, form=form).item() == pytest.approx(
-        np.mean(reference(form, logits.numpy(), targets.numpy(), valid.numpy())), rel=1e-12
-    )
+        structure_loss(logits, targets, valid.expand_as(logits))

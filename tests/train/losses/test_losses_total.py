@@ -8,7 +8,7 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
 from physseg.train.losses.alignment import patch_alignment_loss, patch_weights
-from physseg.train.losses.structure import structure_losses, structure_targets
+from physseg.train.losses.structure import structure_loss, structure_targets
 from physseg.train.losses.total import LossConfig, loss_counts, segmentation_loss, total_loss
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def test_parts_and_sum() -> None:
     assert list(parts) == ["loss", "segmentation", "structure", "structure/canny", "structure/sift", "alignment"]
     segmentation = segmentation_loss(output.logits, batch["labels"], ignore_index=255)
     targets, valid = structure_targets(batch["structures"], batch["valid"], (8, 8))
-    structure = structure_losses(output.structure_logits, targets, valid).mean()  # type: ignore[arg-type]
+    structure = structure_loss(output.structure_logits, targets, valid)  # type: ignore[arg-type]
     weights = patch_weights(batch["cell_classes"], batch["cell_counts"], 3, 2, ignore_index=255)
     alignment = patch_alignment_loss(output.similarity, weights)  # type: ignore[arg-type]
     assert parts["segmentation"].item() == segmentation.item()
