@@ -1,13 +1,16 @@
 """A store and a model small enough that a training step takes milliseconds."""
 
+import importlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from physseg.common import plugins
 from physseg.common.settings import build
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run.run import preprocess
@@ -107,6 +110,30 @@ def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -
         return path
 
     return write
+
+
+@pytest.fixture
+def install_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`install_losses(source, hard="Hard")` puts the package far-losses 2.1 on the path, with these of its classes."""
+    folder = tmp_path / "site"
+
+    def install(source: str, **classes: str) -> None:
+        info = folder / "far_losses-2.1.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-losses\nVersion: 2.1\n")
+        entries = "\n".join(f"{name} = far_losses:{cls}" for name, cls in classes.items())
+        (info / "entry_points.txt").write_text(f"[physseg.losses]\n{entries}\n")
+        (folder / "far_losses.py").write_text(source)
+        forget()
+
+    def forget() -> None:
+        importlib.invalidate_caches()
+        plugins.offers.cache_clear()
+        sys.modules.pop("far_losses", None)
+
+    monkeypatch.syspath_prepend(folder)
+    yield install
+    forget()
 
 
 def _toml(values: dict[str, Any], table: str = "") -> list[str]:

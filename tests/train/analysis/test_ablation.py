@@ -87,6 +87,23 @@ def test_a_run_is_a_train_command(tmp_path: Path) -> None:
     )
 
 
+def test_rows_set_the_weight_and_the_settings_of_a_loss_of_another_package(
+    install_losses: Callable[..., None], tmp_path: Path
+) -> None:
+    source = "class Mine:\n    def __init__(self, gamma: float = 2.0): ...\n    def __call__(self, *seen): ..."
+    install_losses(source, mine="Mine")
+    rows = {"off": "losses.mine.weight=0", "on": "losses.mine.weight=0.5", "steep": "losses.mine.gamma=4"}
+    text = "\n".join(f'[[rows]]\nname = "{name}"\nset = ["{setting}"]' for name, setting in rows.items())
+    (tmp_path / "table.toml").write_text(f'title = "Mine"\n{text}\n')
+    table = read_table(str(tmp_path / "table.toml"))
+    runs = plan(table, "vit-b-16", out=tmp_path, seeds=[0], settings=["losses.mine.gamma=3"])
+    found = [[(one.weight, one.gamma) for one in run.config.losses.named.values()] for run in runs]  # type: ignore[attr-defined]
+    assert found == [[], [(0.5, 3.0)], [(1.0, 4.0)]]
+    (tmp_path / "table.toml").write_text(f'title = "Mine"\n{text.replace("mine.weight=0.5", "mein.weight=0.5")}\n')
+    with pytest.raises(ConfigError, match=r"row 'on': --set losses\.mein\.weight=0\.5: unknown loss 'mein'"):
+        plan(read_table(str(tmp_path / "table.toml")), "vit-b-16", out=tmp_path, seeds=[0], settings=[])
+
+
 def test_cells_by_hand() -> None:
     """Two seeds: +0.1 and +0.2 of mIoU on every image, so no image can change the sign."""
     scores = []
