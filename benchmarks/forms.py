@@ -20,7 +20,7 @@ from data import ARRAYS
 from physseg.manifests.decoding import decode_image
 from physseg.pipeline.store.frame import CELL_PX
 from physseg.pipeline.store.reader import StoreReader
-from physseg.pipeline.store.schema import SAMPLES_PER_SHARD, SPECS
+from physseg.pipeline.store.schema import SAMPLES_PER_SHARD
 from physseg.pipeline.store.shard_codec import ZSTD_LEVEL
 
 Planes = dict[str, npt.NDArray[Any]]
@@ -122,7 +122,7 @@ class TensorStore(OurStore):
             self._arrays = self._open()
         which = np.array(indices)
         reads = {
-            name: (array[which, :rows] if SPECS[name].dims == ("y", "x") else array[which]).read()
+            name: (array[which, :rows] if self.reader.schema.spec(name).dims == ("y", "x") else array[which]).read()
             for name, array in self._arrays.items()
         }
         arrays = {name: read.result() for name, read in reads.items()}
@@ -322,7 +322,7 @@ def samples_of(store: Path) -> Iterator[tuple[bytes, Planes]]:
         sizes = {"y": height, "x": width, "cell_y": -(-height // CELL_PX), "cell_x": -(-width // CELL_PX)}
         planes = {}
         for name, plane in reader.read(index).items():
-            rows, columns = (sizes[dim] for dim in SPECS[name].dims[-2:])
+            rows, columns = (sizes[dim] for dim in reader.schema.spec(name).dims[-2:])
             planes[name] = np.ascontiguousarray(plane[..., :rows, :columns])
         sample = reader.manifest.samples[index]
         yield (Path(reader.manifest.root) / sample.image_path).read_bytes(), planes

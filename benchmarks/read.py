@@ -20,7 +20,6 @@ import zstandard
 from data import ARRAYS, open_samples, write_store
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.store.reader import StoreReader
-from physseg.pipeline.store.schema import SPECS
 from physseg.pipeline.store.shard_codec import decode_index, index_size
 
 from common import Goal, Section, Timing, machine, time_calls
@@ -94,7 +93,7 @@ def _contestants(store: Path, manifest: Manifest, order: list[int]) -> dict[str,
 def _chunk(reader: StoreReader, name: str, index: int) -> bytes:
     """The zstd frame of one array of one sample, without its checksum."""
     shard, row = divmod(index, reader.schema.samples_per_shard)
-    data = reader.store.get(reader.schema.shard_file(SPECS[name], shard))
+    data = reader.store.get(reader.schema.shard_file(reader.schema.spec(name), shard))
     tail = index_size(reader.schema.samples_per_shard)
     offset, length = decode_index(data[-tail:], reader.schema.samples_per_shard, len(data), name)[row]
     return data[int(offset) : int(offset) + int(length) - 4]

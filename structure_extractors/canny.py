@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .interface import JSON, Image, Labels, check_image, check_option, settings_identity
+from .interface import ArraySpec, Image, Labels, check_image, check_option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,10 @@ class Canny:
     """Array `canny` (H, W) uint8, 0 or 255. Uses the image only."""
 
     name: ClassVar[str] = "canny"
-    arrays: ClassVar[tuple[str, ...]] = ("canny",)
+    revision: ClassVar[int] = 1
+    arrays: ClassVar[tuple[ArraySpec, ...]] = (
+        ArraySpec("canny", "uint8", ("y", "x"), 0, "Canny edges of the image: 0 or 255", "edges", "map"),
+    )
 
     low: float = 100.0  # gradient above which a pixel joined to a strong edge belongs to it
     high: float = 200.0  # gradient above which a pixel is a strong edge by itself
@@ -30,9 +33,6 @@ class Canny:
         check_option(self, "high", above, f"a number >= low ({self.low})")
         check_option(self, "aperture", self.aperture in (3, 5, 7), "3, 5 or 7")
         check_option(self, "blur_sigma", 0 <= self.blur_sigma <= 50, "a number in 0..50")
-
-    def identity(self) -> dict[str, JSON]:
-        return settings_identity(self, revision=1)
 
     def edges(self, image: Image) -> npt.NDArray[np.uint8]:
         """Edges (H, W) uint8, 0 or 255, of an RGB image (H, W, 3), as grey OpenCV's .299 R + .587 G + .114 B."""

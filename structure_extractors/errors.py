@@ -16,3 +16,7 @@ class WeightsError(PhyssegError, ValueError):
 
 class DeviceError(PhyssegError, RuntimeError):
     """A GPU that an extractor is set to use is not there. No ExtractorError either: it is the machine's fault."""
+
+
+class PackageError(PhyssegError, RuntimeError):
+    """A worker's machine lacks an extractor's package, or has another revision. The machine's fault as well."""

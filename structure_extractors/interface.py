@@ -1,12 +1,13 @@
 """What every structure extractor is: frozen settings that are called with an image and its label map.
 
-The store's identity is made of `settings_identity`, so a setting may never depend on the image, the machine or a
-path, and equal settings must give equal bytes.
+A layer of a store is known by its extractor's `identity`, so a setting may never depend on the image, the machine or
+a path, and equal settings must give equal bytes.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,22 +19,87 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
+DTYPES: Final = ("label", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
+SHAPES: Final = (
+    (),
+    ("slot",),
+    ("edge",),
+    ("y", "x"),
+    ("slot", "y", "x"),
+    ("cell_y", "cell_x"),
+    ("slot", "cell_y", "cell_x"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array that an extractor computes of each sample, as a store describes it. Raises ExtractorError."""
+
+    name: str
+    """Its name in the store: small letters, digits and underscores, unlike that of any other array there."""
+    dtype: str
+    """One of `DTYPES`: NumPy's name, or `label`, which is uint8 for up to 255 classes and uint16 beyond."""
+    dims: tuple[str, ...]
+    """One of `SHAPES`. `y` and `x` are pixels of the frame, `cell_y` and `cell_x` its cells of 8 px (the last ones may
+    reach beyond it), `slot` as many as the extractor's `slots` says."""
+    fill: int | str
+    """Value outside the frame, and of samples that are not there; `ignore` is the vocabulary's ignore index."""
+    meaning: str
+    """What the values say, in a few words."""
+    drawn: str = ""
+    """How `physseg inspect` draws it: `edges` (all that is not 0), `keypoints` (a dot each, by the square-root coded
+    confidence), `density` (by the value), `class_edges` (two planes of classes); empty: not at all."""
+    target: str = ""
+    """What L^p may learn of it: `map` (uint8 on y, x: one channel), `classes` (planes of class ids: a channel for each
+    class); empty: nothing."""
+    units: str = "1"
+    """Unit of the values, as xarray shows it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", tuple(self.dims))
+        named = isinstance(self.name, str) and re.fullmatch("[a-z][a-z0-9_]{0,63}", self.name)
+        self._check("name", bool(named), "small letters, digits and underscores")
+        self._check("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
+        self._check("dims", self.dims in SHAPES, f"one of {', '.join(map(str, SHAPES))}")
+        fill = self.fill == "ignore" or (type(self.fill) is int and abs(self.fill) < 2**32)
+        self._check("fill", fill, "an integer, or 'ignore'")
+        for name in ("meaning", "drawn", "target", "units"):
+            self._check(name, isinstance(getattr(self, name), str), "text")
+        if self.target == "map":
+            self._check("target", (self.dtype, self.dims) == ("uint8", ("y", "x")), "a map of uint8 on y, x for `map`")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each sample is a chunk of its own, 64 to a file; arrays of a few bytes a sample are one chunk."""
+        return len(self.dims) >= 2
+
+    def _check(self, field: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise ExtractorError.mismatch(f"array {self.name!r}: {field}", expected, repr(getattr(self, field)))
+
+
 class Extractor(Protocol):
-    """One frozen dataclass per extractor; its fields are its settings, each with a comment that says what it means."""
+    """One frozen dataclass per extractor; its fields are its settings, each with a comment that says what it means.
+
+    Two members more are looked for. `slots: int` is the length of the dimension `slot`, where an array has it.
+    `identity()` is for an extractor whose bytes depend on more than its settings (a file of weights, say): see
+    `settings_identity`, which says the rest.
+    """
 
     @property
     def name(self) -> str:
-        """Key in the registry, and on the command line."""
+        """Name of the extractor and of its layer, which is that of its entry point."""
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that a call yields, in order. Ask the instance: settings may add one."""
+    def revision(self) -> int:
+        """Raised whenever the code changes so that equal settings give other bytes: stores then recompute the layer."""
 
-    def identity(self) -> dict[str, JSON]:
-        """Everything the bytes depend on besides the inputs, as JSON: revision, settings, hash of weights; no path."""
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays that a call yields, in order. Ask the instance: settings may add one."""
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> Mapping[str, npt.NDArray[Any]]:
-        """Compute the arrays. Each extractor checks the input that it uses, and changes none.
+        """Compute the arrays, by their names. Each extractor checks the input that it uses, and changes none.
 
         Args:
             image: (H, W, 3) uint8 RGB, of any strides.
@@ -42,17 +108,22 @@ class Extractor(Protocol):
         """
 
 
-def settings_identity(extractor: Any, *, revision: int, without: tuple[str, ...] = ()) -> dict[str, JSON]:
+def identity(extractor: Extractor) -> dict[str, JSON]:
+    """Everything an extractor's bytes depend on besides the inputs, as JSON: revision, settings, hash of weights."""
+    own = getattr(extractor, "identity", None)
+    return own() if own is not None else settings_identity(extractor)
+
+
+def settings_identity(extractor: Any, *, revision: int | None = None, without: tuple[str, ...] = ()) -> dict[str, JSON]:
     """The settings of a dataclass as JSON, with the revision of its algorithm.
 
     Args:
         extractor: The extractor.
-        revision: Raised in the extractor's file whenever its code changes so that equal settings give other bytes.
-            Stores then recompute that structure and nothing else.
+        revision: Another one than the extractor's own, where it depends on a setting.
         without: Fields that may not enter (paths, speed).
     """
     settings: dict[str, JSON] = {f.name: getattr(extractor, f.name) for f in fields(extractor) if f.name not in without}
-    return {"extractor": extractor.name, "revision": revision, **settings}
+    return {"extractor": extractor.name, "revision": revision or extractor.revision, **settings}
 
 
 def check_image(image: Any, *, extractor: str) -> Image:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .interface import JSON, Image, Labels, check_labels, check_option, settings_identity
+from .interface import ArraySpec, Image, Labels, check_labels, check_option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,10 @@ class MaskEdges:
     """
 
     name: ClassVar[str] = "mask_edges"
-    arrays: ClassVar[tuple[str, ...]] = ("mask_edges",)
+    revision: ClassVar[int] = 1
+    arrays: ClassVar[tuple[ArraySpec, ...]] = (
+        ArraySpec("mask_edges", "uint8", ("y", "x"), 0, "edges of the label map (EdgeGT): 0 or 255", "edges", "map"),
+    )
 
     radius_px: int = 1  # pixels marked on each side of a border; the line is twice as wide
     # Whether ignored pixels count as one more label. That serves both habits of annotators. VOC parts all objects by
@@ -32,9 +35,6 @@ class MaskEdges:
 
     def __post_init__(self) -> None:
         check_option(self, "radius_px", 1 <= self.radius_px <= 16, "an integer in 1..16")
-
-    def identity(self) -> dict[str, JSON]:
-        return settings_identity(self, revision=1)
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         labels = check_labels(labels, ignore_index=ignore_index, extractor=self.name)

@@ -5,14 +5,15 @@ the mirrored cells are those of the mirrored crop, so the patch weights of any c
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import ExtractorError
-from .interface import JSON, Image, Labels, check_labels, check_option, settings_identity
+from .interface import ArraySpec, Image, Labels, check_labels, check_option
 
+CELLS = ("slot", "cell_y", "cell_x")
 CELL_PX = 8  # side of a cell; its 64 pixels fit a uint8 count, and every backbone's patch is 16 px of a 384 crop
 
 
@@ -86,20 +87,31 @@ def _runs(cells: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.ND
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchCounts:
-    """Arrays `cell_classes`, `cell_counts` and `cell_dropped`; see `count_classes`. Uses labels only."""
+    """Arrays `cell_classes`, `cell_counts` and `cell_dropped`; see `count_classes`. Uses labels only.
+
+    Label maps of any size: the last cells of a row or a column are filled up with ignored pixels.
+    """
 
     name: ClassVar[str] = "patch_counts"
-    arrays: ClassVar[tuple[str, ...]] = ("cell_classes", "cell_counts", "cell_dropped")
+    revision: ClassVar[int] = 1
+    arrays: ClassVar[tuple[ArraySpec, ...]] = (
+        ArraySpec("cell_classes", "label", CELLS, "ignore", "classes in each 8-px cell"),
+        ArraySpec("cell_counts", "uint8", CELLS, 0, "pixels of each such class", units="pixel"),
+        ArraySpec("cell_dropped", "uint32", (), 0, "labelled pixels that found no slot in their cell", units="pixel"),
+    )
 
     max_classes: int = 8  # slots per cell (K); on real label maps a cell never held more than 5 classes
 
     def __post_init__(self) -> None:
         check_option(self, "max_classes", 1 <= self.max_classes <= 64, "an integer in 1..64")
 
-    def identity(self) -> dict[str, JSON]:
-        return settings_identity(self, revision=1)
+    @property
+    def slots(self) -> int:
+        return self.max_classes
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[Any]]:
         checked = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
-        classes, counts, dropped = count_classes(checked, ignore_index=ignore_index, max_classes=self.max_classes)
+        padding = [(0, -edge % CELL_PX) for edge in checked.shape]
+        padded = cast(Labels, np.pad(checked, padding, constant_values=ignore_index))
+        classes, counts, dropped = count_classes(padded, ignore_index=ignore_index, max_classes=self.max_classes)
         return {"cell_classes": classes, "cell_counts": counts, "cell_dropped": np.asarray(dropped)}

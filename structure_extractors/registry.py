@@ -1,26 +1,65 @@
-"""The extractors by name, and how to make them from names and settings that came as text or TOML.
+"""The extractors by name, physseg's own and those of other packages, and how to make them from settings as text.
 
-A new extractor: write its file, enter its class here, give each of its arrays a row in the pipeline's schema.
+A run sends workers no extractor but a `Request`, by which each makes its own: a package that is not installed there is
+then an error in words, and one of another revision is found before it computes anything.
 """
 
+import socket
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
-from ..common.settings import from_text, type_in_words
-from .canny import Canny
-from .errors import ExtractorError
-from .interface import Extractor
-from .mask_edges import MaskEdges
-from .patch_counts import PatchCounts
-from .sift import Sift
-from .superpoint.extractor import SuperPoint
+from ..common import plugins
+from ..common.errors import PhyssegError
+from ..common.settings import differing_keys, from_text, type_in_words
+from .errors import ExtractorError, PackageError
+from .interface import ArraySpec, Extractor, identity
 
-EXTRACTORS: dict[str, type[Any]] = {
-    extractor.name: extractor for extractor in (Canny, MaskEdges, Sift, SuperPoint, PatchCounts)
-}
 DEFAULT = ("canny", "mask_edges", "sift", "patch_counts")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an extractor is made from, on any machine that has its package."""
+
+    name: str
+    package: str
+    """Distribution that offers it, and its version."""
+    settings: tuple[tuple[str, Any], ...]
+    """Its settings, by the names of its fields."""
+
+    @classmethod
+    def of(cls, extractor: Extractor) -> "Request":
+        """The request of a made extractor."""
+        offer = plugins.find("extractors", extractor.name)
+        settings = tuple((f.name, getattr(extractor, f.name)) for f in fields(extractor) if f.init)  # type: ignore[arg-type]
+        return cls(extractor.name, f"{offer.package} {offer.version}", settings)
+
+    def make(self, expected: Mapping[str, Any]) -> Extractor:
+        """The extractor, kept from call to call. Raises PackageError where this machine's is not the `expected` one."""
+        extractor, found = _made(self)
+        if found != expected:
+            here = "; ".join(
+                f"{key} {ours!r} instead of {theirs!r}"
+                for key, (ours, theirs) in differing_keys(found, expected).items()
+            )
+            raise PackageError(
+                f"{socket.gethostname()}: the structure extractor {self.name} is another one here: {here}",
+                hint=f"install {self.package} on every machine of the run",
+            )
+        return extractor
+
+
+@cache
+def _made(request: Request) -> tuple[Extractor, Mapping[str, Any]]:
+    try:
+        extractor = _constructed(request.name, dict(request.settings))
+    except plugins.PluginError as error:
+        message = f"{socket.gethostname()}: {error.args[0]}"
+        raise PackageError(message, hint=f"install {request.package} on every machine of the run") from error
+    return extractor, identity(extractor)
 
 
 def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Extractor, ...]:
@@ -32,14 +71,15 @@ def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None
             ("none" for an option that may be absent).
 
     Raises:
-        ExtractorError: A name or an option is unknown, a name is given twice, an extractor that was not asked for has
-            settings, or a value is out of its range. The message lists what there is.
+        ExtractorError: An option is unknown, a name is given twice, an extractor that was not asked for has settings, a
+            value is out of its range, or a package's extractor does not keep to the interface. The message lists what
+            there is.
+        PluginError: A name is unknown, or its package does not import.
         ConfigError: A value cannot be read as its option's type.
     """
     settings = settings or {}
     for name in (*names, *settings):
-        if name not in EXTRACTORS:
-            raise ExtractorError(f"unknown structure extractor {name!r}, expected one of: {', '.join(EXTRACTORS)}")
+        plugins.find("extractors", name)
     if len(set(names)) != len(names):
         raise ExtractorError(f"a structure extractor is named twice: {', '.join(names)}")
     for name in settings:
@@ -48,24 +88,58 @@ def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None
                 f"settings for {name!r}, which is not among the structures asked for: {', '.join(names) or 'none'}",
                 hint=f"add {name} to the structures, or leave its settings out",
             )
-    return tuple(_make(EXTRACTORS[name], settings.get(name, {})) for name in names)
+    return tuple(_make(name, settings.get(name, {})) for name in names)
 
 
 def options(name: str) -> dict[str, str]:
     """The options of a known extractor as `{option: "type, default"}`, for help texts and errors."""
-    hints = typing.get_type_hints(EXTRACTORS[name])
-    return {
-        f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(EXTRACTORS[name]) if f.init
-    }
+    extractor = _load(name)
+    hints = typing.get_type_hints(extractor)
+    return {f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(extractor) if f.init}
 
 
-def _make(extractor: type[Any], given: Mapping[str, Any]) -> Extractor:
-    known, hints = options(extractor.name), typing.get_type_hints(extractor)
+def _load(name: str) -> type[Any]:
+    offer = plugins.find("extractors", name)
+    extractor = offer.load()
+    if not (isinstance(extractor, type) and is_dataclass(extractor)):
+        raise ExtractorError.mismatch(offer.where, "a frozen dataclass of settings", repr(extractor))
+    return extractor
+
+
+def _make(name: str, given: Mapping[str, Any]) -> Extractor:
+    known, hints = options(name), typing.get_type_hints(_load(name))
     values = {}
     for option, value in given.items():
         if option not in known:
             listed = "; ".join(f"{key} ({meaning})" for key, meaning in known.items())
-            raise ExtractorError(f"{extractor.name} has no option {option!r}", hint=f"its options: {listed}")
-        values[option] = from_text(value, hints[option], where=f"{extractor.name}.{option}")
-    made: Extractor = extractor(**values)
+            raise ExtractorError(f"{name} has no option {option!r}", hint=f"its options: {listed or 'none'}")
+        values[option] = from_text(value, hints[option], where=f"{name}.{option}")
+    return _constructed(name, values)
+
+
+def _constructed(name: str, values: Mapping[str, Any]) -> Extractor:
+    """An extractor that keeps to the interface, of whatever package."""
+    extractor = _load(name)
+    try:
+        made: Extractor = extractor(**values)
+    except PhyssegError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ExtractorError(f"{name}: {error}", hint=f"its options: {options(name)}") from error
+    where = plugins.find("extractors", name).where
+    faults = {
+        f"the name {name!r}, as its entry point": getattr(made, "name", None) == name,
+        "an integer as its `revision`": type(getattr(made, "revision", None)) is int,
+        "a tuple of ArraySpec as its `arrays`": _are_specs(getattr(made, "arrays", None)),
+        "to be called with an image and labels": callable(made),
+    }
+    for expected, kept in faults.items():
+        if not kept:
+            raise ExtractorError.mismatch(where, expected, "another")
+    if any("slot" in spec.dims for spec in made.arrays) and type(getattr(made, "slots", None)) is not int:
+        raise ExtractorError.mismatch(where, "an integer as its `slots`, for its arrays with that dimension", "none")
     return made
+
+
+def _are_specs(arrays: Any) -> bool:
+    return isinstance(arrays, tuple) and bool(arrays) and all(isinstance(spec, ArraySpec) for spec in arrays)

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .interface import JSON, Image, Labels, check_image, check_option, settings_identity
+from .interface import ArraySpec, Image, Labels, check_image, check_option
 from .keypoints import encode_confidence, keep_strongest, score_map, suppress_neighbours
+
+_MEANING = "SIFT keypoints: square-root coded confidence 1..255, else 0"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +23,8 @@ class Sift:
     """
 
     name: ClassVar[str] = "sift"
-    arrays: ClassVar[tuple[str, ...]] = ("sift",)
+    revision: ClassVar[int] = 1
+    arrays: ClassVar[tuple[ArraySpec, ...]] = (ArraySpec("sift", "uint8", ("y", "x"), 0, _MEANING, "keypoints", "map"),)
 
     octave_layers: int = 3  # scales per octave
     contrast_threshold: float = 0.04  # points with less contrast x octave_layers are dropped; lower finds more
@@ -38,9 +41,6 @@ class Sift:
         check_option(self, "nms_radius", 0 <= self.nms_radius <= 64, "an integer in 0..64")
         most = self.max_keypoints
         check_option(self, "max_keypoints", most is None or most >= 1, "an integer >= 1, or none")
-
-    def identity(self) -> dict[str, JSON]:
-        return settings_identity(self, revision=1)
 
     def detect(self, image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """All keypoints of a picture, by x, then y.

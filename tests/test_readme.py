@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from physseg.cli import app
-from physseg.pipeline.store.schema import markdown_table
+from physseg.common import plugins
+from physseg.pipeline.store.schema import LABEL_ARRAYS, STATUS, arrays_of
+from physseg.structure_extractors.registry import build
 from typer.main import get_command
 
 ROOT = Path(__file__).parent.parent
@@ -13,7 +15,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_arrays_is_the_schemas() -> None:
-    assert markdown_table() in README
+    extractors = build(plugins.names("extractors"), {"superpoint": {"dense": True}})
+    of_layers = [array for extractor in extractors for array in arrays_of(extractor)]
+    lines = ["| array | layer | dtype | dimensions | fill | what |", "|---|---|---|---|---|---|"]
+    for spec in (*LABEL_ARRAYS, *of_layers, STATUS):
+        dims = ", ".join(("sample", *spec.dims))
+        lines.append(f"| `{spec.name}` | {spec.layer or '-'} | {spec.dtype} | {dims} | {spec.fill} | {spec.meaning} |")
+    assert "\n".join(lines) in README, "\n".join(lines)
 
 
 @pytest.mark.parametrize(

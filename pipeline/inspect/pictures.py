@@ -9,7 +9,7 @@ import numpy as np
 from ...common.atomic import atomic_write
 from ...common.images import encode_png
 from ...common.text import percent
-from ..store.schema import ArraySpec
+from ..store.schema import StoredArray
 from .drawing.label_maps import overlay
 from .drawing.layers import EDGES, KEYPOINTS, Layer, label_layer, structure_layer, weight_layer
 from .drawing.layout import tile
@@ -68,7 +68,7 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     return out / f"{folder}.png"
 
 
-def _amount(spec: ArraySpec, plane: UInt8) -> str:
+def _amount(spec: StoredArray, plane: UInt8) -> str:
     """How much a structure map holds."""
     if spec.drawn == KEYPOINTS:
         return f"{np.count_nonzero(plane):,} keypoints"

@@ -17,7 +17,7 @@ from ...manifests.vocabulary import Vocabulary
 from ..store.layout import open_schema
 from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
-from ..store.schema import ArraySpec
+from ..store.schema import StoredArray
 from .drawing.label_maps import class_shares
 from .drawing.palette import UInt8
 from .errors import InspectError
@@ -40,7 +40,7 @@ class SampleView:
     """Why the image could not be read, else empty."""
     labels: npt.NDArray[Any]
     """Class ids, (h, w)."""
-    structures: Mapping[str, tuple[ArraySpec, UInt8]]
+    structures: Mapping[str, tuple[StoredArray, UInt8]]
     """Structure maps (h, w) by array name, with their rows of the schema."""
     cell_classes: npt.NDArray[Any]
     """Classes in each cell of 8 px of the frame, (K, rows, columns)."""

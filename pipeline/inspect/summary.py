@@ -14,7 +14,7 @@ from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreCorruptError
 from ..store.layout import open_schema
 from ..store.reader import StoreReader
-from ..store.schema import DONE, MISSING, QUARANTINED, SCHEMA_VERSION, STATUS, ArraySpec, StoreSchema
+from ..store.schema import DONE, MISSING, QUARANTINED, STATUS, StoredArray, StoreSchema
 
 COCO_TRAIN_IMAGES: Final = 118_287
 """Images of COCO train2017, the data set whose store the size is extrapolated to."""
@@ -150,7 +150,7 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         ),
         frame=asdict(schema.frame),
         cell_px=schema.cell_px,
-        schema_version=SCHEMA_VERSION,
+        schema_version=schema.version,
         made_with=dict(schema.made_with),
         manifest_fingerprint=schema.manifest_fingerprint,
         root=location,
@@ -208,7 +208,7 @@ def _fill_shares(reader: StoreReader, chosen: Sequence[int]) -> tuple[dict[str, 
     return {name: filled[name] / values[name] for name in values}, len(chosen)
 
 
-def _array_facts(spec: ArraySpec, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:
+def _array_facts(spec: StoredArray, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:
     shape, dtype = schema.sample_shape(spec), schema.dtype(spec)
     size, samples = files["bytes"], files["samples"]
     raw = samples * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...common import plugins
 from ...common.storage.interface import Storage
 from ...common.storage.location import absolute
 from ...manifests.manifest import Manifest
 from ...structure_extractors.interface import Extractor
+from ...structure_extractors.registry import Request
 from ..store.commits import CommitRecord, read_commits
 from ..store.errors import StoreCorruptError, StoreError
 from ..store.layout import settings_digest
@@ -57,13 +59,14 @@ def make_plan(
     """
     settings, location, present = settings_digest(schema), absolute(str(store)), store.list()
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
+    requests = {extractor.name: Request.of(extractor) for extractor in extractors}
     tasks: list[ShardTask] = []
     reason_of: dict[int, str] = {}
     for shard, found in enumerate(read_commits(store, range(schema.num_shards))):
         reason, todo = _what_to_do(found, shard, schema, digests, manifest, present, retry_quarantined)
         if not reason:
             continue
-        _check_computable(store, todo, extractors)
+        _check_computable(store, todo, extractors, schema.made_with)
         reason_of[shard] = reason
         stays = isinstance(found, CommitRecord) and found.without(todo)
         tasks.append(
@@ -72,7 +75,7 @@ def make_plan(
                 settings=settings,
                 root=manifest.root,
                 shard=shard,
-                extractors=tuple(extractor for extractor in extractors if extractor.name in todo),
+                extractors=tuple(requests[name] for name in requests if name in todo),
                 with_labels=LABELS_LAYER in todo,
                 refused={entry.index: entry.reason for entry in stays.quarantine} if stays else {},
             )
@@ -123,9 +126,17 @@ def _what_to_do(
     return "; ".join(parts) or ("status to be written again" if lost else ""), stale | (lost - {STATUS.layer})
 
 
-def _check_computable(store: Storage, todo: set[str], extractors: Sequence[Extractor]) -> None:
+def _check_computable(
+    store: Storage, todo: set[str], extractors: Sequence[Extractor], made_with: Mapping[str, str]
+) -> None:
     missing = todo.difference({LABELS_LAYER}, (extractor.name for extractor in extractors))
     if missing:
         layer = min(missing)
-        hint = f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`"
-        raise StoreError(f"{store}: layer {layer} has to be computed again, and its weights were not given", hint=hint)
+        if layer in plugins.names("extractors"):
+            needs = "its weights were not given"
+            hint = f"run `physseg preprocess MANIFEST STORE --structures {layer} --set {layer}.weights=FILE`"
+        else:
+            needs = "no package installed here offers it"
+            made = ", ".join(f"{name} {version}" for name, version in made_with.items())
+            hint = f"install its package (the store was made with {made}); `physseg plugins` lists what is there"
+        raise StoreError(f"{store}: layer {layer} has to be computed again, and {needs}", hint=hint)

@@ -8,24 +8,25 @@ import cv2
 import numpy as np
 
 from ... import __version__
+from ...common import plugins
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
 from ...common.text import Part
 from ...manifests.manifest import Manifest
 from ...structure_extractors import registry
-from ...structure_extractors.interface import Extractor
+from ...structure_extractors.interface import Extractor, identity
 from ...structure_extractors.superpoint.inference import check_gpu
 from ..store.commits import sha256
 from ..store.errors import StoreError
 from ..store.frame import Frame
 from ..store.layout import is_store, open_schema
-from ..store.schema import ARRAYS, LABELS_LAYER, StoreSchema
+from ..store.schema import LABEL_ARRAYS, LABELS_LAYER, RESERVED, StoredArray, StoreSchema, arrays_of
 from .plan import Plan, make_plan
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
 VERSIONS = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
-"""What a store is made with."""
+"""Of physseg, and of the libraries whose results are stored."""
 PROBED_FILES = 16
 """Images looked for before a run begins."""
 
@@ -40,7 +41,7 @@ class Job:
     schema: StoreSchema
     """What the store will hold."""
     extractors: tuple[Extractor, ...]
-    """One per layer, save for layers that the store has, that were not asked for and that cannot be rebuilt."""
+    """One per layer, save for layers that the store has, that were not asked for and that cannot be made here."""
     plan: Plan
     """What is to be computed in the whole store."""
     part: Part | None
@@ -51,10 +52,11 @@ class Job:
     @property
     def warnings(self) -> list[str]:
         """What a user should know before the run, in words."""
+        begun = self.schema.made_with
         return [
-            f"the store was begun with {name} {self.schema.made_with.get(name)}, this is {version}: details may differ"
-            for name, version in VERSIONS.items()
-            if self.schema.made_with.get(name) != version
+            f"the store was begun with {name} {begun.get(name)}, this is {version}: details may differ"
+            for name, version in _versions(self.extractors).items()
+            if begun.get(name) != version
         ]
 
     @property
@@ -106,12 +108,13 @@ def prepare(
         manifest_fingerprint=manifest.fingerprint,
         manifest_sha256=sha256(manifest.to_bytes()),
         layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
-        array_names=tuple(spec.name for spec in ARRAYS if spec.layer == LABELS_LAYER or spec.name in arrays),
-        made_with=existing.made_with if existing else VERSIONS,
+        arrays=(*LABEL_ARRAYS, *arrays),
+        made_with=_versions(extractors) | dict(existing.made_with if existing else {}),
     )
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     if not elsewhere:
-        check_gpu(extractor for task in plan.tasks for extractor in task.extractors)
+        todo = {request.name for task in plan.tasks for request in task.extractors}
+        check_gpu(extractor for extractor in extractors if extractor.name in todo)
     _check_data_there(manifest, plan)
     return Job(
         part=part,
@@ -126,32 +129,60 @@ def prepare(
 
 def _choose_layers(
     existing: StoreSchema | None, structures: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]], set[str]]:
+) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]], list[StoredArray]]:
     """The extractors of this run, every layer's identity and arrays; stored settings hold where none are given."""
-    stored = dict(existing.layers) if existing else {}
-    stored.pop(LABELS_LAYER, None)
+    stored = {name: of for name, of in existing.layers.items() if name != LABELS_LAYER} if existing else {}
     asked = structures if structures is not None else () if existing else registry.DEFAULT
     wanted = list(dict.fromkeys([*asked, *ALWAYS, *stored]))
-    if not set(settings) <= set(wanted) <= set(registry.EXTRACTORS):
-        registry.build(wanted, settings)  # raises, naming what there is
+    if not set(settings) <= set(wanted) or not set(asked) <= set(plugins.names("extractors")):
+        registry.build(list(asked), settings)  # raises, naming what there is
+    order = {name: number for number, name in enumerate(plugins.names("extractors"))}
     extractors: list[Extractor] = []
     layers: dict[str, Mapping[str, Any]] = {}
-    arrays: set[str] = set()
-    for name in sorted(wanted, key=list(registry.EXTRACTORS).index):
-        given, options = settings.get(name, {}), registry.options(name)
-        remembered = {key: value for key, value in stored.get(name, {}).items() if key in options}
-        (extractor,) = registry.build([name], {name: {**remembered, **given}})
-        # An identity holds a hash and never a path: what needs a file of weights cannot be rebuilt from it, unless
-        # they are the package's own.
-        kept = existing and name in stored and name not in asked and not given and "weights" in options
-        if existing and kept and extractor.identity() != stored[name]:
-            layers[name] = stored[name]
-            arrays |= {spec.name for spec in existing.specs if spec.layer == name}
-            continue
-        extractors.append(extractor)
-        layers[name] = extractor.identity()
-        arrays |= set(extractor.arrays)
+    arrays: list[StoredArray] = []
+    for name in sorted(wanted, key=lambda name: order.get(name, len(order))):
+        extractor = _make(name, stored.get(name), settings.get(name, {}), asked=name in asked)
+        if extractor is not None:
+            extractors.append(extractor)
+        layers[name] = stored[name] if extractor is None else identity(extractor)
+        made = existing.arrays if existing and extractor is None else arrays_of(extractor) if extractor else ()
+        arrays += (array for array in made if array.layer == name)
+    _check_array_names(arrays)
     return tuple(extractors), layers, arrays
+
+
+def _make(name: str, stored: Mapping[str, Any] | None, given: Mapping[str, Any], *, asked: bool) -> Extractor | None:
+    """The extractor of a layer; None where the store has the layer, nothing is asked of it, and it cannot be made here.
+
+    That is so where its package is not installed, or for an identity that holds the hash of a file of weights and, as
+    ever, no path: unless they are the package's own.
+    """
+    try:
+        options = registry.options(name)
+        remembered = {key: value for key, value in (stored or {}).items() if key in options}
+        (extractor,) = registry.build([name], {name: {**remembered, **given}})
+    except plugins.PluginError:
+        if stored is None or asked or given:
+            raise
+        return None
+    left_alone = stored is not None and not asked and not given and "weights" in options
+    return None if left_alone and identity(extractor) != stored else extractor
+
+
+def _check_array_names(arrays: Sequence[StoredArray]) -> None:
+    """Refuse two arrays of one name in one store."""
+    owners = dict.fromkeys(RESERVED | {array.name for array in LABEL_ARRAYS}, "the store itself")
+    for array in arrays:
+        if array.name in owners:
+            expected = f"a name that nothing else in the store has, as {owners[array.name]} does"
+            raise StoreError.mismatch(f"array of the structure {array.layer}", expected, array.name)
+        owners[array.name] = f"the structure {array.layer}"
+
+
+def _versions(extractors: Sequence[Extractor]) -> dict[str, str]:
+    """What a store is made with: physseg, the libraries whose results are stored, and the packages of its layers."""
+    offers = [plugins.find("extractors", extractor.name) for extractor in extractors]
+    return VERSIONS | {offer.package: offer.version for offer in offers if offer.package != plugins.OURS}
 
 
 def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:

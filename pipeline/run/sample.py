@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,9 +13,8 @@ from ...manifests.errors import ContentError
 from ...manifests.manifest import Manifest
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.interface import Extractor, Labels
-from ...structure_extractors.patch_counts import CELL_PX
 from ..store.errors import StoreError
-from ..store.schema import SPECS, StoreSchema
+from ..store.schema import StoreSchema
 from ..store.shard_files import Planes
 
 Fetch = Callable[[], tuple[bytes, bytes]]
@@ -65,8 +64,6 @@ def compute_planes(
 ) -> Planes:
     """All arrays of one sample at frame size.
 
-    Cell counts are computed on the frame padded with ignored pixels to whole cells.
-
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) class ids.
@@ -85,16 +82,10 @@ def compute_planes(
     ignore_index = schema.vocabulary.ignore_index
     for extractor in extractors:
         with clock.part(extractor.name):
-            seen = _to_whole_cells(labels, ignore_index) if "cell_counts" in extractor.arrays else labels
-            made = extractor(image, seen, ignore_index=ignore_index)
+            made = extractor(image, labels, ignore_index=ignore_index)
         _check_made(made, extractor, schema, (labels.shape[0], labels.shape[1]))
         planes |= made
     return planes
-
-
-def _to_whole_cells(labels: Labels, ignore_index: int) -> Labels:
-    padding = [(0, -edge % CELL_PX) for edge in labels.shape]
-    return cast(Labels, np.pad(labels, padding, constant_values=ignore_index))
 
 
 def _check_made(
@@ -102,13 +93,17 @@ def _check_made(
 ) -> None:
     """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill."""
     where, hint = f"extractor {extractor.name}", "this is a bug of the extractor"
-    if set(made) != set(extractor.arrays):
-        raise StoreError.mismatch(where, f"the arrays {', '.join(extractor.arrays)}", ", ".join(made), hint)
-    cells = tuple(-(-edge // CELL_PX) for edge in frame_size)
-    sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1]}
+    specs = {spec.name: spec for spec in schema.arrays if spec.layer == extractor.name}
+    if not isinstance(made, Mapping) or set(made) != set(specs):
+        got = ", ".join(made) if isinstance(made, Mapping) else type(made).__name__
+        raise StoreError.mismatch(where, f"the arrays {', '.join(specs)}", got, hint)
+    cells = tuple(-(-edge // schema.cell_px) for edge in frame_size)
     for name, plane in made.items():
-        spec = SPECS[name]
-        expected = tuple(sizes[dim] if dim in sizes else schema.dimension_size(dim) for dim in spec.dims)
+        spec = specs[name]
+        sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1], "slot": spec.slots}
+        expected = tuple(sizes[dim] for dim in spec.dims)
+        if not isinstance(plane, np.ndarray):
+            raise StoreError.mismatch(where, f"{name} as a NumPy array", type(plane).__name__, hint)
         if plane.shape != expected or plane.dtype != schema.dtype(spec):
             wanted = f"{name} as {schema.dtype(spec)} {expected}"
             raise StoreError.mismatch(where, wanted, f"{plane.dtype} {plane.shape}", hint)

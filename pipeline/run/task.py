@@ -16,7 +16,7 @@ from ...common.processes import keep_freed_memory
 from ...common.storage.interface import Storage
 from ...common.storage.location import is_url, open_storage
 from ...manifests.manifest import Manifest
-from ...structure_extractors.interface import Extractor
+from ...structure_extractors.registry import Request
 from ..store.commits import (
     CommitRecord,
     LayerCommit,
@@ -29,7 +29,7 @@ from ..store.commits import (
 from ..store.errors import StoreError
 from ..store.layout import open_schema, read_manifest, settings_digest
 from ..store.locks import writing
-from ..store.schema import LABELS_LAYER, SPECS, STATUS, StoreSchema
+from ..store.schema import LABELS_LAYER, STATUS, StoreSchema
 from ..store.shard_files import Planes, ShardBuffer, encode_status
 from .sample import Clock, Fetch, compute_sample
 
@@ -48,8 +48,8 @@ class ShardTask:
     root: str
     """Where the manifest's paths start."""
     shard: int
-    extractors: tuple[Extractor, ...]
-    """Compute these layers; the layer `labels` is computed if `with_labels`. Without any: status and record."""
+    extractors: tuple[Request, ...]
+    """Compute their layers; the layer `labels` is computed if `with_labels`. Without any: status and record."""
     with_labels: bool
     refused: Mapping[int, str] = field(default_factory=dict)
     """Samples (index in the store -> reason) to quarantine untried.
@@ -107,6 +107,7 @@ def _compute(
     task: ShardTask, schema: StoreSchema, manifest: Manifest, clock: Clock, on_sample: Callable[[int], None] | None
 ) -> tuple[ShardBuffer, list[QuarantineEntry]]:
     buffer = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in task.layers])
+    extractors = [request.make(schema.layers[request.name]) for request in task.extractors]
     quarantine = []
     indices = range(*schema.shard_range(task.shard)) if task.layers else range(0)
     for index, fetch in zip(indices, _fetched(manifest, indices), strict=True):
@@ -115,7 +116,7 @@ def _compute(
         if not reason:
             if on_sample is not None:
                 on_sample(index)
-            reason, planes = compute_sample(manifest, index, fetch, schema, task.extractors, clock)
+            reason, planes = compute_sample(manifest, index, fetch, schema, extractors, clock)
         with clock.part("compress"):
             buffer.append(planes)
         if reason:
@@ -137,7 +138,7 @@ def _commit(
     files = buffer.files(shard)
     hashes: dict[str, dict[str, str]] = {}
     for path, data in files.items():
-        hashes.setdefault(SPECS[path.split("/")[0]].layer, {})[path] = sha256(data)
+        hashes.setdefault(schema.layer_of(path), {})[path] = sha256(data)
     with writing(store):
         _check_settings(store, task)  # once more
         (found,) = read_commits(store, [shard])

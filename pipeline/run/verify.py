@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from tqdm import tqdm
@@ -23,17 +24,20 @@ from ...manifests.manifest import Manifest
 from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256
 from ..store.errors import StoreCorruptError, StoreError
 from ..store.layout import (
+    ID_ARRAYS,
     MANIFEST_FILE,
     ROOT,
     SETTINGS_COPY,
     has_content,
+    id_files,
+    id_paths,
     metadata_documents,
     read_manifest,
     shard_of,
     unpublish_shards,
 )
 from ..store.locks import locked, no_task_writes
-from ..store.schema import SPECS, STATUS, StoreSchema
+from ..store.schema import STATUS, StoreSchema
 from ..store.shard_files import encode_status
 from .witnesses import settle_schema, shards_of
 
@@ -82,12 +86,12 @@ def verify(store: Location, *, images: bool = False, root: str | None = None, pr
     store = open_storage(store)
     schema, doubts, _ = settle_schema(store)
     faults = [Fault(path=path, problem=problem) for path, problem in doubts.items()]
-    faults += _check_metadata(store, schema)
     manifest = None
     try:
         manifest = read_manifest(store, schema, root)
     except (ManifestError, StoreError, OSError) as error:
         faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
+    faults += _check_metadata(store, schema, manifest)
     present = store.list()
     faults += _check_strays(store, present, schema)
     # Without the manifest, nothing says whether a store has as many shards as it claims.
@@ -135,6 +139,9 @@ def repair(
             if not has_content(store, path, data):
                 store.put(path, data)
         manifest = read_manifest(store, schema, root)
+        for path, data in id_files(schema, manifest).items():
+            if not has_content(store, path, data):
+                store.put(path, data)
         store.delete(
             fault.path for fault in _check_strays(store, store.list(), schema) if fault.problem == STRAY
         )  # as of now
@@ -153,8 +160,8 @@ CHANGED = "restore it, or make the manifest again and preprocess again"
 FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
 
 
-def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
-    for path, data in metadata_documents(schema).items():
+def _check_metadata(store: Storage, schema: StoreSchema, manifest: Manifest | None) -> Iterator[Fault]:
+    for path, data in (metadata_documents(schema) | (id_files(schema, manifest) if manifest else {})).items():
         if not store.exists(path):
             yield Fault(path=path, problem="metadata file is missing")
         elif not has_content(store, path, data):
@@ -163,8 +170,8 @@ def _check_metadata(store: Storage, schema: StoreSchema) -> Iterator[Fault]:
 
 def _check_strays(store: Storage, present: Iterable[str], schema: StoreSchema) -> Iterator[Fault]:
     """What no run would have left: a Zarr reader would take a shard beyond the array's end for data."""
-    ours = {PROVENANCE, *SPECS}
-    documents = {MANIFEST_FILE, *metadata_documents(schema)}
+    ours = {PROVENANCE, *ID_ARRAYS, *(spec.name for spec in schema.specs)}
+    documents = {MANIFEST_FILE, *metadata_documents(schema), *chain.from_iterable(id_paths(schema))}
 
     def known(path: str) -> set[str]:
         """The documents, and the files of the shard that a path is about."""
@@ -227,7 +234,7 @@ def _check_shard(
             if found != digest:
                 problem = f"expected sha256 {digest[:18]}, got {found[:18]} ({len(data)} bytes)"
         if problem:
-            faults.append(Fault(path=path, problem=problem, shard=shard, layers=(SPECS[path.split("/")[0]].layer,)))
+            faults.append(Fault(path=path, problem=problem, shard=shard, layers=(schema.layer_of(path),)))
     return faults, len(expected) + 1, size
 
 

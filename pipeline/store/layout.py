@@ -2,8 +2,12 @@
 
 import json
 import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
 
 from ...common.documents import digest_of_json, parsing
 from ...common.storage.interface import Storage
@@ -13,22 +17,74 @@ from ...manifests.manifest import Manifest
 from .commits import PROVENANCE, sha256
 from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
-from .schema import SPECS, STATUS, StoreSchema, to_json
+from .schema import COMPRESSION, STATUS, StoreSchema, to_json
+from .shard_codec import compress
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
 ROOT = "zarr.json"
 SETTINGS_COPY = f"{PROVENANCE}/store.json"
 """Second copy of the root attributes: a damaged root document is restored from it."""
 
+ID_ARRAYS: Final = ("sample", "sample_id")
+"""The samples' ids, twice: as the index of the dimension, by which xarray selects, and as a coordinate by its name."""
+IDS_PER_CHUNK: Final = 2**16
+
 
 def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
     """Every metadata file of a store (path inside the store -> bytes), as a function of the schema alone."""
     root = to_json(schema.group_metadata())
-    group = to_json({"attributes": {}, "zarr_format": 3, "node_type": "group"})
-    documents = {RUN_LOCK: b"", TASKS_LOCK: b"", ROOT: root, SETTINGS_COPY: root, f"{PROVENANCE}/zarr.json": group}
+    documents = {RUN_LOCK: b"", TASKS_LOCK: b"", ROOT: root, SETTINGS_COPY: root}
     for spec in schema.specs:
         documents[f"{spec.name}/zarr.json"] = to_json(schema.array_metadata(spec))
+    if schema.version == 1:
+        documents[f"{PROVENANCE}/zarr.json"] = to_json({"attributes": {}, "zarr_format": 3, "node_type": "group"})
+        return documents
+    # An array of no values, as CF's grid mappings are: of a group, Zarr readers warn of every file they do not know.
+    told = "the folder of this document holds the manifest and the commit records"
+    nothing = _column_metadata([], "uint8", 0, [{"name": "bytes"}], told)
+    documents[f"{PROVENANCE}/zarr.json"] = to_json(nothing)
+    codecs = [{"name": "vlen-utf8", "configuration": {}}, *COMPRESSION]
+    for name in ID_ARRAYS:
+        ids = _column_metadata([schema.num_samples], "string", "", codecs, "id of the sample, as in the manifest")
+        documents[f"{name}/zarr.json"] = to_json(ids)
     return documents
+
+
+def id_paths(schema: StoreSchema) -> list[list[str]]:
+    """Paths inside the store of the files of sample ids, those of each chunk together."""
+    chunks = -(-schema.num_samples // IDS_PER_CHUNK) if schema.version > 1 else 0
+    return [[f"{name}/c/{chunk}" for name in ID_ARRAYS] for chunk in range(chunks)]
+
+
+def id_files(schema: StoreSchema, manifest: Manifest) -> dict[str, bytes]:
+    """The files of the arrays of sample ids: path inside the store -> bytes."""
+    files: dict[str, bytes] = {}
+    size, ids = min(IDS_PER_CHUNK, schema.num_samples), manifest.table.values("sample_id")
+    for chunk, paths in enumerate(id_paths(schema)):
+        texts = [text.encode() for text in ids[chunk * size : (chunk + 1) * size]]
+        texts += [b""] * (size - len(texts))  # Zarr stores chunks whole
+        body = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        files |= dict.fromkeys(paths, compress(np.frombuffer(struct.pack("<I", size) + body, np.uint8)))
+    return files
+
+
+def _column_metadata(shape: list[int], dtype: str, fill: int | str, codecs: list[Any], meaning: str) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [min(size, IDS_PER_CHUNK) for size in shape]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {"long_name": meaning},
+        "dimension_names": ["sample"] * len(shape),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
 
 
 def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> None:
@@ -36,7 +92,8 @@ def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> Non
     documents = metadata_documents(schema)
     root = documents.pop(ROOT)
     try:
-        store.create({MANIFEST_FILE: manifest.to_bytes(), **documents, ROOT: root})  # the root last: it is the store
+        # The root last: it is the store.
+        store.create({MANIFEST_FILE: manifest.to_bytes(), **id_files(schema, manifest), **documents, ROOT: root})
     except FileExistsError as error:
         raise StoreError(f"{store}: appeared since this run was planned", hint="run the same command again") from error
 
@@ -56,11 +113,11 @@ def is_store(store: Storage) -> bool:
     if "/" not in store.url.split("://", 1)[1]:
         raise StoreError(f"{store}: expected a folder in a bucket, as in {store}/coco.zarr")
     ours = {MANIFEST_FILE, SETTINGS_COPY, RUN_LOCK, TASKS_LOCK, f"{PROVENANCE}/zarr.json"}
-    ours |= {f"{name}/zarr.json" for name in SPECS}
     found = store.list().keys()
     if ROOT in found:  # it appeared between the two looks
         return True
-    if others := sorted(found - ours):  # documents alone are what a creation leaves that never came to its end
+    others = sorted(path for path in found - ours if not re.fullmatch(r"[a-z][a-z0-9_]*/(zarr\.json|c/\d+)", path))
+    if others:  # documents alone are what a creation leaves that never came to its end
         raise StoreError(f"{store}: exists and is not a store (has {others[0]})", hint=hint)
     return False
 
@@ -114,13 +171,13 @@ def migrate_store(store: Storage, schema: StoreSchema, manifest: Manifest, touch
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
     unpublish_shards(store, schema, touched_shards)
-    documents = {MANIFEST_FILE: manifest.to_bytes(), **metadata_documents(schema)}
+    for name in set(open_schema(store).array_names) - set(schema.array_names):  # all of its layer is computed again
+        store.delete_folder(name)
+    documents = {MANIFEST_FILE: manifest.to_bytes(), **id_files(schema, manifest), **metadata_documents(schema)}
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
     for path, data in (documents | root_documents).items():
         if not has_content(store, path, data):
             store.put(path, data)
-    for name in SPECS.keys() - {spec.name for spec in schema.specs}:  # now that no document speaks of them any more
-        store.delete_folder(name)
 
 
 def unpublish_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:

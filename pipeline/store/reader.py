@@ -31,7 +31,7 @@ from ...manifests.vocabulary import Vocabulary
 from .commits import CommitRecord, commit_path, read_commit
 from .errors import REPAIR_HINT, StoreCorruptError, StoreError, StoreIncompleteError
 from .layout import open_schema, read_manifest
-from .schema import DONE, QUARANTINED, SPECS, STATUS, ArraySpec, StoreSchema
+from .schema import DONE, QUARANTINED, STATUS, StoredArray, StoreSchema
 from .shard_codec import ABSENT, decode_index, decompress_into, index_size
 
 CHANGED_HINT = "let the `physseg preprocess` that writes it end, then run this command again"
@@ -55,20 +55,19 @@ class StoreReader:
         self.root = root
         self.cache = None if isinstance(self.store, LocalStorage) else cache
         self.schema: StoreSchema = open_schema(self.store)
+        self._specs = {spec.name: spec for spec in self.schema.specs}
         for name in self.arrays:
-            if name not in SPECS:
-                raise StoreError(f"unknown array {name!r}", hint=f"arrays: {', '.join(SPECS)}")
-            if name not in self.schema.array_names:
+            if name not in self._specs:
                 message = f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}"
-                hint = f"add it with `physseg preprocess MANIFEST STORE --structures {SPECS[name].layer}`"
+                hint = "add it with `physseg preprocess MANIFEST STORE --structures NAME`; `physseg plugins` lists them"
                 raise StoreIncompleteError(message, hint=hint)
-            self._check_layout(SPECS[name])
-        sharded = [SPECS[name] for name in self.arrays if SPECS[name].is_sharded]
+            self._check_layout(self._specs[name])
+        sharded = [self._specs[name] for name in self.arrays if self._specs[name].is_sharded]
         self._sharded = [(spec.name, self.schema.sample_shape(spec), self.schema.dtype(spec)) for spec in sharded]
-        self._columns = [name for name in self.arrays if not SPECS[name].is_sharded]
+        self._columns = [name for name in self.arrays if not self._specs[name].is_sharded]
         self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
         self._column_cache: dict[str, npt.NDArray[Any]] = {}
-        layers = sorted({SPECS[name].layer for name in self.arrays} - {STATUS.layer})
+        layers = sorted({self._specs[name].layer for name in self.arrays} - {STATUS.layer})
         self._digests = {layer: self.schema.layer_digest(layer) for layer in layers}
         self._checked: dict[int, int] = {}
 
@@ -142,7 +141,7 @@ class StoreReader:
 
     def read_column(self, name: str) -> npt.NDArray[Any]:
         """All samples of an unsharded array; shards that are not there read as fill."""
-        spec, schema = SPECS[name], self.schema
+        spec, schema = self._specs[name], self.schema
         self._check_layout(spec)
         _ = self.manifest  # has as many rows as the store claims samples: shards and memory are bounded by them
         shape = (schema.num_shards * schema.samples_per_shard, *schema.sample_shape(spec))
@@ -187,14 +186,14 @@ class StoreReader:
 
     def _shard_file(self, name: str, shard: int) -> str:
         """In full, for messages."""
-        return self.store.at(self.schema.shard_file(SPECS[name], shard))
+        return self.store.at(self.schema.shard_file(self._specs[name], shard))
 
     def _open_file(self, name: str, number: int, record: CommitRecord | None) -> RandomAccess:
         """A shard file where it is, or with a cache its local copy, which the shard's record names by its hash."""
-        path = self.schema.shard_file(SPECS[name], number)
+        path = self.schema.shard_file(self._specs[name], number)
         if self.cache is None:
             return self.store.open(path)
-        commit = record.layers.get(SPECS[name].layer) if record else None
+        commit = record.layers.get(self._specs[name].layer) if record else None
         if commit is None or path not in commit.files:
             raise FileNotFoundError(path)
         local = self.cache.file(commit.files[path], lambda: self.store.get(path), self.store.at(path))
@@ -272,8 +271,8 @@ class StoreReader:
             told = preview((f"{key} was {ours!r}, is {theirs!r}" for key, (ours, theirs) in changes.items()), 3)
             raise StoreError(f"{self.store}: changed since it was opened: {told}", hint=CHANGED_HINT)
 
-    def _check_layout(self, spec: ArraySpec) -> None:
-        """Refuse an array whose metadata is not, value for value, what this physseg writes."""
+    def _check_layout(self, spec: StoredArray) -> None:
+        """Refuse an array whose metadata but for its attributes is not, value for value, what this physseg writes."""
         path = f"{spec.name}/zarr.json"
         file = self.store.at(path)
         try:
@@ -283,7 +282,8 @@ class StoreReader:
         expected = self.schema.array_metadata(spec)
         with parsing(StoreCorruptError, f"{file}: not the metadata of an array", REPAIR_HINT):
             found = json.loads(data)
-            differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+            keys = (expected.keys() | found.keys()) - {"attributes"}  # what they say is for people
+            differing = sorted(key for key in keys if expected.get(key) != found.get(key))
         if differing:
             message = f"{file}: not the layout this physseg reads (differs in {', '.join(differing)})"
             hint = "run `physseg verify STORE`; if it was converted by another tool, read it with zarr instead"

@@ -1,10 +1,12 @@
-"""The store's schema: one table of arrays, from which creation, validation, the reader and the README's table derive.
+"""The store's schema: what its documents say of it, from which creation, validation and the reader derive.
 
 A store is one Zarr v3 group. Each array belongs to a *layer*: what one extractor computes from one sample (or the
-built-in layer `labels`). Layers are added, recomputed and committed independently of each other.
+built-in layer `labels`). Layers are added, recomputed and committed independently of each other. The store describes
+its arrays itself, so that whoever reads it needs no extractor's package (docs/store.md).
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +17,20 @@ import numpy as np
 from ...common.documents import digest_of_json, parsing
 from ...common.settings import build
 from ...manifests.vocabulary import Vocabulary
+from ...structure_extractors.interface import ArraySpec, Extractor
 from ...structure_extractors.patch_counts import CELL_PX
+from . import version_1
 from .errors import REPAIR_HINT, StoreError
 from .frame import Frame
 from .shard_codec import ZSTD_LEVEL
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""Of stores that are written. Those of version 1 are read as well; a run that writes to one brings it up to date."""
+IDENTITY_VERSION: Final = 1
+"""Enters the digest of every layer: another number would have every store computed again."""
 SAMPLES_PER_SHARD: Final = 64
 MAX_SAMPLES: Final = 10**9
+MAX_SLOTS: Final = CELL_PX**2
 
 LABELS_LAYER: Final = "labels"
 """The layer that is no extractor's: the label map, and the frame's size."""
@@ -32,52 +40,41 @@ MISSING, DONE, QUARANTINED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """One row of the schema table."""
+class StoredArray(ArraySpec):
+    """An array of a store."""
 
-    name: str
-    layer: str
+    layer: str = ""
     """Name of the layer that yields the array; empty for `status`."""
-    dtype: str
-    """NumPy name of the dtype, or `label`: uint8 up to 255 classes, uint16 beyond."""
-    dims: tuple[str, ...]
-    """Dimension names after `sample`; see `StoreSchema.dimension_size`."""
-    fill: int | str
-    """Value outside the frame; `ignore` is the vocabulary's ignore index."""
-    meaning: str
-    """What the values say, for the README's table and the array's own document."""
-    drawn: str = ""
-    """How `inspect` shows it: a kind of `draw.structure_overlay`; empty if in a way of its own, or not at all."""
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each sample is a chunk of its own, 64 to a file; arrays of a few bytes a sample are one chunk."""
-        return len(self.dims) >= 2
+    slots: int = 0
+    """Length of the dimension `slot`, where the array has it."""
 
 
-YX: Final = ("y", "x")
-CELLS: Final = ("slot", "cell_y", "cell_x")
-
-ARRAYS: Final[tuple[ArraySpec, ...]] = (
-    ArraySpec("labels", "labels", "label", YX, "ignore", "class ids; ignore index where unlabelled or outside"),
-    ArraySpec("frame_size", "labels", "uint16", ("edge",), 0, "height and width of the frame on the canvas, px"),
-    ArraySpec("canny", "canny", "uint8", YX, 0, "Canny edges of the image: 0 or 255", "edges"),
-    ArraySpec("mask_edges", "mask_edges", "uint8", YX, 0, "edges of the label map (EdgeGT): 0 or 255", "edges"),
-    ArraySpec(
-        "sift", "sift", "uint8", YX, 0, "SIFT keypoints: square-root coded confidence 1..255, else 0", "keypoints"
+LABEL_ARRAYS: Final = (
+    StoredArray(
+        "labels", "label", ("y", "x"), "ignore", "class ids; ignore index where unlabelled or outside", layer="labels"
     ),
-    ArraySpec("superpoint", "superpoint", "uint8", YX, 0, "SuperPoint keypoints, coded as SIFT's", "keypoints"),
-    ArraySpec(
-        "superpoint_dense", "superpoint", "uint8", YX, 0, "SuperPoint probability before suppression, coded", "density"
+    StoredArray(
+        "frame_size",
+        "uint16",
+        ("edge",),
+        0,
+        "height and width of the frame on the canvas",
+        units="pixel",
+        layer="labels",
     ),
-    ArraySpec("cell_classes", "patch_counts", "label", CELLS, "ignore", "classes in each 8-px cell"),
-    ArraySpec("cell_counts", "patch_counts", "uint8", CELLS, 0, "pixels of each such class"),
-    ArraySpec("cell_dropped", "patch_counts", "uint32", (), 0, "labelled pixels that found no slot in their cell"),
 )
+STATUS: Final = StoredArray("status", "uint8", (), MISSING, "0 missing, 1 done, 2 quarantined; read only where 1")
+RESERVED: Final = {STATUS.name, "sample", "sample_id", "provenance"}
+"""Names in a store that no extractor's array may have."""
 
-STATUS: Final = ArraySpec("status", "", "uint8", (), MISSING, "0 missing, 1 done, 2 quarantined; read only where 1")
 
-SPECS: Final[Mapping[str, ArraySpec]] = {spec.name: spec for spec in (*ARRAYS, STATUS)}
+def arrays_of(extractor: Extractor) -> tuple[StoredArray, ...]:
+    """The arrays of an extractor's layer."""
+    slots = getattr(extractor, "slots", 0)
+    return tuple(
+        StoredArray(**asdict(spec), layer=extractor.name, slots=slots if "slot" in spec.dims else 0)
+        for spec in extractor.arrays
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,19 +94,35 @@ class StoreSchema:
     """Hash of all bytes of the store's copy of the manifest."""
     layers: Mapping[str, Mapping[str, Any]]
     """Layer name -> the settings and weight hashes of what computed it."""
-    array_names: tuple[str, ...]
-    """Names of the arrays besides `status`, in the order of the schema table."""
+    arrays: tuple[StoredArray, ...]
+    """The arrays besides `status`."""
     made_with: Mapping[str, str]
     """Versions of physseg and of the libraries whose results are stored. Information, not identity."""
     cell_px: int = CELL_PX
     """Side of the cells in which classes are counted, px."""
     samples_per_shard: int = SAMPLES_PER_SHARD
     """Number of samples in each shard but the last."""
+    version: int = SCHEMA_VERSION
+    """Schema version of the store's documents."""
 
     @property
-    def specs(self) -> tuple[ArraySpec, ...]:
-        """Rows of the schema table that this store has, `status` last."""
-        return (*(SPECS[name] for name in self.array_names), STATUS)
+    def specs(self) -> tuple[StoredArray, ...]:
+        """All arrays of this store that are computed, `status` last."""
+        return (*self.arrays, STATUS)
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the arrays besides `status`."""
+        return tuple(spec.name for spec in self.arrays)
+
+    def spec(self, name: str) -> StoredArray:
+        """The array of that name. Raises KeyError."""
+        return {spec.name: spec for spec in self.specs}[name]
+
+    def layer_of(self, path: str) -> str:
+        """The layer that a file inside the store belongs to; empty for a file of no layer."""
+        name = path.split("/", maxsplit=1)[0]
+        return next((spec.layer for spec in self.arrays if spec.name == name), "")
 
     @property
     def num_shards(self) -> int:
@@ -123,37 +136,32 @@ class StoreSchema:
 
     def layer_digest(self, layer: str) -> str:
         """What makes two runs of a layer comparable: frame, cells, vocabulary and the layer's own settings."""
-        identity = [SCHEMA_VERSION, asdict(self.frame), self.cell_px, self.vocabulary.fingerprint, self.layers[layer]]
+        identity = [IDENTITY_VERSION, asdict(self.frame), self.cell_px, self.vocabulary.fingerprint, self.layers[layer]]
         return digest_of_json(identity)
 
-    def dimension_size(self, dim: str) -> int:
-        """Length of a named dimension other than `sample`."""
-        if dim == "slot":
-            return int(self.layers["patch_counts"]["max_classes"])
-        cells = self.frame.canvas // self.cell_px
-        return {"y": self.frame.canvas, "x": self.frame.canvas, "edge": 2, "cell_y": cells, "cell_x": cells}[dim]
-
-    def sample_shape(self, spec: ArraySpec) -> tuple[int, ...]:
+    def sample_shape(self, spec: StoredArray) -> tuple[int, ...]:
         """Shape of one sample of an array."""
-        return tuple(self.dimension_size(dim) for dim in spec.dims)
+        canvas, cells = self.frame.canvas, self.frame.canvas // self.cell_px
+        sizes = {"y": canvas, "x": canvas, "edge": 2, "slot": spec.slots, "cell_y": cells, "cell_x": cells}
+        return tuple(sizes[dim] for dim in spec.dims)
 
-    def dtype(self, spec: ArraySpec) -> np.dtype[Any]:
+    def dtype(self, spec: StoredArray) -> np.dtype[Any]:
         """Dtype of an array in this store."""
         return np.dtype(self.vocabulary.label_dtype if spec.dtype == "label" else spec.dtype)
 
-    def fill(self, spec: ArraySpec) -> int:
+    def fill(self, spec: StoredArray) -> int:
         """Value of an array outside the frame, and of samples that are absent."""
         return self.vocabulary.ignore_index if spec.fill == "ignore" else int(spec.fill)
 
-    def shard_file(self, spec: ArraySpec, shard: int) -> str:
+    def shard_file(self, spec: StoredArray, shard: int) -> str:
         """Path inside the store of the file that holds a shard of an array (Zarr's default chunk key encoding)."""
         return "/".join([spec.name, "c", str(shard), *("0" for _ in spec.dims)])
 
-    def array_metadata(self, spec: ArraySpec) -> dict[str, Any]:
+    def array_metadata(self, spec: StoredArray) -> dict[str, Any]:
         """The Zarr v3 document (`zarr.json`) of one array."""
         shape = self.sample_shape(spec)
         shard_shape = [self.samples_per_shard, *shape]
-        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *_COMPRESSION]
+        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *COMPRESSION]
         sharding = {
             "name": "sharding_indexed",
             "configuration": {
@@ -170,17 +178,29 @@ class StoreSchema:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": self.fill(spec),
             "codecs": [sharding] if spec.is_sharded else inner,
-            "attributes": {"meaning": spec.meaning},
+            "attributes": self._array_attributes(spec),
             "dimension_names": ["sample", *spec.dims],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
         }
 
+    def _array_attributes(self, spec: StoredArray) -> dict[str, Any]:
+        """What xarray and others show of an array, in the words of the CF conventions."""
+        if self.version == 1:
+            return {"meaning": spec.meaning}
+        if spec.dtype != "label":
+            return {"long_name": spec.meaning, "units": spec.units}
+        names = self.vocabulary.class_names
+        words = (re.sub(r"[^\w.+@-]+", "_", name).strip("_") or f"class_{id_}" for id_, name in enumerate(names))
+        return {"long_name": spec.meaning, "flag_values": list(range(len(names))), "flag_meanings": " ".join(words)}
+
     def group_metadata(self) -> dict[str, Any]:
         """The Zarr v3 document of the store's root group; `from_attributes` reads its attributes back."""
         content = self.to_attributes()
         attributes = {"physseg": content, "physseg_digest": digest_of_json(content)}
+        if self.version > 1:
+            attributes["coordinates"] = "sample_id"  # so that xarray takes it for what it is
         return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
     def to_attributes(self) -> dict[str, Any]:
@@ -188,7 +208,7 @@ class StoreSchema:
         words = self.vocabulary
         fold = {} if words.fold_from is None else {"fold_from": words.fold_from}  # other stores keep their bytes
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.version,
             "dataset": self.dataset,
             "num_samples": self.num_samples,
             "samples_per_shard": self.samples_per_shard,
@@ -197,7 +217,7 @@ class StoreSchema:
             "vocabulary": {"name": words.name, "classes": list(words.classes)} | fold,
             "ignore_index": words.ignore_index,
             "layers": {name: dict(identity) for name, identity in self.layers.items()},
-            "arrays": list(self.array_names),
+            "arrays": list(self.array_names) if self.version == 1 else [_to_json(spec) for spec in self.arrays],
             "manifest_fingerprint": self.manifest_fingerprint,
             "manifest_sha256": self.manifest_sha256,
             "made_with": dict(self.made_with),
@@ -209,8 +229,9 @@ class StoreSchema:
         content = attributes.get("physseg")
         if content is None:
             raise StoreError(f"{where}: a Zarr group, but not a physseg store", hint="was another folder meant?")
-        if content.get("schema_version") != SCHEMA_VERSION:
-            message = f"{where}: schema version {content.get('schema_version')}, this physseg reads {SCHEMA_VERSION}"
+        version = content.get("schema_version")
+        if version not in (1, SCHEMA_VERSION):
+            message = f"{where}: schema version {version}, this physseg reads 1 and {SCHEMA_VERSION}"
             hint = "install the physseg release that wrote it, or preprocess into a new store"
             raise StoreError(message, hint=hint)
         if digest_of_json(content) != attributes.get("physseg_digest"):
@@ -220,6 +241,8 @@ class StoreSchema:
             for name, kind in _KINDS.items():
                 if not isinstance(content[name], kind):
                     raise TypeError(f"expected {name} as {kind.__name__}, got {type(content[name]).__name__}")
+            layers = {name: dict(identity) for name, identity in content["layers"].items()}
+            arrays = version_1.describe_arrays(content["arrays"], layers) if version == 1 else content["arrays"]
             schema = cls(
                 num_samples=content["num_samples"],
                 frame=build(Frame, content["frame"], base=Path(), where="frame"),
@@ -227,31 +250,31 @@ class StoreSchema:
                 dataset=content["dataset"],
                 manifest_fingerprint=content["manifest_fingerprint"],
                 manifest_sha256=content["manifest_sha256"],
-                layers={name: dict(identity) for name, identity in content["layers"].items()},
-                array_names=tuple(content["arrays"]),
+                layers=layers,
+                arrays=tuple(StoredArray(**array) for array in arrays),
                 made_with=content["made_with"],
                 cell_px=content["cell_px"],
                 samples_per_shard=content["samples_per_shard"],
+                version=version,
             )
             schema._check_sizes()
         return schema
 
     def _check_sizes(self) -> None:
         """Refuse what no run writes: stores come from other people, and sizes are asked for as memory."""
-        slots = self.layers["patch_counts"]["max_classes"] if "cell_classes" in self.array_names else 1
         sizes = {
             "num_samples": (self.num_samples, MAX_SAMPLES),
             "samples_per_shard": (self.samples_per_shard, 4096),
-            "patch_counts.max_classes": (slots, CELL_PX**2),
+            **{f"slots of {spec.name}": (spec.slots, MAX_SLOTS) for spec in self.arrays if "slot" in spec.dims},
         }
         for name, (value, limit) in sizes.items():
             if type(value) is not int or not 1 <= value <= limit:
                 raise ValueError(f"expected {name} from 1 to {limit}, got {value!r}")
         if self.cell_px != CELL_PX:
             raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
-        if unknown := [name for name in self.array_names if name not in SPECS]:
-            raise ValueError(f"unknown array {unknown[0]!r}")
-        if absent := [spec.layer for spec in self.specs if spec.layer and spec.layer not in self.layers]:
+        if repeated := [name for name in self.array_names if self.array_names.count(name) > 1 or name in RESERVED]:
+            raise ValueError(f"an array {repeated[0]!r} twice")
+        if absent := [spec.layer for spec in self.arrays if spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
 
 
@@ -273,16 +296,11 @@ def to_json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
 
-def markdown_table() -> str:
-    """The README's table of arrays."""
-    lines = ["| array | layer | dtype | dimensions | fill | what |", "|---|---|---|---|---|---|"]
-    for spec in (*ARRAYS, STATUS):
-        dims = ", ".join(("sample", *spec.dims))
-        lines.append(f"| `{spec.name}` | {spec.layer or '-'} | {spec.dtype} | {dims} | {spec.fill} | {spec.meaning} |")
-    return "\n".join(lines)
+def _to_json(spec: StoredArray) -> dict[str, Any]:
+    return asdict(spec) | {"dims": list(spec.dims)}
 
 
-_COMPRESSION: Final = (
+COMPRESSION: Final = (
     {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
     {"name": "crc32c"},  # of the compressed bytes; see shard_codec
 )

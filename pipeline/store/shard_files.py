@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ...structure_extractors.errors import ExtractorError
 from .commits import CommitRecord
-from .schema import DONE, QUARANTINED, STATUS, ArraySpec, StoreSchema
+from .schema import DONE, QUARANTINED, STATUS, StoredArray, StoreSchema
 from .shard_codec import compress, encode_shard
 
 Planes = dict[str, npt.NDArray[Any]]
@@ -18,7 +18,7 @@ Planes = dict[str, npt.NDArray[Any]]
 class ShardBuffer:
     """The growing files of one shard: compressed chunks, one per sample, and the arrays too small for that."""
 
-    def __init__(self, schema: StoreSchema, specs: Sequence[ArraySpec]) -> None:
+    def __init__(self, schema: StoreSchema, specs: Sequence[StoredArray]) -> None:
         self.schema = schema
         self.specs = specs
         self.chunks: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.is_sharded}
@@ -51,7 +51,7 @@ class ShardBuffer:
         rows = self.rows.get("cell_dropped")
         return None if rows is None else int(np.sum(rows))
 
-    def _on_canvas(self, plane: npt.NDArray[Any] | None, spec: ArraySpec) -> npt.NDArray[Any]:
+    def _on_canvas(self, plane: npt.NDArray[Any] | None, spec: StoredArray) -> npt.NDArray[Any]:
         """`plane` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
 
         Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
@@ -69,7 +69,7 @@ class ShardBuffer:
         return canvas
 
 
-def encode_rows(rows: Sequence[Any] | npt.NDArray[Any], spec: ArraySpec, schema: StoreSchema) -> bytes:
+def encode_rows(rows: Sequence[Any] | npt.NDArray[Any], spec: StoredArray, schema: StoreSchema) -> bytes:
     """The one-chunk file of an unsharded array: a row per sample, then fill (Zarr stores edge chunks whole)."""
     shape = (schema.samples_per_shard, *schema.sample_shape(spec))
     chunk = np.full(shape, schema.fill(spec), dtype=schema.dtype(spec))

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..interface import JSON, Image, Labels, check_image, check_option, settings_identity
+from ..interface import JSON, ArraySpec, Image, Labels, check_image, check_option, settings_identity
 from ..keypoints import encode_confidence, select_keypoints
 from .inference import CPU, gpu_of_this_process, infer, load, read_weights
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "superpoint_physseg.safetensors"  # its model card lies beside it
 ADAPTATIONS = (0, 16, 32)
+_KEYPOINTS = ArraySpec(
+    "superpoint", "uint8", ("y", "x"), 0, "SuperPoint keypoints, coded as SIFT's", "keypoints", "map"
+)
+_DENSE = ArraySpec(
+    "superpoint_dense", "uint8", ("y", "x"), 0, "SuperPoint probability before suppression, coded", "density", "map"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +39,7 @@ class SuperPoint:
     """
 
     name: ClassVar[str] = "superpoint"
+    revision: ClassVar[int] = 2
 
     weights: str | None = None  # file of weights, of a format in weights.py; None = the package's own
     threshold: float | None = None  # keypoints are more probable than this; None = what the authors of the weights use
@@ -63,14 +70,14 @@ class SuperPoint:
         return str(SHIPPED_WEIGHTS) if self.weights is None else self.weights
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        return ("superpoint", "superpoint_dense") if self.dense else ("superpoint",)
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        return (_KEYPOINTS, _DENSE) if self.dense else (_KEYPOINTS,)
 
     def identity(self) -> dict[str, JSON]:
         threshold = self._detector(CPU).threshold if self.threshold is None else self.threshold
         # Stores were computed on CPUs before there was a choice, and are what they were.
         without = ("weights", "device") if self.device == CPU else ("weights",)
-        revision = 3 if self.adaptation else 2  # 3 smooths the mean over homographies
+        revision = 3 if self.adaptation else self.revision  # 3 smooths the mean over homographies
         return settings_identity(self, revision=revision, without=without) | {"threshold": threshold}
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:

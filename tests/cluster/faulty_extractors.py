@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 from physseg.structure_extractors.canny import Canny
-from physseg.structure_extractors.interface import JSON, Image, Labels
+from physseg.structure_extractors.interface import JSON, ArraySpec, Image, Labels
 
 HOG_BYTES = 1_600_000_000
 
@@ -22,14 +22,16 @@ class FaultyCanny:
     """Canny edges as ever, of all other images."""
 
     name: ClassVar[str] = "canny"
-    arrays: ClassVar[tuple[str, ...]] = ("canny",)
+    revision: ClassVar[int] = 1
+    arrays: ClassVar[tuple[ArraySpec, ...]] = Canny.arrays
 
     faults: tuple[tuple[str, str], ...]
     """Digest of the image in the frame, and what it does: "kill", "exit", "hog", "sleep", "divide" (by zero), "once
     FILE" (that does not exist before)."""
 
-    def identity(self) -> dict[str, JSON]:
-        return Canny().identity()
+    def make(self, expected: Mapping[str, JSON]) -> "FaultyCanny":
+        """In the place of a `Request`."""
+        return self
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> Mapping[str, npt.NDArray[np.uint8]]:
         fault, _, file = dict(self.faults).get(digest(image), "").partition(" ")

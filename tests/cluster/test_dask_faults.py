@@ -30,7 +30,6 @@ from physseg.pipeline.run.lone_shards import compute_alone
 from physseg.pipeline.run.task import ShardReport, ShardTask
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import create_store
-from physseg.structure_extractors.canny import Canny
 
 from ..forked import Forked, calling, wait_until
 from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
@@ -232,7 +231,7 @@ def faulty_job(shapes: Shapes, store: Path, faults: Mapping[int, str]) -> run.Jo
     images = {index: FRAME.resize_image(manifest.load(index)[0]) for index in faults}
     canny = FaultyCanny(faults=tuple((digest(images[index]), fault) for index, fault in faults.items()))
     tasks = [
-        replace(task, extractors=tuple(canny if isinstance(each, Canny) else each for each in task.extractors))
+        replace(task, extractors=tuple(canny if each.name == "canny" else each for each in task.extractors))
         for task in job.plan.tasks
     ]
     return replace(job, plan=replace(job.plan, tasks=tuple(tasks)))

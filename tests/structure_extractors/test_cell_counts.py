@@ -144,5 +144,14 @@ def test_input_is_left_alone_and_may_have_any_strides():
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
 def test_a_map_that_is_no_whole_number_of_cells_is_an_error(shape):
     with pytest.raises(ExtractorError, match="multiples of 8") as caught:
-        PatchCounts()(IMAGE, np.zeros(shape, np.uint8), ignore_index=255)
+        count_classes(np.zeros(shape, np.uint8), ignore_index=255)
     assert "fill" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (13, 8)])
+def test_the_extractor_fills_the_last_cells_up(shape):
+    made = PatchCounts()(IMAGE, np.ones(shape, np.uint8), ignore_index=255)
+    rows, columns = -(-shape[0] // 8), -(-shape[1] // 8)
+    assert made["cell_counts"].shape == (8, rows, columns)
+    assert made["cell_counts"].sum() == shape[0] * shape[1]
+    assert made["cell_counts"][0, -1, -1] == (shape[0] - 8 * (rows - 1)) * (shape[1] - 8 * (columns - 1))

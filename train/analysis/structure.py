@@ -5,7 +5,7 @@ steps, padded with 128 where the image is smaller), and the probabilities of ove
 scored as boundary_score.py says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from ...common import plugins
 from ...common.regular_files import read_regular
 from ...common.storage.location import Location
 from ...common.text import align, percent
@@ -21,8 +22,9 @@ from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
 from ...pipeline.store.frame import CELL_PX, Frame
+from ...pipeline.store.layout import open_schema
 from ...pipeline.store.reader import StoreReader
-from ...pipeline.store.schema import SPECS
+from ...structure_extractors import registry
 from ...structure_extractors.canny import Canny
 from ..data.crop import IMAGE_FILL
 from ..errors import AnalysisError
@@ -95,7 +97,8 @@ def match_store(
     Raises:
         AnalysisError: There is nothing to compare.
     """
-    names = _predicted(model, (EDGES, KEYPOINTS))
+    drawn = {spec.name: spec.drawn for spec in open_schema(store).arrays}
+    names = _predicted(model, drawn, (EDGES, KEYPOINTS))
     reader = StoreReader(store, names, root=root)
     scores = {name: BoundaryScore(THRESHOLDS) for name in names}
     indices = reader.usable[:max_images].tolist()
@@ -108,7 +111,7 @@ def match_store(
         tolerance = tolerance_of(height, width, tolerance_px)
         for name, plane in reader.planes(index):
             true = plane[:height, :width] > 0
-            if SPECS[name].drawn == EDGES:
+            if drawn[name] == EDGES:
                 maps = edge_maps(predicted[name], THRESHOLDS, thinned=thinned)
                 scores[name].add(maps, [thin(true) if thinned else true], tolerance)
             else:
@@ -129,7 +132,9 @@ def match_bsds(
     "people" sets each person against the others of the same image: about as well as one can do.
     For the head an image is brought to a short edge of `window_px`, and its maps back to the image's own size.
     """
-    heads = _predicted(model, (EDGES,)) if model else []
+    installed = registry.build(plugins.names("extractors")) if model else ()
+    drawn = {spec.name: spec.drawn for extractor in installed for spec in extractor.arrays}
+    heads = _predicted(model, drawn, (EDGES,)) if model else []
     scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
     swept = dict(scores)
     scores["people"] = BoundaryScore((1.0,))
@@ -206,10 +211,10 @@ def table(scores: dict[str, BoundaryScore], title: str) -> str:
     return "\n".join([title, *align(rows, right=range(1, 7))])
 
 
-def _predicted(model: Segmenter, kinds: Sequence[str]) -> list[str]:
-    """Structures of these kinds that a model predicts. Raises AnalysisError if there are none."""
+def _predicted(model: Segmenter, drawn: Mapping[str, str], kinds: Sequence[str]) -> list[str]:
+    """Structures that a model predicts and that are drawn in one of these ways. Raises AnalysisError for none."""
     structures = model.config.structures
-    names = [name for name in structures if name in SPECS and SPECS[name].drawn in kinds]
+    names = [name for name in structures if drawn.get(name) in kinds]
     if not names:
         raise AnalysisError(
             f"the model predicts {', '.join(structures) or 'no structure'}: no map of {' or '.join(kinds)}",

@@ -25,7 +25,7 @@ from ...common.text import preview
 from ...pipeline.store.errors import StoreIncompleteError
 from ...pipeline.store.frame import CELL_PX
 from ...pipeline.store.reader import StoreReader
-from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, SPECS, StoreSchema
+from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, StoreSchema
 from ..errors import TrainDataError
 from .augment import draw_jitter
 from .crop import CropWindow
@@ -121,7 +121,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             "manifest": schema.manifest_fingerprint,
             "vocabulary": schema.vocabulary.fingerprint,
             "num_usable": len(self.usable),
-            "layers": {layer: schema.layer_digest(layer) for layer in sorted({SPECS[a].layer for a in self.arrays})},
+            "layers": {layer: schema.layer_digest(layer) for layer in sorted(map(schema.layer_of, self.arrays))},
         }
 
     def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
@@ -181,10 +181,10 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         store, crop, frame = self.config.store, self.config.crop, schema.frame
         missing = [name for name in self.arrays if name not in schema.array_names]
         if missing:
-            layers = ",".join(dict.fromkeys(SPECS[name].layer if name in SPECS else name for name in missing))
             raise TrainDataError(
                 f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
-                hint=f"Run `physseg preprocess MANIFEST {store} --structures {layers}`, or change model.structures.",
+                hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(missing)}`, or change "
+                "model.structures.",
             )
         if crop > frame.short_edge:
             limit = f"canvas is {frame.canvas} px" if crop > frame.canvas else f"short edge is {frame.short_edge} px"

@@ -26,8 +26,9 @@ from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.commits import commit_path
 from physseg.pipeline.store.errors import StoreIncompleteError
 from physseg.pipeline.store.frame import Frame
-from physseg.pipeline.store.schema import ARRAYS, SPECS
+from physseg.pipeline.store.schema import LABEL_ARRAYS, STATUS, arrays_of
 from physseg.structure_extractors.patch_counts import CELL_PX
+from physseg.structure_extractors.registry import DEFAULT, build
 from PIL import Image
 
 from ...conftest import forget_fold
@@ -98,15 +99,16 @@ def test_what_is_there_is_counted(store: Path) -> None:
 
 def test_every_array_of_the_schema_table_is_listed_with_its_bytes(store: Path) -> None:
     summary = summarise(store)
-    expected = [spec.name for spec in ARRAYS if spec.layer != "superpoint"]
-    assert [array.name for array in summary.arrays] == [*expected, "status"]
+    layers = [array for extractor in build(sorted(DEFAULT)) for array in arrays_of(extractor)]
+    expected = {spec.name: spec for spec in (*LABEL_ARRAYS, *layers, STATUS)}
+    assert [array.name for array in summary.arrays] == list(expected)
     for array in summary.arrays:
         size = sum(file.stat().st_size for file in (store / array.name / "c").rglob("*") if file.is_file())
         assert array.disk_bytes == size
         assert array.bytes_per_image == size / 5
         raw = np.prod(array.shape) * np.dtype(array.dtype).itemsize
         assert array.compression == pytest.approx(raw / size)
-        assert array.meaning == SPECS[array.name].meaning
+        assert array.meaning == expected[array.name].meaning
     assert summary.bytes_per_image == pytest.approx(sum(array.disk_bytes for array in summary.arrays) / 5)
     assert summary.projected_bytes == pytest.approx(summary.bytes_per_image * 118_287)
     assert summary.disk_bytes == sum(file.stat().st_size for file in store.rglob("*") if file.is_file())

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from physseg.pipeline.store.errors import StoreCorruptError, StoreError
 from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.schema import DONE, MISSING
 from physseg.structure_extractors import registry
+from physseg.structure_extractors.canny import Canny
+from physseg.structure_extractors.interface import ArraySpec
 
 from ..store.test_store import FRAME, MakeManifest, assert_same_bytes, is_of_a_shard, preprocess
 
@@ -158,20 +161,20 @@ def test_an_array_that_is_switched_off_leaves_the_store(
 
     @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
     class Points:
-        name = "superpoint"
+        name: ClassVar = "superpoint"
+        revision: ClassVar = 1
         dense: bool = True
 
         @property
-        def arrays(self) -> tuple[str, ...]:
-            return ("superpoint", "superpoint_dense") if self.dense else ("superpoint",)
-
-        def identity(self) -> dict[str, object]:
-            return {"dense": self.dense}
+        def arrays(self) -> tuple[ArraySpec, ...]:
+            names = ("superpoint", "superpoint_dense") if self.dense else ("superpoint",)
+            return tuple(ArraySpec(name, "uint8", ("y", "x"), 0, "nines") for name in names)
 
         def __call__(self, image: np.ndarray, labels: np.ndarray, *, ignore_index: int) -> dict[str, np.ndarray]:
-            return {name: np.full(labels.shape, 9, np.uint8) for name in self.arrays}
+            return {spec.name: np.full(labels.shape, 9, np.uint8) for spec in self.arrays}
 
-    monkeypatch.setitem(registry.EXTRACTORS, "superpoint", Points)
+    load = registry._load
+    monkeypatch.setattr(registry, "_load", lambda name: Points if name == "superpoint" else load(name))
     path = tmp_path / "s.zarr"
     preprocess(manifest, path, structures=["superpoint"])
     assert StoreReader(path, ["superpoint_dense"]).read(0)["superpoint_dense"].max() == 9
@@ -313,7 +316,7 @@ def test_an_extractor_that_breaks_its_promise_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stored all the same, what is missing would be zeros under the status "done"."""
-    monkeypatch.setattr(registry.EXTRACTORS["canny"], "__call__", lambda *_, **__: wrong)
+    monkeypatch.setattr(Canny, "__call__", lambda *_, **__: wrong)
     with pytest.raises(ShardFailedError, match=message):
         preprocess(make_manifest(1), tmp_path / "s.zarr")
     assert (StoreReader(tmp_path / "s.zarr", ()).status == MISSING).all()

@@ -109,10 +109,10 @@ def test_the_whole_extractor_is_network_then_post_processing(weights):
 
 def test_arrays_follow_the_dense_option(weights):
     sparse, dense = SuperPoint(weights=weights), SuperPoint(weights=weights, dense=True)
-    assert sparse.arrays == ("superpoint",)
-    assert dense.arrays == ("superpoint", "superpoint_dense")
+    assert [array.name for array in sparse.arrays] == ["superpoint"]
+    assert [array.name for array in dense.arrays] == ["superpoint", "superpoint_dense"]
     for extractor in (sparse, dense):
-        assert tuple(extractor(image(0), LABELS, ignore_index=255)) == extractor.arrays
+        assert tuple(extractor(image(0), LABELS, ignore_index=255)) == tuple(array.name for array in extractor.arrays)
 
 
 def test_no_result_depends_on_the_pictures_before(weights):
@@ -122,7 +122,7 @@ def test_no_result_depends_on_the_pictures_before(weights):
         out = extractor(photo, LABELS, ignore_index=255)
         alone = SuperPoint(weights=weights, dense=True, **SETTINGS)(photo, LABELS, ignore_index=255)
         assert out["superpoint"].shape == photo.shape[:2]
-        for name in extractor.arrays:
+        for name in (array.name for array in extractor.arrays):
             np.testing.assert_array_equal(out[name], alone[name])
 
 
