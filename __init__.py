@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -105,23 +106,17 @@ def evaluate_predictions(
     )
 
 
-class _ShortNames:
+class _ShortNames(Loader):
     """Finds and loads the modules of short names: `import physseg.losses` gives the one module of both names."""
 
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, cls, origin=_SHORT[name]) if name in _SHORT else None
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, origin=_SHORT[name]) if name in _SHORT else None
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
-        return None  # an empty one
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = import_module(_SHORT[module.__name__])  # in place of the empty one
 
 
-sys.meta_path.append(_ShortNames)
+sys.meta_path.append(_ShortNames())
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store.zarr"
 
 
+OF_THE_STORE = {"status", "sample", "sample_id", "provenance"}
+
+
 def test_arrays_are_the_stores_cut_to_the_frame(path: Path) -> None:
     group = zarr.open_group(path, mode="r")
     store = physseg.open_store(path)
@@ -37,7 +40,7 @@ def test_arrays_are_the_stores_cut_to_the_frame(path: Path) -> None:
         sample = store[index]
         height, width = FRAMES[index % 3]
         assert (sample.id, sample.size) == (f"{index:03d}", (height, width))
-        assert set(sample.arrays) == set(store.arrays) == set(group.array_keys()) - {"status", "sample", "sample_id", "provenance"}
+        assert set(sample.arrays) == set(store.arrays) == set(group.array_keys()) - OF_THE_STORE
         for name in ("labels", "canny"):
             assert np.array_equal(sample.arrays[name], group[name][index, :height, :width])
             assert sample.arrays[name].flags.owndata
