@@ -18,8 +18,11 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from .regular_files import regular_status
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -28,6 +31,20 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file, and missing folders above it: a reader, or a crash at any moment, sees the old one or the new."""
     with _flushed_beside(path, data) as partial:
         partial.replace(path)
+
+
+def check_target(path: Path) -> None:
+    """Raise the OSError that writing this file will end with, as far as it is known before the work for it begins.
+
+    Nothing is left there. A FIFO or a device counts as one: a rename would put the file in its place.
+    """
+    with suppress(FileNotFoundError):
+        regular_status(path)
+    try:
+        with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def atomic_json(path: Path, document: object) -> None:

@@ -59,6 +59,7 @@ OS_HINTS = {
     errno.EMFILE: OPEN_FILES,
     errno.EROFS: READ_ONLY,
     errno.EEXIST: IN_THE_WAY,
+    errno.EISDIR: "a folder is where a file is needed: name a file",
     errno.ENOTDIR: IN_THE_WAY,
     errno.ENXIO: "a FIFO that nobody reads, a device or a socket: name a regular file",
 }

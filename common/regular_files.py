@@ -25,6 +25,17 @@ def is_files_fault(error: OSError) -> bool:
     return isinstance(error, FAULTS) or error.errno in FAULT_NUMBERS
 
 
+def regular_status(path: Path | str) -> os.stat_result:
+    """Status of the regular file at `path`, links followed. Raises OSError, as `open_regular` does, for others."""
+    status = os.stat(path)  # noqa: PTH116 (on the trainer's hot path, which has a str)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        got = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.ENXIO, f"{got}, not a regular file", str(path))
+    return status
+
+
 def open_regular(path: Path | str) -> int:
     """A descriptor of the regular file at `path`, links followed, for reading.
 
@@ -32,13 +43,7 @@ def open_regular(path: Path | str) -> int:
         OSError: As by `os.open`; IsADirectoryError for a folder, of number ENXIO for anything else that is no file, and
             of number ENODATA for what git-LFS leaves in a file's place until it is pulled.
     """
-    status = os.stat(path)  # noqa: PTH116 (on the trainer's hot path, which has a str)
-    mode = status.st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        got = KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.ENXIO, f"{got}, not a regular file", str(path))
+    status = regular_status(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if status.st_size < LFS_POINTER_BYTES and os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
         os.close(descriptor)

@@ -45,12 +45,27 @@ app = typer.Typer(
 QUARANTINE_EXIT = 3
 """Exit code of a run that ended well but put samples into quarantine."""
 
+
+def to_write(place: T) -> T:
+    """The value of an option that names a file to write, "FOLDER/*" for one in a folder; an error before any work."""
+    from ..common.atomic import check_target
+    from ..common.storage.location import is_url, local_path
+
+    if place is not None and not is_url(str(place)):
+        check_target(local_path(str(place)))
+    return place
+
+
 AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 
 option = typer.Option
 OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "root": (Path | None, None, option(help="Folder of unpacked archives; of your own images/ and labels/.")),
-    "out": (str | None, None, option(help="The manifest to write, e.g. ade150.parquet; a file or a URL.")),
+    "out": (
+        str | None,
+        None,
+        option(callback=to_write, help="The manifest to write, e.g. ade150.parquet; a file or a URL."),
+    ),
     "split": (str | None, None, option(help="Name of the split, e.g. val. Default: the one that is evaluated.")),
     "images": (Path | None, None, option(help="Folder of the photographs (JPEG or PNG).")),
     "labels": (Path | None, None, option(help="Folder of the label pictures; of Pascal Context with --form.")),
@@ -143,13 +158,9 @@ for _known in DATA_SETS:
 
 def _check_settings(out: str | None, *, check: bool, **settings: Any) -> "CheckSettings":
     from .checking import CheckSettings
-    from .errors import ManifestError
 
     if out is None and not check:
         raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
-    if out is not None and Path(out).is_dir():
-        hint = f"e.g. --out {Path(out) / 'train.parquet'}"
-        raise ManifestError.mismatch(out, "a file to write", "a folder", hint=hint)
     return CheckSettings(**settings)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine, parsed
+from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine, parsed, to_write
 
 if TYPE_CHECKING:
     from .store.frame import Frame
@@ -227,7 +227,9 @@ def inspect(
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page, about 120 KB a sample.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(callback=to_write, help="Write one self-contained page, about 120 KB a sample.")
+    ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples on the page, evenly spread over the store.")] = 200,
     root: Root = None,
     cache: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..common.text import Part, counted, parse_bytes, percent
-from ..manifests.commands import parsed
+from ..manifests.commands import parsed, to_write
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
@@ -22,6 +22,7 @@ weights_app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
 Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
+JsonOut = Annotated[Path | None, typer.Option("--json", callback=to_write, help="Write all numbers here.")]
 Checkpoint = Annotated[
     str, typer.Option(help="Step to load, latest, previous (the one before), or best (the highest mIoU).")
 ]
@@ -148,6 +149,7 @@ def evaluate(
         _merge_parts([run, *map(Path, manifests)], out, rows)
         return
     chosen_part = parsed(Part.parse, part, "--part")
+    results_folder = to_write((out or RunFolder(run).evaluations) / "*").parent
     tables = _evaluated_tables(manifests, benchmarks, root)
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     settings, results = inference_settings(memory, no_windows=no_windows, first_resize=first_resize), {}
@@ -165,7 +167,7 @@ def evaluate(
         results[manifest.dataset] = result
         typer.echo(f"\n{name} ({counted(result.num_images, 'image')}), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
-        typer.echo(f"written to {result.write(out or RunFolder(run).evaluations, f'{name}-step_{loaded.step:08d}')}")
+        typer.echo(f"written to {result.write(results_folder, f'{name}-step_{loaded.step:08d}')}")
     if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, first_resize == "none", chosen_part)):
         typer.echo(f"\n{paper_table(run.name, results)}")
 
@@ -286,7 +288,7 @@ def judge(
         ),
     ],
     manifest: Annotated[Path | None, typer.Option(help="Manifest of the labels; for PNGs and JSON.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here, as evaluate does.")] = None,
+    json_file: JsonOut = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Class file of what was seen in training. Default: COCO-Stuff's 171.")
     ] = None,

@@ -5,8 +5,10 @@ of each file that is not flushed the old content, half or all of the new one, of
 choice of the changes to its names. A rename inside one folder happens or does not.
 """
 
+import errno
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,14 @@ from typing import Any
 
 import pytest
 from physseg.common import atomic
-from physseg.common.atomic import atomic_create, atomic_folder, atomic_write, remove_folder, remove_partials
+from physseg.common.atomic import (
+    atomic_create,
+    atomic_folder,
+    atomic_write,
+    check_target,
+    remove_folder,
+    remove_partials,
+)
 from physseg.common.storage.local import LocalStorage
 
 Tree = bytes | dict[str, Any] | None
@@ -276,3 +285,20 @@ def fail(descriptor: int) -> None:
 
 def content(path: Path) -> Tree:
     return {entry.name: content(entry) for entry in path.iterdir()} if path.is_dir() else path.read_bytes()
+
+
+def test_a_target_is_looked_at_before_it_is_written(tmp_path: Path) -> None:
+    """Renames put a file in the place of a FIFO, and for root in that of /dev/null."""
+    (tmp_path / "file").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for good in ("file", "new", "a/b/new"):
+        check_target(tmp_path / good)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "pipe", "null"}
+    assert (tmp_path / "file").read_text() == "old"
+    for bad, number in (("", errno.EISDIR), ("file/x", errno.ENOTDIR), ("pipe", errno.ENXIO), ("null", errno.ENXIO)):
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / bad))) as caught:
+            check_target(tmp_path / bad)
+        assert caught.value.errno == number
+    with pytest.raises(OSError, match="/proc/new/x"):
+        check_target(Path("/proc/new/x"))

@@ -92,7 +92,7 @@ def test_coco_stuff_with_root_and_split(toys, physseg):
         ),
         (
             ("coco-stuff", "--out", ".", "--images", "x", "--labels", "y"),
-            "error: .: expected a file to write, got a folder",
+            "error: .: Is a directory\n  hint: ",
         ),
         (
             ("folder", "--out", "m.parquet", "--root", ".", "--classes", "no.txt"),

@@ -1,4 +1,4 @@
-"""A FIFO in the place of a file that a command reads is one line; no command waits for somebody to write to it."""
+"""A FIFO in the place of a file to read is one line, and so is a place that cannot be written: before any work."""
 
 import os
 import shutil
@@ -60,6 +60,24 @@ READ = (
     ("superpoint evaluate --sequence sequence", "sequence/H1to2p"),
 )
 
+WRITTEN = (
+    "manifest folder --images none --labels none --classes none --out",
+    "inspect none --html",
+    "judge none.json --manifest none --json",
+    "analyse similarity none --json",
+    "analyse similarity none --csv",
+    "analyse oracle none none --json",
+    "analyse compare none nothing --manifest none --json",
+    "analyse structure none --store none --json",
+    "superpoint label none",
+    "superpoint evaluate none --out",
+)
+"""Commands without the file that they write at their end. Nothing else that they name is there."""
+WRITTEN_INTO = ("evaluate none none --out", "analyse compare none nothing --manifest none --out")
+"""The same, without the folder of what they write."""
+UNWRITABLE = [(words, place) for words in WRITTEN for place in ("images", "pipe", "m.parquet/x", "/proc/x")]
+UNWRITABLE += [(words, place) for words in WRITTEN_INTO for place in ("m.parquet", "/proc/x")]
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,6 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sequence").mkdir()
     for name in ("img1.jpg", "img2.jpg"):
         shutil.copy(folder / "images/000.jpg", folder / "sequence" / name)
+    os.mkfifo(folder / "pipe")
     with pytest.MonkeyPatch.context() as patch:
         assert called(f"{TRAIN} run", folder, patch) == 0
     return folder
@@ -120,3 +139,20 @@ def test_a_fifo_in_a_files_place_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert file.name in lines[0]
+
+
+@pytest.mark.parametrize(("words", "place"), UNWRITABLE)
+def test_a_place_that_cannot_be_written_is_named_before_any_work(
+    words: str, place: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(f"{words} {place}", world, monkeypatch) == 1
+    assert capsys.readouterr().err.startswith(f"error: {place}")
+
+
+def test_a_run_that_cannot_take_results_is_named_before_an_evaluation(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world / "imported").mkdir()
+    (world / "imported/evaluations").touch()
+    assert called("evaluate imported none", world, monkeypatch) == 1
+    assert capsys.readouterr().err.startswith("error: imported/evaluations/*: Not a directory")

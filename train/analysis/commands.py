@@ -6,13 +6,24 @@ from typing import Annotated
 import typer
 
 from ...common.atomic import atomic_json, atomic_write
-from ..commands import Checkpoint, Device, FirstResize, Memory, NoWindows, Run, SynonymRule, inference_settings, load
+from ...manifests.commands import to_write
+from ..commands import (
+    Checkpoint,
+    Device,
+    FirstResize,
+    JsonOut,
+    Memory,
+    NoWindows,
+    Run,
+    SynonymRule,
+    inference_settings,
+    load,
+)
 
 Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
 
 app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
 
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")]
 MaxImages = Annotated[int | None, typer.Option(min=1, help="Look at the first N images only.")]
 
 
@@ -69,7 +80,9 @@ def similarity(
     ] = "",
     synonyms: SynonymRule = None,
     json_file: JsonOut = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write every class's nearest class here.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", callback=to_write, help="Write every class's nearest class here.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """How near test vocabularies are to the training classes, by CLIP's text encoder (Table 1).
@@ -190,6 +203,7 @@ def compare(
         paths[name] = Path(path)
     if len(paths) < 2:
         raise typer.BadParameter("name two runs or more", param_hint="RUNS")
+    to_write(out / "*")
     table = Manifest.read(manifest, root=root)
     loaded = {name: load(path, checkpoint, device=device) for name, path in paths.items()}
     pictured, scores = analysis.compare_runs(

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ...manifests.commands import to_write
+
 app = typer.Typer(
     help="Train and judge SuperPoint detectors; the package's own was made this way.", no_args_is_help=True
 )
@@ -63,7 +65,7 @@ def superpoint_textures(
 @app.command("label")
 def superpoint_label(
     images: Annotated[Path, typer.Argument(help="Folder of pictures, searched to any depth.")],
-    out: Annotated[Path, typer.Argument(help="Label file to write, e.g. labels.npz. Resumes.")],
+    out: Annotated[Path, typer.Argument(callback=to_write, help="Label file to write, e.g. labels.npz. Resumes.")],
     weights: Annotated[Path | None, typer.Option(help="Detector to label with. Default: the package's own.")] = None,
     adaptation: Annotated[int, typer.Option(min=1, help="Number of homographies per picture.")] = 100,
     threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
@@ -134,7 +136,7 @@ def superpoint_evaluate(
     ] = None,
     photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
     per_kind: Annotated[int, typer.Option(min=1, help="Number of held-out pictures of each kind of shape.")] = 50,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=to_write, help="JSON file for the figures.")] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures of shapes and sequences with what is found and missed.")
     ] = None,
@@ -144,7 +146,6 @@ def superpoint_evaluate(
     import json
 
     from ...common.atomic import atomic_write
-    from ...structure_extractors.errors import ExtractorError
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
     from ...structure_extractors.superpoint.inference import read_detector
     from ..model.device import choose_device
@@ -154,8 +155,8 @@ def superpoint_evaluate(
 
     path = weights or SHIPPED_WEIGHTS
     detector = read_detector(path, device=str(choose_device(device)))
-    if pictures is not None and pictures.exists() and not pictures.is_dir():
-        raise ExtractorError.mismatch(pictures, "a folder for pictures, or nothing yet", "a file")
+    if pictures is not None:
+        to_write(pictures / "*")
     sequences = read_sequences(sequence or ())
     rows = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=typer.echo)
     typer.echo("")

@@ -113,7 +113,7 @@ def test_places_are_looked_at_before_anything_is_measured(tmp_path, tiny_weights
     assert run_command(monkeypatch, *words, tmp_path / "nowhere") == 1
     assert "nowhere: expected a folder of img1, img2" in capsys.readouterr().err
     assert run_command(monkeypatch, "evaluate", tiny_weights, "--pictures", tiny_weights) == 1
-    assert "expected a folder for pictures" in capsys.readouterr().err
+    assert "Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"precision": '])
