@@ -46,7 +46,7 @@ class Store(Sequence[StoredSample]):
     @property
     def status(self) -> npt.NDArray[np.uint8]:
         """Status of every sample, (N,) uint8: 0 missing, 1 done, 2 quarantined."""
-        return self._reader.status
+        return self._reader.status.copy()
 
     @property
     def usable(self) -> npt.NDArray[np.int64]:
