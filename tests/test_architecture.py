@@ -123,7 +123,7 @@ def test_package_inits_hold_a_docstring_alone() -> None:
 def test_every_folder_is_installed() -> None:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {f"physseg.{module_of(init)}" for package in PACKAGES for init in (ROOT / package).rglob("__init__.py")}
-    assert set(document["tool"]["setuptools"]["packages"]) == {"physseg", *folders}
+    assert set(document["tool"]["setuptools"]["packages"]) == {"physseg-stubs", "physseg", *folders}
 
 
 def test_no_folder_is_a_heap() -> None:

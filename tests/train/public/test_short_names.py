@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import physseg
 import pytest
@@ -59,6 +60,15 @@ def test_what_a_module_exports_pickles(module: str) -> None:
     for name in exported.__all__:
         value = getattr(exported, name)
         assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_type_checkers_find_the_same_modules() -> None:
+    """They ask no import hook: a partial stub package beside the installed one has the short names."""
+    short = {name: f"from physseg.train.public.{name} import *\n" for name in ("losses", "plugins", "testing")}
+    stubs = Path(physseg.__file__).parent / "train/public/stubs"
+    assert {file.stem: file.read_text() for file in stubs.glob("*.pyi")} == short
+    assert (stubs / "py.typed").read_text() == "partial\n"
+    assert physseg._SHORT == {f"physseg.{name}": f"physseg.train.public.{name}" for name in short}
 
 
 def test_an_unknown_module_is_not_found() -> None:

@@ -1,0 +1,1 @@
+from physseg.train.public.plugins import *

@@ -1,0 +1,1 @@
+from physseg.train.public.testing import *
