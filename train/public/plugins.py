@@ -1,8 +1,9 @@
 """`physseg.plugins`: what a package needs to offer a part of its own (docs/python.md). Loads neither torch nor dask."""
 
 from ...common.plugins import PluginError
-from ...structure_extractors.interface import Extractor
+from ...manifests.datasets.interface import Dataset
+from ...structure_extractors.interface import ArraySpec, Extractor
 from ..losses.interface import Loss, ModelView, Outputs
 from ..model.backbones.interface import Backbone
 
-__all__ = ["Backbone", "Extractor", "Loss", "ModelView", "Outputs", "PluginError"]
+__all__ = ["ArraySpec", "Backbone", "Dataset", "Extractor", "Loss", "ModelView", "Outputs", "PluginError"]
