@@ -33,7 +33,7 @@ def preprocess(
             "--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."
         ),
     ] = None,
-    short_edge: Annotated[int | None, typer.Option(min=8, help="Shortest edge of the frame, px. Default 384.")] = None,
+    short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
     max_long_edge: Annotated[
         int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")
     ] = None,
@@ -138,14 +138,16 @@ def plan(
     ] = None,
     structures: Annotated[str | None, typer.Option(help="As in preprocess; so are the next four.")] = None,
     set_option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.OPTION=VALUE")] = None,
-    short_edge: Annotated[int | None, typer.Option(min=8)] = None,
+    short_edge: Annotated[int | None, typer.Option()] = None,
     max_long_edge: Annotated[int | None, typer.Option()] = None,
     canvas: Annotated[int | None, typer.Option()] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here."),
     ] = None,
-    target_hours: Annotated[float | None, typer.Option(help="Say how many cores finish in that time.")] = None,
+    target_hours: Annotated[
+        float | None, typer.Option(min=0, max=10**6, help="Say how many cores finish in that time.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Images to measure, rounded to eights. Default: as ten seconds allow.")
     ] = None,

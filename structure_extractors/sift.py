@@ -38,6 +38,7 @@ class Sift:
         check_option(self, "octave_layers", 1 <= self.octave_layers <= 16, "an integer in 1..16")
         for option in ("contrast_threshold", "edge_threshold", "sigma", "full_response"):
             check_option(self, option, 0 < getattr(self, option) < math.inf, "a number > 0")
+        check_option(self, "sigma", self.sigma <= 1e6, "a number > 0, at most 1e6")  # its kernel: 8 sigma on a side
         check_option(self, "nms_radius", 0 <= self.nms_radius <= 64, "an integer in 0..64")
         most = self.max_keypoints
         check_option(self, "max_keypoints", most is None or most >= 1, "an integer >= 1, or none")

@@ -18,7 +18,7 @@ from ...structure_extractors.interface import Extractor, identity
 from ...structure_extractors.superpoint.inference import check_gpu
 from ..store.commits import sha256
 from ..store.errors import StoreError
-from ..store.frame import Frame
+from ..store.frame import CELL_PX, Frame
 from ..store.layout import is_store, open_schema
 from ..store.schema import LABEL_ARRAYS, LABELS_LAYER, RESERVED, StoredArray, StoreSchema, arrays_of
 from .plan import Plan, make_plan
@@ -102,7 +102,7 @@ def prepare(
     extractors, layers, arrays = _choose_layers(existing, structures, settings or {})
     schema = StoreSchema(
         num_samples=len(manifest),
-        frame=existing.frame if existing else frame or Frame(),
+        frame=existing.frame if existing else _new_frame(frame or Frame()),
         vocabulary=manifest.vocabulary,
         dataset=manifest.dataset,
         manifest_fingerprint=manifest.fingerprint,
@@ -125,6 +125,13 @@ def prepare(
         plan=plan,
         found=existing,
     )
+
+
+def _new_frame(frame: Frame) -> Frame:
+    """The frame of a new store, which holds a cell at least; those of earlier versions may be smaller."""
+    if frame.short_edge < CELL_PX:
+        raise StoreError.mismatch("short edge", f"{CELL_PX} px, a cell, or more", f"{frame.short_edge} px")
+    return frame
 
 
 def _choose_layers(

@@ -143,9 +143,30 @@ def test_errors_are_one_line_and_a_hint(
 
 
 @pytest.mark.parametrize(
-    "words", [("--short-edge", "1"), ("--short-edge", "0"), ("--workers", "1000000"), ("--structures", " ,")]
+    ("words", "exit_code", "message"),
+    [
+        (("--short-edge", "1"), 1, "short edge: expected 8 px, a cell, or more, got 1 px"),
+        (("--short-edge", "0"), 1, "must satisfy 0 < short edge"),
+        (("--set", "sift.sigma=1e12"), 1, "sift.sigma: expected a number > 0, at most 1e6, got 1000000000000.0"),
+        (("--set", "canny.low=inf"), 1, "canny.low: expected number, got 'inf'"),
+        (("--workers", "1000000"), 2, "Invalid value for '--workers'"),
+        (("--structures", " ,"), 2, "Invalid value for --structures: expected names such as canny,sift, got ' ,'"),
+    ],
 )
-def test_absurd_options_are_wrong_usage(words: tuple[str, str], physseg: Run, table: Path, tmp_path: Path) -> None:
+def test_absurd_options_are_refused(
+    words: tuple[str, str], exit_code: int, message: str, physseg: Run, table: Path, tmp_path: Path
+) -> None:
     code, _, err = physseg("preprocess", str(table), str(tmp_path / "s.zarr"), *words)
-    assert code == 2 and words[0] in err and "Traceback" not in err
+    assert code == exit_code and message in err and "Traceback" not in err
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_store_of_an_earlier_version_with_frames_below_a_cell_resumes(
+    physseg: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("preprocess", table, tmp_path / "s.zarr", "--short-edge", "4", "--scheduler", "sync")
+    with monkeypatch.context() as patch:
+        patch.setattr("physseg.pipeline.run.prepare.CELL_PX", 1)
+        assert physseg(*words)[0] == 0
+    assert physseg(*words)[0] == 0
+    assert physseg("preprocess", table, tmp_path / "s.zarr", "--scheduler", "sync")[0] == 0

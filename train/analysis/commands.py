@@ -231,7 +231,7 @@ def structure(
     ] = None,
     split: Annotated[str, typer.Option(help="Of --bsds: train, val or test.")] = "val",
     tolerance: Annotated[
-        float | None, typer.Option(min=0.0, help="In px. Default: 0.0075 of the image's diagonal, as BSDS.")
+        float | None, typer.Option(min=0, max=10**6, help="In px. Default: 0.0075 of the image's diagonal, as BSDS.")
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=32, help="Side of the head's windows, px. Default: the run's training crop.")
@@ -239,7 +239,9 @@ def structure(
     no_thin: Annotated[
         bool, typer.Option("--no-thin", help="With --store: leave edges as wide as they are, on both sides.")
     ] = False,
-    canny_blur: Annotated[float, typer.Option(min=0.0, help="Sigma of the blur before Canny on --bsds, px.")] = 0.0,
+    canny_blur: Annotated[
+        float, typer.Option(min=0, max=50, help="Sigma of the blur before Canny on --bsds, px.")
+    ] = 0.0,
     checkpoint: Checkpoint = "latest",
     max_images: MaxImages = None,
     root: Root = None,

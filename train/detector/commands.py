@@ -15,7 +15,7 @@ app = typer.Typer(
 DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weights, checkpoint, log. Resumes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
-BatchSize = Annotated[int, typer.Option(min=1, help="Number of pictures per step.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=10**7, help="Number of pictures per step.")]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, max=1024, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
@@ -68,7 +68,7 @@ def superpoint_label(
     out: Annotated[Path, typer.Argument(callback=to_write, help="Label file to write, e.g. labels.npz. Resumes.")],
     weights: Annotated[Path | None, typer.Option(help="Detector to label with. Default: the package's own.")] = None,
     adaptation: Annotated[int, typer.Option(min=1, help="Number of homographies per picture.")] = 100,
-    threshold: Annotated[float, typer.Option(help="Keypoints are more probable than this.")] = 0.015,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Keypoints are more probable than this.")] = 0.015,
     max_points: Annotated[int, typer.Option(min=1, help="Number of keypoints to keep of each picture.")] = 600,
     precision: Precision = "auto",
     device: TorchDevice = "cpu",
