@@ -246,10 +246,13 @@ def _convert(value: Any, hint: Any, *, base: Path, where: str) -> Any:
 
 
 def _convert_scalar(value: Any, kind: Any, *, base: Path, where: str) -> Any:
-    if choices := typing.get_args(kind):  # of a Literal
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
         if value not in choices:
             raise ConfigError(f"`{where}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return str(value) if isinstance(value, str) else value
+    if kind not in _SCALARS:
+        raise ConfigError(f"`{where}` cannot be read: it is annotated as {kind}, which is no type of a setting")
     words, accepted = _SCALARS[kind]
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError.mismatch(where, "a finite number", value)

@@ -1,6 +1,7 @@
 """What a training step differentiates: a batch to its losses, and how a batch that is spread keeps its means."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +32,8 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, counts: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Scalars by name; `loss` is the sum to differentiate. `counts`: see `counts`, where the batch is a part."""
         output, model = self._outputs(batch)
-        return total_loss(
-            output,
-            batch,
-            self.config.losses,
-            ignore_index=self.ignore_index,
-            structures=model.structures,
-            counts=counts,
-            losses=self.losses,
-            model=model,
-        )
+        known: dict[str, Any] = {"ignore_index": self.ignore_index, "structures": model.structures, "model": model}
+        return total_loss(output, batch, self.losses, counts=counts, **known)
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -49,8 +42,7 @@ class Objective(nn.Module):
         Batches differ in them: a step that is spread over ranks or micro-batches passes their mean to every part, and
         is then the same step however it is spread.
         """
-        grid, ignore_index = self.model.arch.grid, self.ignore_index
-        return loss_counts(batch, self.config.losses, ignore_index=ignore_index, grid=grid, losses=self.losses)
+        return loss_counts(batch, self.losses, ignore_index=self.ignore_index, grid=self.model.arch.grid)
 
     @torch.no_grad()
     def called_counts(self, batch: Batch, number: int, names: Collection[str]) -> dict[str, Tensor]:
@@ -72,7 +64,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             texts = self.model.encode_text(self.tokens, self.shared)
             output = self.model(images, texts)
-        view = ModelView(
+        return output, ModelView(
             ignore_index=self.ignore_index,
             grid=self.model.arch.grid,
             classes=self.classes,
@@ -80,7 +72,6 @@ class Objective(nn.Module):
             text_features=texts,
             encode_image=self.model.encode_image,
         )
-        return output, view
 
 
 def micro_batches(batch: Batch, number: int) -> Iterator[Batch]:

@@ -70,9 +70,7 @@ def labelled_patches(cell_classes: Tensor, cell_counts: Tensor, cells_per_patch:
     return _by_patch((cell_classes != ignore_index) & (cell_counts > 0), cells_per_patch).any(-1)
 
 
-def patch_alignment_loss(
-    similarity: Tensor, weights: Tensor, *, form: AlignmentForm = "infonce", count: Tensor | None = None
-) -> Tensor:
+def patch_alignment_loss(similarity: Tensor, weights: Tensor, *, form: AlignmentForm = "infonce") -> Tensor:
     """L^sac of a batch, from patch-class similarities and class shares.
 
     With a_ij = sim_ij / tau and w_ij from `patch_weights`:
@@ -90,7 +88,6 @@ def patch_alignment_loss(
         similarity: (B, N, T), already divided by the temperature; any floating type, computed in float32 at least.
         weights: (B, N, T) in [0, 1], rows sum to at most 1.
         form: see above.
-        count: (), the number to divide by instead of this batch's own (see `losses.loss_counts`).
 
     Returns:
         A scalar. A batch without any labelled pixel gives 0 with gradient 0.
@@ -105,16 +102,14 @@ def patch_alignment_loss(
         >>> round(patch_alignment_loss(similarity, weights).item(), 6)  # (log(1 + exp(-2)) + log 2) / 2
         0.410038
     """
-    total, own = _sum_and_count(similarity, weights, form)
-    return divide_by_count(total, own if count is None else count)
+    return divide_by_count(*_sum_and_count(similarity, weights, form))
 
 
 @dataclass(frozen=True, slots=True)
 class AlignmentLoss:
-    """L^sac by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+    """L^sac by name, with the settings of `patch_alignment_loss`."""
 
     form: AlignmentForm = "infonce"
-    """Form of `patch_alignment_loss`."""
 
     def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
         """The sum over labelled patches and their number, both (). Raises ConfigError if the model has no such head."""
@@ -135,8 +130,7 @@ class AlignmentLoss:
         """Number of labelled patches, or of images in the printed form, ()."""
         cells = batch["cell_classes"].shape[-1] // batch["grid"]
         patches = labelled_patches(batch["cell_classes"], batch["cell_counts"], cells, batch["ignore_index"])
-        images = patches.new_tensor(patches.shape[0], dtype=torch.float32)
-        return images if self.form == "printed" else patches.sum().float()
+        return (torch.full_like(patches.sum(), len(patches)) if self.form == "printed" else patches.sum()).float()
 
 
 def _sum_and_count(similarity: Tensor, weights: Tensor, form: AlignmentForm) -> tuple[Tensor, Tensor]:

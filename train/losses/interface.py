@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Outputs(Protocol):
-    """What the network made of a batch of B crops: T classes, S structures, a grid of g x g patches, N = g * g.
+    """What the network made of B crops: T classes, S structures, N = g * g patches.
 
     Floating: float32, or bfloat16 where the run has `precision = "bf16"`.
     """
@@ -28,7 +28,7 @@ class Outputs(Protocol):
 
     @property
     def similarity(self) -> "Tensor | None":
-        """(B, N, T) similarities of patches and class texts / temperature, row by row; None where lambda_sac is 0."""
+        """(B, N, T) similarities of patches and class texts / temperature; None where lambda_sac is 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class ModelView:
     structures: tuple[str, ...] = ()
     """Names of the S structures that the model predicts."""
     text_features: "Tensor | None" = None
-    """(T, P, D) embeddings of the classes' P prompts in this step, not normalised, with gradient where texts train."""
+    """(T, P, D) embeddings of the classes' P prompts, not normalised, with a gradient where texts train."""
     encode_image: "Callable[[Tensor], Any] | None" = None
     """CLIP's image encoder: (B, 3, S, S) float RGB in 0..255 to an object whose `tokens` are (B, 1 + N, D)."""
 
@@ -53,28 +53,24 @@ class Loss(Protocol):
     """One term of the sum that a training step differentiates.
 
     A class whose constructor's parameters are its settings: a frozen dataclass, or an `nn.Module` if it has parameters
-    that train. All parameters must take part in every step. A class may also have `count` (see `Counted`).
+    that train. All of these must take part in every step. A class may also have `count` (see `Counted`).
     """
 
     def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> "tuple[Tensor, Tensor]":
-        """The sum of the loss over whatever it counts, and how much that is.
-
-        The step divides by the count over all ranks and micro-batches, so return neither a mean nor a sum that is
-        weighted by the size of the batch. Nothing is trained through the count.
+        """The sum of the loss over whatever it counts, and how much that is: neither is divided by anything.
 
         Args:
-            batch: Tensors on the device, B crops of side S in pixels: `images` (B, 3, S, S) uint8 RGB, without colour
-                jitter; `labels` (B, S, S) int64, class ids or the ignore index; `valid` (B, S, S) bool, inside the
-                image; `structures` (B, S', S, S) uint8, the maps of the model's S' structures, S' = 0 where lambda_p is
-                0; `cell_classes` and `cell_counts` (B, K, S / 8, S / 8), classes of each 8x8-px cell and their pixels,
-                K = 0 where lambda_sac is 0; `sample_ids`, list of text. And two numbers, `ignore_index` and `grid` as
-                the model has them, because `count` sees nothing else.
+            batch: On the device, B crops of S x S pixels: `images` (B, 3, S, S) uint8 RGB, without colour jitter;
+                `labels` (B, S, S) int64, class ids or the ignore index; `valid` (B, S, S) bool, inside the image;
+                `structures` (B, S', S, S) uint8, the maps of the structures that the model predicts; `cell_classes` and
+                `cell_counts` (B, K, S / 8, S / 8), classes of each 8x8-px cell and their pixels, K = 0 where lambda_sac
+                is 0; `sample_ids`, list of text. And the model's `ignore_index` and `grid`, for `count` sees only this.
             outputs: See `Outputs`.
             model: See `ModelView`.
 
         Returns:
-            Sum and count, both () float; or (K,), K means of their own (a count of () is that of each): the loss is
-            then the mean of the K quotients. Counted nothing: a sum of 0 and a count of 0 are a loss of 0.
+            Sum and count, both () float; or (K,) for K means of their own, whose mean is the loss (a count of () is
+            then that of each). Where nothing is counted, sum and count are 0, and so is the loss.
         """
 
 
@@ -83,8 +79,8 @@ class Counted(Protocol):
     """A loss whose count follows from the batch alone.
 
     Where a step is spread over ranks or micro-batches, the count over all of them has to be known before the first part
-    is differentiated. A loss without this method is called once more for it, after a forward pass without gradients.
+    is differentiated. For a loss without this method every part goes through the network once more to find it.
     """
 
     def count(self, batch: Mapping[str, Any]) -> "Tensor":
-        """What `__call__` returns second for this batch; parts of a batch must add up to the batch."""
+        """What `__call__` returns second for this batch; the counts of its parts must add up to it."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...common.errors import ConfigError
-from ...common.plugins import Offer, PluginError, find
+from ...common.plugins import Offer, find
 from ...common.settings import check_ranges
 from .interface import Loss
 
@@ -32,8 +32,7 @@ class LossSettings:
     """Settings of one loss; a subclass, made for its class, has a field for each parameter of the constructor.
 
     Raises:
-        ConfigError: The weight is out of its range.
-        Whatever the class raises: The loss is built once, to see whether it takes its settings.
+        ConfigError: The weight is out of its range, or the class refuses its settings: it is built once to see.
     """
 
     OFFER: ClassVar[Offer]
@@ -44,13 +43,16 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, weight="[0, 1e18]")
-        with torch.random.fork_rng(devices=()):
-            make_loss(self)
+        with torch.random.fork_rng(devices=()), self.OFFER.blamed():
+            try:
+                make_loss(self)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(" ".join(str(error).split()) or repr(error)) from error
 
 
 def make_loss(settings: LossSettings) -> Loss:
     """The loss with these settings."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "weight"}
+    values = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name != "weight"}
     loss: Loss = settings.OFFER.load()(**values)
     return loss
 
@@ -85,27 +87,15 @@ def _settings_type(name: str) -> type[LossSettings]:
     """The subclass of LossSettings for the loss of a name."""
     offer = find("losses", name)
     loss = offer.load()
-    fault = f"{offer.where}: {offer.entry.value}"
-    if not isinstance(loss, type) or not any("__call__" in vars(base) for base in loss.__mro__):
-        raise PluginError.mismatch(fault, "a class whose objects are called", repr(loss))
-    try:
-        hints = get_type_hints(loss.__init__, include_extras=True)  # type: ignore[misc]
-        own = []
+    with offer.blamed(f"{offer.entry.value} has no settings to read: ", "docs/plugins.md says what a loss may take"):
+        if not isinstance(loss, type) or not any("__call__" in vars(base) for base in loss.__mro__):
+            raise TypeError(f"expected a class whose objects are called, got {loss!r}")
+        hints, own = get_type_hints(loss.__init__, include_extras=True), []  # type: ignore[misc]
         for key, parameter in inspect.signature(loss).parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if key == "weight" or key not in hints:
-                raise TypeError(f"a parameter named {key}" if key == "weight" else f"{key} has no annotation")
-            default = {} if parameter.default is parameter.empty else {"default": parameter.default}
-            own.append((key, hints[key], field(**default)))
-        return make_dataclass(
-            f"{loss.__name__}Settings",
-            own,
-            bases=(LossSettings,),
-            namespace={"OFFER": offer},
-            frozen=True,
-            kw_only=True,
-        )
-    except (TypeError, ValueError, NameError) as error:
-        hint = "its author: docs/plugins.md has the types that a setting may have"
-        raise PluginError(f"{fault}: the constructor cannot be read as settings: {error}", hint=hint) from error
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                if key == "weight" or key not in hints:
+                    raise TypeError(f"parameter {key}: expected an annotation, and another name than weight")
+                default = {} if parameter.default is parameter.empty else {"default": parameter.default}
+                own.append((key, hints[key], field(**default)))
+        made: dict[str, Any] = {"bases": (LossSettings,), "namespace": {"OFFER": offer}}
+        return make_dataclass(f"{loss.__name__}Settings", own, frozen=True, kw_only=True, **made)

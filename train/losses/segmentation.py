@@ -14,9 +14,7 @@ from .interface import ModelView, Outputs
 from .numerics import at_least_float32, divide_by_count
 
 
-def segmentation_loss(
-    logits: Tensor, labels: Tensor, *, ignore_index: int, mask_ignored: bool = False, count: Tensor | None = None
-) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, *, ignore_index: int, mask_ignored: bool = False) -> Tensor:
     """Mean over pixels and classes of BCE(sigmoid(logit), label is this class).
 
     The logits are brought to the labels' size bilinearly (align_corners False). Ignored pixels have all-zero targets:
@@ -27,7 +25,6 @@ def segmentation_loss(
         labels: (B, H, W) int64, 0..T-1 or `ignore_index`.
         ignore_index: Label of pixels that belong to no class; outside 0..T-1.
         mask_ignored: Whether ignored pixels are left out of sum and mean instead (a deviation from the baseline).
-        count: (), the number of pixels to divide by instead of this batch's own (see `losses.loss_counts`).
 
     Returns:
         A scalar. With `mask_ignored`, a batch without any labelled pixel gives 0 with gradient 0.
@@ -43,16 +40,14 @@ def segmentation_loss(
         >>> round(segmentation_loss(logits, labels, ignore_index=255).item(), 6)
         0.910038
     """
-    total, own = _sum_and_count(logits, labels, ignore_index, mask_ignored)
-    return divide_by_count(total, own if count is None else count) / logits.shape[1]
+    return divide_by_count(*_sum_and_count(logits, labels, ignore_index, mask_ignored)) / logits.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentationLoss:
-    """L_seg by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+    """L_seg by name, with the settings of `segmentation_loss`."""
 
     mask_ignored: bool = False
-    """Whether ignored pixels are left out. In the baseline they are negatives of every class."""
 
     def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
         """Sums (T,), whose mean over classes is the loss, and the number of pixels ()."""

@@ -125,20 +125,14 @@ def structure_loss(
 
 @dataclass(frozen=True, slots=True)
 class StructureLoss:
-    """L^p by name. Its settings are the keys of `[losses]` (total.LossConfig)."""
+    """L^p by name, with the settings of `structure_targets` and `structure_loss`."""
 
     form: StructureForm = "focal"
-    """Form of `structure_loss`."""
     target: TargetMode = "binary"
-    """Mode of `structure_targets`."""
     alpha: float = 0.25
-    """Weight of the positive term of the focal loss."""
     gamma: float = 2.0
-    """Focusing exponent of every form."""
     beta: float = 4.0
-    """Exponent of the smaller penalty near keypoints, in the form gaussian_focal."""
     sigma_cells: float = 1.0
-    """Width of the Gaussian targets, in cells of the structure logits."""
 
     def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
         """The sum and the count of each structure, both (S,). Raises ConfigError if the model has no such head."""

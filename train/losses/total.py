@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -83,27 +83,24 @@ class LossConfig:
         return {name: value for name, value in values.items() if isinstance(value, LossSettings)}
 
 
-class Weighted(NamedTuple):
-    """A loss and its factor in the sum."""
-
-    loss: Loss
-    weight: float
+Losses = Mapping[str, tuple[Loss, float]]
+"""Losses and their weights by name, in the order of the sum."""
 
 
-def build_losses(config: LossConfig) -> dict[str, Weighted]:
-    """The losses that are switched on by name, in the order of the sum; those with parameters begin anew."""
-    losses = {"segmentation": Weighted(SegmentationLoss(config.mask_ignored), 1.0)}
+def build_losses(config: LossConfig) -> Losses:
+    """The losses that are switched on; those with parameters begin anew."""
+    losses: dict[str, tuple[Loss, float]] = {"segmentation": (SegmentationLoss(config.mask_ignored), 1.0)}
     if config.lambda_p > 0:
         numbers = {"alpha": config.alpha, "gamma": config.gamma, "beta": config.beta, "sigma_cells": config.sigma_cells}
         structure = StructureLoss(config.structure_form, config.structure_target, **numbers)
-        losses["structure"] = Weighted(structure, config.lambda_p)
+        losses["structure"] = (structure, config.lambda_p)
     if config.lambda_sac > 0:
-        losses["alignment"] = Weighted(AlignmentLoss(config.alignment_form), config.lambda_sac)
-    return losses | {name: Weighted(make_loss(one), one.weight) for name, one in config.named.items()}
+        losses["alignment"] = (AlignmentLoss(config.alignment_form), config.lambda_sac)
+    return losses | {name: (make_loss(one), one.weight) for name, one in config.named.items()}
 
 
 def loss_sums(
-    losses: Mapping[str, Weighted], output: Outputs, batch: Mapping[str, Any], model: ModelView
+    losses: Losses, output: Outputs, batch: Mapping[str, Any], model: ModelView
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sum and count of each loss by name, as `Loss` has them; no gradient flows through the counts.
 
@@ -124,12 +121,11 @@ def loss_sums(
 def total_loss(
     output: Outputs,
     batch: Mapping[str, Any],
-    config: LossConfig,
+    config: LossConfig | Losses,
     *,
     ignore_index: int,
     structures: Sequence[str] = (),
     counts: Mapping[str, Tensor] | None = None,
-    losses: Mapping[str, Weighted] | None = None,
     model: ModelView | None = None,
 ) -> dict[str, Tensor]:
     """L = L_seg + lambda_sac L^sac + lambda_p L^p (Eq. 4 and docs/method.md, Whole loss), with every part for the log.
@@ -138,12 +134,12 @@ def total_loss(
         output: `logits` (B, T, h, w); `structure_logits` (B, S, h, w) and `similarity` (B, N, T) where used.
         batch: `labels` (B, H, W) int64; `structures` (B, S, H, W) uint8 and `valid` (B, H, W) bool for L^p;
             `cell_classes`, `cell_counts` (B, K, h', w') for L^sac.
-        config: forms and weights; a part with weight 0 is not computed and not in the result.
+        config: forms and weights, a part with weight 0 is not computed and not in the result; or what `build_losses`
+            made of them.
         ignore_index: label of pixels that belong to no class.
         structures: names of the S structures, for the log.
         counts: from `loss_counts`, averaged over ranks and micro-batches; None for one process and one batch a step.
-        losses: from `build_losses`, where they were built before.
-        model: what losses of other packages may see of the model; None gives them what is known here.
+        model: what losses may see of the model; None gives them what is known here.
 
     Returns:
         Scalars: `loss`, the sum to differentiate; then, without their weights, `segmentation`, `structure` (the mean of
@@ -153,13 +149,13 @@ def total_loss(
         ConfigError: A loss is switched on whose head the model lacks.
         ShapeError: The arrays do not fit.
     """
-    losses, counts = build_losses(config) if losses is None else losses, counts or {}
+    losses, counts = build_losses(config) if isinstance(config, LossConfig) else config, counts or {}
     if model is None:
         grid = output.logits.shape[-1] // 4
         model = ModelView(ignore_index=ignore_index, grid=grid, structures=tuple(structures))
     terms, parts = [], {}
     for name, (total, count) in loss_sums(losses, output, batch, model).items():
-        each, weight = divide_by_count(total, counts.get(name, count)), losses[name].weight
+        each, weight = divide_by_count(total, counts.get(name, count)), losses[name][1]
         parts[name] = each.mean() if each.ndim else each
         terms.append(parts[name] if weight == 1 else weight * parts[name])
         if name == "structure" and len(structures) == len(each):
@@ -168,12 +164,7 @@ def total_loss(
 
 
 def loss_counts(
-    batch: Mapping[str, Any],
-    config: LossConfig,
-    *,
-    ignore_index: int,
-    grid: int,
-    losses: Mapping[str, Weighted] | None = None,
+    batch: Mapping[str, Any], config: LossConfig | Losses, *, ignore_index: int, grid: int
 ) -> dict[str, Tensor]:
     """What each mean of `total_loss` divides by, from the batch alone: labelled pixels, valid cells, labelled patches.
 
@@ -182,7 +173,7 @@ def loss_counts(
     then the step does not depend on how its samples were spread.
 
     Args:
-        batch, config, ignore_index, losses: as for `total_loss`.
+        batch, config, ignore_index: as for `total_loss`.
         grid: Side of the patch grid; structure logits have 4 cells along the side of a patch.
 
     Returns:
@@ -190,5 +181,5 @@ def loss_counts(
         packages, but for the ones whose count does not follow from the batch alone.
     """
     seen = {**batch, "ignore_index": ignore_index, "grid": grid}
-    each = (build_losses(config) if losses is None else losses).items()
-    return {name: loss.count(seen).float() for name, (loss, _) in each if isinstance(loss, Counted)}
+    losses = build_losses(config) if isinstance(config, LossConfig) else config
+    return {name: loss.count(seen).float() for name, (loss, _) in losses.items() if isinstance(loss, Counted)}

@@ -68,6 +68,14 @@ class Mean:
     def __call__(self, batch, outputs, model):
         return outputs.logits.mean()
 
+class Moody:
+    def __init__(self, mood: str = "good", place: torch.device | None = None, many: dict[str, int] | None = None):
+        if mood == "bad":
+            raise RuntimeError("in a bad\\nmood")
+        if mood == "worse":
+            raise ValueError
+    def __call__(self, batch, outputs, model): ...
+
 class Uncallable: ...
 
 def function(batch, outputs, model): ...
@@ -78,6 +86,7 @@ CLASSES = {
     "untyped": "Untyped",
     "weighty": "Weighty",
     "mean": "Mean",
+    "moody": "Moody",
     "uncallable": "Uncallable",
     "function": "function",
     "update": "Hard",
@@ -110,7 +119,7 @@ def test_our_own_losses_are_entry_points() -> None:
     assert all(isinstance(loss(), Counted) for loss in ours)
     config = LossConfig()
     for loss in ours:  # the same settings by both ways
-        assert build_losses(config)[loss.__name__.removesuffix("Loss").lower()].loss == loss()
+        assert build_losses(config)[loss.__name__.removesuffix("Loss").lower()][0] == loss()
 
 
 def test_a_table_becomes_settings_and_comes_back() -> None:
@@ -122,8 +131,8 @@ def test_a_table_becomes_settings_and_comes_back() -> None:
     again = build(LossConfig, to_dict(config), base=Path("/elsewhere"))
     assert not differing_keys(to_dict(again), to_dict(config))
     losses = build_losses(again)
-    assert list(losses) == ["segmentation", "hard", "learned"] and losses["hard"].weight == 0.5
-    assert losses["learned"].loss.layer.in_features == 3  # type: ignore[attr-defined]
+    assert list(losses) == ["segmentation", "hard", "learned"] and losses["hard"][1] == 0.5
+    assert losses["learned"][0].layer.in_features == 3  # type: ignore[attr-defined]
 
 
 def test_without_tables_nothing_is_new() -> None:
@@ -159,11 +168,24 @@ def test_a_loss_is_built_to_be_checked_without_drawing_a_random_number() -> None
         ({"alpha": {}}, "`losses.alpha` must be a number, got table"),
         (
             {"untyped": {}},
-            "far-losses 2.1: far_losses:Untyped: the constructor cannot be read as settings: power has no",
+            "of the package far-losses 2.1: far_losses:Untyped has no settings to read: TypeError: parameter power",
         ),
-        ({"weighty": {}}, "cannot be read as settings: a parameter named weight"),
-        ({"uncallable": {}}, "far_losses:Uncallable: expected a class whose objects are called"),
+        (
+            {"weighty": {}},
+            "Weighty has no settings to read: TypeError: parameter weight: expected an annotation, and another name",
+        ),
+        (
+            {"uncallable": {}},
+            "far_losses:Uncallable has no settings to read: TypeError: expected a class whose objects are called",
+        ),
         ({"function": {}}, "expected a class whose objects are called, got <function"),
+        (
+            {"moody": {"mood": "bad"}},
+            "[losses.moody] loss moody of the package far-losses 2.1: RuntimeError: in a bad mood",
+        ),
+        ({"moody": {"mood": "worse"}}, "[losses.moody] ValueError()"),
+        ({"moody": {"place": "cpu"}}, "`losses.moody.place` cannot be read: it is annotated as <class 'torch.device'>"),
+        ({"moody": {"many": {"a": 1}}}, "`losses.moody.many` cannot be read: it is annotated as dict[str, int]"),
         ({"update": {}}, "`losses.update` cannot be the name of a loss"),
         (
             {"structure": {"weight": 2}},
@@ -219,14 +241,14 @@ def test_nothing_is_trained_through_a_count() -> None:
     config = settings(learned={"size": 3, "bias": False})
     losses = build_losses(config)
     with torch.no_grad():
-        losses["learned"].loss.layer.weight.fill_(1.0)  # type: ignore[attr-defined]
+        losses["learned"][0].layer.weight.fill_(1.0)  # type: ignore[attr-defined]
     logits = torch.full((1, 3, 4, 4), 2.0, requires_grad=True)
     batch = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64)}
-    value = total_loss(Output(logits), batch, config, ignore_index=255, losses=losses)["learned"]
+    value = total_loss(Output(logits), batch, losses, ignore_index=255)["learned"]
     assert value.item() == 6 / 3  # (2 + 2 + 2) / (2 + 1)
     (gradient,) = torch.autograd.grad(value, logits)
     torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / 16 / 3))
-    assert "learned" not in loss_counts(batch, config, ignore_index=255, grid=1, losses=losses)
+    assert "learned" not in loss_counts(batch, losses, ignore_index=255, grid=1)
 
 
 def test_a_loss_that_gives_something_else_is_named() -> None:
@@ -244,7 +266,7 @@ def test_losses_of_others_compile_into_the_one_graph() -> None:
     batch = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64)}
 
     def whole(logits: Tensor) -> dict[str, Tensor]:
-        return total_loss(Output(logits), batch, config, ignore_index=255, losses=losses, model=model)
+        return total_loss(Output(logits), batch, losses, ignore_index=255, model=model)
 
     compiled: Any = torch.compile(whole, backend="aot_eager", fullgraph=True)
     logits = torch.linspace(-1, 2, 48).view(1, 3, 4, 4)
