@@ -1,7 +1,5 @@
 """What the examples of docs/ run on: the folder that `physseg demo` leaves, very small."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder with `physseg_demo` in it; the current one for as long as there are such tests."""
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with `physseg_demo` in it."""
     folder = tmp_path_factory.mktemp("docs")
     out = folder / "physseg_demo"
     scenes = write_scenes(out / "scenes", num_train=8, num_val=2)
@@ -33,7 +31,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     recipe = Path(chain.__file__).with_name("demo.toml").read_text().replace("batch_size = 8", "batch_size = 2")
     (out / "demo.toml").write_text(f"steps = 1\n{recipe}")
     train(load_config(out / "demo.toml", run=out / "run"), progress=False)
-    before = Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def demo(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the current folder."""
+    monkeypatch.chdir(demo_folder)
+    return demo_folder

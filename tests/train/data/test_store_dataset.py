@@ -1,6 +1,7 @@
 """`physseg.StoreDataset`: the trainer's samples in PyTorch's own DataLoader."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import physseg
 import pytest
 import torch
 from physseg.common.errors import ConfigError
+from physseg.manifests.manifest import Manifest, Vocabulary
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.frame import Frame
 from physseg.train.data.dataset import Batch, DataConfig, TrainSamples
 from physseg.train.errors import TrainDataError
 from torch.utils.data import DataLoader, DistributedSampler
@@ -61,6 +65,17 @@ def test_defaults_are_the_trainers(store: Path) -> None:
     ours = physseg.StoreDataset(physseg.open_store(store), crop=96)
     trainer = TrainSamples(DataConfig(store=str(store), crop=96), ("canny",), cells=True, seed=0)
     assert_equal(DataLoader(ours, batch_size=7).__iter__().__next__(), trainer.batch(range(7)))
+
+
+def test_ids_of_more_than_255_classes_are_int32(train_manifest: Manifest, tmp_path: Path) -> None:
+    words = Vocabulary(name="many", classes=tuple(f"class {index}" for index in range(300)))
+    manifest = replace(train_manifest, vocabulary=words, raw_to_class={raw: 295 + raw for raw in range(5)})
+    frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
+    preprocess(manifest, tmp_path / "many.zarr", structures=["canny"], frame=frame, scheduler="sync", progress=False)
+    batch = next(iter(DataLoader(physseg.StoreDataset(tmp_path / "many.zarr", crop=96), batch_size=7)))
+    assert batch["labels"].dtype == batch["cell_classes"].dtype == torch.int32
+    assert set(batch["labels"].unique().tolist()) <= {*range(295, 300), 65535}
+    assert 65535 in batch["labels"]
 
 
 def test_it_ends_and_counts_from_the_end(store: Path) -> None:
