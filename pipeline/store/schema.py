@@ -179,7 +179,7 @@ class StoreSchema:
             "fill_value": self.fill(spec),
             "codecs": [sharding] if spec.is_sharded else inner,
             "attributes": self._array_attributes(spec),
-            "dimension_names": ["sample", *spec.dims],
+            "dimension_names": ["sample", *(_dimension_name(dim, spec) for dim in spec.dims)],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
@@ -294,6 +294,11 @@ _KINDS: Final[Mapping[str, type]] = {
 def to_json(document: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON document as the store writes it: deterministic, and readable by a person."""
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _dimension_name(dim: str, spec: StoredArray) -> str:
+    """Slots of layers differ in number, and xarray wants one length for a name; the oldest layer keeps its own."""
+    return f"{spec.layer}_slot" if dim == "slot" and spec.layer != "patch_counts" else dim
 
 
 def _to_json(spec: StoredArray) -> dict[str, Any]:
