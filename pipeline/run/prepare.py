@@ -1,7 +1,7 @@
 """From a manifest and what was asked for to a job that can be run: schema, extractors, plan. Writes nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -22,6 +22,7 @@ from ..store.frame import CELL_PX, Frame
 from ..store.layout import is_store, open_schema
 from ..store.schema import LABEL_ARRAYS, LABELS_LAYER, RESERVED, StoredArray, StoreSchema, arrays_of
 from .plan import Plan, make_plan
+from .witnesses import certain_schema
 
 ALWAYS = ("patch_counts",)
 """Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
@@ -48,12 +49,14 @@ class Job:
     """Which share of the plan this run computes; None: all of it."""
     found: StoreSchema | None
     """What the store held when this was planned; None if there was none."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """Document of the store's settings -> why it was not believed; the run writes it again."""
 
     @property
     def warnings(self) -> list[str]:
         """What a user should know before the run, in words."""
         begun = self.schema.made_with
-        return [
+        return [f"{document} {doubt}: it is written again" for document, doubt in self.doubts.items()] + [
             f"the store was begun with {name} {begun.get(name)}, this is {version}: details may differ"
             for name, version in _versions(self.extractors).items()
             if begun.get(name) != version
@@ -96,8 +99,10 @@ def prepare(
     if len(manifest) == 0:
         raise StoreError("the manifest has no samples", hint="make it again with `physseg manifest`")
     store = open_storage(store)
-    existing = open_schema(store) if is_store(store) else None
-    if existing is not None:
+    existing, doubts = None, {}
+    if is_store(store):
+        open_schema(store)  # or it is verify's to mend
+        existing, doubts = certain_schema(store)
         _check_same_data(store, existing, manifest, frame)
     extractors, layers, arrays = _choose_layers(existing, structures, settings or {})
     schema = StoreSchema(
@@ -124,6 +129,7 @@ def prepare(
         extractors=extractors,
         plan=plan,
         found=existing,
+        doubts=doubts,
     )
 
 

@@ -32,6 +32,7 @@ from .executors.interface import Executor
 from .plan import memory_per_worker
 from .prepare import Job, prepare
 from .task import ShardReport
+from .witnesses import certain_schema
 
 __all__ = ["Job", "RunReport", "execute", "prepare", "preprocess"]
 
@@ -172,7 +173,8 @@ def _create_unless_there(job: Job) -> None:
 
 def _check_unchanged(job: Job, now: StoreSchema, *, initialised: bool) -> None:
     """Refuse to go on where another run changed the store since this one was planned."""
-    if now != (job.schema if initialised else job.found or job.schema):
+    expected = job.schema if initialised else job.found or job.schema
+    if now != expected and certain_schema(job.store)[0] != expected:  # a root that was not believed is still there
         hint = "run the same command again"
         raise StoreError(f"{job.store}: was changed by another run since this one was planned", hint=hint)
 

@@ -26,8 +26,6 @@ from ..store.errors import StoreCorruptError, StoreError
 from ..store.layout import (
     ID_ARRAYS,
     MANIFEST_FILE,
-    ROOT,
-    SETTINGS_COPY,
     has_content,
     id_files,
     id_paths,
@@ -39,7 +37,7 @@ from ..store.layout import (
 from ..store.locks import locked, no_task_writes
 from ..store.schema import STATUS, StoreSchema
 from ..store.shard_files import encode_status
-from .witnesses import settle_schema, shards_of
+from .witnesses import certain_schema, settle_schema, shards_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,12 +127,7 @@ def repair(
     """
     store = open_storage(store)
     with locked(store), no_task_writes(store):
-        schema, _, conflict = settle_schema(store)
-        if conflict:
-            hint = (
-                f"nothing was changed: restore {ROOT} and {SETTINGS_COPY} of this store, or preprocess into a new one"
-            )
-            raise StoreError(f"{store}: {conflict}", hint=hint)
+        schema, _ = certain_schema(store)
         for path, data in metadata_documents(schema).items():
             if not has_content(store, path, data):
                 store.put(path, data)

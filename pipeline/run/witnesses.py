@@ -1,7 +1,7 @@
 """Whose settings are a store's? The root document, its copy and the commit records are asked.
 
-A whole document may still be another store's: a folder that was copied over another one, say. To repair by its
-settings would compute everything again, and call the result faultless.
+A whole document may still be another store's: a folder that was copied over another one, say. To go on by its
+settings, or to repair by them, would compute everything again, and call the result faultless.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,15 @@ from ..store.commits import PROVENANCE, CommitRecord, read_commits
 from ..store.errors import StoreError
 from ..store.layout import ROOT, SETTINGS_COPY, open_schema, shard_of
 from ..store.schema import StoreSchema
+
+
+def certain_schema(store: Storage) -> tuple[StoreSchema, dict[str, str]]:
+    """The store's settings, and what is wrong with which document; raises StoreError where they are in doubt."""
+    schema, faults, conflict = settle_schema(store)
+    if conflict:
+        hint = f"nothing was changed: restore {ROOT} and {SETTINGS_COPY} of this store, or preprocess into a new one"
+        raise StoreError(f"{store}: {conflict}", hint=hint)
+    return schema, faults
 
 
 def settle_schema(store: Storage) -> tuple[StoreSchema, dict[str, str], str]:
@@ -41,7 +50,9 @@ def settle_schema(store: Storage) -> tuple[StoreSchema, dict[str, str], str]:
     if len(schemas) == 2:
         foreign = list(found)[1 - best]
         faults[foreign] = f"differs from {list(found)[best]}; {doubt}"
-    undecided = (layers > 0 and votes[best] == 0) or (len(schemas) == 2 and votes[0] == votes[1])
+    undecided = layers > 0 and votes[best] == 0
+    if len(schemas) == 2 and votes[0] == votes[1]:  # a run that adds layers writes the copy, and then the root
+        undecided = layers == 0 or not schemas[0].layers.items() <= schemas[1].layers.items()
     if undecided and len(schemas) == 1:
         faults[next(iter(found))] = f"holds settings of another store: {doubt}"
     return schemas[best], faults, f"its settings are in doubt: {doubt}" if undecided else ""
@@ -50,7 +61,7 @@ def settle_schema(store: Storage) -> tuple[StoreSchema, dict[str, str], str]:
 def _votes(store: Storage, schemas: Sequence[StoreSchema]) -> tuple[int, list[int]]:
     """Number of layers in the commit records there are, and for each schema how many were computed with its settings.
 
-    A record of other samples than a schema's does not count for it.
+    A record of other samples than a schema's does not count for it. One vote is enough where there is one schema.
     """
     digests = [{layer: schema.layer_digest(layer) for layer in schema.layers} for schema in schemas]
     layers, votes = 0, [0] * len(schemas)
@@ -60,6 +71,8 @@ def _votes(store: Storage, schemas: Sequence[StoreSchema]) -> tuple[int, list[in
             for number, schema in enumerate(schemas):
                 if record.samples == schema.shard_range(record.shard):
                     votes[number] += sum(record.has(*layer) for layer in digests[number].items())
+        if len(votes) == 1 and votes[0]:
+            break
     return layers, votes
 
 

@@ -126,6 +126,67 @@ def test_an_interrupted_addition_resumes_with_the_added_layer_alone(
     assert_same_bytes(tmp_path / "once.zarr", path)
 
 
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("part", [None, Part(1, 2)])
+def test_the_root_document_of_another_store_is_outvoted_and_written_again(
+    part: Part | None, manifest: Manifest, tmp_path: Path
+) -> None:
+    """By its settings, two layers of both shards would have been computed again."""
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path)
+    preprocess(manifest, tmp_path / "other.zarr", settings={"canny": {"low": 3}, "sift": {"sigma": 2}})
+    shutil.copytree(path, tmp_path / "before.zarr")
+    shutil.copy(tmp_path / "other.zarr/zarr.json", path)
+    foreign = bytes_of(path)
+    job = run.prepare(manifest, path, part=part)
+    assert planned(job) == []
+    (warning,) = job.warnings
+    assert "zarr.json differs from provenance/store.json; of 10 layers" in warning
+    assert "zarr.json is spoken for by 6; provenance/store.json is spoken for by 10" in warning
+    assert bytes_of(path) == foreign, "nothing is written before the run"
+    run.execute(job, SyncExecutor(), progress=False)
+    assert_same_bytes(tmp_path / "before.zarr", path)
+
+
+@pytest.mark.parametrize("lost", ["the copy, too", "every record"])
+def test_a_root_document_in_doubt_changes_nothing(lost: str, manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    preprocess(manifest, path)
+    preprocess(manifest, tmp_path / "other.zarr", frame=dataclasses.replace(FRAME, short_edge=16))
+    shutil.copy(tmp_path / "other.zarr/zarr.json", path)
+    if lost == "the copy, too":
+        shutil.copy(path / "zarr.json", path / "provenance/store.json")
+        sides = "of 10 layers in the commit records, zarr.json is spoken for by 0"
+    else:
+        shutil.rmtree(path / "provenance/commits")
+        sides = "zarr.json is spoken for by 0; provenance/store.json is spoken for by 0"
+    before = bytes_of(path)
+    with pytest.raises(StoreError, match=f"in doubt: .*{sides}") as error:
+        preprocess(manifest, path)
+    assert "nothing was changed" in str(error.value.hint)
+    assert bytes_of(path) == before
+
+
+def test_an_addition_that_reached_one_document_resumes_and_a_layer_of_the_root_alone_is_in_doubt(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    """The records speak for both alike. A run writes the copy first: a root that has more was not left by a run."""
+    path, more = tmp_path / "s.zarr", tmp_path / "more.zarr"
+    preprocess(manifest, path, structures=["canny"])
+    preprocess(manifest, more, structures=["canny", "sift"])
+    shutil.copy(more / "zarr.json", path / "zarr.json")
+    with pytest.raises(StoreError, match=r"zarr.json is spoken for by 6; provenance/store.json is spoken for by 6"):
+        run.prepare(manifest, path)
+    (path / "zarr.json").write_bytes((path / "provenance/store.json").read_bytes())
+    shutil.copy(more / "provenance/store.json", path / "provenance/store.json")
+    assert planned(run.prepare(manifest, path)) == []
+    preprocess(manifest, path, structures=["sift"])
+    assert_same_bytes(more, path)
+
+
 def test_lost_files_are_noticed_and_computed_alone(manifest: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     preprocess(manifest, path)
