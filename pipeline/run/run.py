@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..store.layout import (
     create_store,
     has_content,
     is_store,
+    metadata_documents,
     migrate_store,
     open_schema,
     shard_of,
@@ -80,13 +82,15 @@ def preprocess(
 def execute(job: Job, executor: Executor | None = None, *, log: Path | None = None, progress: bool = True) -> RunReport:
     """Run a prepared job to its end, by default in worker processes on this machine. Running it again resumes.
 
-    JSON lines are appended to the file `log`, one per shard.
+    JSON lines are appended to the file `log`, one per shard. Where nothing is left to do, nothing is written or locked.
 
     Raises:
         ShardFailedError: A task failed; what was committed before stays.
         StoreError: Another run is writing the store, or has changed it since the job was prepared.
     """
     started = time.perf_counter()
+    if _is_finished(job):
+        return _report(job, [], started)
     if job.part is not None:
         _initialise_for_parts(job)
     alone = job.part is None
@@ -103,16 +107,14 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
         if reports:  # what workers that were killed on the way left half-written, of this run's own shards
             ours = set(job.shards)
             job.store.delete(path for path in job.store.leftovers() if shard_of(path) in ours)
-        quarantine, dropped = _summary(job)
-    return RunReport(
-        num_samples=sum(stop - start for start, stop in map(job.schema.shard_range, job.shards)),
-        samples_computed=sum(report.num_samples for report in reports),
-        shards_computed=len(reports),
-        bytes_written=sum(report.bytes_written for report in reports),
-        seconds=time.perf_counter() - started,
-        quarantine=quarantine,
-        dropped_pixels=dropped,
-    )
+        return _report(job, reports, started)
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether every file is as the run would leave it: then the store may be where nothing can be written."""
+    documents = metadata_documents(job.schema) | {MANIFEST_FILE: job.manifest.to_bytes()}
+    whole = not job.todo.tasks and all(has_content(job.store, path, data) for path, data in documents.items())
+    return whole and not job.store.leftovers()
 
 
 def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, progress: bool) -> list[ShardReport]:
@@ -179,8 +181,8 @@ def _check_unchanged(job: Job, now: StoreSchema, *, initialised: bool) -> None:
         raise StoreError(f"{job.store}: was changed by another run since this one was planned", hint=hint)
 
 
-def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
-    """What the records of this run's shards say; raises StoreIncompleteError where one is missing."""
+def _report(job: Job, reports: Sequence[ShardReport], started: float) -> RunReport:
+    """What was done, and what the records of this run's shards say; StoreIncompleteError where one is missing."""
     entries: list[QuarantineEntry] = []
     dropped = 0
     for shard, record in zip(job.shards, read_commits(job.store, job.shards), strict=True):
@@ -190,7 +192,15 @@ def _summary(job: Job) -> tuple[tuple[QuarantineEntry, ...], int]:
             )
         entries += record.quarantine
         dropped += record.dropped_pixels
-    return tuple(entries), dropped
+    return RunReport(
+        num_samples=sum(stop - start for start, stop in map(job.schema.shard_range, job.shards)),
+        samples_computed=sum(report.num_samples for report in reports),
+        shards_computed=len(reports),
+        bytes_written=sum(report.bytes_written for report in reports),
+        seconds=time.perf_counter() - started,
+        quarantine=tuple(entries),
+        dropped_pixels=dropped,
+    )
 
 
 def _log(path: Path | None, **event: Any) -> None:

@@ -4,18 +4,22 @@ On a file system the lock is the kernel's (flock on a file in the store, which N
 with its process, however that ends. Object stores, and file systems without such locks, have leases instead.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
+from ...common.errors import READ_ONLY
 from ...common.file_lock import file_lock
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from .commits import PROVENANCE
-from .errors import StoreBusyError
+from .errors import StoreBusyError, StoreError
 from .leases import Lease
 
 RUN_LOCK, TASKS_LOCK = f"{PROVENANCE}/run.lock", f"{PROVENANCE}/tasks.lock"
 """Empty files of every store. Files, not its folder: NFS keeps locks on folders to the machine that takes them."""
+
+READ_ONLY_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 StillOurs = Callable[[], None]
 """Raises StoreError once the lock was lost; cheap."""
@@ -28,7 +32,7 @@ def locked(
     """Hold the store against every other writer, or with `shared` together with other sharers.
 
     `make` creates the store first, at the moment when no two can do so at once. Raises StoreBusyError where somebody
-    else still holds it after `wait_seconds`.
+    else still holds it after `wait_seconds`, StoreError where it can only be read.
     """
     with ExitStack() as stack:
         if isinstance(store, LocalStorage):
@@ -38,6 +42,11 @@ def locked(
                 supported = stack.enter_context(_file_lock(store, RUN_LOCK, shared, wait_seconds))
             except BlockingIOError:
                 raise StoreBusyError(f"{store}: another process is writing this store") from None
+            except OSError as error:
+                if error.errno not in READ_ONLY_ERRORS:
+                    raise
+                message = f"{store}: expected a store to write to, as there is work left, got: {error.strerror}"
+                raise StoreError(message, hint=READ_ONLY) from error
             if supported:
                 yield lambda: None
                 return

@@ -50,6 +50,20 @@ def test_a_store_that_may_not_be_written_can_be_read(disk: Path, shapes: Shapes)
     assert not mount("-o", "remount,ro", str(disk)).returncode
     assert "no fault" in physseg("verify", store)
     assert '"done": ' in physseg("inspect", store, "--json")
-    for target in (store, disk / "new.zarr"):
-        said = physseg("preprocess", shapes.manifest, target, *SYNC, code=1)
-        assert "Read-only file system" in said and "Traceback" not in said, said
+    for part, count in (((), 352), (("--part", "1/2"), 192)):
+        said = physseg("preprocess", shapes.manifest, store, *SYNC, *part)
+        assert "nothing: every shard" in said and f"{count} of {count} samples done" in said, said
+    for words in (
+        [store, "--set", "canny.low=50"],
+        [store, "--retry-quarantined", "--part", "2/2", "--set", "sift.sigma=2"],
+    ):
+        said = physseg("preprocess", shapes.manifest, *words, *SYNC, code=1)
+        assert f"error: {store}: expected a store to write to" in said and "mount it for writing" in said, said
+    said = physseg("preprocess", shapes.manifest, disk / "new.zarr", *SYNC, code=1)
+    assert "Read-only file system" in said and "Traceback" not in said, said
+    assert_same_tree(tree(store), shapes.files)
+    assert not mount("-o", "remount,rw", str(disk)).returncode
+    next(store.glob("canny/c/0/0/0")).write_bytes(b"")
+    assert not mount("-o", "remount,ro", str(disk)).returncode
+    said = physseg("verify", store, "--repair", code=1)
+    assert "canny/c/0/0/0" in said and f"error: {store}: expected a store to write to" in said, said
