@@ -99,7 +99,8 @@ def prepare(
     if len(manifest) == 0:
         raise StoreError("the manifest has no samples", hint="make it again with `physseg manifest`")
     store = open_storage(store)
-    existing, doubts = None, {}
+    existing: StoreSchema | None = None
+    doubts: Mapping[str, str] = {}
     if is_store(store):
         open_schema(store)  # or it is verify's to mend
         existing, doubts = certain_schema(store)

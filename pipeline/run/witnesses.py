@@ -52,7 +52,7 @@ def settle_schema(store: Storage) -> tuple[StoreSchema, dict[str, str], str]:
         faults[foreign] = f"differs from {list(found)[best]}; {doubt}"
     undecided = layers > 0 and votes[best] == 0
     if len(schemas) == 2 and votes[0] == votes[1]:  # a run that adds layers writes the copy, and then the root
-        undecided = layers == 0 or not schemas[0].layers.items() <= schemas[1].layers.items()
+        undecided = votes[0] == 0 or not schemas[0].layers.items() <= schemas[1].layers.items()
     if undecided and len(schemas) == 1:
         faults[next(iter(found))] = f"holds settings of another store: {doubt}"
     return schemas[best], faults, f"its settings are in doubt: {doubt}" if undecided else ""
