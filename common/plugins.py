@@ -25,6 +25,10 @@ class PluginError(ConfigError):
     """A name that no package offers, or whose package cannot give it."""
 
 
+class ConformanceError(PhyssegError, AssertionError):
+    """A part of another package does not keep its contract: what the checks of `physseg.testing` raise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One name that one package offers."""

@@ -1,9 +1,11 @@
 """Fixtures that several packages' tests share: small data sets made in code, and stores computed from them."""
 
 import hashlib
+import importlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before anything imports torch, and for every process that a test starts: models here are so small that threads cost
@@ -13,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import cv2
 import numpy as np
 import pytest
+from physseg.common import plugins
 from physseg.common.documents import digest_of_json
 from physseg.manifests.manifest import Manifest, Sample, Vocabulary
 from physseg.pipeline.store.schema import to_json
@@ -97,3 +100,25 @@ def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
         return write_shapes(tmp_path / name, count, sizes)
 
     return make
+
+
+@pytest.fixture
+def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Put a distribution on the path: its metadata, and a module of the given source. Returns its folder."""
+    site = tmp_path_factory.mktemp("site")
+
+    def install(package: str, entries: str, source: str = "thing = 1", kind: str = "extractors") -> Path:
+        module = package.replace("-", "_")
+        info = site / f"{module}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.5\n")
+        (info / "entry_points.txt").write_text(f"[physseg.{kind}]\n{entries}\n")
+        (site / f"{module}.py").write_text(source)
+        sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        plugins.offers.cache_clear()
+        return site
+
+    monkeypatch.syspath_prepend(site)
+    yield install
+    plugins.offers.cache_clear()

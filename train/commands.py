@@ -199,13 +199,15 @@ def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | N
 
 def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
     from ..common import plugins
+    from ..manifests.checking import CheckSettings
     from ..manifests.datasets import published
 
     if unknown := set(names).difference(known := plugins.names("datasets")):
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(known)}", param_hint="--benchmark")
     if root is None:
         raise typer.BadParameter("--benchmark needs the folder of its archives", param_hint="--root")
-    found = {name: published.benchmark(name, root=Path(root)).checked.manifest for name in names}
+    checks = CheckSettings(exif="ignore")  # as `physseg manifest NAME` by default
+    found = {name: published.benchmark(name, root=Path(root), settings=checks).checked.manifest for name in names}
     for name, manifest in found.items():
         if manifest.quarantined:
             typer.echo(f"{name}: {len(manifest.quarantined)} samples are quarantined", err=True)

@@ -3,7 +3,7 @@
 An entry point of the group `physseg.datasets` names one (docs/plugins.md). Imports nothing heavy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -31,12 +31,15 @@ class Dataset(Protocol):
     def description(self) -> str:
         """One line for `--help`."""
 
-    def find(self, root: Path, split: str) -> "Archive | tuple[Iterable[tuple[str, Path, Path]], LabelIds]":
+    def find(
+        self, root: Path, split: str
+    ) -> "Archive | tuple[Iterable[tuple[str, Path, Path]], Mapping[int, str | None] | LabelIds]":
         """The samples of a split in the folder `root` (absolute), and what the numbers in their labels mean.
 
         Returns:
-            Id, image file and label file of each sample, in any order; files that are absent are named. An `Archive`
-            also says how many samples were published, and where one gets them.
+            Id, image file and label file of each sample, in any order; files that are absent are named. Then the class
+            of each number that labels may hold, None for "no class"; or `LabelIds`, which know other forms than plain
+            pictures of ids. An `Archive` also says how many samples were published, and where one gets them.
 
         Raises:
             PhyssegError: The folder holds something else.

@@ -93,9 +93,8 @@ def look(dataset: Dataset, root: Path | None, split: str, **options: Any) -> Arc
     found = dataset.find(folder, split, **options)
     if isinstance(found, Archive):
         return found
-    rows, ids = found
-    if not isinstance(ids, LabelIds):
-        raise TypeError(f"find() returned {type(ids).__name__}, expected LabelIds")
+    rows, meaning = found
+    ids = meaning if isinstance(meaning, LabelIds) else LabelIds.named(dataset.name, meaning)
     title = f"{dataset.name}, {split}" if split else dataset.name
     pairs = [Pair(sample_id=name, image=_located(image), label=_located(label)) for name, image, label in rows]
     if not pairs:

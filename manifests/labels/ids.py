@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -48,6 +48,18 @@ class LabelIds:
             raise ManifestError.mismatch("label form", f"one of {', '.join(FORMS)}", repr(self.label_form), hint=hint)
         if self.max_short_side_px is not None and self.max_short_side_px < 1:
             raise ManifestError.mismatch("max_short_side_px", "1 or more", self.max_short_side_px)
+
+    @classmethod
+    def named(cls, name: str, meaning: Mapping[int, str | None]) -> Self:
+        """The ids of label pictures by the name of each one's class; None means "no class".
+
+        >>> LabelIds.named("toy", {0: None, 1: "cat", 2: "dog", 3: "cat"}).raw_to_class
+        {1: 0, 2: 1, 3: 0}
+        """
+        vocabulary = Vocabulary(name=name, classes=tuple(dict.fromkeys(filter(None, meaning.values()))))
+        raw_to_class = {raw: vocabulary.classes.index(entry) for raw, entry in meaning.items() if entry is not None}
+        ignored = tuple(raw for raw, entry in meaning.items() if entry is None)
+        return cls(vocabulary=vocabulary, raw_to_class=raw_to_class, raw_ignore=ignored)
 
     def map_ids(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
         """Raw ids (uint8 or uint16) as class ids, and what is unknown: "" or such as "id 44 (120 pixels)".

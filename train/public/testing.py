@@ -1,3 +1,6 @@
 """`physseg.testing`: checks that a part of another package keeps its contract (docs/python.md)."""
 
-__all__: list[str] = []
+from ...common.plugins import ConformanceError
+from ...manifests.datasets.conformance import check_dataset
+
+__all__ = ["ConformanceError", "check_dataset"]
