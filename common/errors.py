@@ -27,7 +27,7 @@ class PhyssegError(Exception):
         self.fields = fields
 
     def __str__(self) -> str:
-        message = super().__str__()
+        message = str(self.args[0])  # `super()` may be KeyError's, which quotes it
         return f"{message}\n  hint: {self.hint}" if self.hint else message
 
     @classmethod

@@ -8,6 +8,8 @@ import cv2
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from ...common.errors import ConfigError
+from ...common.settings import build
 from ...pipeline.store.open_store import Store
 from .dataset import DataConfig, TrainSamples
 
@@ -32,7 +34,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         self,
         store: str | Path | Store,
         crop: int = 384,
-        structures: Sequence[str] = ("canny",),
+        structures: str | Sequence[str] = ("canny",),
         flip: float = 0.5,
         seed: int = 0,
         *,
@@ -43,7 +45,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         Args:
             store: Its folder or URL, or what `physseg.open_store` gave.
             crop: Side of the crop in px of the store's frame; a multiple of 8.
-            structures: Names of the structure maps.
+            structures: Names of the structure maps; one may stand alone.
             flip: Probability of mirroring a sample.
             seed: Seed of order, crops, flips and jitter.
             images: Root folder or URL of the images, where they have moved since the manifest was made.
@@ -54,8 +56,12 @@ class StoreDataset(Dataset[dict[str, Any]]):
             StoreIncompleteError: Not all samples have been computed.
         """
         path = store.path if isinstance(store, Store) else str(store)
-        config = DataConfig(store=path, images=images, crop=crop, flip=flip)
-        self._samples = TrainSamples(config, structures, cells=True, seed=seed)
+        values = {"store": path, "images": images, "crop": crop, "flip": flip}
+        config = build(DataConfig, values, base=Path.cwd(), where="StoreDataset")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed must be in [0, 2^63), got {seed}")
+        names = (structures,) if isinstance(structures, str) else structures
+        self._samples = TrainSamples(config, names, cells=True, seed=seed)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:

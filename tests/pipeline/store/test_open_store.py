@@ -90,6 +90,7 @@ def test_an_unknown_id_has_close_matches(path: Path, sample_id: str, close: str)
         physseg.open_store(path)[sample_id]
     assert isinstance(caught.value, UnknownSampleError)
     assert close in (caught.value.hint or "")
+    assert str(caught.value).startswith(f"{path}: no sample")
 
 
 @pytest.mark.parametrize("index", [5, -6, 10**9])

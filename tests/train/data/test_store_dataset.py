@@ -126,10 +126,21 @@ def test_a_copy_keeps_the_epoch_and_has_its_own(store: Path) -> None:
     assert (int(copy[1]["positions"]), int(ours[1]["positions"])) == (1, 15)
 
 
-def test_what_does_not_fit_is_one_line(store: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line(store: Path) -> None:
     with pytest.raises(TrainDataError, match="superpoint"):
         dataset(store, structures=["superpoint"])
     with pytest.raises(ConfigError, match="multiple of 8"):
         dataset(store, crop=100)
     with pytest.raises(ConfigError, match="flip"):
         dataset(store, flip=2)
+    with pytest.raises(ConfigError, match=r"StoreDataset\.crop"):
+        dataset(store, crop=96.0)
+    with pytest.raises(ConfigError, match="seed"):
+        dataset(store, seed=-1)
+
+
+def test_a_relative_path_and_a_structure_by_itself(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.parent)
+    ours = dataset(Path(store.name), structures="sift")
+    monkeypatch.chdir("/")
+    assert torch.equal(ours[0]["structures"], dataset(store)[0]["structures"][1:])
