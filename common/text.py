@@ -45,10 +45,10 @@ def parse_bytes(text: str) -> int:
 def counted(number: int, noun: str) -> str:
     """A number of things whose plural ends in s.
 
-    >>> counted(1, "shard"), counted(0, "sample")
-    ('1 shard', '0 samples')
+    >>> counted(1, "shard"), counted(0, "sample"), counted(2, "class")
+    ('1 shard', '0 samples', '2 classes')
     """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def format_duration(seconds: float) -> str:

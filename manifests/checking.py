@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..common.processes import available_cpus
 from ..common.regular_files import read_regular
+from ..common.text import counted
 from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image
 from .errors import DecodeError, LabelFormatError, ManifestError
 from .labels.forms import decode_raw
@@ -165,15 +166,15 @@ def check_pair(
         if label_size and label_size != size and not problems:
             expected = f"{size[0]} x {size[1]} pixels (h x w) as {image_name}"
             problems.append(f"size mismatch: {label_name}: expected {expected}, got {label_size[0]} x {label_size[1]}")
-    counted, seen = np.zeros(ids.vocabulary.num_classes + 1, np.int64), set[int]()
+    labelled, seen = np.zeros(ids.vocabulary.num_classes + 1, np.int64), set[int]()
     if raw is not None:
         if cross_check is not None:
             notes += filter(None, [cross_check(pair, raw)])
-        counted, unknown, seen = count_classes(raw, ids)
+        labelled, unknown, seen = count_classes(raw, ids)
         if unknown:
-            expected = f"ids of the {ids.vocabulary.num_classes} classes"
+            expected = f"ids of the {counted(ids.vocabulary.num_classes, 'class')}"
             problems.append(f"unknown ids: {label_name}: expected {expected}, got {unknown}")
-        elif not counted[:-1].any():
+        elif not labelled[:-1].any():
             notes.append("no labelled pixel")
     height, width = capped_size(*size, ids.max_short_side_px)
     sample = Sample(
@@ -189,7 +190,7 @@ def check_pair(
         problem="; ".join(problems),
         note="; ".join(notes),
     )
-    return sample, counted if not problems else np.zeros_like(counted), seen
+    return sample, labelled if not problems else np.zeros_like(labelled), seen
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.documents import read_text
-from ..common.text import control_character
+from ..common.text import control_character, counted
 from .errors import ManifestError
 
 MAX_CLASSES = 65535
@@ -66,7 +66,7 @@ class Vocabulary:
         """
         last = self.num_classes - 1
         ends = f"{first_id} {self.classes[0]}" + (f" ... {first_id + last} {self.classes[-1]}" if last else "")
-        return f"{self.num_classes} class{'es' * bool(last)}: {ends}"
+        return f"{counted(self.num_classes, 'class')}: {ends}"
 
     @property
     def prompt_names(self) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
     found = {name: published.benchmark(name, root=Path(root), settings=checks).checked.manifest for name in names}
     for name, manifest in found.items():
         if manifest.quarantined:
-            typer.echo(f"{name}: {len(manifest.quarantined)} samples are quarantined", err=True)
+            typer.echo(f"{name}: {counted(len(manifest.quarantined), 'quarantined sample')}", err=True)
     return found
 
 
@@ -276,7 +276,7 @@ def _images_and_words(
         return find_images(images), read_words(classes, classes_file)
     manifest = Manifest.read(images[0], root=root)
     if manifest.quarantined:
-        typer.echo(f"{len(manifest.quarantined)} quarantined samples left out", err=True)
+        typer.echo(f"{counted(len(manifest.quarantined), 'quarantined sample')} left out", err=True)
     return manifest, read_words(classes, classes_file) if classes or classes_file else manifest.vocabulary
 
 

@@ -31,7 +31,7 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     sample, rate, images = map(
         format_bytes, (estimate.sample_bytes, 100 * estimate.sample_bytes, 100 * estimate.image_file_bytes)
     )
-    yield f"  estimate    from {estimate.images} images, computed here in {at_once}:"
+    yield f"  estimate    from {counted(estimate.images, 'image')}, computed here in {at_once}:"
     yield f"    time      {estimate.core_seconds / estimate.samples * 1e3:.1f} ms an image ({parts})"
     yield f"              {cores}; {between(*estimate.wall_seconds_range)} on {workers}"
     if estimate.target_workers is not None:

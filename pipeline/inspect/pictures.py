@@ -8,7 +8,7 @@ import numpy as np
 
 from ...common.atomic import atomic_write
 from ...common.images import encode_png
-from ...common.text import percent
+from ...common.text import counted, percent
 from ..store.schema import StoredArray
 from .drawing.label_maps import overlay
 from .drawing.layers import EDGES, KEYPOINTS, Layer, label_layer, structure_layer, weight_layer
@@ -28,7 +28,7 @@ def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     """Layers of the label map and of each structure by array name, with how much each holds."""
     vocabulary, num_shown = view.vocabulary, len(view.shares)
     labels = label_layer(view.labels, vocabulary.num_classes, ignore_index=vocabulary.ignore_index)
-    layers = {"labels": (labels, f"{num_shown} class{'' if num_shown == 1 else 'es'}")}
+    layers = {"labels": (labels, f"{counted(num_shown, 'class')}")}
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
         layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
     return layers

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location, open_storage
-from ...common.text import did_you_mean
+from ...common.text import counted, did_you_mean
 from ...manifests.errors import ContentError
 from ...manifests.manifest import Sample
 from ...manifests.vocabulary import Vocabulary
@@ -123,7 +123,7 @@ class SampleViews:
             listed = "; ".join(repr(vocabulary.labelled_classes[index]) for index in found)
             raise InspectError(f"class {text!r} may be one of several", hint=f"give the whole entry: {listed}")
         raise InspectError(
-            f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({len(entries)} classes)",
+            f"{self.reader.store}: no class {text!r} in {vocabulary.name} ({counted(len(entries), 'class')})",
             hint=did_you_mean(wanted, [word for word, _ in synonyms]),
         )
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ...common.text import align, format_bytes
+from ...common.text import align, counted, format_bytes
 from .summary import ArrayFacts, StoreSummary
 
 NUMBERS: Final = (3, 4, 5, 6)
@@ -36,7 +36,10 @@ def facts(summary: StoreSummary) -> list[tuple[str, str]]:
     counts = f"{summary.done:,} done, {summary.missing:,} missing, {summary.quarantined:,} quarantined"
     rows = [
         ("data set", summary.dataset),
-        ("vocabulary", f"{summary.vocabulary}, {summary.num_classes} classes, ignore index {summary.ignore_index}"),
+        (
+            "vocabulary",
+            f"{summary.vocabulary}, {counted(summary.num_classes, 'class')}, ignore index {summary.ignore_index}",
+        ),
         ("samples", f"{summary.samples:,}: {counts}"),
         ("shards", f"{summary.shards_committed:,} of {summary.shards:,} committed"),
         ("frame", f"{edges}; cells of {summary.cell_px} px"),
@@ -71,7 +74,7 @@ def layer_rows(summary: StoreSummary) -> list[tuple[str, ...]]:
 
 def measured_note(summary: StoreSummary) -> str:
     """What the column `filled` means."""
-    samples = f"{summary.measured_samples} sample{'' if summary.measured_samples == 1 else 's'}"
+    samples = f"{counted(summary.measured_samples, 'sample')}"
     return f"filled: share of the values inside the frame that are not the array's fill, measured on {samples}"
 
 

@@ -11,7 +11,7 @@ from ... import __version__
 from ...common import plugins
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
-from ...common.text import Part
+from ...common.text import Part, counted
 from ...manifests.manifest import Manifest
 from ...structure_extractors import registry
 from ...structure_extractors.interface import Extractor, identity
@@ -203,11 +203,14 @@ def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, 
     hint = "choose another path for the store of this manifest"
     if existing.vocabulary.fingerprint != manifest.vocabulary.fingerprint:
         ours, its = (
-            f"{words.name} ({words.num_classes} classes)" for words in (existing.vocabulary, manifest.vocabulary)
+            f"{words.name} ({counted(words.num_classes, 'class')})"
+            for words in (existing.vocabulary, manifest.vocabulary)
         )
         raise StoreError(f"{store}: holds labels of the vocabulary {ours}, the manifest has {its}", hint=hint)
     if existing.num_samples != len(manifest):
-        raise StoreError(f"{store}: holds {existing.num_samples} samples, the manifest has {len(manifest)}", hint=hint)
+        raise StoreError(
+            f"{store}: holds {counted(existing.num_samples, 'sample')}, the manifest has {len(manifest)}", hint=hint
+        )
     if frame is not None and frame != existing.frame:
         hint = "every array depends on the frame: choose another path, or leave the frame options out"
         raise StoreError(f"{store}: was made with {existing.frame}, asked for {frame}", hint=hint)

@@ -15,7 +15,7 @@ def describe_job(job: Job, *, name: str | None = None) -> Iterator[str]:
     origin = "existing store" if job.found else "new store"
     size = f"{counted(schema.num_samples, 'sample')} in {counted(schema.num_shards, 'shard')}"
     yield f"{name or job.store}: {origin}, {size}"
-    yield f"  vocabulary  {schema.vocabulary.name}, {len(schema.vocabulary.class_names)} classes"
+    yield f"  vocabulary  {schema.vocabulary.name}, {counted(len(schema.vocabulary.class_names), 'class')}"
     yield f"  frame       short edge {frame.short_edge} px, long edge <= {frame.max_long_edge}, canvas {frame.canvas}"
     yield f"  layers      {', '.join(schema.layers)}"
     for warning in job.warnings:

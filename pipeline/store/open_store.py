@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.storage.location import Location, open_storage
-from ...common.text import did_you_mean
+from ...common.text import counted, did_you_mean
 from ...manifests.vocabulary import Vocabulary
 from .errors import UnknownSampleError
 from .layout import open_schema
@@ -98,7 +98,7 @@ class Store(Sequence[StoredSample]):
         return isinstance(sample_id, str) and self._reader.manifest.table.find(sample_id) is not None
 
     def __repr__(self) -> str:
-        return f"Store({self.path!r}: {len(self)} samples of {', '.join(self.arrays)})"
+        return f"Store({self.path!r}: {counted(len(self), 'sample')} of {', '.join(self.arrays)})"
 
 
 def cut_sample(reader: StoreReader, index: int) -> StoredSample:

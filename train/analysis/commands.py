@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ...common.atomic import atomic_json, atomic_write
+from ...common.text import counted
 from ...manifests.commands import to_write
 from ..commands import (
     Checkpoint,
@@ -217,7 +218,7 @@ def compare(
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
     _write_json(json_file, analysis.write_comparison(out, pictured, scores, facts, table))
     typer.echo(analysis.in_words(scores))
-    typer.echo(f"{len(pictured)} pictures in {out}, all on one page: {out / 'index.html'}")
+    typer.echo(f"{counted(len(pictured), 'picture')} in {out}, all on one page: {out / 'index.html'}")
 
 
 @app.command()
@@ -277,7 +278,7 @@ def structure(
         title = f"against the people's boundaries of BSDS500 {split}"
         images, model = analysis.find_bsds(Path(str(bsds)), split, max_images), loaded.model if loaded else None
         found = analysis.match_bsds(images, model, window_px=window_px, tolerance_px=tolerance, canny_blur=canny_blur)
-    typer.echo(analysis.table(found, f"{title}, {len(next(iter(found.values())).counts)} images"))
+    typer.echo(analysis.table(found, f"{title}, {counted(len(next(iter(found.values())).counts), 'image')}"))
     document = {
         "run": str(run) if run else None,
         "step": loaded.step if loaded else None,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
 from ...common.images import encode_png
-from ...common.text import percent
+from ...common.text import counted, percent
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
 from ..errors import AnalysisError
@@ -202,7 +202,7 @@ def in_words(scores: Sequence[Scored]) -> str:
     if not found["images"]:
         return "no labelled pixel in any image"
     return (
-        f"{found['images']} images: {found['better']} better, {found['worse']} worse, "
+        f"{counted(found['images'], 'image')}: {found['better']} better, {found['worse']} worse, "
         f"mean change {100 * found['mean_change']:+.2f} points of pixel accuracy"
     )
 

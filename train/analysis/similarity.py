@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.text import align
+from ...common.text import align, counted
 from ...manifests.class_file import FORMS, read_class_file
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary
@@ -106,7 +106,7 @@ def table(found: Sequence[Similarity], *, worst: int = 3) -> str:
         shown = ", ".join(f"{name} ({near} {cosine:.2f})" for name, near, cosine in item.neighbours()[:worst])
         cosines = (f"{value:.3f}" for value in item.measures.values())
         rows.append((item.vocabulary.name, str(item.vocabulary.num_classes), *cosines, shown))
-    head = f"to {found[0].reference.name} ({found[0].reference.num_classes} classes)"
+    head = f"to {found[0].reference.name} ({counted(found[0].reference.num_classes, 'class')})"
     return "\n".join([head, *align(rows, right=range(1, 5))])
 
 

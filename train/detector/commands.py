@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ...common.text import counted
 from ...manifests.commands import to_write
 
 app = typer.Typer(
@@ -59,7 +60,7 @@ def superpoint_textures(
     from .labelling import write_textures
 
     write_textures(folder, number=number, seed=seed, size=(240, 320))
-    typer.echo(f"{folder}: {number} textures")
+    typer.echo(f"{folder}: {counted(number, 'texture')}")
 
 
 @app.command("label")
@@ -80,7 +81,7 @@ def superpoint_label(
     settings = LabelSettings(adaptation=adaptation, threshold=threshold, max_points=max_points, precision=precision)
     labelled = label(images, out, weights or SHIPPED_WEIGHTS, settings, device=device, say=typer.echo)
     number = len(labelled.names)
-    typer.echo(f"{out}: {number} pictures, {len(labelled.points) / number:.0f} keypoints each")
+    typer.echo(f"{out}: {counted(number, 'picture')}, {len(labelled.points) / number:.0f} keypoints each")
 
 
 @app.command("train")
@@ -107,7 +108,7 @@ def superpoint_train(
     source = labelled_source(images, labels, shapes, settings.size)
     first = start or SHIPPED_WEIGHTS
     weights = train(source, settings, run, start=first, device=device, workers=workers, say=typer.echo)
-    typer.echo(f"{weights}: trained on {len(source.labels.names)} labelled pictures")
+    typer.echo(f"{weights}: trained on {counted(len(source.labels.names), 'labelled picture')}")
 
 
 @app.command("reproduce")
@@ -167,4 +168,4 @@ def superpoint_evaluate(
     if pictures is not None:
         detect = network_detector(detector.network)
         files = write_pictures(pictures, detect, threshold=detector.threshold, sequences=sequences)
-        typer.echo(f"{pictures}: {len(files)} pictures of what it finds")
+        typer.echo(f"{pictures}: {counted(len(files), 'picture')} of what it finds")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.regular_files import MAX_BYTES, read_regular
-from ...common.text import preview
+from ...common.text import control_character, preview
 from ..errors import EvaluationError
 from .image_counts import COUNTS, ImageCounts
 from .metrics import ConfusionMatrix, Counts
@@ -52,6 +52,8 @@ def read_counts(path: Path) -> tuple[Counts, tuple[str, ...] | None, dict[str, A
         if not (getattr(images, part).sum(axis=0) == expected).all():
             raise EvaluationError.mismatch(f"{path}: image_{part}", "counts that add up to `confusion`", "others")
     names = None if classes is None else tuple(map(str, classes.tolist()))
+    if found_in := control_character("".join(names or ())):
+        raise EvaluationError.mismatch(f"{path}: classes", "names in printable characters", found_in)
     return matrix, names, {"images": images, "boundary": boundary, "sizes": sizes}
 
 
@@ -73,6 +75,7 @@ def checked_matrix(path: Path, matrix: npt.NDArray[Any]) -> Counts:
         (~np.isfinite(as_float), "finite numbers"),
         (as_float < 0, "counts of 0 or more"),
         (as_float != np.floor(as_float), "whole numbers"),
+        (as_float >= 2**62, "counts that fit 63 bits"),
     ):
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()

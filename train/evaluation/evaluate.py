@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ...common.text import Part
+from ...common.text import Part, counted
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
@@ -127,7 +127,7 @@ def usable_samples(manifest: Manifest, max_images: int | None = None) -> list[in
     """Indices of the first samples that are not quarantined. Raises EvaluationError if there are none."""
     found = manifest.usable[:max_images]
     if not found:
-        counts = f"{len(manifest)} samples, {len(manifest.quarantined)} of them quarantined"
+        counts = f"{counted(len(manifest), 'sample')}, {len(manifest.quarantined)} of them quarantined"
         hint = "Check the manifest's problems with `physseg manifest`."
         raise EvaluationError(f"{manifest.dataset}: nothing to evaluate: {counts}", hint=hint)
     return found

@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 from ... import __version__
 from ...common.documents import read_text
-from ...common.text import percent, preview
+from ...common.text import control_character, counted, percent, preview
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import published_vocabulary
 from ..errors import EvaluationError
 from .count_file import TRANSPOSED, checked_matrix, matrix_of, read_counts
 from .evaluate import class_groups, score, usable_samples
 from .metrics import Counts
-from .predictions import IdsOption, Predictions
+from .predictions import IdsOption, Predictions, judge_counts
 from .protocol import environment, identity_of_predictions
 from .result import Evaluation
 
@@ -84,8 +84,8 @@ class ClassIous:
         """For the terminal."""
         known, number = int((~np.isnan(self.iou)).sum()), len(self.iou)
         return (
-            f"mIoU                 {percent(self.miou())}  over the {known} classes that are not nan\n"
-            f"mIoU, union, lowest  {percent(self.lowest_union())}  the sum over all {number} classes, nan as 0: "
+            f"mIoU                 {percent(self.miou())}  over the {counted(known, 'class')} other than nan\n"
+            f"mIoU, union, lowest  {percent(self.lowest_union())}  summed over {counted(number, 'class')}, nan as 0: "
             "the lowest that the older convention can give"
             + ("\nnote: no IoU is above 1%; fractions would have to be multiplied by 100" * self.may_be_fractions())
         )
@@ -111,9 +111,10 @@ def evaluate_predictions(
         expected = "a folder of label PNGs, detectron2's .json, a confusion matrix (.npz, .csv) or a .csv of IoUs"
         raise EvaluationError.mismatch(path, expected, "another file" if path.exists() else "nothing there")
     if table is None:
-        raise EvaluationError(
-            f"{path}: label maps are scored against labels", hint="name their manifest: --manifest M.parquet"
-        )
+        hint = "name their manifest: --manifest M.parquet"
+        if path.suffix.lower() == ".json":
+            hint += f"; {judge_counts(path)}"
+        raise EvaluationError(f"{path}: label maps are scored against labels", hint=hint)
     return _judge_maps(Predictions.open(path, table, ids), known, allow_missing=allow_missing, progress=progress)
 
 
@@ -153,7 +154,7 @@ def _judge_matrix(
     path: Path,
     matrix: Counts,
     names: tuple[str, ...] | None,
-    counted: Mapping[str, Any],
+    fields: Mapping[str, Any],
     manifest: Manifest | None,
     known: Sequence[str],
 ) -> Evaluation:
@@ -164,8 +165,10 @@ def _judge_matrix(
         names, seen = vocabulary.class_names, class_groups(vocabulary.classes, vocabulary.fold_from, known)
         source |= identity_of_predictions(manifest, {})
         if len(names) != len(matrix):
-            raise EvaluationError.mismatch(path, f"the {len(names)} classes of {manifest.dataset}", len(matrix))
-    images, notes = counted.get("images"), []
+            raise EvaluationError.mismatch(
+                path, f"the {counted(len(names), 'class')} of {manifest.dataset}", len(matrix)
+            )
+    images, notes = fields.get("images"), []
     if not names:
         notes.append("names of classes are not known: name a manifest to have seen and unseen ones apart")
     if images is None:
@@ -177,7 +180,7 @@ def _judge_matrix(
         num_images=len(images.image_ids) if images else 0,
         quarantined=(),
         source=source | environment(NOT_KNOWN) | {"notes": [*notes, TRANSPOSED]},
-        **counted,
+        **fields,
     )
 
 
@@ -197,7 +200,7 @@ def _read_csv(path: Path) -> tuple[Counts, None, dict[str, Any]] | ClassIous:
             expected = (
                 f"a square matrix ({len(rows)} numbers in each of {len(rows)} lines), or the header {','.join(HEADER)}"
             )
-            raise EvaluationError.mismatch(f"{path}, line {line}", expected, f"{len(row)} cells")
+            raise EvaluationError.mismatch(f"{path}, line {line}", expected, f"{counted(len(row), 'cell')}")
         numbers.append([_number(f"{path}, line {line}", cell) for cell in row])
     return checked_matrix(path, np.array(numbers, dtype=object)), None, {}
 
@@ -208,6 +211,8 @@ def _class_ious(path: Path, rows: Sequence[Sequence[str]]) -> ClassIous:
         where = f"{path}, line {line}"
         if len(row) != 2 or not row[0].strip():
             raise EvaluationError.mismatch(where, "a class and its IoU in percent (quote names with commas)", row)
+        if found := control_character(row[0].strip()):
+            raise EvaluationError.mismatch(where, "a name in printable characters", found)
         value = math.nan if row[1].strip().lower() == "nan" else _number(where, row[1])
         if not (math.isnan(value) or 0 <= value <= 100):
             raise EvaluationError.mismatch(where, "an IoU of 0..100 percent, or nan", row[1])
@@ -219,9 +224,10 @@ def _class_ious(path: Path, rows: Sequence[Sequence[str]]) -> ClassIous:
 
 
 def _number(where: str, cell: str) -> float:
-    """A number; a whole one exactly, however large."""
+    """A number; a whole one of up to 63 bits exactly."""
     try:
-        return int(cell)
+        whole = int(cell)
+        return whole if abs(whole) < 2**63 else float(cell)
     except ValueError:
         try:
             return float(cell)

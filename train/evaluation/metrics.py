@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ...common.errors import ConfigError
-from ...common.text import align, percent
+from ...common.text import align, counted, percent
 from ..errors import ShapeError
 from ..losses.numerics import check_choice
 
@@ -176,7 +176,7 @@ class ConfusionMatrix:
 
     def _averages(self, more: Sequence[tuple[str, str, str]]) -> list[str]:
         true, union = int(self.matrix.any(axis=1).sum()), int(self._occurring().sum())
-        rows = [("mIoU", percent(self.miou()), f"over the {true} classes of the ground truth")]
+        rows = [("mIoU", percent(self.miou()), f"over the {counted(true, 'class')} of the ground truth")]
         if union != true:
             over = f"over the {union} classes that are true or predicted anywhere"
             rows.append(("mIoU, union", percent(self.miou("union")), over))
@@ -199,7 +199,7 @@ class ConfusionMatrix:
 
     def _check_names(self, classes: Sequence[str]) -> None:
         if len(classes) != self.num_classes:
-            raise ShapeError(f"expected {self.num_classes} class names, got {len(classes)}")
+            raise ShapeError(f"expected {counted(self.num_classes, 'class name')}, got {len(classes)}")
 
 
 def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -104,6 +104,11 @@ class Predictions:
         return classes
 
 
+def judge_counts(path: Path) -> str:
+    """What to do about a JSON file that is no list of predictions but, most likely, a result."""
+    return f"of a result of `physseg evaluate`, judge the counts: {path.with_suffix('.npz')}"
+
+
 MAX_FAULTS = 20
 FAULT_HINT = "every pixel needs a class, at the size of the labels; --ids says what the numbers are"
 
@@ -150,7 +155,8 @@ def _read_masks(path: Path, manifest: Manifest) -> tuple[dict[str, dict[int, Any
         raise EvaluationError.mismatch(path, "detectron2's list of predictions (JSON)", error) from error
     if not isinstance(entries, list) or not entries:
         expected = "a list of {file_name, category_id, segmentation}"
-        raise EvaluationError.mismatch(path, expected, "an empty list" if entries == [] else type(entries).__name__)
+        got = "an empty list" if entries == [] else type(entries).__name__
+        raise EvaluationError.mismatch(path, expected, got, judge_counts(path))
     known, masks, surplus = _names(manifest), dict[str, dict[int, Any]](), dict[str, None]()
     matched: dict[str, str] = {}
     for number, entry in enumerate(entries):

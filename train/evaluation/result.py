@@ -21,7 +21,7 @@ from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
 from ...common.documents import MALFORMED, parsing
 from ...common.regular_files import read_regular
-from ...common.text import Part, percent, preview
+from ...common.text import Part, counted, percent, preview
 from ..errors import EvaluationError
 from .count_file import matrix_of, read_counts
 from .image_counts import COUNTS, ImageCounts
@@ -131,7 +131,7 @@ class Evaluation:
                 lines.append(f"{name:7} classes {shown}  over those of {known.count(flag)} that occur")
         for what, ids in (("quarantined", self.quarantined), ("unlabelled", self.unlabelled)):
             if ids:
-                lines.append(f"{len(ids)} {what} samples left out: {preview(ids)}")
+                lines.append(f"{counted(len(ids), f'{what} sample')} left out: {preview(ids)}")
         if note := environment_note(self.source):
             lines.append(note)
         if shared := self.source.get("shared_prompts"):
@@ -144,7 +144,8 @@ class Evaluation:
         rows = [("Boundary IoU", "not known" if value is None else percent(value), "")]
         for size, found in miou_of_sizes(self.sizes).items() if self.sizes is not None else ():
             shown = "no pixels" if found["miou"] is None else percent(found["miou"])
-            rows.append((f"mIoU, {size}", shown, f"over {found['classes']} classes, objects of {AREA_TEXTS[size]}"))
+            over = f"over {counted(int(found['classes'] or 0), 'class')}, objects of {AREA_TEXTS[size]}"
+            rows.append((f"mIoU, {size}", shown, over))
         return rows
 
     def scalars(self) -> dict[str, float]:
@@ -215,12 +216,18 @@ def merge(files: Sequence[Path]) -> Evaluation:
         raise EvaluationError(f"{len(missing)} of {len(whole)} parts are missing: {listed}", hint=hint)
     ordered = [found[number] for number in whole]
     sizes = [part.sizes for part in ordered if part.sizes is not None]
+    notes = [
+        f"{what} left out: known by {counted(known, 'part')} of {len(ordered)} only"
+        for what, field in (("interval", "images"), ("Boundary IoU", "boundary"), ("mIoU by object size", "sizes"))
+        if 0 < (known := sum(getattr(part, field) is not None for part in ordered)) < len(ordered)
+    ]
     return replace(
         ordered[0],
         confusion=reduce(add, (part.confusion for part in ordered)),
         num_images=sum(part.num_images for part in ordered),
         unlabelled=tuple(name for part in ordered for name in part.unlabelled),
-        source={**ordered[0].source, **merged_environment(part.source for part in ordered)},
+        source={**ordered[0].source, **merged_environment(part.source for part in ordered)}
+        | ({"notes": notes} if notes else {}),
         images=ImageCounts.joined([part.images for part in ordered]),
         boundary=ImageCounts.joined([part.boundary for part in ordered]),
         sizes=reduce(add, sizes) if len(sizes) == len(ordered) else None,

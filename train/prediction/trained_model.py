@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...common.text import counted
 from ...manifests.errors import DecodeError
 from ...manifests.photographs import colour_fault, read_photograph
 from ..errors import PredictionError, ShapeError
@@ -73,7 +74,7 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         config = self.segmenter.config
-        return f"TrainedModel({config.clip}, step {self.step}, trained on {len(self.vocabulary)} classes)"
+        return f"TrainedModel({config.clip}, step {self.step}, trained on {counted(len(self.vocabulary), 'class')})"
 
     def _text_features(self, words: Sequence[str] | None) -> Tensor:
         """Text features of the words; those of the last call are kept."""

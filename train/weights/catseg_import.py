@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...common.atomic import atomic_folder
 from ...common.settings import to_dict
-from ...common.text import preview
+from ...common.text import counted, preview
 from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
 from ..model.config import SegmenterConfig
@@ -49,7 +49,7 @@ class Imported:
             f"{self.run}: {config.clip}, {self.num_parameters / 1e6:.1f} M parameters, {text} text encoder",
             f"aggregator: {config.num_layers} layers, {config.hidden_dim} channels, window {config.window}; {prompts}",
             f"taken as published: {config.num_heads} heads, padding to {config.pad_len} classes, guidance by {blocks}",
-            f"ignored: {len(self.ignored)} names{': ' + ', '.join(self.ignored) if self.ignored else ''}",
+            f"ignored: {counted(len(self.ignored), 'name')}{': ' + ', '.join(self.ignored) if self.ignored else ''}",
         ]
         if not config.text_encoder:
             lines.append("evaluate and predict need a text encoder: this run takes text features from elsewhere only")

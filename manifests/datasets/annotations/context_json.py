@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ....common.text import preview
+from ....common.text import counted, preview
 from ...errors import ManifestError
 from .coco_segments import segment_mask
 from .painting import check_new_folder, paint_folder, read_annotation_file
@@ -60,7 +60,7 @@ def paint_context(
     if not images:
         raise ManifestError(f"{path}: expected images of phase {split!r}, got none", hint=SOURCE)
     if absent := set(listed or ()) - images.keys():
-        listed_names = f"{len(absent)} listed names ({preview(sorted(absent))})"
+        listed_names = f"{counted(len(absent), 'listed name')} ({preview(sorted(absent))})"
         raise ManifestError(f"{path}: {listed_names} are not of phase {split!r}")
     stems = sorted(images if listed is None else listed)
 

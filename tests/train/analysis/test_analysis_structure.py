@@ -234,7 +234,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], store: Path, bsds
     result = CliRunner().invoke(app, [*common, "--bsds", str(bsds)], catch_exceptions=False)
     assert result.exit_code == 0
     assert "head: canny" in result.output
-    assert "1 images" in result.output
+    assert "1 image\n" in result.output
     alone = CliRunner().invoke(app, ["analyse", "structure", "--bsds", str(bsds)], catch_exceptions=False)
     assert alone.exit_code == 0
     for arguments in (["--bsds", str(bsds), "--store", str(store)], [], ["--store", str(store)]):

@@ -110,7 +110,7 @@ def test_seen_and_unseen_are_averaged_apart(evaluation: Evaluation) -> None:
     table = evaluation.table()
     assert "sea star (unseen)" in table
     assert "unseen  classes mIoU 50.00%" in table
-    assert "1 quarantined samples left out: bad" in table
+    assert "1 quarantined sample left out: bad" in table
     scalars = evaluation.scalars()
     assert scalars["eval/miou_unseen"] == pytest.approx(0.5)
     assert (scalars["eval/miou"], scalars["eval/miou_union"]) == pytest.approx((sum(IOU) / 3, sum(IOU) / 4))
@@ -137,7 +137,7 @@ def test_one_image_only(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nothing_usable_is_refused(manifest: Manifest) -> None:
     empty = replace(manifest, samples=[manifest.samples[1]])
-    with pytest.raises(EvaluationError, match="nothing to evaluate: 1 samples, 1 of them quarantined"):
+    with pytest.raises(EvaluationError, match="nothing to evaluate: 1 sample, 1 of them quarantined"):
         evaluate_model(_TextOnly(), empty, trained_on=(), progress=False)
 
 
@@ -279,7 +279,9 @@ def test_sizes_of_parts_add_up(manifest: Manifest, monkeypatch: pytest.MonkeyPat
     files = [by_size(Part(number, 2)).write(tmp_path, "val") for number in (1, 2)]
     assert merge(files).document() == whole.document()
     without = hand_evaluation(manifest, monkeypatch, Part(2, 2)).write(tmp_path, "val")
-    assert merge([files[0], without]).document()["miou_by_size"] is None
+    merged = merge([files[0], without])
+    assert merged.document()["miou_by_size"] is None
+    assert "mIoU by object size left out: known by 1 part of 2 only" in merged.table()
 
 
 @pytest.mark.parametrize("damage", ["doubled", "an image less", "torn", "no classes", "no sizes"])
@@ -387,7 +389,7 @@ def test_images_without_a_label_are_left_out(manifest: Manifest, monkeypatch: py
     found = hand_evaluation(replace(manifest, samples=samples), monkeypatch, None)
     assert (found.num_images, found.unlabelled) == (1, ("b",))
     assert found.confusion.matrix.sum() == 7
-    assert "1 unlabelled samples left out: b" in found.table()
+    assert "1 unlabelled sample left out: b" in found.table()
 
 
 def test_shared_prompts_are_reported(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

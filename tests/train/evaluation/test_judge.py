@@ -229,6 +229,9 @@ def test_detectron2_files_that_are_wrong(
         ("1,inf\n3,4\n", "finite"),
         ("1,x\n3,4\n", "a number"),
         (f"1,{2**63}\n3,4\n", "63 bits"),
+        ("1e308,1e308\n1e308,1e308\n", "63 bits"),
+        (f"1,{10**400}\n3,4\n", "finite"),
+        ("class,iou_percent\na\x9bb,1\n", r"U\+009B"),
         ("", "square"),
         ("class,iou_percent\n", "a line for each class"),
         ("class,iou_percent\na,101\n", "0..100"),
@@ -236,6 +239,7 @@ def test_detectron2_files_that_are_wrong(
         ("class,iou_percent\na,b,1\n", "quote"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_tables_that_are_wrong(tmp_path: Path, text: str, token: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(text)
@@ -262,6 +266,7 @@ def test_archives_and_places_that_are_wrong(manifest: Manifest, tmp_path: Path) 
     np.savez(tmp_path / "images.npz", confusion=2 * np.eye(2), image_ids=np.array(["a"]), **images)
     np.savez(tmp_path / "object.npz", confusion=np.array([[{}]], dtype=object))
     np.savez(tmp_path / "text.npz", confusion=np.array([["a"]]))
+    np.savez(tmp_path / "control.npz", confusion=np.eye(2), classes=np.array(["a", "b\x1b[2J"]))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04")
     (tmp_path / "empty").mkdir()
     for name in (
@@ -278,6 +283,15 @@ def test_archives_and_places_that_are_wrong(manifest: Manifest, tmp_path: Path) 
     ):
         with pytest.raises(EvaluationError, match=name):
             physseg.evaluate_predictions(tmp_path / name, manifest)
+    with pytest.raises(EvaluationError, match=r"control\.npz: classes: .*U\+001B"):
+        physseg.evaluate_predictions(tmp_path / "control.npz")
+    (tmp_path / "result.json").write_text('{"miou": 0.5}')
+    for known in (manifest, None):
+        with pytest.raises(EvaluationError, match=rf"judge the counts: {tmp_path}/result\.npz"):
+            physseg.evaluate_predictions(tmp_path / "result.json", known)
+    (tmp_path / "wide.csv").write_bytes("1,2\n3,4\n".encode("utf-16"))
+    with pytest.raises(EvaluationError, match="iconv -f UTF-16"):
+        physseg.evaluate_predictions(tmp_path / "wide.csv")
     with pytest.raises(EvaluationError, match="--manifest"):
         physseg.evaluate_predictions(tmp_path / "empty")
 
