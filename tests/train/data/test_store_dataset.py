@@ -16,7 +16,7 @@ from physseg.train.data.dataset import Batch, DataConfig, TrainSamples
 from physseg.train.errors import TrainDataError
 from torch.utils.data import DataLoader, DistributedSampler
 
-TENSORS = set(Batch.__annotations__) - {"sample_ids"}
+TENSORS = set(Batch.__required_keys__) - {"sample_ids"}
 
 
 def dataset(store: Path, **options: Any) -> "physseg.StoreDataset":
@@ -24,7 +24,7 @@ def dataset(store: Path, **options: Any) -> "physseg.StoreDataset":
 
 
 def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert ours.keys() == theirs.keys() == set(Batch.__annotations__)
+    assert ours.keys() == theirs.keys() == set(Batch.__required_keys__)
     assert ours["sample_ids"] == theirs["sample_ids"]
     for key in TENSORS:
         assert ours[key].dtype == theirs[key].dtype
