@@ -55,17 +55,11 @@ def plugins(
     from .common.plugins import KINDS, offers
     from .common.text import align
 
+    found = [offer for kind in KINDS for offer in offers(kind)]
+    rows = [(one.kind, one.name, one.package, one.version, one.entry.value, one.problem()) for one in found]
     columns = ("kind", "name", "package", "version", "target", "problem")
-    rows = [
-        (offer.kind, offer.name, offer.package, offer.version, offer.entry.value, offer.problem())
-        for kind in KINDS
-        for offer in offers(kind)
-    ]
-    if json_:
-        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1))
-    else:
-        for line in align([columns, *rows], right=()):
-            typer.echo(line)
+    as_json = json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1)
+    typer.echo(as_json if json_ else "\n".join(align([columns, *rows], right=())))
     if any(row[-1] for row in rows):
         raise typer.Exit(1)
 

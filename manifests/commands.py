@@ -3,16 +3,12 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ..common.errors import ConfigError
 from .datasets.builtin import DATA_SETS
-
-if TYPE_CHECKING:
-    from .checking import Checked, CheckSettings
-    from .datasets.published import Found
 
 T = TypeVar("T")
 REQUIRED, KEYWORD = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
@@ -58,60 +54,55 @@ def to_write(place: T) -> T:
 
 AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 
-option = typer.Option
-OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
-    "root": (Path | None, None, option(help="Folder of unpacked archives; of your own images/ and labels/.")),
-    "out": (
+
+def _option(kind: Any, text: str, *names: str, default: Any = None, **more: Any) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(*names, help=text, **more)], default
+
+
+OPTIONS: Mapping[str, tuple[Any, Any]] = {
+    "root": _option(Path | None, "Folder of unpacked archives; of your own images/ and labels/."),
+    "out": _option(str | None, "The manifest to write, e.g. ade150.parquet; a file or a URL.", callback=to_write),
+    "split": _option(str | None, "Name of the split, e.g. val. Default: the one that is evaluated."),
+    "images": _option(Path | None, "Folder of the photographs (JPEG or PNG)."),
+    "labels": _option(Path | None, "Folder of the label pictures; of Pascal Context with --form."),
+    "form": _option(
         str | None,
-        None,
-        option(callback=to_write, help="The manifest to write, e.g. ade150.parquet; a file or a URL."),
+        "What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
+        "(0..58, 255; of 60: 0..59), colours (the older form). Default: json if it is there, else mat.",
     ),
-    "split": (str | None, None, option(help="Name of the split, e.g. val. Default: the one that is evaluated.")),
-    "images": (Path | None, None, option(help="Folder of the photographs (JPEG or PNG).")),
-    "labels": (Path | None, None, option(help="Folder of the label pictures; of Pascal Context with --form.")),
-    "form": (
-        str | None,
-        None,
-        option(
-            help="What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
-            "(0..58, 255; of 60: 0..59), colours (the older form). Default: json if it is there, else mat."
-        ),
+    "stuff_json": _option(Path | None, "Stuff annotations, painted first."),
+    "instances_json": _option(Path | None, "Instance annotations, painted over the stuff."),
+    "write_labels": _option(Path | None, "New folder for the label PNGs painted from JSON."),
+    "classes": _option(Path, "One class per line, in the order of their ids; commas: synonyms.", default=REQUIRED),
+    "ignore": _option(
+        list[int] | None, "Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."
     ),
-    "stuff_json": (Path | None, None, option(help="Stuff annotations, painted first.")),
-    "instances_json": (Path | None, None, option(help="Instance annotations, painted over the stuff.")),
-    "write_labels": (Path | None, None, option(help="New folder for the label PNGs painted from JSON.")),
-    "classes": (Path, REQUIRED, option(help="One class per line, in the order of their ids; commas: synonyms.")),
-    "ignore": (
-        list[int] | None,
-        None,
-        option(help="Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."),
+    "first_id": _option(int, "Id of the class in line 1, e.g. 1 where 0 is unlabelled.", default=0, min=0),
+    "listed": _option(Path | None, "Use only these samples: one file name without extension per line.", "--list"),
+    "name": _option(str | None, "Name of the data set. Default: this one's, or the folder's."),
+    "image_suffix": _option(str, "Left out at the end of images' names: _leftImg8bit.", default=""),
+    "label_suffix": _option(str, "Left out at the end of labels' names: _mask.", default=""),
+    "exif": _option(
+        str, "Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.", default="error"
     ),
-    "first_id": (int, 0, option(min=0, help="Id of the class in line 1, e.g. 1 where 0 is unlabelled.")),
-    "listed": (
-        Path | None,
-        None,
-        option("--list", help="Use only these samples: one file name without extension per line."),
-    ),
-    "name": (str | None, None, option(help="Name of the data set. Default: this one's, or the folder's.")),
-    "image_suffix": (str, "", option(help="Left out at the end of images' names: _leftImg8bit.")),
-    "label_suffix": (str, "", option(help="Left out at the end of labels' names: _mask.")),
-    "exif": (str, "error", option(help="EXIF orientation of images: error (quarantine), apply (turn them) or ignore.")),
-    "max_megapixels": (float, 100.0, option(help="Larger pictures are quarantined before they are decoded.")),
-    "allow_jpeg_warnings": (
+    "max_megapixels": _option(float, "Larger pictures are quarantined before they are decoded.", default=100.0),
+    "allow_jpeg_warnings": _option(
         bool,
-        False,
-        option("--allow-jpeg-warnings", help="Note JPEGs that decode with a warning instead of quarantining."),
+        "Note JPEGs that decode with a warning instead of quarantining.",
+        "--allow-jpeg-warnings",
+        default=False,
     ),
-    "workers": (int, 0, option(min=0, max=1024, help="Threads; 0 = the cores you may use.")),
-    "allow_quarantine": (bool, False, option("--allow-quarantine", help="Exit 0 although samples were quarantined.")),
-    "verbose": (bool, False, option("--verbose", help="Show the pixel share of every class.")),
-    "check": (
+    "workers": _option(int, "Threads; 0 = the cores you may use.", default=0, min=0, max=1024),
+    "allow_quarantine": (AllowQuarantine, False),
+    "verbose": _option(bool, "Show the pixel share of every class.", "--verbose", default=False),
+    "check": _option(
         bool,
-        False,
-        option("--check", help="Compare with what was published, say what is missing; --out may be left out."),
+        "Compare with what was published, say what is missing; --out may be left out.",
+        "--check",
+        default=False,
     ),
 }
-"""Options of the commands as type, default and help. Some are those of a few data sets; see `builtin.Builtin`."""
+"""Options of the commands as type with help, and default. Some are those of a few data sets; see `builtin.Builtin`."""
 
 
 def parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
@@ -128,21 +119,17 @@ def _command(data_set: str, description: str, own: Collection[str] = ()) -> Call
 
     Where folders can be named, --root may be left out; that is a data set to train on, and EXIF orientations count.
     """
-    by_name = "images" in own
+    to_train_on = "images" in own
 
-    def command(*, out: str | None, allow_quarantine: bool, verbose: bool, check: bool, **given: Any) -> None:
-        from .datasets import published
+    def command(**given: Any) -> None:
+        from .report import EVALUATE, PREPROCESS
 
-        checks = {key: given.pop(key) for key in ("exif", "max_megapixels", "allow_jpeg_warnings", "workers")}
-        settings = _check_settings(out, check=check, **checks)
-        found = published.benchmark(data_set, check=check, keep=out is not None, settings=settings, **given)
-        archive = found if check else None
-        _finish(found.checked, out, archive, verbose=verbose, allow_quarantine=allow_quarantine, benchmark=not by_name)
+        _make(data_set, next_step=PREPROCESS if to_train_on else EVALUATE, **given)
 
-    defaults = {} if by_name else {"root": REQUIRED, "exif": "ignore"}
+    defaults = {} if to_train_on else {"root": REQUIRED, "exif": "ignore"}
     parameters = [
-        inspect.Parameter(name, KEYWORD, default=defaults.get(name, default), annotation=Annotated[kind, shown])
-        for name, (kind, default, shown) in OPTIONS.items()
+        inspect.Parameter(name, KEYWORD, default=defaults.get(name, default), annotation=annotation)
+        for name, (annotation, default) in OPTIONS.items()
         if name in own or name not in OF_A_FEW
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
@@ -156,39 +143,31 @@ for _known in DATA_SETS:
     app.command(_known.name)(_command(_known.name, _known.description, _known.options))
 
 
-def _check_settings(out: str | None, *, check: bool, **settings: Any) -> "CheckSettings":
-    from .checking import CheckSettings
-
-    if out is None and not check:
-        raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
-    return CheckSettings(**settings)
-
-
-def _finish(
-    checked: "Checked",
-    out: str | None,
-    archive: "Found | None" = None,
-    *,
-    verbose: bool,
-    allow_quarantine: bool,
-    benchmark: bool = False,
+def _make(
+    data_set: str, *, next_step: str, out: str | None, allow_quarantine: bool, verbose: bool, check: bool, **given: Any
 ) -> None:
     """Write the manifest and say what is in it; of an archive that is checked, what it lacks.
 
     A manifest is written of a complete archive only.
     """
-    from .report import EVALUATE, PREPROCESS, archive_lines, summary_lines
+    from .checking import CheckSettings
+    from .datasets.published import benchmark
+    from .report import archive_lines, summary_lines
 
-    incomplete = archive is not None and bool(archive.faults)
+    if out is None and not check:
+        raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
+    checks = {key: given.pop(key) for key in ("exif", "max_megapixels", "allow_jpeg_warnings", "workers")}
+    found = benchmark(data_set, check=check, keep=out is not None, settings=CheckSettings(**checks), **given)
+    manifest, incomplete = found.checked.manifest, check and bool(found.faults)
     written = None if incomplete else out
     if written is not None:
-        checked.manifest.write(written)
-    summary = summary_lines(checked, written, verbose=verbose, next_step=EVALUATE if benchmark else PREPROCESS)
-    lacks = archive_lines(archive) if archive else ()
+        manifest.write(written)
+    summary = summary_lines(found.checked, written, verbose=verbose, next_step=next_step)
+    lacks = archive_lines(found) if check else ()
     for line in (*lacks, *summary) if written is not None else (*summary, *lacks):
         typer.echo(line)
     if incomplete:
         raise typer.Exit(1)
-    if checked.manifest.quarantined and not allow_quarantine:
+    if manifest.quarantined and not allow_quarantine:
         typer.echo(f"exit code {QUARANTINE_EXIT} for quarantined samples; --allow-quarantine accepts them", err=True)
         raise typer.Exit(QUARANTINE_EXIT)

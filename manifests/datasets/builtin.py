@@ -30,7 +30,7 @@ class Builtin:
 _PAINTED = ("labels", "write_labels", "listed_in", "workers", "scratch")
 _ade = partial(Builtin, module="ade20k", options=("listed_in",), splits=("validation", "training"))
 _voc = partial(Builtin, module="pascal_voc", options=("listed_in",), splits=("val", "train", "trainval", "train_aug"))
-_context = partial(Builtin, module="pascal_context", options=("form", *_PAINTED), splits=("val", "train"))
+_pc = partial(Builtin, module="pascal_context", options=("form", *_PAINTED), splits=("val", "train"))
 
 COCO_STUFF = Builtin(
     "coco-stuff",
@@ -43,13 +43,9 @@ ADE20K_847 = _ade("ade20k-847", "ADE20K, 847 classes, from the full release 2021
 VOC_20 = _voc("pascal-voc-20", "Pascal VOC 2012, 20 classes, background ignored, from VOCdevkit/VOC2012.")
 VOC_20B = _voc("pascal-voc-20b", "Pascal VOC 2012, 20 classes and background (prompted by 39 other words).")
 VOC_21 = _voc("pascal-voc-21", "Pascal VOC 2012, background (class 0, prompted as such) and 20 classes.")
-CONTEXT_59 = _context(
-    "pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json."
-)
-CONTEXT_60 = _context("pascal-context-60", "Pascal Context, background (class 0, prompted as such) and 59 classes.")
-CONTEXT_459 = _context(
-    "pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat."
-)
+CONTEXT_59 = _pc("pascal-context-59", "Pascal Context, 59 classes, from VOCdevkit/VOC2010 and trainval_merged.json.")
+CONTEXT_60 = _pc("pascal-context-60", "Pascal Context, background (class 0, prompted as such) and 59 classes.")
+CONTEXT_459 = _pc("pascal-context-459", "Pascal Context, 459 classes, from VOCdevkit/VOC2010 and its trainval/*.mat.")
 FOLDER = Builtin(
     "folder",
     "A data set of your own: images, label pictures (8-bit, palette or 16-bit PNG) and a class file.",
