@@ -55,7 +55,11 @@ class PhyssegError(Exception):
 OPEN_FILES = "more open files than this shell allows: raise `ulimit -n` (with 4096, say)"
 READ_ONLY = "nothing can be written here, only read: mount it for writing, or name a place elsewhere"
 IN_THE_WAY = "a file is where a folder is needed: name another place, or move the file"
+FULL = "make room (or raise `ulimit -f`), then run the same command again; what is complete stays"
 OS_HINTS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
     errno.EMFILE: OPEN_FILES,
     errno.EROFS: READ_ONLY,
     errno.EEXIST: IN_THE_WAY,

@@ -89,7 +89,7 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
     try:
         tasks = _make_store(place, job, chosen)
         shares = [tasks[number::processes] for number in range(min(processes, len(tasks)))]
-        started = time.time()
+        started = time.monotonic()
         found = compute_at_once(shares, SECONDS if images is None else float("inf"))
         sizes = place.list()
     finally:
@@ -144,7 +144,7 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
     """Compute each share of the tasks in a process of its own, and no further task when the time is over.
 
     Returns:
-        From each process the time of day when it was ready, its shards (the first takes longer) and its peak bytes.
+        From each process the monotonic time when it was ready, its shards (the first takes longer) and its peak bytes.
 
     Raises:
         ExecutorError: A process died.
@@ -175,7 +175,7 @@ def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Ti
     import_dask()
     import distributed.worker  # noqa: F401  (a worker of a run has it in memory, and has waited for it)
 
-    ready, end = time.time(), float("inf")
+    ready, end = time.monotonic(), float("inf")
     found: list[Timed] = []
     for task in (tasks[-1], *tasks):
         if len(found) == 1:

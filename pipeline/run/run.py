@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ...common.storage.location import Location
+from ...common.text import ProgressBar
 from ...manifests.manifest import Manifest
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreBusyError, StoreError, StoreIncompleteError
@@ -124,7 +123,7 @@ def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, 
     part = {"part": str(job.part)} if job.part else {}
     _log(log, event="start", store=str(job.store), tasks=len(tasks), scheduler=executor.name, **part)
     needed = memory_per_worker(job.schema, job.manifest, tasks)
-    with tqdm(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar:
+    with ProgressBar(total=job.todo.samples_to_compute, unit="img", disable=not progress, smoothing=0.05) as bar:
         for report in executor.run(tasks, memory_needed=needed, still_ours=still_ours):
             reports.append(report)
             bar.update(report.num_samples)

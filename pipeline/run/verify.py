@@ -11,14 +11,12 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tqdm import tqdm
-
 from ...common.atomic import PARTIAL_SUFFIX
 from ...common.processes import available_cpus
 from ...common.regular_files import is_files_fault
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
-from ...common.text import counted
+from ...common.text import ProgressBar, counted
 from ...manifests.errors import ManifestError
 from ...manifests.manifest import Manifest
 from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256
@@ -97,14 +95,14 @@ def verify(store: Location, *, images: bool = False, root: str | None = None, pr
     files = size = pictures = 0
     with ThreadPoolExecutor(available_cpus()) as pool:
         checks = pool.map(partial(_check_shard, store, schema, manifest), shards)
-        for found, checked, nbytes in tqdm(checks, total=len(shards), unit="shard", disable=not progress):
+        for found, checked, nbytes in ProgressBar(checks, total=len(shards), unit="shard", disable=not progress):
             faults += found
             files += checked
             size += nbytes
         if images and manifest:
             usable = manifest.usable
             changes = pool.map(partial(_check_pictures, manifest), usable)
-            for found in tqdm(changes, total=len(usable), unit="img", disable=not progress):
+            for found in ProgressBar(changes, total=len(usable), unit="img", disable=not progress):
                 faults += found
                 pictures += 2
     return VerifyReport(

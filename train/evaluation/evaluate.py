@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from ...common.text import Part, counted
+from ...common.text import Part, ProgressBar, counted
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
@@ -87,7 +86,7 @@ def score(
     counter = PredictionCounter(len(classes), vocabulary.ignore_index, by_size)
     unlabelled = []
     loaded = zip(chosen, load_each(manifest, chosen), strict=True)
-    for index, (image, labels) in tqdm(loaded, total=len(chosen), unit="img", disable=not progress):
+    for index, (image, labels) in ProgressBar(loaded, total=len(chosen), unit="img", disable=not progress):
         sample_id = manifest.table.value("sample_id", index)
         if (labels == vocabulary.ignore_index).all():
             unlabelled.append(sample_id)

@@ -23,7 +23,7 @@ from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.settings import to_dict
-from ...common.text import Part, counted, preview
+from ...common.text import Part, ProgressBar, counted, preview
 from ...manifests.manifest import Manifest
 from .. import optim
 from ..config import RESUMABLE_KEYS, TrainConfig
@@ -134,7 +134,7 @@ class _Training:
         hidden = not (progress and self.ranks.is_main)
         with (
             self._open_log() as log,
-            tqdm(total=steps, initial=first_step, unit="step", disable=hidden, smoothing=0.1) as bar,
+            ProgressBar(total=steps, initial=first_step, unit="step", disable=hidden, smoothing=0.1) as bar,
             StopSignals() as stop,
         ):
             self._log_start(log, stop_at)

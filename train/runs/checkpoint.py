@@ -30,7 +30,7 @@ from ...common.atomic import atomic_folder, remove_folder
 from ...common.documents import digest_of_json, parsing, read_document
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
-from .tensor_files import check_weights, read_tensors
+from .tensor_files import check_weights, read_tensors, writing_to
 
 FORMAT = 1
 MODEL_FILE, TRAINER_FILE, STATE_FILE = "model.safetensors", "trainer.pt", "state.json"
@@ -65,12 +65,13 @@ def save(
         trainer: What training resumes from: anything that `torch.load(weights_only=True)` reads back. None: nothing.
     """
     target = _named(folder, state.step)
-    with atomic_folder(target, replace=True) as partial:
+    with writing_to(target), atomic_folder(target, replace=True) as partial:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.items()}
         safetensors.torch.save_file(tensors, partial / MODEL_FILE)
         names = [MODEL_FILE]
         if trainer is not None:
-            torch.save(dict(trainer), partial / TRAINER_FILE)
+            with (partial / TRAINER_FILE).open("xb") as file:
+                torch.save(dict(trainer), file)
             names.append(TRAINER_FILE)
         document = {"format": FORMAT, **asdict(state), "files": {name: _facts(partial / name) for name in names}}
         document["sha256"] = digest_of_json(document)

@@ -5,6 +5,7 @@ which runs an archive's `__setstate__` while it loads: their pickle is read here
 """
 
 import io
+import os
 import pickle
 import pickletools
 import re
@@ -12,6 +13,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,24 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Enclose the writing of a file or folder of tensors: a full disk is the system's error that names it.
+
+    safetensors and PyTorch raise errors of their own instead, and PyTorch none of the system's unless it is given a
+    file that is open.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        system = error if isinstance(error, OSError) else error.__context__
+        told = re.search(r"os error (\d+)", str(error))
+        number = system.errno if isinstance(system, OSError) else int(told[1]) if told else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_tensors(path: Path, *, fault: str, hint: str | None = None) -> Any:

@@ -25,7 +25,7 @@ from ..errors import CheckpointError, RunFolderError
 from ..model.config import SegmenterConfig
 from ..model.segmenter import Segmenter, blank_segmenter
 from ..runs.checkpoint import check_seal
-from ..runs.tensor_files import check_weights, read_tensors
+from ..runs.tensor_files import check_weights, read_tensors, writing_to
 from .cache import file_sha256
 
 FORMAT = 1
@@ -58,7 +58,7 @@ def write_export(
         for name, tensor in model.state_dict().items()
         if not name.startswith(_HEADS)
     }
-    with atomic_folder(out) as partial:
+    with writing_to(out), atomic_folder(out) as partial:
         weights = partial / WEIGHTS_FILE
         safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})  # two would come in any order
         # Sizes in full: what a preset's name stands for may change one day.

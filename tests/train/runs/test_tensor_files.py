@@ -1,8 +1,10 @@
 """Files of tensors from other people: none runs code, none takes memory that it has not, what is wrong is named."""
 
+import errno
 import io
 import os
 import pickle
+import resource
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,7 +14,7 @@ import safetensors.torch
 import torch
 from physseg.train.errors import CheckpointError
 from physseg.train.runs import tensor_files
-from physseg.train.runs.tensor_files import check_weights, is_torchscript, read_tensors
+from physseg.train.runs.tensor_files import check_weights, is_torchscript, read_tensors, writing_to
 from torch import Tensor, nn
 
 from ...fuzzing import bounded, mutants, survives
@@ -214,3 +216,28 @@ def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(good)
             rezipped(tmp_path / name, {"data.pkl": data})
             survives(lambda: read(tmp_path / name), f"data.pkl, mutant {number}")
+
+
+def test_a_full_disk_is_the_systems_error_whoever_writes(tmp_path: Path) -> None:
+    """safetensors, PyTorch and Python each have an error of their own, and most name no file."""
+    tensors, file = {"weight": torch.zeros(100_000)}, tmp_path / "file"
+
+    def of_torch() -> None:
+        with file.open("wb") as opened:
+            torch.save(tensors, opened)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (
+        lambda: safetensors.torch.save_file(tensors, file),
+        of_torch,
+        lambda: file.write_bytes(bytes(100_000)),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large") as caught, writing_to(Path("run/checkpoint")):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "run/checkpoint")
+    with pytest.raises(RuntimeError, match="of ours"), writing_to(Path("run/checkpoint")):
+        raise RuntimeError("a bug of ours")
