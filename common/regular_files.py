@@ -6,6 +6,7 @@ To open a FIFO waits for a writer, for ever; a device such as /dev/zero has no e
 import errno
 import os
 import stat
+import zipfile
 from pathlib import Path
 
 from .text import format_bytes
@@ -63,3 +64,10 @@ def read_regular(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
             too_large = f"{format_bytes(size)}, of which {format_bytes(max_bytes)} would be read at most"
             raise OSError(errno.EFBIG, too_large, str(path))
         return file.readall()
+
+
+def check_parts(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError unless the parts of one of PyTorch's files, stored as they are, fit into its `size` bytes."""
+    parts = [part for part in archive.infolist() if "/code/" not in part.filename]
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
+        raise ValueError(f"its parts claim more than its {size} bytes")

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from ...common.documents import MALFORMED
+from ...common.regular_files import check_parts
 from ...common.text import preview
 from ..errors import WeightsError
 from .network import Architecture, DetectorNetwork, Order
@@ -173,7 +174,7 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
             return load_safetensors(data)
         if data.startswith((b"\x80", b"PK")):  # pickle, zip
             if data.startswith(b"PK"):
-                _check_sizes(data)
+                check_parts(zipfile.ZipFile(io.BytesIO(data)), len(data))
             return dict(_flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
     except (*MALFORMED, SafetensorError, *UNREADABLE) as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -184,14 +185,6 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
         got,
         hint="fetch the file again; or, if you trust it, load it elsewhere and torch.save its state dict alone",
     )
-
-
-def _check_sizes(data: bytes) -> None:
-    """PyTorch stores its tensors as they are; a file whose parts claim more than it has would fill the memory."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        parts = archive.infolist()
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > len(data):
-        raise ValueError("its parts claim more than it has")
 
 
 def _flatten(content: Any) -> Iterator[tuple[str, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...common.documents import MALFORMED
 from ...common.errors import PhyssegError
-from ...common.regular_files import open_regular
+from ...common.regular_files import check_parts, open_regular
 from ..errors import CheckpointError
 
 UNREADABLE = (
@@ -81,7 +81,7 @@ def read_tensors(path: Path, *, fault: str, hint: str | None = None) -> Any:
             if not zipfile.is_zipfile(file):
                 return torch.load(path, map_location="cpu", weights_only=True)
             with zipfile.ZipFile(file) as archive:
-                _check_sizes(archive, path.stat().st_size)
+                check_parts(archive, path.stat().st_size)
                 if _is_torchscript(archive):
                     return _Archive(archive).state_dict()
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -129,13 +129,6 @@ def why_unreadable(error: BaseException) -> str:
 
 def _is_torchscript(archive: zipfile.ZipFile) -> bool:
     return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
-    """PyTorch stores its tensors as they are; a file whose parts claim more than it has would fill the memory."""
-    parts = [part for part in archive.infolist() if "/code/" not in part.filename]
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise CheckpointError(f"its parts claim more than its {size} bytes")
 
 
 def _exceeds(tensor: Tensor) -> bool:
