@@ -110,7 +110,7 @@ def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     def install(package: str, entries: str, source: str = "thing = 1", kind: str = "extractors") -> Path:
         module = package.replace("-", "_")
         info = site / f"{module}-1.5.dist-info"
-        info.mkdir()
+        info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.5\n")
         (info / "entry_points.txt").write_text(f"[physseg.{kind}]\n{entries}\n")
         (site / f"{module}.py").write_text(source)

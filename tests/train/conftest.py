@@ -1,16 +1,13 @@
 """A store and a model small enough that a training step takes milliseconds."""
 
-import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from physseg.common import plugins
 from physseg.common.settings import build
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run.run import preprocess
@@ -113,27 +110,14 @@ def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -
 
 
 @pytest.fixture
-def install_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`install_losses(source, hard="Hard")` puts the package far-losses 2.1 on the path, with these of its classes."""
-    folder = tmp_path / "site"
+def install_losses(install: Callable[..., Path]) -> Callable[..., Path]:
+    """`install_losses(source, hard="Hard")` puts the package far-losses 1.5 on the path, with these of its classes."""
 
-    def install(source: str, **classes: str) -> None:
-        info = folder / "far_losses-2.1.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-losses\nVersion: 2.1\n")
+    def put(source: str, **classes: str) -> Path:
         entries = "\n".join(f"{name} = far_losses:{cls}" for name, cls in classes.items())
-        (info / "entry_points.txt").write_text(f"[physseg.losses]\n{entries}\n")
-        (folder / "far_losses.py").write_text(source)
-        forget()
+        return install("far-losses", entries, source, "losses")
 
-    def forget() -> None:
-        importlib.invalidate_caches()
-        plugins.offers.cache_clear()
-        sys.modules.pop("far_losses", None)
-
-    monkeypatch.syspath_prepend(folder)
-    yield install
-    forget()
+    return put
 
 
 def _toml(values: dict[str, Any], table: str = "") -> list[str]:

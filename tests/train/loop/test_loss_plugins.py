@@ -1,11 +1,14 @@
 """Losses of another package in training: one step however it is spread; parameters that train and are left out."""
 
+import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import physseg
 import pytest
 import safetensors.torch
 import torch
@@ -28,7 +31,7 @@ from physseg.train.weights.export import write_export
 from .test_ranks import in_ranks, losses
 
 Make = Callable[..., TrainConfig]
-Install = Callable[..., None]
+Install = Callable[..., Path]
 
 SOURCE = """
 from dataclasses import dataclass
@@ -46,11 +49,12 @@ class Labels:
         return (batch["labels"] != batch["ignore_index"]).sum().float()
 
 class Margin:
-    '''Of pixels whose first class is likely: how many there are only the outputs tell.'''
+    '''Of labelled cells whose first class is likely: how many there are only the outputs tell.'''
     def __call__(self, batch, outputs, model):
-        logits = outputs.logits.float()
-        likely = logits[:, 0] > logits.mean() * 0 + logits[:, 1]
-        return (logits[:, 0] - logits[:, 1]).where(likely, 0.0).square().sum(), likely.sum().float()
+        margin = outputs.logits[:, 0].float() - outputs.logits[:, 1].float()
+        labelled = batch["labels"][:, 2::4, 2::4] != model.ignore_index
+        likely = margin.sigmoid().where(labelled, 0.0)
+        return (likely * margin.square()).sum(), likely.sum()
 
 class Learned(nn.Module):
     '''Two parameters, and all that a loss may see.'''
@@ -89,8 +93,8 @@ THREE = {"labels": {"weight": 0.1}, "margin": {"weight": 0.2}, "learned": {"weig
 
 
 @pytest.fixture(autouse=True)
-def installed(install_losses: Install) -> None:
-    install_losses(SOURCE, **CLASSES)
+def site(install_losses: Install) -> Path:
+    return install_losses(SOURCE, **CLASSES)
 
 
 def trained(run: Path, *, trainer: bool = False) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def test_one_two_and_four_parts_take_the_same_steps(
     labels = TrainSamples(config.data, config.model.structures, True, config.seed).batch(range(4))["labels"].numpy()
     assert log[0]["loss/labels"] == pytest.approx(float(np.mean(labels[labels != 255])), rel=1e-6)
     (start,) = read_log(RunFolder(tmp_path / "parts1").log_file, "start")
-    assert start["losses"] == [f"loss {name} of the package far-losses 2.1" for name in THREE]
+    assert start["losses"] == [f"loss {name} of the package far-losses 1.5" for name in THREE]
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -179,13 +183,14 @@ def test_a_loss_of_weight_0_changes_nothing(make_config: Make, tmp_path: Path) -
 
 
 def test_the_model_is_used_where_the_package_is_gone(
-    make_config: Make, write_config: Callable[..., Path], tmp_path: Path, train_manifest: Manifest
+    make_config: Make, write_config: Callable[..., Path], tmp_path: Path, train_manifest: Manifest, site: Path
 ) -> None:
     """Evaluation and export hold nothing of the loss; resuming says in one line what is missing."""
     values = {"steps": 2, "losses": {"learned": {"start": 2.0}}}
     config = make_config(**values)
     train(config, stop_at=1, progress=False)
-    shutil.rmtree(tmp_path / "site")
+    (site / "far_losses.py").unlink()
+    shutil.rmtree(site / "far_losses-1.5.dist-info")
     plugins.offers.cache_clear()
     loaded = load_run(tmp_path / "run")
     assert not [name for name in loaded.model.state_dict() if "learned" in name]
@@ -220,3 +225,21 @@ def test_a_loss_that_is_not_finite_is_named(make_config: Make, tmp_path: Path) -
     with pytest.raises(NonFiniteLossError, match=r"step 1: expected finite numbers, got loss = nan, broken = nan"):
         train(make_config(losses={"broken": {}}), progress=False)
     assert checkpoint.steps(tmp_path / "run/checkpoints") == [1]
+
+
+def test_the_example_of_the_docs_trains(make_config: Make, install_losses: Install, tmp_path: Path) -> None:
+    """With gamma 0 it is cross-entropy: log T at first, give or take what random logits say."""
+    page = (Path(physseg.__file__).parent / "docs/plugins.md").read_text(encoding="utf-8").split("## Losses")[1]
+    name, cls = re.findall(r'(\w+) = "physseg_focal:(\w+)"', page)[0]
+    (source,), (_, table) = (re.findall(rf"^```{kind}\n(.*?)^```", page, re.M | re.S) for kind in ("python", "toml"))
+    install_losses(source, **{name: cls})
+    assert len(source.strip().splitlines()) < 30
+    values = tomllib.loads(table)["losses"]
+    values[name] |= {"gamma": 0.0}
+    train(make_config(steps=1, losses=values), progress=False)
+    (step,) = read_log(RunFolder(tmp_path / "run").log_file, "step")
+    assert step["loss/focal_ce"] == pytest.approx(np.log(5), abs=0.4)
+    parts = [step[f"loss/{part}"] for part in ("segmentation", "structure", "alignment")]
+    assert step["loss/total"] == pytest.approx(sum(parts) + 0.5 * step["loss/focal_ce"], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"^\[losses\.focal_ce\] gamma = -1\.0: expected 0 or more$"):
+        make_config(losses={name: {"gamma": -1.0}})

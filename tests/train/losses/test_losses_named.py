@@ -168,7 +168,7 @@ def test_a_loss_is_built_to_be_checked_without_drawing_a_random_number() -> None
         ({"alpha": {}}, "`losses.alpha` must be a number, got table"),
         (
             {"untyped": {}},
-            "of the package far-losses 2.1: far_losses:Untyped has no settings to read: TypeError: parameter power",
+            "of the package far-losses 1.5: far_losses:Untyped has no settings to read: TypeError: parameter power",
         ),
         (
             {"weighty": {}},
@@ -181,7 +181,7 @@ def test_a_loss_is_built_to_be_checked_without_drawing_a_random_number() -> None
         ({"function": {}}, "expected a class whose objects are called, got <function"),
         (
             {"moody": {"mood": "bad"}},
-            "[losses.moody] loss moody of the package far-losses 2.1: RuntimeError: in a bad mood",
+            "[losses.moody] loss moody of the package far-losses 1.5: RuntimeError: in a bad mood",
         ),
         ({"moody": {"mood": "worse"}}, "[losses.moody] ValueError()"),
         ({"moody": {"place": "cpu"}}, "`losses.moody.place` cannot be read: it is annotated as <class 'torch.device'>"),
