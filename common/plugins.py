@@ -76,7 +76,11 @@ class Offer:
         if self.package != OURS and rivals:
             mine = OURS in rivals
             return f"not used: {self.name} is physseg's own" if mine else f"not used: also offered by {preview(rivals)}"
-        signal.signal(signal.SIGALRM, _stop)
+
+        def stop(*_: object) -> None:
+            raise ImportTimeout(f"still importing after {limit_s:g} s")
+
+        signal.signal(signal.SIGALRM, stop)
         try:
             with redirect_stdout(sys.stderr):
                 signal.setitimer(signal.ITIMER_REAL, 0 if self.package == OURS else limit_s)
@@ -90,10 +94,6 @@ class Offer:
 
 class ImportTimeout(BaseException):
     """An import takes too long. No Exception, which `except Exception` around a part of it would hide."""
-
-
-def _stop(*_: object) -> None:
-    raise ImportTimeout("the import was stopped")
 
 
 def _told(error: BaseException) -> str:
