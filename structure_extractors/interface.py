@@ -12,13 +12,15 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..common.plugins import ConformanceError
 from .errors import ExtractorError
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 Image: TypeAlias = npt.NDArray[np.uint8]
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-
+CELL_PX: Final = 8
+"""Side of a cell: its 64 pixels fit a uint8 count, and every backbone's patch is 16 px of a 384 crop."""
 DTYPES: Final = ("label", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
 SHAPES: Final = (
     (),
@@ -155,6 +157,31 @@ def check_option(extractor: Any, option: str, ok: bool, expected: str) -> None:
     """Raise ExtractorError that names the option of an extractor and its value, unless `ok`."""
     if not ok:
         raise ExtractorError.mismatch(f"{extractor.name}.{option}", expected, repr(getattr(extractor, option)))
+
+
+def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
+    """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill.
+
+    Args:
+        made: What it returned.
+        extractor: It.
+        labels: (H, W) what it was called with.
+
+    Raises:
+        ConformanceError: These are not its arrays, or one has another shape or dtype.
+    """
+    where, hint = f"extractor {extractor.name}", "this is a bug of the extractor"
+    specs = {spec.name: spec for spec in extractor.arrays}
+    if not isinstance(made, Mapping) or set(made) != set(specs):
+        got = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+        raise ConformanceError.mismatch(where, f"the arrays {', '.join(specs)}", got or "none", hint)
+    sizes = {"y": labels.shape[0], "x": labels.shape[1], "slot": getattr(extractor, "slots", 0), "edge": 2}
+    sizes |= {f"cell_{axis}": -(-sizes[axis] // CELL_PX) for axis in "yx"}
+    for name, spec in specs.items():
+        dtype = labels.dtype if spec.dtype == "label" else np.dtype(spec.dtype)
+        expected = f"{name} as {dtype} {tuple(sizes[dim] for dim in spec.dims)}"
+        if (got := f"{name} as {_describe(made[name])}") != expected:
+            raise ConformanceError.mismatch(where, expected, got, hint)
 
 
 def _describe(value: Any) -> str:

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ExtractorError
-from .interface import ArraySpec, Image, Labels, check_labels, check_option
+from .interface import CELL_PX, ArraySpec, Image, Labels, check_labels, check_option
 
 CELLS = ("slot", "cell_y", "cell_x")
-CELL_PX = 8  # side of a cell; its 64 pixels fit a uint8 count, and every backbone's patch is 16 px of a 384 crop
 
 
 def count_classes(

@@ -126,7 +126,12 @@ def _constructed(name: str, values: Mapping[str, Any]) -> Extractor:
         raise
     except (ValueError, TypeError) as error:
         raise ExtractorError(f"{name}: {error}", hint=f"its options: {options(name)}") from error
-    where = plugins.find("extractors", name).where
+    check_members(made, name, plugins.find("extractors", name).where)
+    return made
+
+
+def check_members(made: Any, name: str, where: str) -> None:
+    """Raise ExtractorError unless an object has what `Extractor` says, under the name of its entry point."""
     faults = {
         f"the name {name!r}, as its entry point": getattr(made, "name", None) == name,
         "an integer as its `revision`": type(getattr(made, "revision", None)) is int,
@@ -138,7 +143,6 @@ def _constructed(name: str, values: Mapping[str, Any]) -> Extractor:
             raise ExtractorError.mismatch(where, expected, "another")
     if any("slot" in spec.dims for spec in made.arrays) and type(getattr(made, "slots", None)) is not int:
         raise ExtractorError.mismatch(where, "an integer as its `slots`, for its arrays with that dimension", "none")
-    return made
 
 
 def _are_specs(arrays: Any) -> bool:

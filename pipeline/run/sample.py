@@ -1,9 +1,8 @@
 """The arrays of one sample: its files, resized to the frame, and what the extractors make of them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +11,7 @@ import numpy.typing as npt
 from ...manifests.errors import ContentError
 from ...manifests.manifest import Manifest
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.interface import Extractor, Labels
-from ..store.errors import StoreError
+from ...structure_extractors.interface import Extractor, Labels, check_made
 from ..store.schema import StoreSchema
 from ..store.shard_files import Planes
 
@@ -72,7 +70,7 @@ def compute_planes(
         clock: Takes the time of each part.
 
     Raises:
-        StoreError: An extractor returned other arrays than it promised.
+        ConformanceError: An extractor returned other arrays than it promised.
     """
     clock = clock or Clock()
     with clock.part("load"):
@@ -83,27 +81,6 @@ def compute_planes(
     for extractor in extractors:
         with clock.part(extractor.name):
             made = extractor(image, labels, ignore_index=ignore_index)
-        _check_made(made, extractor, schema, (labels.shape[0], labels.shape[1]))
+        check_made(made, extractor, labels)
         planes |= made
     return planes
-
-
-def _check_made(
-    made: Mapping[str, npt.NDArray[Any]], extractor: Extractor, schema: StoreSchema, frame_size: tuple[int, int]
-) -> None:
-    """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill."""
-    where, hint = f"extractor {extractor.name}", "this is a bug of the extractor"
-    specs = {spec.name: spec for spec in schema.arrays if spec.layer == extractor.name}
-    if not isinstance(made, Mapping) or set(made) != set(specs):
-        got = ", ".join(made) if isinstance(made, Mapping) else type(made).__name__
-        raise StoreError.mismatch(where, f"the arrays {', '.join(specs)}", got, hint)
-    cells = tuple(-(-edge // schema.cell_px) for edge in frame_size)
-    for name, plane in made.items():
-        spec = specs[name]
-        sizes = {"y": frame_size[0], "x": frame_size[1], "cell_y": cells[0], "cell_x": cells[1], "slot": spec.slots}
-        expected = tuple(sizes[dim] for dim in spec.dims)
-        if not isinstance(plane, np.ndarray):
-            raise StoreError.mismatch(where, f"{name} as a NumPy array", type(plane).__name__, hint)
-        if plane.shape != expected or plane.dtype != schema.dtype(spec):
-            wanted = f"{name} as {schema.dtype(spec)} {expected}"
-            raise StoreError.mismatch(where, wanted, f"{plane.dtype} {plane.shape}", hint)

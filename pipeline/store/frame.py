@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...structure_extractors.interface import Labels
-from ...structure_extractors.patch_counts import CELL_PX
+from ...structure_extractors.interface import CELL_PX, Labels
 from .errors import FrameError
 
 __all__ = ["CELL_PX", "Frame"]

@@ -17,8 +17,7 @@ import numpy as np
 from ...common.documents import digest_of_json, parsing
 from ...common.settings import build
 from ...manifests.vocabulary import Vocabulary
-from ...structure_extractors.interface import ArraySpec, Extractor
-from ...structure_extractors.patch_counts import CELL_PX
+from ...structure_extractors.interface import CELL_PX, ArraySpec, Extractor
 from . import version_1
 from .errors import REPAIR_HINT, StoreError
 from .frame import Frame

@@ -2,5 +2,6 @@
 
 from ...common.plugins import ConformanceError
 from ...manifests.datasets.conformance import check_dataset
+from ...structure_extractors.conformance import check_extractor
 
-__all__ = ["ConformanceError", "check_dataset"]
+__all__ = ["ConformanceError", "check_dataset", "check_extractor"]
