@@ -179,9 +179,9 @@ def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
     sizes |= {f"cell_{axis}": -(-sizes[axis] // CELL_PX) for axis in "yx"}
     for name, spec in specs.items():
         dtype = labels.dtype if spec.dtype == "label" else np.dtype(spec.dtype)
-        expected = f"{name} as {dtype} {tuple(sizes[dim] for dim in spec.dims)}"
-        if (got := f"{name} as {_describe(made[name])}") != expected:
-            raise ConformanceError.mismatch(where, expected, got, hint)
+        expected = f"{dtype} {tuple(sizes[dim] for dim in spec.dims)}"
+        if (got := _describe(made[name])) != expected:
+            raise ConformanceError.mismatch(where, f"{name} as {expected}", got, hint)
 
 
 def _describe(value: Any) -> str:

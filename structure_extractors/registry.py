@@ -56,8 +56,8 @@ class Request:
 def _made(request: Request) -> tuple[Extractor, Mapping[str, Any]]:
     try:
         extractor = _constructed(request.name, dict(request.settings))
-    except plugins.PluginError as error:
-        message = f"{socket.gethostname()}: {error.args[0]}"
+    except (plugins.PluginError, ExtractorError) as error:
+        message = f"{socket.gethostname()}: {request.name} of {request.package} cannot be made here: {error.args[0]}"
         raise PackageError(message, hint=f"install {request.package} on every machine of the run") from error
     return extractor, identity(extractor)
 

@@ -20,7 +20,7 @@ class ShardFailedError(PhyssegError, RuntimeError):
     @classmethod
     def of(cls, task: "ShardTask", error: BaseException) -> "ShardFailedError":
         """What to raise for a task that ended with this error, which may be of a worker."""
-        cause, hint = f"{type(error).__name__}: {error}", None
+        cause, hint = " ".join(f"{type(error).__name__}: {error}".split()), None
         if isinstance(error, (PhyssegError, OSError)):
             known = of_system(error) if isinstance(error, OSError) else error
             cause, hint = str(known.args[0]), known.hint

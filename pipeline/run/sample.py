@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ...common.plugins import ConformanceError, PluginError, find
 from ...manifests.errors import ContentError
 from ...manifests.manifest import Manifest
 from ...structure_extractors.errors import ExtractorError
@@ -42,11 +44,14 @@ def compute_sample(
 
     Raises:
         MemoryError: OpenCV got no memory, which is the machine's fault and not the sample's.
+        PluginError, ConformanceError: As `compute_planes`.
     """
     try:
         with clock.part("load"):
             image, labels = manifest.decode(index, fetch())
         return "", compute_planes(image, labels, schema, extractors, clock)
+    except (PluginError, ConformanceError) as error:
+        raise error.prefixed(f"sample {manifest.samples[index].sample_id}") from error
     except (ContentError, ExtractorError, cv2.error) as error:
         if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error
@@ -70,6 +75,7 @@ def compute_planes(
         clock: Takes the time of each part.
 
     Raises:
+        PluginError: An extractor of another package failed.
         ConformanceError: An extractor returned other arrays than it promised.
     """
     clock = clock or Clock()
@@ -80,7 +86,17 @@ def compute_planes(
     ignore_index = schema.vocabulary.ignore_index
     for extractor in extractors:
         with clock.part(extractor.name):
-            made = extractor(image, labels, ignore_index=ignore_index)
+            made = _called(extractor, image, labels, ignore_index)
         check_made(made, extractor, labels)
         planes |= made
     return planes
+
+
+def _called(extractor: Extractor, image: npt.NDArray[np.uint8], labels: Labels, ignore_index: int) -> Any:
+    try:
+        return extractor(image, labels, ignore_index=ignore_index)
+    except (cv2.error, MemoryError):  # the sample's fault, and the machine's
+        raise
+    except Exception:
+        with find("extractors", extractor.name).blamed():
+            raise

@@ -110,13 +110,16 @@ def _call(
         classes=tuple(f"class {number}" for number in range(CLASSES)),
         structures=tuple(f"structure{number}" for number in range(STRUCTURES)),
         text_features=texts,
-        encode_image=_encoder(logits.dtype),
+        encode_image=_encoder(torch.promote_types(logits.dtype, torch.float32)),
     )
     of_crops = SimpleNamespace(
         logits=logits[crops], structure_logits=structure_logits[crops], similarity=similarity[crops]
     )
     given = {name: value.clone() for name, value in seen.items() if isinstance(value, Tensor)}
-    got = loss(seen, of_crops, model)
+    try:
+        got = loss(seen, of_crops, model)
+    except Exception as error:
+        raise ConformanceError.mismatch(where, "a sum and a count", f"{type(error).__name__}: {error}") from error
     if not isinstance(got, tuple) or [isinstance(x, Tensor) and x.ndim < 2 and x.isfinite().all() for x in got] != [
         True,
         True,
