@@ -6,7 +6,6 @@ Dask's configuration says something of logging:
     DASK_LOGGING__DISTRIBUTED=info physseg preprocess MANIFEST STORE
 """
 
-import errno
 import logging
 
 from ....common.documents import parsing
@@ -36,19 +35,21 @@ def log_level() -> int:
     return 0 if any(dask.config.get(key, None) for key in LOGGING_KEYS) else logging.CRITICAL
 
 
-def one_line(what: str, error: Exception, hint: str = USUALLY_MEMORY) -> ExecutorError:
-    """`what`, and what is at the bottom of a chain of Dask's errors; the hint says where a wrong setting stands."""
+def one_line(what: str, error: Exception, hint: str | None = None) -> ExecutorError:
+    """`what`, and what is at the bottom of a chain of Dask's errors; the hint says where a wrong setting stands.
+
+    `hint` is that of any other error; by default memory is suspected.
+    """
     import dask
 
     cause = error
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    number = getattr(cause, "errno", None)
-    if not isinstance(cause, RuntimeError | OSError) or number not in (None, errno.ENOMEM, errno.EAGAIN):
-        files = [
-            str(path) for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True) if content
-        ]
-        hint = f"mend Dask's configuration: {', '.join(files) or 'the variables DASK_...'}"
-        hint = of_system(cause).hint or hint if isinstance(cause, OSError) else hint
+    if not isinstance(cause, RuntimeError | OSError) or getattr(cause, "filename", None):
+        read = dask.config.collect_yaml(dask.config.paths, return_paths=True)
+        settings = [str(path) for path, content in read if content] or ["the variables DASK_..."] * (not hint)
+        hint = f"mend Dask's configuration: {', '.join(settings)}" if settings else hint
+    if isinstance(cause, OSError):
+        hint = of_system(cause).hint or hint
     said = " ".join(str(cause).split())[:200]
-    return ExecutorError(f"{what}: {type(cause).__name__}: {said}", hint=hint)
+    return ExecutorError(f"{what}: {type(cause).__name__}: {said}", hint=hint or USUALLY_MEMORY)

@@ -26,6 +26,7 @@ def chained(*errors: BaseException) -> Exception:
         (chained(RuntimeError("a"), RuntimeError("b"), KeyError("unit: soon")), "KeyError: 'unit: soon'", "FILE"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/scratch"), "No such file", "FILE"),
         (chained(RuntimeError("Nanny failed"), RuntimeError("process died")), "RuntimeError: process died", "memory"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "Connection refused", "memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory", "memory"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files", "ulimit -n"),
         (chained(OSError("Timed out"), KeyboardInterrupt()), "OSError: Timed out", "memory"),
@@ -46,6 +47,7 @@ def test_an_error_of_dask_names_its_cause_and_what_to_mend(
 def test_without_a_file_it_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask.config, "paths", [])
     assert "DASK_" in str(one_line("they do not start", KeyError("unit")).hint)
+    assert one_line("no answer", TypeError("TLS expects an ssl_context"), "give TLS's files").hint == "give TLS's files"
 
 
 @pytest.mark.parametrize(

@@ -406,8 +406,9 @@ def test_executors_that_run_elsewhere_say_so() -> None:
 
 def test_a_scheduler_that_is_not_there_is_named() -> None:
     refused = pytest.raises(ExecutorError, match=r"tcp://127\.0\.0\.1:1 does not answer")
-    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}), refused:
+    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}), refused as caught:
         run(1, scheduler="tcp://127.0.0.1:1")
+    assert "is it running" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("share", [0, "much", 0.001])
