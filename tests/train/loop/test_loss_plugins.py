@@ -49,12 +49,11 @@ class Labels:
         return (batch["labels"] != batch["ignore_index"]).sum().float()
 
 class Margin:
-    '''Of labelled cells whose first class is likely: how many there are only the outputs tell.'''
+    '''Brightness where the first class is likely and true: how much that is only the outputs tell.'''
     def __call__(self, batch, outputs, model):
-        margin = outputs.logits[:, 0].float() - outputs.logits[:, 1].float()
-        labelled = batch["labels"][:, 2::4, 2::4] != model.ignore_index
-        likely = margin.sigmoid().where(labelled, 0.0)
-        return (likely * margin.square()).sum(), likely.sum()
+        likely = (outputs.logits[:, 0].float() - outputs.logits[:, 1].float()).sigmoid()
+        likely = likely.where(batch["labels"][:, 2::4, 2::4] == 0, 0.0)
+        return (likely * batch["images"][:, 1, 2::4, 2::4] / 255).sum(), likely.sum()
 
 class Learned(nn.Module):
     '''Two parameters, and all that a loss may see.'''
