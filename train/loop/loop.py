@@ -204,7 +204,7 @@ class _Training:
         objective, compared = self.objective, () if self.counts_compared else self.config.losses.named
         said = self.ranks.mean(objective.counts(batch))
         names = [name for name in objective.losses if name not in said or name in compared]
-        called = self.ranks.mean(objective.called_counts(batch, number, names))
+        called = self.ranks.mean(objective.called_counts(batch, number, names)) if names else {}
         for name in said.keys() & called.keys():
             if not torch.allclose(said[name], called[name], rtol=1e-4):
                 where, size = f"losses.{name}: `count` of a step", self.ranks.size

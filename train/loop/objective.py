@@ -50,7 +50,7 @@ class Objective(nn.Module):
         losses = {name: self.losses[name] for name in names}
         counts: dict[str, Tensor] = {}
         random = random_state()
-        for part in micro_batches(batch, number) if losses else ():
+        for part in micro_batches(batch, number):
             output, model = self._outputs(part)
             for name, (_, count) in loss_sums(losses, output, part, model).items():
                 counts[name] = counts[name] + count if name in counts else count
