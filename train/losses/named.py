@@ -70,17 +70,20 @@ def with_named(config: type[C], values: Mapping[str, Any]) -> tuple[type[C], Map
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     tables = {name: table for name, table in values.items() if isinstance(table, Mapping) and name not in known}
     for name in tables:
-        if name in BUILT_IN:
-            raise ConfigError(f"`losses.{name}` is no table", hint=f"its settings in [losses]: {BUILT_IN[name]}")
-        find("losses", name)
-        taken = name in ("loss", "total", "gradient_norm") or hasattr(config, name) or hasattr(nn.ModuleDict, name)
-        if taken or not name.isidentifier() or iskeyword(name):
-            raise ConfigError(f"`losses.{name}` cannot be the name of a loss", hint="ask its author for another one")
+        _check_name(name, config)
     used = [(name, _settings_type(name)) for name, table in tables.items() if table.get("weight") != 0]
-    if not tables:
-        return config, values
-    made = make_dataclass(config.__name__, used, bases=(config,), frozen=True, kw_only=True, slots=True)
-    return made, {name: value for name, value in values.items() if name not in tables or name in dict(used)}
+    if used:
+        config = make_dataclass(config.__name__, used, bases=(config,), frozen=True, kw_only=True, slots=True)
+    return config, {name: value for name, value in values.items() if name not in tables or name in dict(used)}
+
+
+def _check_name(name: str, config: type[Any]) -> None:
+    if name in BUILT_IN:
+        raise ConfigError(f"`losses.{name}` is no table", hint=f"its settings in [losses]: {BUILT_IN[name]}")
+    find("losses", name)
+    taken = name in ("loss", "total", "gradient_norm") or hasattr(config, name) or hasattr(nn.ModuleDict, name)
+    if taken or not name.isidentifier() or iskeyword(name):
+        raise ConfigError(f"`losses.{name}` cannot be the name of a loss", hint="ask its author for another one")
 
 
 def _settings_type(name: str) -> type[LossSettings]:
