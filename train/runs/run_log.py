@@ -17,6 +17,7 @@ from ...common.atomic import atomic_write
 from ...common.documents import parsing
 from ...common.regular_files import read_regular
 from ..errors import RunFolderError
+from .tensor_files import writing_to
 
 
 class RunLog:
@@ -40,14 +41,16 @@ class RunLog:
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Log anything else that happened; JSON only. Numbers that JSON cannot hold are written as text."""
         entry = {"event": name, "step": step, "time": round(time.time(), 3), **facts}
-        self._file.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
-        self._file.flush()
+        with writing_to(Path(self._file.name)):
+            self._file.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with writing_to(Path(self._file.name)):  # what could not be written is tried once more
+            self._file.close()
         self._board.close()
 
 

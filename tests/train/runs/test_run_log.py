@@ -1,6 +1,7 @@
 """The run's log and folder: whole lines only, nothing twice, one process at a time."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_scalars_reach_json_and_tensorboard(tmp_path: Path) -> None:
     assert (step["event"], step["step"], step["loss/loss"]) == ("step", 10, 0.5)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss/loss")] == [(10, 0.5)]
+
+
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = open_log(tmp_path)
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, log:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+            log.event("start", 0)
+        assert caught.value.filename == str(tmp_path / "log.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_resuming_drops_what_will_be_computed_again(tmp_path: Path) -> None:
