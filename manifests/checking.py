@@ -1,5 +1,6 @@
 """Every sample is read once and checked: what cannot be used is named in its row, never dropped."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -258,7 +259,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path)
     except OSError as error:
-        hint = "check the file's permissions and the disk"
+        hint = None if error.errno == errno.ENODATA else "check the file's permissions and the disk"
         raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
 
 

@@ -275,6 +275,9 @@ class StoreSchema:
             raise ValueError(f"an array {repeated[0]!r} twice")
         if absent := [spec.layer for spec in self.arrays if spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
+        there = {(spec.name, spec.dtype, tuple(spec.dims)) for spec in self.arrays}
+        if lacking := [array[0] for array in version_1.IN_EVERY_STORE if array not in there]:
+            raise ValueError(f"no array {lacking[0]!r} as every store has it")
 
 
 _KINDS: Final[Mapping[str, type]] = {

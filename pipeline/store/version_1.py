@@ -20,6 +20,8 @@ _ROWS: Final = (
     ("cell_counts", "patch_counts", "uint8", _CELLS, 0, "pixels of each such class", ""),
     ("cell_dropped", "patch_counts", "uint32", (), 0, "labelled pixels that found no slot in their cell", ""),
 )
+IN_EVERY_STORE: Final = [(row[0], row[2], row[3]) for row in _ROWS if row[1] in ("labels", "patch_counts")]
+"""Name, dtype and dimensions of the arrays that readers ask for without asking whether there are any."""
 
 
 def describe_arrays(names: list[str], layers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

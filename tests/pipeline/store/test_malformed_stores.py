@@ -17,7 +17,7 @@ from physseg.common.documents import digest_of_json
 from physseg.pipeline.inspect.summary import summarise
 from physseg.pipeline.run.prepare import prepare
 from physseg.pipeline.run.verify import verify
-from physseg.pipeline.store.errors import StoreCorruptError
+from physseg.pipeline.store.errors import StoreCorruptError, StoreError
 from physseg.pipeline.store.layout import MANIFEST_FILE, open_schema, read_manifest
 from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.shard_codec import decode_index
@@ -32,7 +32,7 @@ RECORD, ROOT, COPY = "provenance/commits/000000.json", "zarr.json", "provenance/
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("malformed")
-    preprocess(write_shapes(folder / "data", 3), folder / "s.zarr")
+    preprocess(write_shapes(folder / "data", 3), folder / "s.zarr", structures=["canny"])
     return folder / "s.zarr"
 
 
@@ -116,6 +116,18 @@ def test_sizes_that_a_store_claims_are_compared_before_anything_is_taken(store: 
         (store / path).write_bytes(sealed(content, "root"))
     assert attempt(store, "10^8 samples") == 1  # `verify`, which names it
     assert "expected the 100000000 samples" in str(verify(store, progress=False).faults)
+
+
+@pytest.mark.parametrize("name", ["labels", "frame_size", "cell_classes", "cell_counts", "cell_dropped"])
+def test_a_store_without_an_array_that_all_have_is_refused(name: str, store: Path) -> None:
+    content = json.loads((store / ROOT).read_bytes())["attributes"]["physseg"]
+    for change in ({"name": "other"}, {"dtype": "uint8", "dims": ["edge"]}):
+        arrays = [array | change if array["name"] == name else array for array in content["arrays"]]
+        for path in (ROOT, COPY):
+            (store / path).write_bytes(sealed(content | {"arrays": arrays}, "root"))
+        with pytest.raises(StoreError, match=f"no array '{name}'"):
+            open_schema(store)
+        attempt(store, f"{name}: {change}")
 
 
 def test_a_record_of_a_trillion_samples_is_a_fault(store: Path) -> None:
