@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import traceback
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,14 +45,21 @@ app.add_typer(train.weights_app, name="weights")
 app.add_typer(structure_extractors.app, name="superpoint")
 
 
-@app.command()
+plugins_app = typer.Typer()
+app.add_typer(plugins_app, name="plugins")
+
+
+@plugins_app.callback(invoke_without_command=True)
 def plugins(
+    context: typer.Context,
     json_: Annotated[bool, typer.Option("--json", help="Print a list of objects, one for each name.")] = False,
 ) -> None:
     """What is found by name: structure extractors, losses, data sets and backbones, physseg's own and other packages'.
 
     Each is imported, to say why one cannot be used; Control-C ends the import of one. Exit code 1: there is such a one.
     """
+    if context.invoked_subcommand:
+        return
     from .common.plugins import KINDS, offers
     from .common.text import align
 
@@ -62,6 +70,20 @@ def plugins(
     typer.echo(as_json if json_ else "\n".join(align([columns, *rows], right=())))
     if any(row[-1] for row in rows):
         raise typer.Exit(1)
+
+
+@plugins_app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of your part: small letters, digits and underscores.")],
+    kind: Annotated[Literal["extractor", "loss", "dataset"], typer.Option(help="What it is.")] = "extractor",
+    out: Annotated[Path | None, typer.Option(help="Folder of the package.  [default: physseg-NAME]")] = None,
+) -> None:
+    """Begin a package of your own: one module with a small part that works, a test that passes, and its entry point."""
+    from .train.public.new_package import write_package
+
+    folder = out or Path(f"physseg-{name.replace('_', '-')}")
+    typer.echo(f"wrote {folder}: {', '.join(write_package(name, kind, folder))}")
+    typer.echo(f"next: cd {folder} && pip install --editable . && pytest")
 
 
 def main() -> None:

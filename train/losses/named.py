@@ -81,9 +81,13 @@ def _check_name(name: str, config: type[Any]) -> None:
     if name in BUILT_IN:
         raise ConfigError(f"`losses.{name}` is no table", hint=f"its settings in [losses]: {BUILT_IN[name]}")
     find("losses", name)
-    taken = name in ("loss", "total", "gradient_norm") or hasattr(config, name) or hasattr(nn.ModuleDict, name)
-    if taken or not name.isidentifier() or iskeyword(name):
+    if name in reserved_names(config) or not name.isidentifier() or iskeyword(name):
         raise ConfigError(f"`losses.{name}` cannot be the name of a loss", hint="ask its author for another one")
+
+
+def reserved_names(config: type[Any]) -> set[str]:
+    """Names that no loss of another package can have: those of the log, of settings, and of what keeps the losses."""
+    return {"loss", "total", "gradient_norm", *dir(config), *dir(nn.ModuleDict)}
 
 
 def _settings_type(name: str) -> type[LossSettings]:
