@@ -24,7 +24,7 @@ def preprocess(
     structures: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: canny, mask_edges, sift, superpoint. Default: the first three, or the store's."
+            help="Comma-separated names (`physseg plugins`). Default: canny, mask_edges and sift, or the store's."
         ),
     ] = None,
     set_option: Annotated[

@@ -3,15 +3,26 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...common.atomic import atomic_write
 from ...common.images import encode_png
 from ...common.text import counted, percent
 from ..store.schema import StoredArray
 from .drawing.label_maps import overlay
-from .drawing.layers import EDGES, KEYPOINTS, Layer, label_layer, structure_layer, weight_layer
+from .drawing.layers import (
+    CLASS_EDGES,
+    EDGES,
+    KEYPOINTS,
+    Layer,
+    class_edge_layer,
+    label_layer,
+    structure_layer,
+    weight_layer,
+)
 from .drawing.layout import tile
 from .drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim
 from .sample_view import SampleView
@@ -30,7 +41,12 @@ def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     labels = label_layer(view.labels, vocabulary.num_classes, ignore_index=vocabulary.ignore_index)
     layers = {"labels": (labels, f"{counted(num_shown, 'class')}")}
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
-        layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
+        if spec.drawn == CLASS_EDGES:
+            size, ignore_index = vocabulary.num_classes, vocabulary.ignore_index
+            layer = class_edge_layer(plane, view.labels, size, ignore_index=ignore_index)
+            layers[name] = layer, _share((plane != ignore_index).any(axis=0))
+        else:
+            layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
     return layers
 
 
@@ -73,8 +89,12 @@ def _amount(spec: StoredArray, plane: UInt8) -> str:
     if spec.drawn == KEYPOINTS:
         return f"{np.count_nonzero(plane):,} keypoints"
     if spec.drawn == EDGES:
-        return f"{percent(np.count_nonzero(plane) / plane.size, digits=1)} of the pixels"
+        return _share(plane)
     return f"highest {(plane.max() / 255) ** 2:.2f}"
+
+
+def _share(plane: npt.NDArray[Any]) -> str:
+    return f"{percent(np.count_nonzero(plane) / plane.size, digits=1)} of the pixels"
 
 
 def _safe(text: str) -> str:

@@ -40,8 +40,8 @@ class SampleView:
     """Why the image could not be read, else empty."""
     labels: npt.NDArray[Any]
     """Class ids, (h, w)."""
-    structures: Mapping[str, tuple[StoredArray, UInt8]]
-    """Structure maps (h, w) by array name, with their rows of the schema."""
+    structures: Mapping[str, tuple[StoredArray, npt.NDArray[Any]]]
+    """Structure maps (h, w), or planes (P, h, w) of classes, by array name, with their rows of the schema."""
     cell_classes: npt.NDArray[Any]
     """Classes in each cell of 8 px of the frame, (K, rows, columns)."""
     cell_counts: UInt8

@@ -16,8 +16,8 @@ from .errors import DrawError
 from .label_maps import outlines
 from .palette import Colour, Floats, UInt8, blend, colour_labels, heat_colours
 
-EDGES, KEYPOINTS, DENSITY = "edges", "keypoints", "density"
-"""Kinds of structure map: 0 or 255; coded confidences at keypoints; a coded confidence everywhere."""
+EDGES, KEYPOINTS, DENSITY, CLASS_EDGES = "edges", "keypoints", "density", "class_edges"
+"""Kinds of structure: 0 or 255; coded confidences at keypoints; a coded confidence everywhere; classes that meet."""
 LEVELS: Final = 16
 """Steps of opacity and of weights: 4 bits a pixel, half the bytes of 8."""
 _OUTLINE: Final[Colour] = (20, 22, 26)
@@ -95,6 +95,21 @@ def structure_layer(plane: UInt8, kind: str, colour: Colour) -> Layer:
     if kind == EDGES:
         pixels, opacity = np.minimum(pixels, 1), np.array([0, 255], np.uint8)
     return Layer(pixels=pixels, colours=np.full((len(opacity), 3), colour, np.uint8), opacity=opacity)
+
+
+def class_edge_layer(
+    planes: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int
+) -> Layer:
+    """Planes (P, h, w) of the classes that meet at a pixel: each side of a line in the colour of its own class.
+
+    That is the one of a pixel's classes which is its label (h, w), or where none is, the one in plane 0.
+    """
+    own = ((planes == labels) & (planes != ignore_index)).any(axis=0)
+    shown = np.where(own, labels, planes[0])
+    ids, pixels = np.unique(shown, return_inverse=True)
+    colours = colour_labels(ids, num_classes, ignore_index=ignore_index)
+    opacity = np.where(ids == ignore_index, 0, 255).astype(np.uint8)
+    return Layer(pixels=pixels.reshape(shown.shape), colours=colours, opacity=opacity)
 
 
 def structure_alpha(plane: UInt8, kind: str) -> npt.NDArray[np.float32]:

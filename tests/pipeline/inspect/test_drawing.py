@@ -202,6 +202,16 @@ def test_a_density_is_as_opaque_as_its_code() -> None:
     np.testing.assert_allclose(layers.structure_alpha(plane, layers.DENSITY), [[0, 0.2, 1]], atol=1e-6)
 
 
+def test_each_side_of_a_class_edge_has_the_colour_of_its_class() -> None:
+    labels = np.array([[4, 4, 7, 7], [255, 4, 7, 3]], np.uint8)
+    planes = np.full((2, 2, 4), 255, np.uint8)
+    planes[:, 0, 1:3] = np.array([4, 7])[:, None]
+    planes[:, 1, 3] = 4, 7  # neither is the pixel's label
+    picture = layers.class_edge_layer(planes, labels, 9, ignore_index=255).over(GREY[:2, :4])
+    colours, grey = palette.palette(9).tolist(), [100, 100, 100]
+    assert picture.tolist() == [[grey, colours[4], colours[7], grey], [grey, grey, grey, colours[4]]]
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(DrawError, match="'lines'"):
         layers.structure_alpha(np.zeros((2, 2), np.uint8), "lines")

@@ -27,6 +27,7 @@ from physseg.pipeline.store.locks import locked
 from physseg.pipeline.store.reader import StoreReader
 from physseg.pipeline.store.schema import DONE, QUARANTINED, StoreSchema
 from physseg.structure_extractors import registry
+from physseg.structure_extractors.semantic_edges import SemanticEdges
 
 MakeManifest = Callable[..., Manifest]
 FRAME = Frame(short_edge=32, max_long_edge=64, canvas=64)
@@ -101,6 +102,24 @@ def test_reader_zarr_and_xarray_agree(manifest: Manifest, tmp_path: Path) -> Non
             np.testing.assert_array_equal(plane, group[name][index])
             np.testing.assert_array_equal(plane, dataset[name][index].values)
     np.testing.assert_array_equal(reader.status, group["status"][:])
+
+
+def test_xarray_opens_layers_whose_slots_differ_in_number(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    preprocess(make_manifest(2), tmp_path / "s.zarr", structures=["semantic_edges"])
+    dataset = xarray.open_zarr(tmp_path / "s.zarr", consolidated=False)
+    assert dataset["cell_classes"].dims == ("sample", "slot", "cell_y", "cell_x")
+    assert dataset["semantic_edges"].dims == ("sample", "semantic_edges_slot", "y", "x")
+    assert (dataset.sizes["slot"], dataset.sizes["semantic_edges_slot"]) == (8, 2)
+    reader = StoreReader(tmp_path / "s.zarr", ("labels", "semantic_edges"))
+    for index in range(2):
+        stored, (height, width) = reader.read(index), reader.frame_size(index)
+        np.testing.assert_array_equal(dataset["semantic_edges"][index].values, stored["semantic_edges"])
+        planes = stored["semantic_edges"][:, :height, :width]
+        labels = stored["labels"][:height, :width]
+        (expected,) = SemanticEdges()(np.zeros((1, 1, 3), np.uint8), labels, ignore_index=255).values()
+        np.testing.assert_array_equal(planes, expected)
+        assert (planes != 255).sum() > 50
+        assert (stored["semantic_edges"] != 255).sum() == (planes != 255).sum()
 
 
 def test_a_cluster_of_processes_leaves_the_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
