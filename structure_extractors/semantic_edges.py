@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from .interface import ArraySpec, Image, Labels, check_labels, check_option
 
+_MEANING = "the two classes that meet at an edge of the label map"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SemanticEdges:
@@ -28,15 +30,7 @@ class SemanticEdges:
     revision: ClassVar[int] = 1
     slots: ClassVar[int] = 2
     arrays: ClassVar[tuple[ArraySpec, ...]] = (
-        ArraySpec(
-            "semantic_edges",
-            "label",
-            ("slot", "y", "x"),
-            "ignore",
-            "the two classes that meet at an edge of the label map",
-            drawn="class_edges",
-            target="classes",
-        ),
+        ArraySpec("semantic_edges", "label", ("slot", "y", "x"), "ignore", _MEANING, "class_edges", "classes"),
     )
 
     radius_px: int = 1  # pixels marked on each side of a border; the line is twice as wide

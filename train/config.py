@@ -100,7 +100,9 @@ class TrainConfig:
         check_ranges(self, **dict.fromkeys(counts, "[1, inf)"), batch_size="[1, 1e7]", ema_decay="[0, 1)")
         # The losses are the switches; a head without its loss would only take memory.
         structures = self.model.structures if self.losses.lambda_p > 0 else ()
-        model = replace(self.model, structures=structures, alignment=self.losses.lambda_sac > 0)
+        classes = self.model.structure_classes if structures else None
+        alignment = self.losses.lambda_sac > 0
+        model = replace(self.model, structures=structures, structure_classes=classes, alignment=alignment)
         object.__setattr__(self, "model", model)
         grid = model.clip_sizes.grid
         if model.pooling > grid:

@@ -24,7 +24,7 @@ from .drawing.layers import (
     weight_layer,
 )
 from .drawing.layout import tile
-from .drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim
+from .drawing.palette import STRUCTURE_COLOURS, Colour, dim
 from .sample_view import SampleView
 
 OVERVIEW_COLUMNS = 3
@@ -37,14 +37,13 @@ def structure_colour(position: int) -> Colour:
 
 def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     """Layers of the label map and of each structure by array name, with how much each holds."""
-    vocabulary, num_shown = view.vocabulary, len(view.shares)
-    labels = label_layer(view.labels, vocabulary.num_classes, ignore_index=vocabulary.ignore_index)
+    num_classes, ignore_index, num_shown = view.vocabulary.num_classes, view.vocabulary.ignore_index, len(view.shares)
+    labels = label_layer(view.labels, num_classes, ignore_index=ignore_index)
     layers = {"labels": (labels, f"{counted(num_shown, 'class')}")}
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
         if spec.drawn == CLASS_EDGES:
-            size, ignore_index = vocabulary.num_classes, vocabulary.ignore_index
-            layer = class_edge_layer(plane, view.labels, size, ignore_index=ignore_index)
-            layers[name] = layer, _share((plane != ignore_index).any(axis=0))
+            layer = class_edge_layer(plane, view.labels, num_classes, ignore_index=ignore_index)
+            layers[name] = layer, _amount(spec, (plane != ignore_index).any(axis=0))
         else:
             layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
     return layers
@@ -84,17 +83,13 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     return out / f"{folder}.png"
 
 
-def _amount(spec: StoredArray, plane: UInt8) -> str:
+def _amount(spec: StoredArray, plane: npt.NDArray[Any]) -> str:
     """How much a structure map holds."""
     if spec.drawn == KEYPOINTS:
         return f"{np.count_nonzero(plane):,} keypoints"
-    if spec.drawn == EDGES:
-        return _share(plane)
+    if spec.drawn in (EDGES, CLASS_EDGES):
+        return f"{percent(np.count_nonzero(plane) / plane.size, digits=1)} of the pixels"
     return f"highest {(plane.max() / 255) ** 2:.2f}"
-
-
-def _share(plane: npt.NDArray[Any]) -> str:
-    return f"{percent(np.count_nonzero(plane) / plane.size, digits=1)} of the pixels"
 
 
 def _safe(text: str) -> str:

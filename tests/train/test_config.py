@@ -52,7 +52,8 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
             table = f"{match[1]}."
         elif match := re.match(r"(\w+) =", line):
             keys.add(table + match[1])
-    not_shown = {"model.alignment", "model.architecture", "model.text_encoder"}  # lambda_sac, imports, exports set them
+    # What lambda_sac, imports, exports and the store set.
+    not_shown = {"model.alignment", "model.architecture", "model.text_encoder", "model.structure_classes"}
     assert keys == dotted_keys(TrainConfig) - not_shown
     assert differing_keys(to_dict(shown), to_dict(everything)) == {
         "clip_weights": (None, "openai"),

@@ -20,7 +20,7 @@ from ...common.storage.location import Location
 from ...common.text import align, percent
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
-from ...pipeline.inspect.drawing.layers import EDGES, KEYPOINTS
+from ...pipeline.inspect.drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS
 from ...pipeline.store.frame import CELL_PX, Frame
 from ...pipeline.store.layout import open_schema
 from ...pipeline.store.reader import StoreReader
@@ -84,7 +84,8 @@ def match_store(
 ) -> dict[str, BoundaryScore]:
     """The head's maps against a store's, for every structure that both have, on the store's frames.
 
-    Cached edges and keypoints count where the map is not 0.
+    Cached edges and keypoints count where the map is not 0. Edges of classes count whatever the classes are: the head's
+    map is then the highest probability over them.
 
     Args:
         model: A model with a structure head.
@@ -97,8 +98,9 @@ def match_store(
     Raises:
         AnalysisError: There is nothing to compare.
     """
-    drawn = {spec.name: spec.drawn for spec in open_schema(store).arrays}
-    names = _predicted(model, drawn, (EDGES, KEYPOINTS))
+    specs = {spec.name: spec for spec in open_schema(store).arrays}
+    drawn = {name: spec.drawn for name, spec in specs.items()}
+    names = _predicted(model, drawn, (EDGES, KEYPOINTS, CLASS_EDGES))
     reader = StoreReader(store, names, root=root)
     scores = {name: BoundaryScore(THRESHOLDS) for name in names}
     indices = reader.usable[:max_images].tolist()
@@ -110,8 +112,9 @@ def match_store(
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
         tolerance = tolerance_of(height, width, tolerance_px)
         for name, plane in reader.planes(index):
-            true = plane[:height, :width] > 0
-            if drawn[name] == EDGES:
+            planes = plane.reshape(-1, *plane.shape[-2:])[:, :height, :width]
+            true = (planes != reader.schema.fill(specs[name])).any(axis=0)
+            if drawn[name] != KEYPOINTS:
                 maps = edge_maps(predicted[name], THRESHOLDS, thinned=thinned)
                 scores[name].add(maps, [thin(true) if thinned else true], tolerance)
             else:
@@ -134,7 +137,7 @@ def match_bsds(
     """
     installed = registry.build(plugins.names("extractors")) if model else ()
     drawn = {spec.name: spec.drawn for extractor in installed for spec in extractor.arrays}
-    heads = _predicted(model, drawn, (EDGES,)) if model else []
+    heads = _predicted(model, drawn, (EDGES, CLASS_EDGES)) if model else []
     scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
     swept = dict(scores)
     scores["people"] = BoundaryScore((1.0,))

@@ -4,10 +4,10 @@ The dataset is indexed by *lists of positions* (see order.py), one list per batc
 sample is cropped straight into its place, so nothing larger than the crop leaves a worker.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import cv2
 import numpy as np
@@ -69,7 +69,8 @@ class Batch(TypedDict):
 
     images: Tensor  # (B, 3, S, S) uint8 RGB; 128 outside the image
     labels: Tensor  # (B, S, S) uint8 or int32 (int64 on the device) class ids; ignore index outside
-    structures: Tensor  # (B, num_structures, S, S) uint8, in the order of the model's structures
+    structures: Tensor  # (B, num_maps, S, S) uint8, those of the model's structures that are maps, in its order
+    structure_classes: NotRequired[Tensor]  # (B, num_others, P, S, S) like labels: those of classes, P planes; if any
     valid: Tensor  # (B, S, S) bool, inside the image
     cell_classes: Tensor  # (B, K, C, C) like labels; K = 0 where the alignment loss is off
     cell_counts: Tensor  # (B, K, C, C) uint8
@@ -86,7 +87,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
         Args:
             config: Where they are and how they are cut.
-            structures: Names of the structure maps that a batch holds.
+            structures: Names of the structures that a batch holds.
             cells: Whether it holds the class counts of cells.
             seed: Seed of order and augmentation.
 
@@ -95,9 +96,12 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             StoreIncompleteError: Not all samples have been computed.
         """
         self.config, self.cells, self.seed = config, cells, seed
-        self.structures = tuple(structures)
         self.arrays = ("labels", *structures, *(CELL_ARRAYS if cells else ()))
-        self._check_arrays(StoreReader(config.store, ()).schema)
+        schema = StoreReader(config.store, ()).schema
+        targets = {spec.name: spec.target for spec in schema.arrays}
+        self.of_classes = tuple(name for name in structures if targets.get(name) == "classes")
+        self.structures = tuple(sorted(structures, key=self.of_classes.__contains__))
+        self._check_arrays(schema)
         self.cache = ContentCache(config.cache) if config.cache else None
         self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache)
         self._check_classes()
@@ -111,6 +115,12 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         """Ids of the samples that training leaves out."""
         status, samples = self.reader.status, self.reader.manifest.samples
         return [samples[int(index)].sample_id for index in np.flatnonzero(status == QUARANTINED)]
+
+    @property
+    def structure_classes(self) -> tuple[int, ...] | None:
+        """Number of classes of each of `structures`, whose maps come first; see SegmenterConfig.structure_classes."""
+        number = len(self.reader.vocabulary.classes)
+        return tuple(number * (name in self.of_classes) for name in self.structures) if self.of_classes else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -164,9 +174,10 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         for name, plane in self.reader.planes(index):
             cut[name] = window.cut_cells(plane) if name in CELL_ARRAYS else window.cut(plane)
             del plane  # the next one then lies in the same memory, still in cache
-        structures = [cut[name] for name in self.structures]
+        structures = [cut[name] for name in self.structures if name not in self.of_classes]
         no_cells = np.zeros((0, cells, cells), np.uint8)
-        return sample_id, {
+        of_classes = {"structure_classes": self._stacked_planes(cut)} if self.of_classes else {}
+        return sample_id, of_classes | {
             "images": window.cut_image(image),
             "labels": _signed(cut["labels"]),
             "structures": np.stack(structures) if structures else np.zeros((0, side, side), np.uint8),
@@ -175,6 +186,13 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             "cell_counts": cut["cell_counts"] if self.cells else no_cells,
             "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
         }
+
+    def _stacked_planes(self, cut: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """The structures of classes, (number, P, S, S): P planes as the largest has, unused ones ignored."""
+        each, ignore_index = [cut[name] for name in self.of_classes], self.reader.vocabulary.ignore_index
+        unused = [((0, max(map(len, each)) - len(planes)), (0, 0), (0, 0)) for planes in each]
+        padded = [np.pad(*planes, constant_values=ignore_index) for planes in zip(each, unused, strict=True)]
+        return _signed(np.stack(padded))
 
     def _check_arrays(self, schema: StoreSchema) -> None:
         """Refuse a store without the arrays or the size that the configuration wants."""
@@ -186,6 +204,10 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
                 hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(missing)}`, or change "
                 "model.structures.",
             )
+        targets = [spec.name for spec in schema.arrays if spec.target]
+        if unfit := [name for name in self.structures if name not in targets]:
+            message = f"{store}: {', '.join(unfit)} cannot be predicted, only {', '.join(targets)}"
+            raise TrainDataError(message, hint="Change model.structures.")
         if crop > frame.short_edge:
             limit = f"canvas is {frame.canvas} px" if crop > frame.canvas else f"short edge is {frame.short_edge} px"
             padded = f"{store}: data.crop is {crop} px, but the store's {limit}: every crop would be padded"

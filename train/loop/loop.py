@@ -108,6 +108,9 @@ class _Training:
             config = self.config
             structures, with_cells = config.model.structures, config.losses.lambda_sac > 0
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
+            classes = self.samples.structure_classes
+            model = replace(config.model, structures=self.samples.structures, structure_classes=classes)
+            self.config = config = replace(config, model=model)
             self.vocabulary = self.samples.reader.vocabulary
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
             if begun := run.exists():

@@ -7,6 +7,7 @@ brought to the logits' size by max-pooling (thin edges survive), cells outside t
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,21 +58,71 @@ def structure_targets(
         >>> round(structure_targets(maps, inside, (2, 2), "soft")[0][0, 0, 1, 0].item(), 6)
         0.04
     """
-    check_choice("structure target", mode, get_args(TargetMode))
-    if sigma_cells <= 0:
-        raise ConfigError(f"sigma_cells must be positive, got {sigma_cells}")
-    if maps.ndim != 4 or valid.shape != (maps.shape[0], *maps.shape[2:]):
-        got = f"{tuple(maps.shape)} and {tuple(valid.shape)}"
-        raise ShapeError(f"expected maps (B, S, H, W) and valid (B, H, W), got {got}")
-    height, width = maps.shape[2:]
-    if height % size[0] or width % size[1]:
-        raise ShapeError(f"maps of {height} x {width} px do not divide into {size[0]} x {size[1]} cells")
+    _check_maps(maps, valid, size)
     inside = valid[:, None]
     pooled = _max_cells(maps * inside, size)
-    targets = (pooled.float() / 255.0) ** 2 if mode == "soft" else (pooled > 0).float()
-    if mode == "gaussian":
-        targets = _splat(targets, sigma_cells)
-    return targets, _max_cells(inside.to(torch.uint8), size) > 0
+    return _targets(pooled, mode, sigma_cells), _max_cells(inside.to(torch.uint8), size) > 0
+
+
+def class_targets(
+    planes: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    size: tuple[int, int],
+    num_classes: int,
+    mode: TargetMode = "binary",
+    *,
+    ignore_index: int,
+    sigma_cells: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Targets of a structure of classes, a channel for each: what `structure_targets` gives for each class's own map.
+
+    As in CASENet (Yu et al. 2017), a cell may hold edges of several classes. Nothing of size (B, T, H, W) is made. That
+    a class has an edge in a cell is known where one is marked; that it has none, only where all pixels of the cell are
+    labelled. Else the cell does not count for the class: annotators part objects by ignored pixels, in which the border
+    lies, and where the head must not learn that there is none.
+
+    Args:
+        planes: (B, P, H, W) integers, the classes that a pixel is an edge of; `ignore_index` in unused planes.
+        labels: (B, H, W) integers, the label map.
+        valid, size, mode, sigma_cells: as for `structure_targets`, as are the errors. `soft` is `binary` here.
+        num_classes: T.
+        ignore_index: label of pixels without a class.
+
+    Returns:
+        targets (B, T, h, w) float32 in [0, 1], and valid (B, T, h, w) bool.
+
+    Example:
+        >>> planes = torch.full((1, 2, 4, 8), 255)
+        >>> planes[0, :, 2, 3] = torch.tensor([0, 2])  # classes 0 and 2 meet in the left one of two cells
+        >>> labels = torch.zeros(1, 4, 8, dtype=torch.int64)
+        >>> labels[0, 0, 0] = 255  # and it has a pixel without a label
+        >>> targets, valid = class_targets(planes, labels, labels >= 0, (1, 2), 3, ignore_index=255)
+        >>> targets[0, :, 0].tolist()
+        [[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+        >>> valid[0, :, 0].tolist()
+        [[True, True], [False, True], [True, True]]
+    """
+    ids, known = _cell_ids(planes, labels, valid, size, ignore_index)
+    marked = ids.new_zeros(len(ids), num_classes + 1, *size, dtype=torch.uint8).scatter_(1, ids + 1, 255)[:, 1:]
+    return _targets(marked, mode, sigma_cells), known[:, None] | (marked > 0)
+
+
+def class_count(
+    planes: Tensor, labels: Tensor, valid: Tensor, size: tuple[int, int], form: StructureForm, *, ignore_index: int
+) -> Tensor:
+    """What the loss of a structure of classes is divided by, () float32, of the arguments of `class_targets`.
+
+    Cells that count for a class, or for `gaussian_focal` pairs of a cell and a class with an edge there. The loss is so
+    a sum over classes of means over cells: an edge pixel weighs as in a map without classes, in two channels instead of
+    one, however many classes there are. A mean over T of them would leave it 2 / T of that.
+    """
+    ids, known = _cell_ids(planes, labels, valid, size, ignore_index)
+    if form != "gaussian_focal":
+        return (known | (ids.amax(dim=1) >= 0)).sum().float()
+    ids = ids.sort(dim=1).values
+    first = torch.cat([ids[:, :1] >= 0, ids[:, 1:] != ids[:, :-1]], dim=1)  # of equal ones
+    return first.sum().float()
 
 
 def structure_loss(
@@ -137,16 +188,38 @@ class StructureLoss:
     def __call__(self, batch: Mapping[str, Any], outputs: Outputs, model: ModelView) -> tuple[Tensor, Tensor]:
         """The sum and the count of each structure, both (S,). Raises ConfigError if the model has no such head."""
         logits = require_head(outputs.structure_logits, "lambda_p", "structure")
-        targets, valid = self._targets(batch, (logits.shape[2], logits.shape[3]))
-        numbers = {"alpha": self.alpha, "gamma": self.gamma, "beta": self.beta}
-        return _sums(logits, targets, valid, form=self.form, **numbers), structure_count(targets, valid, self.form)
+        size, of_classes = (logits.shape[2], logits.shape[3]), _of_classes(batch)
+        num_maps = batch["structures"].shape[1] if of_classes else logits.shape[1]
+        sums_of = partial(_sums, alpha=self.alpha, gamma=self.gamma, beta=self.beta, form=self.form)
+        maps = self._targets(batch, size)
+        sums = [sums_of(logits[:, :num_maps], *maps)]
+        for position, (planes, ignore_index) in enumerate(of_classes):
+            each = logits[:, num_maps:].chunk(len(of_classes), dim=1)[position]
+            sized, sigma = (size, each.shape[1], self.target), self.sigma_cells
+            found = class_targets(*planes, *sized, ignore_index=ignore_index, sigma_cells=sigma)
+            sums.append(sums_of(*(part.flatten(0, 1)[:, None] for part in (each, *found))))  # B T maps of one structure
+        return torch.cat(sums), self._count(batch, *maps)
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """The count of each structure, (S,): structure logits have 4 cells along the side of a patch."""
-        return structure_count(*self._targets(batch, (4 * batch["grid"], 4 * batch["grid"])), self.form)
+        return self._count(batch, *self._targets(batch, (4 * batch["grid"], 4 * batch["grid"])))
+
+    def _count(self, batch: Mapping[str, Any], targets: Tensor, valid: Tensor) -> Tensor:
+        counts = [structure_count(targets, valid, self.form)]
+        for planes, ignore_index in _of_classes(batch):
+            size = targets.shape[2], targets.shape[3]
+            counts.append(class_count(*planes, size, self.form, ignore_index=ignore_index)[None])
+        return torch.cat(counts)
 
     def _targets(self, batch: Mapping[str, Any], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return structure_targets(batch["structures"], batch["valid"], size, self.target, sigma_cells=self.sigma_cells)
+
+
+def _of_classes(batch: Mapping[str, Any]) -> list[tuple[tuple[Tensor, Tensor, Tensor], int]]:
+    """Planes (B, P, H, W), labels and valid of each structure of classes in a batch, and the ignore index."""
+    planes = batch.get("structure_classes")
+    each = () if planes is None else planes.unbind(1)
+    return [((part, batch["labels"], batch["valid"]), batch["ignore_index"]) for part in each]
 
 
 def _sums(
@@ -192,6 +265,37 @@ _FORMS: Mapping[str, Callable[[Tensor, Tensor, float, float, float], Tensor]] = 
     "gaussian_focal": _gaussian_focal,
     "quality": _quality,
 }
+
+
+def _cell_ids(
+    planes: Tensor, labels: Tensor, valid: Tensor, size: tuple[int, int], ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Ids at each cell's pixels (B, N, h, w), -1 for none; and whether all its pixels are labelled (B, h, w)."""
+    _check_maps(planes, valid, size)
+    batch, slots, height, width = planes.shape
+    cells = (batch, slots, size[0], height // size[0], size[1], width // size[1])
+    ids = torch.where(valid[:, None] & (planes != ignore_index), planes.long(), -1)
+    ids = ids.reshape(cells).permute(0, 1, 3, 5, 2, 4).reshape(batch, -1, *size)
+    unlabelled = ((labels == ignore_index) | ~valid)[:, None].to(torch.uint8)
+    return ids, _max_cells(unlabelled, size)[:, 0] == 0
+
+
+def _check_maps(maps: Tensor, valid: Tensor, size: tuple[int, int]) -> None:
+    if maps.ndim != 4 or valid.shape != (maps.shape[0], *maps.shape[2:]):
+        got = f"{tuple(maps.shape)} and {tuple(valid.shape)}"
+        raise ShapeError(f"expected maps (B, S, H, W) and valid (B, H, W), got {got}")
+    height, width = maps.shape[2:]
+    if height % size[0] or width % size[1]:
+        raise ShapeError(f"maps of {height} x {width} px do not divide into {size[0]} x {size[1]} cells")
+
+
+def _targets(pooled: Tensor, mode: TargetMode, sigma_cells: float) -> Tensor:
+    """Targets in [0, 1] of the largest code 0..255 of each cell, see `structure_targets`."""
+    check_choice("structure target", mode, get_args(TargetMode))
+    if sigma_cells <= 0:
+        raise ConfigError(f"sigma_cells must be positive, got {sigma_cells}")
+    targets = (pooled.float() / 255.0) ** 2 if mode == "soft" else (pooled > 0).float()
+    return _splat(targets, sigma_cells) if mode == "gaussian" else targets
 
 
 def _max_cells(values: Tensor, size: tuple[int, int]) -> Tensor:

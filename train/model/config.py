@@ -72,6 +72,9 @@ class SegmenterConfig:
     """Channels of the upsampled CLIP levels after their projection."""
     structures: tuple[str, ...] = ()
     """Maps that the structure head predicts, in this order; without any there is no such head."""
+    structure_classes: tuple[int, ...] | None = None
+    """Number of classes that each structure is predicted in, 0 for one that is a single map; None where all are.
+    Training takes it from the store, and puts those of classes last: they have a channel for each class trained on."""
     structure_dim: int = 0
     """Channels of the structure head."""
     alignment: bool = False
@@ -129,3 +132,6 @@ class SegmenterConfig:
             raise ConfigError(wrong, hint=f"the published template is {TEMPLATE!r}")
         if len(set(self.structures)) != len(self.structures):
             raise ConfigError(f"structures: every name once, got {self.structures}")
+        numbers = self.structure_classes
+        if numbers is not None and (len(numbers) != len(self.structures) or min(numbers, default=0) < 0):
+            raise ConfigError.mismatch("structure_classes", f"a count for each of {self.structures}", numbers)

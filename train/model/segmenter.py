@@ -33,7 +33,7 @@ class SegmenterOutput:
     logits: Tensor
     """(B, T, 4 g, 4 g) with g = 24 patches: scores of each class, to be upsampled and put through a sigmoid."""
     structure_logits: Tensor | None
-    """(B, S, 4 g, 4 g) scores of each structure."""
+    """(B, C, 4 g, 4 g) scores of each structure, those of classes with a channel for each class."""
     similarity: Tensor | None
     """(B, g * g, T) similarities of patches and classes, divided by the temperature."""
 
@@ -56,7 +56,8 @@ class Segmenter(nn.Module):
         self.structure_head: StructureHead | None = None
         self.alignment_head: AlignmentHead | None = None
         if config.structures:
-            self.structure_head = StructureHead(arch.vision_width, len(config.structures), config.structure_dim)
+            number, classes = len(config.structures), config.structure_classes
+            self.structure_head = StructureHead(arch.vision_width, number, config.structure_dim, classes=classes)
         if config.alignment:
             dim, normalize = config.alignment_dim, config.alignment_normalize
             self.alignment_head = AlignmentHead(arch.embed_dim, dim, normalize=normalize)
@@ -150,8 +151,8 @@ class Segmenter(nn.Module):
     def predict_structures(self, images: Tensor) -> Tensor:
         """What the structure head sees in crops, for analyses: `forward` computes it in training only.
 
-        Images (B, 3, S, S) as `forward` takes them to probabilities (B, S, 4 g, 4 g) of `config.structures`. Raises
-        ConfigError if the model has no structure head.
+        Images (B, 3, S, S) as `forward` takes them to probabilities (B, S, 4 g, 4 g) of `config.structures`; of one
+        that has classes, the highest over its classes. Raises ConfigError if the model has no structure head.
         """
         if self.structure_head is None:
             missing = (
@@ -160,7 +161,9 @@ class Segmenter(nn.Module):
             raise ConfigError(missing, hint="name the run folder of a training with model.structures")
         dense = self.encode_image(images, self.arch.structure_blocks)
         logits: Tensor = self.structure_head(self._structure_levels(dense))
-        return logits.float().sigmoid()
+        numbers = self.config.structure_classes or [0] * len(self.config.structures)
+        each = torch.split(logits.float().sigmoid(), [number or 1 for number in numbers], dim=1)
+        return torch.cat([maps.amax(dim=1, keepdim=True) for maps in each], dim=1)
 
     def crop_bytes(self, num_classes: int) -> int:
         """Memory that each crop of a batch takes in evaluation, besides the bounded part (bounded.py): an estimate.

@@ -105,11 +105,10 @@ def class_edge_layer(
     That is the one of a pixel's classes which is its label (h, w), or where none is, the one in plane 0.
     """
     own = ((planes == labels) & (planes != ignore_index)).any(axis=0)
-    shown = np.where(own, labels, planes[0])
-    ids, pixels = np.unique(shown, return_inverse=True)
+    ids, pixels = np.unique(np.where(own, labels, planes[0]), return_inverse=True)
     colours = colour_labels(ids, num_classes, ignore_index=ignore_index)
     opacity = np.where(ids == ignore_index, 0, 255).astype(np.uint8)
-    return Layer(pixels=pixels.reshape(shown.shape), colours=colours, opacity=opacity)
+    return Layer(pixels=pixels.reshape(labels.shape), colours=colours, opacity=opacity)
 
 
 def structure_alpha(plane: UInt8, kind: str) -> npt.NDArray[np.float32]:

@@ -77,6 +77,12 @@ def test_table_3_and_4_say_what_the_paper_says(tmp_path: Path) -> None:
     assert len(table4) == 8  # the baseline and seven variants
     assert table4["EdgeGT"] == (1, 0, ("mask_edges",))
     assert table4["all four"][2] == ("canny", "mask_edges", "sift", "superpoint")
+    assert rows("edges") == {
+        "baseline": (0, 0, ()),
+        "mask_edges": (1, 0, ("mask_edges",)),
+        "semantic_edges": (1, 0, ("semantic_edges",)),
+        "both": (1, 0, ("mask_edges", "semantic_edges")),
+    }
 
 
 def test_a_run_is_a_train_command(tmp_path: Path) -> None:

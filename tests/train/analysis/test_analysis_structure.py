@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from physseg.cli import app
+from physseg.manifests.manifest import Manifest
+from physseg.pipeline.run.run import preprocess
+from physseg.pipeline.store.reader import StoreReader
+from physseg.structure_extractors.mask_edges import MaskEdges
 from physseg.train.analysis import structure
 from physseg.train.analysis.boundary_score import (
     BoundaryScore,
@@ -22,7 +26,14 @@ from physseg.train.analysis.boundary_score import (
     thin,
     tolerance_of,
 )
-from physseg.train.analysis.structure import find_bsds, match_bsds, read_bsds, structure_maps, training_crop
+from physseg.train.analysis.structure import (
+    find_bsds,
+    match_bsds,
+    match_store,
+    read_bsds,
+    structure_maps,
+    training_crop,
+)
 from physseg.train.config import TrainConfig
 from physseg.train.errors import AnalysisError
 from physseg.train.loop.loop import train
@@ -154,6 +165,27 @@ def test_windows_begin_at_cells_half_a_window_apart_at_most() -> None:
         assert all(offset % 8 == 0 for offset in offsets)
         assert all(later - former <= 16 for former, later in itertools.pairwise(offsets))
         assert edge <= offsets[-1] + 32 < max(edge, 32) + 8 or offsets == [0]
+
+
+def test_edges_of_classes_are_scored_whatever_the_classes(
+    store: Path, train_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that says where any two classes meet has every edge right; one that says it a third lower, none."""
+    preprocess(train_manifest, store, structures=["canny", "semantic_edges"], scheduler="sync", progress=False)
+    model = SimpleNamespace(config=SimpleNamespace(structures=("canny", "semantic_edges")))
+    reader = StoreReader(store, ("labels",))
+    truths = []
+    for index in reader.usable[:2].tolist():
+        height, width = reader.frame_size(index)
+        labels = reader.read(index)["labels"][:height, :width]
+        ignored = MaskEdges(ignore_borders=False)(np.zeros((1, 1, 3), np.uint8), labels, ignore_index=255)
+        truths.append(ignored["mask_edges"] > 0)
+    for shift in (0, 1):
+        maps = [np.stack([truth, np.roll(truth, shift * len(truth) // 3, axis=0)]).astype(float) for truth in truths]
+        monkeypatch.setattr(structure, "structure_maps", lambda *_, left=maps: left.pop(0))
+        scores = match_store(model, store, window_px=96, max_images=2, tolerance_px=0.5)  # type: ignore[arg-type]
+        assert list(scores) == ["canny", "semantic_edges"]
+        assert (scores["semantic_edges"].best["f"] == 1) == (shift == 0)
 
 
 def test_a_runs_crop(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -107,6 +107,39 @@ def _equals_window(batch: Batch, row: int, image: np.ndarray, whole: dict, top: 
     return all(np.array_equal(b.numpy(), a[:, ::-1] if flip else a) for a, b in zip(planes, found, strict=True))
 
 
+def test_planes_of_classes_are_windows_of_the_whole_arrays_and_come_after_the_maps(
+    store: Path, train_manifest: Manifest
+) -> None:
+    """Cropped and mirrored edges are those of the whole map: where the crop cuts a border off, they still mark it."""
+    preprocess(train_manifest, store, structures=["canny", "sift", "semantic_edges"], scheduler="sync", progress=False)
+    samples = TrainSamples(DataConfig(store=str(store), crop=96), ("semantic_edges", "sift"), False, seed=3)
+    assert samples.structures == ("sift", "semantic_edges")
+    assert samples.structure_classes == (0, 5)
+    flips = set()
+    for batch in walk(samples, stop=2, size=3):
+        planes = batch["structure_classes"]
+        assert (planes.shape, planes.dtype) == ((3, 1, 2, 96, 96), torch.uint8)
+        assert batch["structures"].shape == (3, 1, 96, 96)
+        for row, position in enumerate(batch["positions"].tolist()):
+            whole = samples.reader.read(int(samples.usable[samples.order(position)]))
+            cut = [
+                flip
+                for top in range(0, 97, 8)
+                for left in range(0, 97, 8)
+                for flip in (False, True)
+                if all(
+                    np.array_equal(ours, theirs[..., ::-1] if flip else theirs)
+                    for ours, theirs in (
+                        (planes[row, 0].numpy(), whole["semantic_edges"][:, top : top + 96, left : left + 96]),
+                        (batch["labels"][row].numpy(), whole["labels"][top : top + 96, left : left + 96]),
+                    )
+                )
+            ]
+            assert cut
+            flips |= set(cut)
+    assert flips == {False, True}
+
+
 def test_patch_weights_equal_counting_the_crop(store: Path) -> None:
     """The cached cells, cropped and mirrored with the image, give the shares that counting its labels gives."""
     for batch in walk(open_store(store), stop=4):
@@ -188,6 +221,11 @@ def test_a_structure_that_is_not_cached_names_the_repair(store: Path) -> None:
     with pytest.raises(TrainDataError, match="wants superpoint, the store has labels") as caught:
         TrainSamples(DataConfig(store=store, crop=96), ("superpoint",), True, seed=0)
     assert "--structures superpoint" in (caught.value.hint or "")
+
+
+def test_an_array_that_is_no_structure_to_learn_is_refused(store: Path) -> None:
+    with pytest.raises(TrainDataError, match="cell_classes cannot be predicted, only canny, sift"):
+        TrainSamples(DataConfig(store=store, crop=96), ("canny", "cell_classes"), False, seed=0)
 
 
 def test_crop_larger_than_the_frame_or_the_canvas(store: Path) -> None:

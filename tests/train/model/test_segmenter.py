@@ -1,10 +1,13 @@
 """The segmenter as the trainer sees it: settings, what trains, shapes, auxiliary heads."""
 
+import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 from physseg.common.errors import ConfigError
+from physseg.common.settings import build, to_dict
 from physseg.train.errors import ShapeError
 from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.config import SegmenterConfig
@@ -53,6 +56,8 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         ({"templates": ("a photo",)}, "templates: each needs exactly one"),
         ({"templates": ("a {} and a {}",)}, "templates: each needs exactly one"),
         ({"structures": ("canny", "canny")}, "structures: every name once"),
+        ({"structures": ("canny",), "structure_classes": (0, 3)}, "structure_classes: expected a count for each"),
+        ({"structures": ("canny",), "structure_classes": (-1,)}, "structure_classes: expected a count for each"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object], message: str) -> None:
@@ -113,6 +118,19 @@ def test_structures_for_analyses_are_those_of_training(full: Segmenter) -> None:
     torch.testing.assert_close(found, logits.sigmoid(), rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="no structure head"):
         tiny().predict_structures(images)
+
+
+@torch.no_grad()
+def test_a_structure_of_classes_has_a_channel_for_each_and_one_map_for_analyses() -> None:
+    model = tiny(structures=("canny", "semantic_edges"), structure_classes=(0, 3))
+    images = torch.rand(1, 3, 384, 384) * 255
+    logits = model.train()(images, model.encode_text(model.tokenize(NAMES))).structure_logits
+    assert logits.shape == (1, 4, 96, 96)
+    found = model.eval().predict_structures(images)
+    expected = torch.stack([logits[:, 0], logits[:, 1:].amax(dim=1)], dim=1).sigmoid()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    config = build(SegmenterConfig, json.loads(json.dumps(to_dict(model.config))), base=Path())  # as runs save it
+    Segmenter(config).load_state_dict(model.state_dict())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
 from physseg.train.model import structure_head
-from physseg.train.model.structure_head import PRIOR, StructureHead
+from physseg.train.model.structure_head import CLASS_PRIOR, PRIOR, StructureHead
 from torch import Tensor
 
 
@@ -61,6 +61,14 @@ def test_detail_inside_a_patch_can_be_predicted() -> None:
 
 def test_predictions_start_near_the_prior(head: StructureHead) -> None:
     assert head(levels()).sigmoid().mean().item() == pytest.approx(PRIOR, abs=0.05)
+
+
+def test_classes_have_a_channel_and_a_prior_each() -> None:
+    torch.manual_seed(0)
+    head = StructureHead(12, structures=3, hidden=8, classes=(0, 5, 1))
+    assert head(levels()).shape == (2, 7, 12, 16)
+    start = head.predict.bias.sigmoid().tolist()  # type: ignore[union-attr, operator]
+    assert start == pytest.approx([PRIOR] + 6 * [CLASS_PRIOR])
 
 
 def test_settings_are_checked() -> None:
