@@ -1,4 +1,4 @@
-"""Files and folders that appear atomically, and stay after a power cut.
+"""Files and folders that appear atomically, and stay after a power cut; and the kernel's locks on them.
 
 The order is always the same: the bytes reach the disk, then the name appears, then the name reaches the disk. Without
 the first flush a crash can leave an empty file under the final name on several file systems. Without the last one the
@@ -11,10 +11,12 @@ name itself may be gone.
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -179,3 +181,47 @@ def _sync_tree(folder: Path) -> None:
         list(pool.map(sync, (Path(directory, name) for directory, _, files in found for name in files)))
     for directory, _, _ in found:
         sync(Path(directory))
+
+
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def file_lock(path: Path, *, shared: bool = False, wait_seconds: float | None = 0) -> Iterator[bool]:
+    """Hold a lock on a file or folder against every other process; yields whether the file system has such locks.
+
+    It is flock's: it goes with its process, however that ends.
+
+    Args:
+        path: A folder that exists, or a file, which is made if it is missing. NFS keeps locks on folders to the
+            machine that takes them, so a lock between machines needs a file.
+        shared: Hold it together with other sharers.
+        wait_seconds: How long to wait for the others to end; None waits for ever.
+
+    Raises:
+        BlockingIOError: Somebody else still holds it.
+    """
+    # A file is opened for writing: NFS wants that for a lock against all others.
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    give_up = None if wait_seconds is None else time.monotonic() + wait_seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, operation if give_up is None else operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if give_up is not None and time.monotonic() >= give_up:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                yield False
+                return
+            else:
+                break
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,14 +1,11 @@
-"""For people: sizes, durations, percent, the first few of many names, the I-th of N parts, and a progress bar."""
+"""For people: sizes, durations, percent, the first few of many names, and the I-th of N parts."""
 
 import difflib
 import math
 import re
-import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-
-from tqdm import tqdm
 
 from .errors import ConfigError
 
@@ -177,12 +174,3 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.parts}"
-
-
-class ProgressBar(tqdm):  # type: ignore[type-arg]
-    """tqdm's bar, with rates and remaining times by a clock that nobody sets.
-
-    tqdm asks for the time of day. Set back by an hour, it stands still for that hour and then tells negative times.
-    """
-
-    _time = property(lambda _: time.monotonic, lambda *_: None)

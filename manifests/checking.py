@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ..common.processes import available_cpus
+from ..common.progress import ProgressBar
 from ..common.regular_files import read_regular
 from ..common.text import counted
 from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image
@@ -117,7 +117,7 @@ def check_samples(
     raw_ids: set[int] = set()
     with (
         ThreadPoolExecutor(settings.workers or available_cpus()) as pool,
-        tqdm(total=len(ordered), desc="checking", unit="image", disable=None) as progress,
+        ProgressBar(total=len(ordered), desc="checking", unit="image") as progress,
     ):
         for results in pool.map(lambda chunk: [check(pair) for pair in chunk], chunks):
             for sample, counted, seen in results:

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.html import render
 from ...common.images import data_url, encode_jpeg
+from ...common.progress import ProgressBar
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
 from ...common.text import format_bytes
@@ -72,7 +72,7 @@ def write_page(
         )
     summary = summarise(store, root=root)
     cards, scripts = [], []
-    for index in tqdm(chosen, unit="img", disable=not progress):
+    for index in ProgressBar(chosen, unit="img", disable=not progress):
         view = views.view(index, need_image=False)
         layers = map_layers(view)
         cards.append(_card(view, layers["labels"][0]))

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...common.progress import ProgressBar
 from ...common.storage.location import Location
-from ...common.text import ProgressBar
 from ...manifests.manifest import Manifest
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreBusyError, StoreError, StoreIncompleteError

@@ -13,10 +13,11 @@ from typing import Any
 
 from ...common.atomic import PARTIAL_SUFFIX
 from ...common.processes import available_cpus
+from ...common.progress import ProgressBar
 from ...common.regular_files import is_files_fault
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage, read_below
-from ...common.text import ProgressBar, counted
+from ...common.text import counted
 from ...manifests.errors import ManifestError
 from ...manifests.manifest import Manifest
 from ..store.commits import PROVENANCE, CommitRecord, commit_path, invalidate_layers, read_commit, sha256

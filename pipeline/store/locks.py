@@ -8,8 +8,8 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
+from ...common.atomic import file_lock
 from ...common.errors import READ_ONLY
-from ...common.file_lock import file_lock
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from .commits import PROVENANCE

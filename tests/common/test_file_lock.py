@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from physseg.common.file_lock import file_lock
+from physseg.common.atomic import file_lock
 
 HOLDER = """
 import sys
 from pathlib import Path
-from physseg.common.file_lock import file_lock
+from physseg.common.atomic import file_lock
 
 with file_lock(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
     print("held", flush=True)

@@ -15,11 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
 from ...common.images import encode_png
+from ...common.progress import ProgressBar
 from ...common.text import counted, percent
 from ...manifests.manifest import Manifest
 from ...pipeline.inspect.drawing.label_maps import row_of_maps
@@ -120,7 +120,7 @@ def compare_runs(
     texts = {name: class_texts(model, vocabulary.classes) for name, model in models.items()}
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []
-    for number, (image, labels) in enumerate(tqdm(load_each(manifest, indices), total=len(indices), unit="img")):
+    for number, (image, labels) in enumerate(ProgressBar(load_each(manifest, indices), total=len(indices), unit="img")):
         predictions = tuple(
             vocabulary.fold(segment_image(model, image, texts[name], settings)) for name, model in models.items()
         )

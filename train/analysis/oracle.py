@@ -20,8 +20,8 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
+from ...common.progress import ProgressBar
 from ...common.text import align, percent
 from ...manifests.manifest import Manifest
 from ..evaluation.evaluate import load_each, usable_samples
@@ -105,7 +105,7 @@ def run_oracles(
         name: OracleRow(name, where, what, ConfusionMatrix(num_classes, vocabulary.ignore_index))
         for name, (where, what) in kinds.items()
     }
-    for image, labels in tqdm(load_each(manifest, indices), total=len(indices), unit="img"):
+    for image, labels in ProgressBar(load_each(manifest, indices), total=len(indices), unit="img"):
         true_regions, true_ids = split_regions(labels, regions, ignore_index=vocabulary.ignore_index)
         if not len(true_ids):  # without any labelled pixel nothing counts
             continue

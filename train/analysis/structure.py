@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from ...common import plugins
+from ...common.progress import ProgressBar
 from ...common.regular_files import read_regular
 from ...common.storage.location import Location
 from ...common.text import align, percent
@@ -106,7 +106,7 @@ def match_store(
     indices = reader.usable[:max_images].tolist()
     if not indices:
         raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
-    for index in tqdm(indices, unit="img"):
+    for index in ProgressBar(indices, unit="img"):
         image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
         height, width = reader.frame_size(index)
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
@@ -142,7 +142,7 @@ def match_bsds(
     swept = dict(scores)
     scores["people"] = BoundaryScore((1.0,))
     scores |= {f"head: {name}": BoundaryScore(THRESHOLDS) for name in heads}
-    for image_file, truth_file in tqdm(images, unit="img"):
+    for image_file, truth_file in ProgressBar(images, unit="img"):
         image, boundaries = read_bsds(image_file, truth_file)
         tolerance = tolerance_of(image.shape[0], image.shape[1], tolerance_px)
         for number, person in enumerate(boundaries):

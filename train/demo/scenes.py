@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ...common.images import encode_jpeg
+from ...common.progress import ProgressBar
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ def write_scenes(root: Path, *, num_train: int = 160, num_val: int = 40, seed: i
         names = SEEN_CLASSES if split == "train" else ALL_CLASSES
         folders.classes(split).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         things = _deal(_SPLITS[split], np.random.default_rng([seed, number]))
-        for index in tqdm(range(count), desc=f"scenes {split}", unit="image", disable=None):
+        for index in ProgressBar(range(count), desc=f"scenes {split}", unit="image"):
             rng = np.random.default_rng([seed, number, index])
             image, labels = draw_scene([next(things) for _ in range(3 + index % 4)], rng)
             stem = f"{index:012d}"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.text import Part, ProgressBar, counted
+from ...common.progress import ProgressBar
+from ...common.text import Part, counted
 from ...manifests.manifest import Manifest
 from ..errors import EvaluationError
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image

@@ -13,7 +13,6 @@ from functools import reduce
 from math import isfinite
 from operator import add
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,9 @@ from tqdm import tqdm
 from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
+from ...common.progress import ProgressBar
 from ...common.settings import to_dict
-from ...common.text import Part, ProgressBar, counted, preview
+from ...common.text import Part, counted, preview
 from ...manifests.manifest import Manifest
 from .. import optim
 from ..config import RESUMABLE_KEYS, TrainConfig
@@ -158,7 +158,7 @@ class _Training:
             rank=self.ranks.rank,
         )
 
-    def _loop(self, stop_at: int, log: RunLog, bar: "tqdm[Any]", stop: StopSignals) -> str | None:
+    def _loop(self, stop_at: int, log: RunLog, bar: ProgressBar, stop: StopSignals) -> str | None:
         """Step after step until `stop_at`, or until any rank must stop; returns the signal's name if one was why."""
         config, meter = self.config, AverageMeter(self.config.batch_size)
         data = _Data(self._stream(stop_at), meter, stop)
@@ -363,7 +363,7 @@ class _Training:
             return SilentLog()
         return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step)
 
-    def _log_means(self, log: RunLog, bar: "tqdm[Any]", meter: AverageMeter) -> None:
+    def _log_means(self, log: RunLog, bar: ProgressBar, meter: AverageMeter) -> None:
         values = meter.take() | optim.learning_rates(self.optimizer)
         log.scalars(self.step, values)
         bar.set_postfix_str(f"loss {values['loss/total']:.3f}, data wait {values['speed/data_wait']:.0%}")

@@ -24,9 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ... import __version__
-from ...common.atomic import atomic_write
+from ...common.atomic import atomic_write, file_lock
 from ...common.documents import parsing, read_document
-from ...common.file_lock import file_lock
 from ...common.regular_files import read_regular
 from ...common.settings import differing_keys
 from ...manifests.vocabulary import read_classes

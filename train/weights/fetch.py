@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from ... import __version__
-from ...common.atomic import atomic_folder, atomic_json, remove_partials
-from ...common.file_lock import file_lock
+from ...common.atomic import atomic_folder, atomic_json, file_lock, remove_partials
+from ...common.progress import ProgressBar
 from ...common.storage.credentials import masked
 from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
@@ -221,7 +219,7 @@ def _from_web(url: str, target: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": f"physseg/{__version__}"})
     with urllib.request.urlopen(request, timeout=60) as response, target.open("wb") as file:
         total = int(response.headers.get("Content-Length", -1))
-        with tqdm.wrapattr(file, "write", total=max(total, 0), desc=target.name) as shown:
+        with ProgressBar.wrapattr(file, "write", total=max(total, 0), desc=target.name) as shown:
             shutil.copyfileobj(response, shown, 1 << 20)
         if 0 <= file.tell() < total:  # neither urllib nor open_clip's own downloader notices
             raise WeightsError(f"{url}: the connection ended after {file.tell()} of {total} bytes", hint="try again")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from ....common.progress import ProgressBar
 from ...errors import ManifestError
 from ...pairing import IMAGE_SUFFIXES, Pair, Side, files_by_stem, matching_stems
 from ..coco_stuff import CATEGORY_TO_CLASS, NUM_CATEGORIES, UNLABELLED, coco_stuff_vocabulary
@@ -83,7 +83,7 @@ def read_annotations(paths: Sequence[Path]) -> dict[int, AnnotatedImage]:
     images, and for two files that describe an image differently or have no image in common.
     """
     images: dict[int, AnnotatedImage] = {}
-    for path in tqdm(paths, desc="reading", unit="file", disable=None):
+    for path in ProgressBar(paths, desc="reading", unit="file"):
         data = read_annotation_file(path, ("images", "annotations", "categories"), hint="download the file again")
         try:
             _add_file(images, data, path)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from ....common.atomic import atomic_folder
 from ....common.processes import available_cpus
+from ....common.progress import ProgressBar
 from ....common.regular_files import read_regular
 from ...errors import ManifestError
 
@@ -59,7 +59,7 @@ def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]
     with (
         atomic_folder(out) as partial,
         ThreadPoolExecutor(workers or available_cpus()) as pool,
-        tqdm(total=len(stems), desc="painting", unit="image", disable=None) as progress,
+        ProgressBar(total=len(stems), desc="painting", unit="image") as progress,
     ):
 
         def paint_one(stem: str) -> str:

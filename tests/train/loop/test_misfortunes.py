@@ -182,6 +182,7 @@ def test_a_clock_that_jumps_changes_no_rate_and_no_remaining_time(
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", jump_at_times)
+    monkeypatch.setattr(shown, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", shown)
     started = time.monotonic()
     train(read_config(), stop_at=3)
