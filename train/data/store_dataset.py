@@ -25,7 +25,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
     * `images` (3, S, S) uint8 RGB, 128 outside the image; `valid` (S, S) bool, inside the image.
     * `labels` (S, S) uint8, or int32 where the store has uint16: PyTorch indexes by `labels.long()`.
-    * `structures` (len(structures), S, S) uint8, 0..255.
+    * `structures` (number of maps, S, S) uint8, 0..255, in the given order.
+    * `structure_classes` (number of others, planes, S, S) like labels, only where a structure is one of classes.
     * `cell_classes` (K, C, C) like labels, `cell_counts` (K, C, C) uint8: for `patch_weights`.
     * `jitter` (5,) float32, `color_jitter`'s numbers; `positions` () int64; `sample_ids`, the id.
     """

@@ -78,6 +78,18 @@ def test_ids_of_more_than_255_classes_are_int32(train_manifest: Manifest, tmp_pa
     assert 65535 in batch["labels"]
 
 
+def test_a_structure_of_classes_comes_beside_the_maps(train_manifest: Manifest, store: Path) -> None:
+    names = ("semantic_edges", "sift", "canny")
+    preprocess(train_manifest, store, structures=["canny", "sift", "semantic_edges"], scheduler="sync", progress=False)
+    ours, planes = dataset(store, structures=names, flip=0), physseg.open_store(store)
+    batch = next(iter(DataLoader(ours, batch_size=7)))
+    assert torch.equal(batch["structures"], next(iter(DataLoader(dataset(store, flip=0), 7)))["structures"].flip(1))
+    square = batch["sample_ids"].index("002")  # 96 x 96 px: the crop is all of it
+    stored = planes["002"].arrays["semantic_edges"]
+    assert batch["structure_classes"].shape == (7, 1, *stored.shape)
+    assert torch.equal(batch["structure_classes"][square, 0], torch.from_numpy(stored))
+
+
 def test_it_ends_and_counts_from_the_end(store: Path) -> None:
     ours = dataset(store)
     assert sorted(item["sample_ids"] for item in ours) == [f"{index:03d}" for index in range(7)]
