@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Outputs(Protocol):
-    """What the network made of B crops: T classes, S structures, N = g * g patches.
+    """What the network made of B crops: T classes, N = g * g patches.
 
     Floating: float32, or bfloat16 where the run has `precision = "bf16"`.
     """
@@ -24,7 +24,9 @@ class Outputs(Protocol):
 
     @property
     def structure_logits(self) -> "Tensor | None":
-        """(B, S, 4 g, 4 g) scores of each structure; None where lambda_p is 0."""
+        """(B, C, 4 g, 4 g) scores; None where lambda_p is 0. One channel for each map, then T for each structure of
+        classes, both in the model's order.
+        """
 
     @property
     def similarity(self) -> "Tensor | None":
@@ -42,7 +44,7 @@ class ModelView:
     classes: tuple[str, ...] = ()
     """Names of the T training classes, as the vocabulary has them."""
     structures: tuple[str, ...] = ()
-    """Names of the S structures that the model predicts."""
+    """Names of the structures that the model predicts."""
     text_features: "Tensor | None" = None
     """(T, P, D) embeddings of the classes' P prompts, not normalised, with a gradient where texts train."""
     encode_image: "Callable[[Tensor], Any] | None" = None
@@ -62,9 +64,10 @@ class Loss(Protocol):
         Args:
             batch: On the device, B crops of S x S pixels: `images` (B, 3, S, S) uint8 RGB, without colour jitter;
                 `labels` (B, S, S) int64, class ids or the ignore index; `valid` (B, S, S) bool, inside the image;
-                `structures` (B, S', S, S) uint8, the maps of the structures that the model predicts; `cell_classes` and
-                `cell_counts` (B, K, S / 8, S / 8), classes of each 8x8-px cell and their pixels, K = 0 where lambda_sac
-                is 0; `sample_ids`, list of text. And the model's `ignore_index` and `grid`, for `count` sees only this.
+                `structures` (B, M, S, S) uint8, the maps that the model predicts, and where it predicts structures of
+                classes `structure_classes` (B, n, P, S, S), their planes of class ids; `cell_classes` and `cell_counts`
+                (B, K, S / 8, S / 8), classes of each 8x8-px cell and their pixels, K = 0 where lambda_sac is 0;
+                `sample_ids`, list of text. And the model's `ignore_index` and `grid`, for `count` sees only this.
             outputs: See `Outputs`.
             model: See `ModelView`.
 
