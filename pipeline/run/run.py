@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.progress import ProgressBar
+from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location
 from ...manifests.manifest import Manifest
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
@@ -20,7 +21,6 @@ from ..store.layout import (
     create_store,
     has_content,
     is_store,
-    metadata_documents,
     migrate_store,
     open_schema,
     shard_of,
@@ -110,10 +110,9 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
 
 
 def _is_finished(job: Job) -> bool:
-    """Whether every file is as the run would leave it: then the store may be where nothing can be written."""
-    documents = metadata_documents(job.schema) | {MANIFEST_FILE: job.manifest.to_bytes()}
-    whole = not job.todo.tasks and all(has_content(job.store, path, data) for path, data in documents.items())
-    return whole and not job.store.leftovers()
+    """Whether nothing is to be computed in a folder where nothing can be written."""
+    store = job.store
+    return not job.todo.tasks and isinstance(store, LocalStorage) and not os.access(store.path, os.W_OK)
 
 
 def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, progress: bool) -> list[ShardReport]:
