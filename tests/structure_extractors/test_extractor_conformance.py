@@ -12,6 +12,7 @@ from physseg.structure_extractors.canny import Canny
 from physseg.structure_extractors.mask_edges import MaskEdges
 from physseg.structure_extractors.patch_counts import PatchCounts
 from physseg.structure_extractors.semantic_edges import SemanticEdges
+from physseg.structure_extractors.semantic_edges import SemanticEdges
 from physseg.structure_extractors.sift import Sift
 from physseg.structure_extractors.superpoint.extractor import SuperPoint
 from physseg.testing import ConformanceError, check_extractor
@@ -201,6 +202,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
         (MaskEdges, True),
         (MaskEdges(ignore_borders=False, radius_px=2), True),
         (PatchCounts, True),
+        (SemanticEdges, True),
+        (SemanticEdges(radius_px=3), True),
         (SemanticEdges, True),
         (SemanticEdges(radius_px=3), True),
         (SuperPoint(dense=True), False),
