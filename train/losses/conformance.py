@@ -39,17 +39,16 @@ def check_loss(loss: Loss | type[Loss], *, ignores: Sequence[Without] = ("labels
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(14)
         batch, outputs = _batch(), _outputs()
-    every = slice(None)
     try:
-        whole = _call(where, made.double() if isinstance(made, nn.Module) else made, batch, outputs, every)
+        whole = _call(where, made.double() if isinstance(made, nn.Module) else made, batch, outputs)
     except ConformanceError:  # perhaps it makes everything float32, as its parameters then have to be
         if not isinstance(made, nn.Module):
             raise
-        whole = _call(where, made.float(), batch, outputs, every)
-    _near(f"{where}, order of the batch", whole, _call(where, made, batch, outputs, slice(None, None, -1)))
+        whole = _call(where, made.float(), batch, outputs)
+    _near(f"{where}, order of the batch", whole, _call(where, made, batch, outputs, range(CROPS)[::-1]))
     for number in (2, 4):
         size = CROPS // number
-        parts = [_call(where, made, batch, outputs, slice(i, i + size)) for i in range(0, CROPS, size)]
+        parts = [_call(where, made, batch, outputs, range(i, i + size)) for i in range(0, CROPS, size)]
         sums, counts = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
         _near(f"{where}, batch in {number} parts added up", whole, (sums, counts))
     _check_gradients(where, made, batch, outputs)
@@ -58,7 +57,7 @@ def check_loss(loss: Loss | type[Loss], *, ignores: Sequence[Without] = ("labels
     _differentiate(f"{where}, nothing to count", made, _without(batch, range(CROPS), "outside"), outputs)
     _differentiate(f"{where}, outputs of up to 100", made, batch, [value * 30 for value in outputs])
     half = [value.detach().bfloat16().requires_grad_() for value in outputs]
-    exact = _call(where, made, batch, [value.double() for value in half], every)
+    exact = _call(where, made, batch, [value.double() for value in half])
     if isinstance(made, nn.Module):
         made.float()
     found = _differentiate(f"{where}, bfloat16", made, batch, half)
@@ -100,10 +99,10 @@ def _without(batch: dict[str, Any], crops: Sequence[int], what: Without) -> dict
 
 
 def _call(
-    where: str, loss: Any, batch: dict[str, Any], outputs: Sequence[Tensor], chosen: slice | list[int]
+    where: str, loss: Any, batch: dict[str, Any], outputs: Sequence[Tensor], chosen: Sequence[int] = range(CROPS)
 ) -> tuple[Tensor, Tensor]:
-    """Sum and count of some of the crops; what can be said of one call is checked."""
-    crops = list(range(CROPS))[chosen] if isinstance(chosen, slice) else chosen
+    """Sum and count of some of the crops, as a loss has to return them."""
+    crops = list(chosen)
     seen = {name: [value[i] for i in crops] if name == "sample_ids" else value[crops] for name, value in batch.items()}
     seen |= {"ignore_index": IGNORE_INDEX, "grid": GRID}
     logits, structure_logits, similarity, texts = outputs
@@ -123,18 +122,20 @@ def _call(
         got = loss(seen, of_crops, model)
     except Exception as error:
         raise ConformanceError.mismatch(where, "a sum and a count", f"{type(error).__name__}: {error}") from error
-    if not isinstance(got, tuple) or [isinstance(x, Tensor) and x.ndim < 2 and x.isfinite().all() for x in got] != [
-        True,
-        True,
-    ]:
-        raise ConformanceError.mismatch(where, "a tuple (sum, count) of two finite tensors () or (K,)", got)
-    total, count = got[0], got[1].detach().double()
-    if (count < 0).any() or (total.detach().abs() * (count == 0) > 0).any():
-        raise ConformanceError.mismatch(where, "a count of 0 or more, with a sum of 0 where it is 0", (total, count))
-    if changed := [name for name in given if not torch.equal(given[name], torch.as_tensor(seen[name]))]:
-        raise ConformanceError.mismatch(where, f"the batch's {changed[0]} unchanged", "another")
+    for name, value in given.items():
+        _require(torch.equal(value, torch.as_tensor(seen[name])), where, f"the batch's {name} unchanged", "another")
+    total, count = _returned(where, got)
     if isinstance(loss, Counted):
         _near(f"{where}, count(batch)", (count, count), (loss.count(seen).double(), count))
+    return total, count
+
+
+def _returned(where: str, got: Any) -> tuple[Tensor, Tensor]:
+    tensors = isinstance(got, tuple) and all(isinstance(x, Tensor) and x.ndim < 2 and x.isfinite().all() for x in got)
+    _require(tensors and len(got) == 2, where, "a tuple (sum, count) of two finite tensors () or (K,)", got)
+    total, count = got[0], got[1].detach().double()
+    kept = not (count < 0).any() and not (total.detach() * (count == 0)).any()
+    _require(kept, where, "a count of 0 or more, with a sum of 0 where it is 0", (total.tolist(), count.tolist()))
     return total, count
 
 
@@ -152,29 +153,28 @@ def _encoder(dtype: torch.dtype) -> Callable[[Tensor], Any]:
 def _near(where: str, expected: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor], *, relative: float = 1e-5) -> None:
     for what, *pair in zip(("sum", "count"), expected, got, strict=True):
         wanted, found = (each.detach().double() for each in pair)
-        if wanted.shape != found.shape or not torch.allclose(found, wanted, rtol=relative, atol=relative):
-            raise ConformanceError.mismatch(where, f"the {what} {wanted.tolist()}", found.tolist())
+        near = wanted.shape == found.shape and torch.allclose(found, wanted, rtol=relative, atol=relative)
+        _require(near, where, f"the {what} {wanted.tolist()}", found.tolist())
 
 
 def _differentiate(where: str, loss: Any, batch: dict[str, Any], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Sum and count; the gradient is finite."""
     leaves = [value.detach().requires_grad_() for value in outputs]
-    found = _call(where, loss, batch, leaves, slice(None))
+    found = _call(where, loss, batch, leaves)
     for gradient in torch.autograd.grad(found[0].sum(), leaves, allow_unused=True):
-        if gradient is not None and not gradient.isfinite().all():
-            raise ConformanceError.mismatch(where, "a finite gradient", "NaN or infinity in it")
+        finite = gradient is None or bool(gradient.isfinite().all())
+        _require(finite, where, "a finite gradient", "NaN or infinity in it")
     return found
 
 
 def _check_gradients(where: str, loss: Any, batch: dict[str, Any], outputs: Sequence[Tensor]) -> None:
     """The gradient is that of finite differences, and every parameter that trains has one."""
     parameters = [each for each in loss.parameters() if each.requires_grad] if isinstance(loss, nn.Module) else []
-    total = _call(where, loss, batch, outputs, slice(None))[0].sum()
-    missing = not total.requires_grad
-    if parameters and not missing:
-        missing = any(each is None for each in torch.autograd.grad(total, parameters, allow_unused=True))
-    if missing:
-        raise ConformanceError.mismatch(where, "a sum with a gradient, in which every parameter takes part", total)
+    total = _call(where, loss, batch, outputs)[0].sum()
+    expected = "a sum with a gradient, in which every parameter takes part"
+    _require(total.requires_grad, where, expected, "one without")
+    found = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
+    _require(all(each is not None for each in found), where, expected, "a parameter without")
 
     # Many losses make everything float32. Its rounding of the sum is then what differences are made of.
     of_float32 = {"eps": 1e-2, "rtol": 0.02, "atol": 3e-5 * max(1.0, abs(total.item()))}
@@ -183,7 +183,7 @@ def _check_gradients(where: str, loss: Any, batch: dict[str, Any], outputs: Sequ
     doubles = [each for each in parameters if each.dtype == torch.float64]
 
     def sum_of(*values: Tensor) -> Tensor:
-        return _call(where, loss, batch, values[: len(outputs)], slice(None))[0]
+        return _call(where, loss, batch, values[: len(outputs)])[0]
 
     try:
         torch.autograd.gradcheck(sum_of, (*outputs, *doubles), fast_mode=True, **precision)
@@ -196,8 +196,13 @@ def _check_ignored(where: str, loss: Any, batch: dict[str, Any], outputs: Sequen
     """The second crop counts for nothing: sum and count are those of the others, and it has no gradient."""
     words = {"labels": "a crop without labels", "outside": "a crop outside the image"}
     where, changed = f"{where}, {words[what]}", _without(batch, [1], what)
-    found = _call(where, loss, changed, outputs, slice(None))
+    found = _call(where, loss, changed, outputs)
     _near(where, _call(where, loss, changed, outputs, [0, 2, 3]), found)
     gradients = torch.autograd.grad(found[0].sum(), outputs[:3], allow_unused=True)
-    if any(gradient is not None and gradient[1].any() for gradient in gradients):
-        raise ConformanceError.mismatch(where, "no gradient there", "another than 0")
+    silent = not any(gradient is not None and gradient[1].any() for gradient in gradients)
+    _require(silent, where, "no gradient there", "another than 0")
+
+
+def _require(ok: bool, where: str, expected: object, got: object) -> None:
+    if not ok:
+        raise ConformanceError.mismatch(where, expected, got)
