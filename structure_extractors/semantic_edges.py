@@ -23,7 +23,7 @@ class SemanticEdges:
     are nor cause edges; beyond the image there are no labels.
 
     Annotators who part their objects by ignored pixels (VOC by about five) leave a square of radius 1 nothing to see.
-    A larger radius_px reaches over such a gap: the labelled pixels on either side of it are then the edge.
+    A larger radius_px, 6 for VOC, reaches over such a gap: the labelled pixels on both sides of it are then the edge.
     """
 
     name: ClassVar[str] = "semantic_edges"

@@ -43,7 +43,7 @@ def test_two_classes_give_a_line_two_pixels_wide_with_the_lower_id_in_plane_0():
     assert got[1].tolist() == [[255, 255, 7, 7, 255, 255]] * 4
 
 
-def test_where_three_classes_meet_the_pair_is_the_lowest_and_the_highest():
+def test_convention_where_three_classes_meet_the_pair_is_the_lowest_and_the_highest():
     labels = np.array([[3, 3, 9, 9], [3, 3, 9, 9], [5, 5, 5, 5]], np.uint8)
     low, high = semantic_edges(labels)
     assert low.tolist() == [[255, 3, 3, 255], [3, 3, 3, 5], [3, 3, 3, 5]]
