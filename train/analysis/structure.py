@@ -135,9 +135,7 @@ def match_bsds(
     "people" sets each person against the others of the same image: about as well as one can do.
     For the head an image is brought to a short edge of `window_px`, and its maps back to the image's own size.
     """
-    installed = registry.build(plugins.names("extractors")) if model else ()
-    drawn = {spec.name: spec.drawn for extractor in installed for spec in extractor.arrays}
-    heads = _predicted(model, drawn, (EDGES, CLASS_EDGES)) if model else []
+    heads = _predicted(model, _installed(), (EDGES, CLASS_EDGES)) if model else []
     scores = {"canny 100/200": BoundaryScore((200.0,)), "canny, swept": BoundaryScore(CANNY_HIGHS)}
     swept = dict(scores)
     scores["people"] = BoundaryScore((1.0,))
@@ -212,6 +210,11 @@ def table(scores: dict[str, BoundaryScore], title: str) -> str:
         shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
         rows.append((name, f"{best['threshold']:g}", *map(percent, shares)))
     return "\n".join([title, *align(rows, right=range(1, 7))])
+
+
+def _installed() -> dict[str, str]:
+    """How the arrays of the structures that are installed are drawn, by name."""
+    return {spec.name: spec.drawn for one in registry.build(plugins.names("extractors")) for spec in one.arrays}
 
 
 def _predicted(model: Segmenter, drawn: Mapping[str, str], kinds: Sequence[str]) -> list[str]:

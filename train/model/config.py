@@ -132,6 +132,6 @@ class SegmenterConfig:
             raise ConfigError(wrong, hint=f"the published template is {TEMPLATE!r}")
         if len(set(self.structures)) != len(self.structures):
             raise ConfigError(f"structures: every name once, got {self.structures}")
-        numbers = self.structure_classes
-        if numbers is not None and (len(numbers) != len(self.structures) or min(numbers, default=0) < 0):
-            raise ConfigError.mismatch("structure_classes", f"a count for each of {self.structures}", numbers)
+        if len(self.structure_classes or self.structures) != len(self.structures):
+            got = self.structure_classes
+            raise ConfigError.mismatch("structure_classes", f"one for each of {self.structures}", got)

@@ -56,8 +56,7 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
         ({"templates": ("a photo",)}, "templates: each needs exactly one"),
         ({"templates": ("a {} and a {}",)}, "templates: each needs exactly one"),
         ({"structures": ("canny", "canny")}, "structures: every name once"),
-        ({"structures": ("canny",), "structure_classes": (0, 3)}, "structure_classes: expected a count for each"),
-        ({"structures": ("canny",), "structure_classes": (-1,)}, "structure_classes: expected a count for each"),
+        ({"structures": ("canny",), "structure_classes": (0, 3)}, "structure_classes: expected one for each"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object], message: str) -> None:
