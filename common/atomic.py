@@ -183,10 +183,6 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(directory))
 
 
-_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_POLL_SECONDS = 0.1
-
-
 @contextmanager
 def file_lock(path: Path, *, shared: bool = False, wait_seconds: float | None = 0) -> Iterator[bool]:
     """Hold a lock on a file or folder against every other process; yields whether the file system has such locks.
@@ -214,9 +210,9 @@ def file_lock(path: Path, *, shared: bool = False, wait_seconds: float | None = 
             except BlockingIOError:
                 if give_up is not None and time.monotonic() >= give_up:
                     raise
-                time.sleep(_POLL_SECONDS)
+                time.sleep(0.1)
             except OSError as error:
-                if error.errno not in _UNSUPPORTED:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                     raise
                 yield False
                 return

@@ -50,7 +50,7 @@ def load_batches(
     import torch
     from torch.utils.data import DataLoader
 
-    workers: dict[str, Any] = {"collate_fn": _as_is}
+    workers: dict[str, Any] = {"collate_fn": lambda batch: batch}
     if num_workers:
         # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
         context = multiprocessing.get_context("forkserver")
@@ -105,10 +105,6 @@ def _die(error: Exception, _: Any) -> None:
     sys.stderr.write(f"a loader process could not send a batch: {type(error).__name__} {error}\n")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _share(death: PhyssegError, batch: Any) -> Any:

@@ -17,8 +17,6 @@ KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 FAULTS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 FAULT_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EFBIG, errno.ENODATA)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-LFS_POINTER_BYTES = 1024
-"""Size that no pointer reaches; larger files are not looked into."""
 
 
 def is_files_fault(error: OSError) -> bool:
@@ -46,7 +44,7 @@ def open_regular(path: Path | str) -> int:
     """
     status = regular_status(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if status.st_size < LFS_POINTER_BYTES and os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+    if status.st_size < 1024 and os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
         os.close(descriptor)
         raise OSError(errno.ENODATA, "a git-LFS pointer in place of the file; run `git lfs pull` there", str(path))
     return descriptor

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..common.documents import read_text
 from .errors import ManifestError
@@ -29,7 +28,6 @@ _OTHER_FORMS = (
     ("XML, or a label map in braces", re.compile(r".*[<>{}]")),
     ("a comment", re.compile(r"\s*(#|//)")),
 )
-_COCO_STUFF_LINES = 183  # `0: unlabeled` to `182: wood`
 
 
 def read_class_file(path: Path, *, first_id: int = 0) -> tuple[str, ...]:
@@ -58,7 +56,7 @@ def read_class_file(path: Path, *, first_id: int = 0) -> tuple[str, ...]:
         _check_form(path, lines)
         return checked_classes(path, lines)
     numbers, names = [int(match[1]) for match in numbered], [match[2] for match in numbered]
-    if len(names) == _COCO_STUFF_LINES and names[0] == "unlabeled":
+    if len(names) == 183 and names[0] == "unlabeled":  # to `182: wood`
         hint = "`physseg manifest coco-stuff` knows its classes; elsewhere name them one per line, without line 0"
         raise ManifestError(f"{path}: COCO-Stuff's labels.txt; its label pictures hold these numbers - 1", hint=hint)
     _check_numbers(path, numbers, "line", first_id)
@@ -77,14 +75,11 @@ def _from_json(path: Path, text: str, first_id: int) -> tuple[str, ...]:
     if all(isinstance(entry, str) for entry in entries):
         return checked_classes(path, entries, "entry")
     for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not _is_category(entry):
+        kinds = isinstance(entry, dict) and (type(entry.get("id")), type(entry.get("name")))
+        if kinds != (int, str):
             raise _refused(f"{path}, entry {number}", f"{str(entry)[:60]!r} in a JSON list")
     _check_numbers(path, [entry["id"] for entry in entries], "entry", first_id)
     return checked_classes(path, [entry["name"] for entry in entries], "entry")
-
-
-def _is_category(entry: dict[str, Any]) -> bool:
-    return type(entry.get("id")) is int and isinstance(entry.get("name"), str)
 
 
 def _check_numbers(path: Path, numbers: Sequence[int], unit: str, first_id: int) -> None:

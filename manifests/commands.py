@@ -87,19 +87,13 @@ OPTIONS: Mapping[str, tuple[Any, Any]] = {
     ),
     "max_megapixels": _option(float, "Larger pictures are quarantined before they are decoded.", default=100.0),
     "allow_jpeg_warnings": _option(
-        bool,
-        "Note JPEGs that decode with a warning instead of quarantining.",
-        "--allow-jpeg-warnings",
-        default=False,
+        bool, "Note JPEGs that decode with a warning instead of quarantining.", "--allow-jpeg-warnings", default=False
     ),
     "workers": _option(int, "Threads; 0 = the cores you may use.", default=0, min=0, max=1024),
     "allow_quarantine": (AllowQuarantine, False),
     "verbose": _option(bool, "Show the pixel share of every class.", "--verbose", default=False),
     "check": _option(
-        bool,
-        "Compare with what was published, say what is missing; --out may be left out.",
-        "--check",
-        default=False,
+        bool, "Compare with what was published, say what is missing; --out may be left out.", "--check", default=False
     ),
 }
 """Options of the commands as type with help, and default. Some are those of a few data sets; see `builtin.Builtin`."""

@@ -32,7 +32,6 @@ __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
 FORMAT_VERSIONS = (1, 2)
 """2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
-DAMAGED_HINT = f"copy it again, or {REBUILD_HINT}"
 PROTOCOL: dict[str, Any] = {"label_form": "ids", "max_short_side_px": None, "fold_from": None}
 """These fields, and what holds where a file has none of them."""
 
@@ -157,9 +156,8 @@ class Manifest(LabelIds):
             said = header.pop("sha256", None)
         rows = checked_rows(table, path)
         if said is not None and said != _sealed(header, rows):
-            raise ManifestError(
-                f"{path}: damaged or changed since it was written: its digest differs", hint=DAMAGED_HINT
-            )
+            damaged = f"{path}: damaged or changed since it was written: its digest differs"
+            raise ManifestError(damaged, hint=f"copy it again, or {REBUILD_HINT}")
         if said is None and not hashed:
             tqdm.write(f"note: {path}: written by an earlier physseg, without a digest of its content", file=sys.stderr)
         protocol = {name: header.get(name, default) for name, default in PROTOCOL.items()}

@@ -16,7 +16,6 @@ from .errors import ManifestError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
-FOLDER_HINT = "name the folder that holds the files themselves"
 CONVERSIONS = {
     ".npy": "save each array as a PNG, ids as 8 or 16 bits: Image.fromarray(np.load(IN).astype(np.uint16)).save(OUT)",
     ".jpg": "find the labels as PNG or TIFF: JPEG smears ids at the borders, and nothing brings them back",
@@ -122,7 +121,8 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str, stem_suffi
         files[stem] = path
     got = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "nothing"
     if not files:
-        hint = next((hint for ending, hint in CONVERSIONS.items() if f" {ending} files" in f" {got}"), FOLDER_HINT)
+        hints = (hint for ending, hint in CONVERSIONS.items() if f" {ending} files" in f" {got}")
+        hint = next(hints, "name the folder that holds the files themselves")
         raise ManifestError.mismatch(folder, f"{what} ({', '.join(suffixes)})", got, hint=hint)
     if others:
         logging.getLogger(__name__).warning("warning: %s: not used: %s", folder, got)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 from simplejpeg import decode_jpeg
 
 from ..common.regular_files import read_regular
@@ -17,7 +17,6 @@ from .decoding import PNG_DEPTH, check_png, damage_named, decode_image, is_png, 
 from .errors import DecodeError
 
 DEFAULT_MEGAPIXELS = 100.0
-EXIF_ORIENTATION = 0x0112
 FORMATS = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it, as some cameras write
 GREY, PALETTE = "greyscale image, read as three equal channels", "palette image, read as its colours"
 COLOURS = {"RGB": "", "L": GREY, "1": GREY, "P": PALETTE}
@@ -77,7 +76,7 @@ def check_image(
         with damage_named():
             if warning != "":  # what libjpeg decodes in silence Pillow decodes, too, and slower
                 picture.load()
-            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
         if warning:
             note = f"JPEG warning allowed: {warning}"
             if not allow_jpeg_warnings:

@@ -126,14 +126,11 @@ def _first_synonyms(entries: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(entry.split(",")[0].strip() for entry in entries)
 
 
-FOLDS = {"pascal-voc-20b": 20}
-"""Published vocabularies with words for background -> their first."""
-
-
 def published_vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a published benchmark by its name, e.g. "ade20k-847", from `vocabularies/ade20k_847.txt`."""
     classes = read_classes(VOCABULARIES / f"{name.replace('-', '_')}.txt")
-    return Vocabulary(name=name, classes=classes, fold_from=FOLDS.get(name))
+    words_for_background = {"pascal-voc-20b": 20}  # of a vocabulary that has some, the first
+    return Vocabulary(name=name, classes=classes, fold_from=words_for_background.get(name))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -142,8 +142,7 @@ def plan(
     max_long_edge: Annotated[int | None, typer.Option()] = None,
     canvas: Annotated[int | None, typer.Option()] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here."),
+        int | None, typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here.")
     ] = None,
     target_hours: Annotated[
         float | None, typer.Option(min=0, max=10**6, help="Say how many cores finish in that time.")

@@ -333,9 +333,6 @@ def judge(
         atomic_json(json_file, found.document())
 
 
-# --- models from elsewhere, models for elsewhere --------------------------------------------------------------------
-
-
 @app.command("import-catseg")
 def import_catseg(
     file: Annotated[Path, typer.Argument(help="Published checkpoint (CVPR 2024), for example model_base.pth.")],
@@ -382,9 +379,6 @@ def export(
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
-
-
 @weights_app.command("list")
 def weights_list(
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
@@ -420,9 +414,6 @@ def weights_fetch(
     path = weights_folder(record.clip, record.tag) / record.file
     typer.echo(f"{path}: {'fetched from ' + record.url if fetched else 'is in the cache already'}")
     typer.echo(f"{record.num_bytes} bytes, sha256 {record.sha256}")
-
-
-# --- demo -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()

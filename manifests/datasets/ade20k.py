@@ -43,8 +43,6 @@ FULL = {
     ),
     "training": Release(title="ADE20K-847 (2021_17_01), training", counts=(25574,), source=FULL_SOURCE),
 }
-NUM_FULL_IDS = 3688
-"""Ids of the full release: 1..3688; 0 is unlabelled. Those of the release of 2016 mean other things."""
 JSON_DISAGREES = "ids unlike those in its JSON file"
 
 
@@ -60,7 +58,7 @@ def ade20k_150_ids() -> LabelIds:
 
 @cache
 def ade20k_847_ids() -> LabelIds:
-    """`_seg.png` files hold the release's ids; 847 of the 3688 are classes, by frequency, the others are ignored.
+    """`_seg.png` files hold the release's ids, 1..3688; 847 are classes, by frequency, the others and 0 are ignored.
 
     `vocabularies/ade20k_847_ids.txt` has the release's id of each class of `ade20k_847.txt`, line by line.
     """
@@ -69,7 +67,7 @@ def ade20k_847_ids() -> LabelIds:
     return LabelIds(
         vocabulary=published_vocabulary("ade20k-847"),
         raw_to_class=raw_to_class,
-        raw_ignore=tuple(raw for raw in range(NUM_FULL_IDS + 1) if raw not in raw_to_class),
+        raw_ignore=tuple(raw for raw in range(3689) if raw not in raw_to_class),
         label_form="ade-full",
         max_short_side_px=512,
     )
@@ -133,7 +131,7 @@ def check_against_json(pair: Pair, raw: npt.NDArray[Any]) -> str:
     try:  # the release's own reader takes Latin-1: not all of its files are UTF-8
         text = read_regular(pair.image.with_suffix(".json")).decode("latin-1")
         objects = json.loads(text)["annotation"]["object"]
-        names = {int(entry["name_ndx"]): _tidy(entry["name"]) for entry in objects}
+        names = {int(entry["name_ndx"]): ", ".join(map(str.strip, entry["name"].split(","))) for entry in objects}
     except FileNotFoundError:
         return "no JSON file beside it"
     except (OSError, ValueError, KeyError, TypeError):
@@ -171,10 +169,6 @@ def _scene_files(scenes: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     if not all(found.values()):
         raise ManifestError.mismatch(scenes, "scenes (.jpg with _seg.png)", "none", hint=FULL_SOURCE)
     return found[".jpg"], found["_seg.png"]
-
-
-def _tidy(entry: str) -> str:
-    return ", ".join(word.strip() for word in entry.split(","))
 
 
 def _wrong_release(folder: Path, release: Release, got: str) -> ManifestError:

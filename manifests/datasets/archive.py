@@ -93,18 +93,13 @@ class Archive:
         of = f"the {len(self.names)} names" + (f" in {self.listed_in}" if self.listed_in else "")
         for what, files in (("photograph", self.images), ("label file", self.labels)):
             if absent := self.names - files.keys():
-                place = f" in {folder_of(files)}" if files else ""
+                place = f" in {common_root(*{file.parent for file in files.values()})}" if files else ""
                 yield f"{len(absent)} of {of} have no {what}{place} ({preview(sorted(absent))})"
 
     def miscounted(self) -> list[str]:
         """A line if the split has another number of samples than was published: half an archive, another release."""
         of_list = f" names in {self.listed_in}: a cut list, or that of another release" if self.listed_in else ""
         return [line + of_list for line in miscounted(self.release, self.names)]
-
-
-def folder_of(files: Mapping[str, Path]) -> Path:
-    """The folder that holds all the files."""
-    return common_root(*{file.parent for file in files.values()})
 
 
 def miscounted(release: Release, names: Collection[str]) -> list[str]:

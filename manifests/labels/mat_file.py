@@ -23,7 +23,6 @@ NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 # Class of a matrix -> NumPy's type; texts, objects and sparse matrices are none of ours.
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 CELL, STRUCTURE = 1, 2
-COMPLEX_FLAG = 0x0800
 MAX_BYTES = 1 << 30  # of one unpacked element; a label map of 100 megapixels in doubles takes 0.8e9
 
 Content = TypeVar("Content")
@@ -108,7 +107,7 @@ def _unpacked(body: bytes) -> bytes:
 def _matrix(parts: list[tuple[int, bytes]], order: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> npt.NDArray[Any]:
     """Array flags, dimensions, name, real part: the numbers in Fortran's order, columns first."""
     (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
-    if flags & 0xFF not in CLASSES or flags & COMPLEX_FLAG:
+    if flags & 0xFF not in CLASSES or flags & 0x0800:  # complex
         raise LabelFormatError("expected a matrix of real numbers, got something else")
     shape = np.frombuffer(parts[1][1], f"{order}i4")
     if len(shape) != 2 or (shape < 0).any():

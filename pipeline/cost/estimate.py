@@ -160,9 +160,6 @@ def workers_for(seconds: Sequence[float], limit: float) -> int:
     return 1 + bisect_left(range(1, len(seconds)), True, key=lambda workers: makespan(seconds, workers) <= limit)
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _image_seconds(job: Job, trial: Trial, layers: Collection[str]) -> float:
     """Seconds an image of some of the layers; compressing takes them by their bytes."""
     chosen = sum(trial.array_bytes.get(spec.name, 0.0) for spec in job.schema.specs if spec.layer in layers)

@@ -168,9 +168,6 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
             raise
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:
     import_dask()
     import distributed.worker  # noqa: F401  (a worker of a run has it in memory, and has waited for it)

@@ -163,9 +163,6 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     )
 
 
-# --- counting -------------------------------------------------------------------------------------------------------
-
-
 def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
     """The commit records that are there, and what is wrong with those that cannot be read."""
     found = list(read_commits(store, range(schema.num_shards)))

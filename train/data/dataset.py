@@ -267,9 +267,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return moved  # type: ignore[return-value]
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """uint16 ids as int32: torch knows uint16 only in part."""
     return ids.astype(np.int32) if ids.dtype == np.uint16 else ids

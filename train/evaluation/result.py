@@ -258,9 +258,6 @@ def whole_name(file: Path) -> str:
     return re.sub(r"\.part-\d+-of-\d+$", "", file.stem)
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _by_number(files: Sequence[Path]) -> dict[int, Evaluation]:
     """Parts of one evaluation by their numbers."""
     found: dict[int, tuple[Path, Evaluation]] = {}

@@ -42,9 +42,7 @@ class Ranks:
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
         return DistributedDataParallel(
-            module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            **options,
+            module, device_ids=[self.device] if self.device.type == "cuda" else None, **options
         )
 
     @contextmanager

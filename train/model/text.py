@@ -109,9 +109,6 @@ def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
     return F.normalize(mean[..., :-1], dim=-1) * mean[..., -1:]
 
 
-# --- helpers --------------------------------------------------------------------------------------------------------
-
-
 def _token_rows(words: Sequence[str], templates: Sequence[str], context_length: int) -> Tensor:
     """Token ids (W, P, L) of every word in every template."""
     tokenizer = _tokenizer()

@@ -21,7 +21,6 @@ from .painting import check_new_folder, paint_folder, read_annotation_file
 
 OTHER_CATEGORY = 183
 """In stuff files "other" = every pixel that is a thing. Instances say which; the rest stays unlabelled."""
-LAST_THING = 91
 MAX_EDGE = 65535  # pixels; as many as a JPEG can have
 
 
@@ -130,7 +129,7 @@ def _check_second_file(images: Mapping[int, AnnotatedImage], data: Mapping[str, 
     if not {image["id"] for image in data["images"]} & images.keys():
         raise ManifestError(f"{first} and {path.name} have no image in common", hint="give two files of the same split")
     for annotation in data["annotations"]:
-        if LAST_THING < annotation["category_id"] <= NUM_CATEGORIES:
+        if 91 < annotation["category_id"] <= NUM_CATEGORIES:
             stuff = f"annotation {annotation.get('id')} is stuff (category {annotation['category_id']})"
             covered = f"painted after {first}, it would cover the things there"
             raise ManifestError(f"{path}: {stuff}; {covered}", hint="exchange --stuff-json and --instances-json")

@@ -19,13 +19,7 @@ _MAPS_LEGEND = 24
 
 
 def overlay(
-    image: UInt8,
-    labels: Labels,
-    names: Sequence[str],
-    *,
-    ignore_index: int,
-    alpha: float = 0.6,
-    max_legend: int = 20,
+    image: UInt8, labels: Labels, names: Sequence[str], *, ignore_index: int, alpha: float = 0.6, max_legend: int = 20
 ) -> UInt8:
     """The image in its classes' colours with outlines, names on the largest regions, and a legend.
 
@@ -56,12 +50,7 @@ def overlay(
 
 
 def row_of_maps(
-    image: UInt8,
-    maps: Sequence[tuple[Labels, str]],
-    names: Sequence[str],
-    *,
-    ignore_index: int,
-    title: str = "",
+    image: UInt8, maps: Sequence[tuple[Labels, str]], names: Sequence[str], *, ignore_index: int, title: str = ""
 ) -> UInt8:
     """The image and several label maps of it side by side, each under its caption, and one legend of them all.
 
@@ -108,9 +97,6 @@ def class_shares(labels: Labels) -> list[tuple[int, float]]:
     ids, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(int(ids[i]), float(counts[i] / labels.size)) for i in order]
-
-
-# --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _legend_entries(
