@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..common.errors import PhyssegError
 from ..common.plugins import ConformanceError
 from ..common.settings import from_text
-from .interface import ArraySpec, Extractor, Image, Labels, check_made, identity
+from .interface import DRAWN, ArraySpec, Extractor, Image, Labels, check_made, identity
 from .registry import check_members
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -25,7 +25,6 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 SIZES: Final = ((1, 1), (1, 40), (40, 1), (7, 9), (8, 8), (33, 50), (16, 200), (200, 24), (64, 96))
 """Height and width of the pictures, in pixels."""
 TIMED_SIZE: Final = (384, 512)
-DRAWN: Final = ("", "edges", "keypoints", "density", "class_edges")
 
 _CHILD: Final = """
 import os, pickle, sys
@@ -159,7 +158,7 @@ def _check_spec(extractor: Extractor, spec: ArraySpec, picture: _Picture) -> Non
     holds = np.dtype(dtype).kind == "f" or np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max
     nothing = {"": spec.fill, "map": 0, "classes": "ignore"}.get(spec.target)
     _require(holds, where, f"a fill that {dtype} can hold", repr(spec.fill))
-    _require(spec.drawn in DRAWN, where, f"drawn to be one of {DRAWN}", repr(spec.drawn))
+    _require(spec.drawn in ("", *DRAWN), where, f"drawn to be one of {', '.join(DRAWN)} or nothing", repr(spec.drawn))
     expected = "a target without fill, `map` with fill 0 or `classes` with fill 'ignore'"
     _require(spec.fill == nothing, where, expected, (spec.target, spec.fill))
 

@@ -31,6 +31,11 @@ SHAPES: Final = (
     ("cell_y", "cell_x"),
     ("slot", "cell_y", "cell_x"),
 )
+_MAP, _PLANES = ("uint8", ("y", "x")), ("label", ("slot", "y", "x"))
+DRAWN: Final = {"edges": _MAP, "keypoints": _MAP, "density": _MAP, "class_edges": _PLANES}
+"""How an array is drawn -> the dtype and dims that it then has."""
+TARGETS: Final = {"map": _MAP, "classes": _PLANES}
+"""What L^p learns of an array -> the dtype and dims that it then has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class ArraySpec:
     """What the values say, in a few words."""
     drawn: str = ""
     """How `physseg inspect` draws it: `edges` (all that is not 0), `keypoints` (a dot each, by the square-root coded
-    confidence), `density` (by the value), `class_edges` (two planes of classes); empty: not at all."""
+    confidence), `density` (by the value), all uint8 on y, x; `class_edges` (planes of class ids); empty: not at all."""
     target: str = ""
     """What L^p may learn of it: `map` (uint8 on y, x: one channel), `classes` (planes of class ids: a channel for each
     class); empty: nothing."""
@@ -67,8 +72,9 @@ class ArraySpec:
         self._check("fill", fill, "an integer, or 'ignore'")
         for name in ("meaning", "drawn", "target", "units"):
             self._check(name, isinstance(getattr(self, name), str), "text")
-        if self.target == "map":
-            self._check("target", (self.dtype, self.dims) == ("uint8", ("y", "x")), "a map of uint8 on y, x for `map`")
+        for field, kinds in (("drawn", DRAWN), ("target", TARGETS)):  # others are of a later version
+            dtype, dims = kinds.get(getattr(self, field), (self.dtype, self.dims))
+            self._check(field, (self.dtype, self.dims) == (dtype, dims), f"an array of {dtype} on {', '.join(dims)}")
 
     @property
     def is_sharded(self) -> bool:

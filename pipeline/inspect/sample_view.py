@@ -19,6 +19,7 @@ from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
 from ..store.schema import StoredArray
 from .drawing.label_maps import class_shares
+from .drawing.layers import KINDS
 from .drawing.palette import UInt8
 from .errors import InspectError
 
@@ -76,7 +77,7 @@ class SampleViews:
     def __init__(self, store: Location, *, root: str | None = None, cache: ContentCache | None = None) -> None:
         store = open_storage(store)
         schema = open_schema(store)
-        self.drawn = tuple(spec for spec in schema.specs if spec.drawn)
+        self.drawn = tuple(spec for spec in schema.specs if spec.drawn in KINDS)
         names = ["labels", *(spec.name for spec in self.drawn), "cell_classes", "cell_counts"]
         self.reader = StoreReader(store, names, root=root, cache=cache)
 

@@ -12,7 +12,7 @@ from physseg.common import plugins
 from physseg.common.errors import ConfigError
 from physseg.common.plugins import PluginError
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.structure_extractors.interface import identity
+from physseg.structure_extractors.interface import ArraySpec, identity
 from physseg.structure_extractors.registry import DEFAULT, Request, build, options
 
 CHANGES = {
@@ -169,3 +169,24 @@ def test_settings_are_frozen():
 def test_the_registry_does_not_load_torch():
     code = "import sys, physseg.structure_extractors.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Edges"}, "array 'Edges': name: expected small letters"),
+        ({"dtype": "float64"}, "dtype: expected one of label, uint8"),
+        ({"dims": ("x", "y")}, "dims: expected one of"),
+        ({"fill": 0.5}, "fill: expected an integer"),
+        ({"dims": ("cell_y", "cell_x")}, "drawn: expected an array of uint8 on y, x, got 'edges'"),
+        ({"dtype": "int32", "drawn": "", "target": "map"}, "target: expected an array of uint8 on y, x, got 'map'"),
+        ({"drawn": "class_edges"}, "drawn: expected an array of label on slot, y, x, got 'class_edges'"),
+        ({"target": "classes"}, "target: expected an array of label on slot, y, x, got 'classes'"),
+    ],
+)
+def test_an_array_that_cannot_be_what_it_is_for_is_refused(changes, message):
+    array = {"name": "a", "dtype": "uint8", "dims": ("y", "x"), "fill": 0, "meaning": "edges", "drawn": "edges"}
+    ArraySpec(**array)
+    ArraySpec(**array | {"drawn": "of a later version", "target": "of a later version"})
+    with pytest.raises(ExtractorError, match=message):
+        ArraySpec(**array | changes)

@@ -18,6 +18,7 @@ from .palette import Colour, Floats, UInt8, blend, colour_labels, heat_colours
 
 EDGES, KEYPOINTS, DENSITY, CLASS_EDGES = "edges", "keypoints", "density", "class_edges"
 """Kinds of structure: 0 or 255; coded confidences at keypoints; a coded confidence everywhere; classes that meet."""
+KINDS: Final = (EDGES, KEYPOINTS, DENSITY, CLASS_EDGES)
 LEVELS: Final = 16
 """Steps of opacity and of weights: 4 bits a pixel, half the bytes of 8."""
 _OUTLINE: Final[Colour] = (20, 22, 26)

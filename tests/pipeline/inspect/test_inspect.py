@@ -255,6 +255,35 @@ def test_a_view_is_cut_to_the_frame(store: Path) -> None:
     assert all(plane.shape == (64, 48) for _, plane in view.structures.values())
 
 
+def test_what_nobody_here_can_draw_is_left_out(make_manifest, install: Callable[..., Path], tmp_path: Path) -> None:
+    """As a later version draws it; the store says so, and everything else of it is shown."""
+    source = """
+from dataclasses import dataclass
+import numpy as np
+from physseg.plugins import ArraySpec
+
+@dataclass(frozen=True)
+class Chalk:
+    name, revision = "chalk", 1
+    arrays = (
+        ArraySpec("chalk", "uint8", ("y", "x"), 0, "bright pixels", "chalk"),
+        ArraySpec("board", "uint8", ("y", "x"), 0, "dark pixels", "edges"),
+        ArraySpec("depth", "float32", ("cell_y", "cell_x"), 0, "how deep it is", units="metre"),
+    )
+    def __call__(self, image, labels, *, ignore_index):
+        cells = [-(-side // 8) for side in labels.shape]
+        bright = np.uint8(255) * (image[..., 0] > 128)
+        return {"chalk": bright, "board": 255 - bright, "depth": np.ones(cells, np.float32)}
+"""
+    install("physseg-chalk", "chalk = physseg_chalk:Chalk", source)
+    store = compute(make_manifest(2), tmp_path / "chalk.zarr", ("chalk",))
+    view = SampleViews(store).view(0)
+    assert list(view.structures) == ["board"]
+    written = write_sample(view, tmp_path / "out")
+    assert {path.stem for path in written.with_suffix("").iterdir()} == {"image", "labels", "board", "weights_ground"}
+    assert any("how deep it is" in line for line in summary_lines(summarise(store)))
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_patch_weights_equal_counting_the_label_map(store: Path, index: int) -> None:
     view = SampleViews(store).view(index)
