@@ -13,7 +13,7 @@ import numpy as np
 
 from ...common.processes import available_cpus
 from ..run.prepare import Job
-from ..store.layout import MANIFEST_FILE, metadata_documents
+from ..store.layout import MANIFEST_FILE, id_files, metadata_documents
 from ..store.shard_codec import index_size
 from .trial import SAMPLES_PER_SHARD, Rows, Trial, run_trial
 
@@ -170,7 +170,8 @@ def _image_seconds(job: Job, trial: Trial, layers: Collection[str]) -> float:
 def _written(job: Job, trial: Trial) -> tuple[int, int]:
     """Files and bytes that the run writes."""
     schema, usable = job.schema, np.array(job.manifest.usable)
-    documents = metadata_documents(schema) | {MANIFEST_FILE: job.manifest.to_bytes()} if job.found is None else {}
+    documents = {MANIFEST_FILE: job.manifest.to_bytes(), **id_files(schema, job.manifest), **metadata_documents(schema)}
+    documents = documents if job.found is None else {}
     files, size = len(documents), float(sum(map(len, documents.values())))
     for task in job.todo.tasks:
         specs = [spec for spec in schema.specs if spec.layer in task.layers]

@@ -7,7 +7,6 @@ from ...common.text import counted, format_bytes
 from ..run.run import Job
 from .estimate import Estimate, estimate_job
 
-NO_ESTIMATE = "  estimate    none of a few images could be computed: the run will quarantine such"
 BUSY_ENOUGH = 0.85
 """CPU seconds over wall seconds; a process with a core to itself and its files in memory has 0.97 and more."""
 SCHEDULER_TASKS_PER_SECOND = 270
@@ -18,7 +17,8 @@ def describe_cost(job: Job, **options: Any) -> Iterator[str]:
     """Measure some images of a job that has work to do, and say what it takes; options are those of `estimate_job`."""
     if job.todo.tasks:
         estimate = estimate_job(job, **options)
-        yield from describe_estimate(estimate) if estimate else [NO_ESTIMATE]
+        none = "  estimate    none of a few images could be computed: the run will quarantine such"
+        yield from describe_estimate(estimate) if estimate else [none]
 
 
 def describe_estimate(estimate: Estimate) -> Iterator[str]:

@@ -38,8 +38,6 @@ SAMPLES_PER_SHARD = 8
 """Samples in a shard of the store that is thrown away."""
 SECONDS = 10.0
 """Seconds that measuring takes by default, besides the start of the processes."""
-MAX_IMAGES = 512
-FILES_LOOKED_AT = 32
 LEAST_SPREAD, MOST_SPREAD = 0.07, 0.5
 """Share by which the same work takes longer or shorter another time, however many images were measured, or how few."""
 
@@ -83,7 +81,7 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
     """
     table = job.manifest.table
     least = 4 * processes * SAMPLES_PER_SHARD
-    wanted = images or min(max(len(rows) // 4, least), max(MAX_IMAGES, least))
+    wanted = images or min(max(len(rows) // 4, least), max(512, least))
     chosen = evenly(rows, table.pixels[rows], max(processes, round(wanted / SAMPLES_PER_SHARD)))
     place = _place_near(job.store)
     try:
@@ -218,7 +216,7 @@ def _array_bytes(job: Job, layers: Collection[str], sizes: Mapping[str, int]) ->
 
 def _image_file_bytes(job: Job, rows: Rows) -> float:
     sizes = [0]
-    for row in rows[:: max(1, len(rows) // FILES_LOOKED_AT)].tolist():
+    for row in rows[:: max(1, len(rows) // 32)].tolist():
         with suppress(OSError):
             sizes.append(len(read_below(job.manifest.root, job.manifest.table.value("image_path", row))))
     return sum(sizes) / max(1, len(sizes) - 1)

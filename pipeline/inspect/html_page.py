@@ -25,15 +25,13 @@ from .drawing.layers import Layer, weight_layer
 from .drawing.palette import IGNORED, UInt8, css_colour, heat_colours, palette
 from .errors import InspectError
 from .pictures import map_layers, structure_colour
-from .sample_view import MOVED_HINT, SampleView, SampleViews
+from .sample_view import MOVED_HINT, PATCH_PX, SampleView, SampleViews
 from .summary import StoreSummary, evenly, summarise
 from .table import NUMBERS, array_rows, facts, layer_rows, measured_note
 
 JPEG_QUALITY: Final = 82
-THUMBNAIL_QUALITY: Final = 75
 THUMBNAIL_PX: Final = (170, 260)
 """Largest height and width of a contact sheet's picture."""
-QUARANTINE_LISTED: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +87,7 @@ def write_page(
         measured_note=measured_note(summary),
         facts=facts(summary),
         layers=layer_rows(summary),
-        quarantine_listed=QUARANTINE_LISTED,
+        quarantine_listed=100,
         num_usable=len(usable),
         cards=cards,
         settings=_settings(views, sorted({class_id for script in scripts for class_id, _ in script["classes"]})),
@@ -161,7 +159,7 @@ def _settings(views: SampleViews, present: Sequence[int]) -> dict[str, Any]:
         "layers": [dict(zip(("name", "title", "colour", "opacity"), layer, strict=True)) for layer in shown],
         "classes": {i: {"name": names[i], "colour": css_colour(colours[i])} for i in present},
         "ignored": css_colour(IGNORED),
-        "patch": views.patch_px,
+        "patch": PATCH_PX,
     }
 
 
@@ -169,4 +167,4 @@ def _thumbnail(image: UInt8) -> str:
     scale = min(1.0, *(limit / edge for limit, edge in zip(THUMBNAIL_PX, image.shape[:2], strict=True)))
     height, width = (max(1, round(edge * scale)) for edge in image.shape[:2])
     small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return data_url(encode_jpeg(small, THUMBNAIL_QUALITY), "jpeg")
+    return data_url(encode_jpeg(small, 75), "jpeg")

@@ -25,9 +25,7 @@ from .drawing.layers import (
 )
 from .drawing.layout import tile
 from .drawing.palette import STRUCTURE_COLOURS, Colour, dim
-from .sample_view import SampleView
-
-OVERVIEW_COLUMNS = 3
+from .sample_view import PATCH_PX, SampleView
 
 
 def structure_colour(position: int) -> Colour:
@@ -52,13 +50,8 @@ def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
 def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> Path:
     """Write a sample's pictures as PNG files below `out/ID`, and all of them together as `out/ID.png`.
 
-    Args:
-        view: The sample.
-        out: Folder of the files.
-        class_ids: Classes whose patch weights are drawn. Default: the most present one.
-
-    Returns:
-        Path of the picture that shows all.
+    `class_ids` are classes whose patch weights are drawn, by default the most present one. Returns the path of the
+    picture that shows all.
     """
     names, present = view.vocabulary.class_names, dict(view.shares)
     height, width = view.labels.shape
@@ -71,7 +64,7 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
             panels[name] = layer.over(grey), f"{name} ({amount})"
     for class_id in class_ids or list(present)[:1]:
         caption = f"patch weights: {names[class_id]}{'' if class_id in present else ' (not in this image)'}"
-        weights = weight_layer(view.patch_weights(class_id)).over(grey, side=view.patch_px)
+        weights = weight_layer(view.patch_weights(class_id)).over(grey, side=PATCH_PX)
         panels[f"weights_{_safe(names[class_id])}"] = weights, caption
     folder = _safe(view.sample.sample_id)
     if folder != view.sample.sample_id:
@@ -79,7 +72,7 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
     for stem, (picture, _) in panels.items():
         atomic_write(out / folder / f"{stem}.png", encode_png(labelled if stem == "labels" else picture))
     title = f"{view.sample.sample_id}   (sample {view.index})"
-    atomic_write(out / f"{folder}.png", encode_png(tile(list(panels.values()), columns=OVERVIEW_COLUMNS, title=title)))
+    atomic_write(out / f"{folder}.png", encode_png(tile(list(panels.values()), columns=3, title=title)))
     return out / f"{folder}.png"
 
 

@@ -14,6 +14,7 @@ from ...common.text import counted, did_you_mean
 from ...manifests.errors import ContentError
 from ...manifests.manifest import Sample
 from ...manifests.vocabulary import Vocabulary
+from ..store.frame import CELL_PX
 from ..store.layout import open_schema
 from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
@@ -23,8 +24,8 @@ from .drawing.layers import KINDS
 from .drawing.palette import UInt8
 from .errors import InspectError
 
-CELLS_PER_PATCH = 2
-"""Cells along a patch's side: patch weights are drawn as the trainer sums them, in patches of 16 px."""
+PATCH_PX = 2 * CELL_PX
+"""Side of a patch: weights are drawn as the trainer sums them."""
 MOVED_HINT = "if the data set was moved, give its folder with --root DIR"
 
 
@@ -47,13 +48,12 @@ class SampleView:
     """Classes in each cell of 8 px of the frame, (K, rows, columns)."""
     cell_counts: UInt8
     """Pixels of each such class, (K, rows, columns)."""
-    patch_px: int
 
     @property
     def patches(self) -> tuple[int, int]:
         """Rows and columns of patches that cover the frame."""
         height, width = self.labels.shape
-        return -(-height // self.patch_px), -(-width // self.patch_px)
+        return -(-height // PATCH_PX), -(-width // PATCH_PX)
 
     @property
     def shares(self) -> list[tuple[int, float]]:
@@ -63,12 +63,11 @@ class SampleView:
     def patch_weights(self, class_id: int) -> npt.NDArray[np.float32]:
         """Share of one class in the pixels of each patch of the frame, (rows, columns): w_ij of Eq. 2 for class j."""
         counts = np.where(self.cell_classes == class_id, self.cell_counts, 0).sum(axis=0, dtype=np.float32)
-        (rows, columns), side = self.patches, CELLS_PER_PATCH
-        cells = np.pad(counts, (0, side - 1))[
-            : rows * side, : columns * side
-        ]  # of the last patches some may be missing
+        (rows, columns), side = self.patches, PATCH_PX // CELL_PX
+        padded = np.pad(counts, (0, side - 1))  # of the last patches some cells may be missing
+        cells = padded[: rows * side, : columns * side]
         patches = cells.reshape(rows, side, columns, side).sum(axis=(1, 3))
-        return np.asarray(patches / self.patch_px**2, np.float32)
+        return np.asarray(patches / PATCH_PX**2, np.float32)
 
 
 class SampleViews:
@@ -84,11 +83,6 @@ class SampleViews:
     @property
     def vocabulary(self) -> Vocabulary:
         return self.reader.vocabulary
-
-    @property
-    def patch_px(self) -> int:
-        """Side of a patch, px."""
-        return CELLS_PER_PATCH * self.reader.schema.cell_px
 
     def find(self, text: str) -> int:
         """Index of the sample with that id, or else with that index.
@@ -159,5 +153,4 @@ class SampleViews:
             structures={spec.name: (spec, arrays[spec.name]) for spec in self.drawn},
             cell_classes=arrays["cell_classes"],
             cell_counts=arrays["cell_counts"],
-            patch_px=self.patch_px,
         )

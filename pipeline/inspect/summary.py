@@ -13,6 +13,7 @@ from ...common.storage.location import Location, open_storage
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreCorruptError
 from ..store.layout import open_schema
+from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
 from ..store.schema import DONE, MISSING, QUARANTINED, STATUS, StoredArray, StoreSchema
 
@@ -116,12 +117,15 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
     location = reader.manifest.root  # the manifest first: it bounds how many shards a store may claim to have
-    records, damaged = _records(store, schema)
+    found = list(read_commits(store, range(schema.num_shards)))
+    records = [record for record in found if isinstance(record, CommitRecord)]
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
     sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
     committed = {record.shard for record in records}
     readable = [i for i in reader.usable.tolist() if i // schema.samples_per_shard in committed]
-    fills, measured = _fill_shares(reader, evenly(readable, measure))
+    measured = evenly(readable, measure)
+    fills = _fill_shares(reader, measured)
     arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
     per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
     missing, done, quarantined = (int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED))
@@ -159,15 +163,8 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         bytes_per_image=per_image,
         projected_images=COCO_TRAIN_IMAGES,
         projected_bytes=per_image * COCO_TRAIN_IMAGES if per_image is not None else None,
-        measured_samples=measured,
+        measured_samples=len(measured),
     )
-
-
-def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
-    """The commit records that are there, and what is wrong with those that cannot be read."""
-    found = list(read_commits(store, range(schema.num_shards)))
-    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
-    return [record for record in found if isinstance(record, CommitRecord)], damaged
 
 
 def _committed_files(
@@ -189,20 +186,16 @@ def _committed_files(
     return found, absent
 
 
-def _fill_shares(reader: StoreReader, chosen: Sequence[int]) -> tuple[dict[str, float], int]:
-    """Per array: values inside the frame that are not fill, as a share; and how many samples were read."""
-    schema = reader.schema
+def _fill_shares(reader: StoreReader, chosen: Sequence[int]) -> dict[str, float]:
+    """Per array: values inside the frame that are not fill, as a share."""
+    fills = {spec.name: reader.schema.fill(spec) for spec in reader.schema.arrays}
     filled: Counter[str] = Counter()
     values: Counter[str] = Counter()
     for index in chosen:
-        planes, (height, width) = reader.read(index), reader.frame_size(index)
-        extent = {"y": height, "x": width}
-        extent |= {f"cell_{dim}": -(-edge // schema.cell_px) for dim, edge in extent.items()}
-        for spec in (spec for spec in schema.specs if spec.name in planes):
-            inside = np.asarray(planes[spec.name])[tuple(slice(extent.get(dim)) for dim in spec.dims)]
-            filled[spec.name] += int(np.count_nonzero(inside != schema.fill(spec)))
-            values[spec.name] += inside.size
-    return {name: filled[name] / values[name] for name in values}, len(chosen)
+        for name, inside in cut_sample(reader, index).arrays.items():
+            filled[name] += int(np.count_nonzero(inside != fills[name]))
+            values[name] += inside.size
+    return {name: filled[name] / values[name] for name in values}
 
 
 def _array_facts(spec: StoredArray, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:

@@ -7,8 +7,6 @@ from .summary import ArrayFacts, StoreSummary
 
 NUMBERS: Final = (3, 4, 5, 6)
 """Columns of the table of arrays that hold numbers."""
-QUARANTINE_SHOWN: Final = 5
-"""Quarantined samples that are named on the terminal."""
 
 
 def summary_lines(summary: StoreSummary) -> list[str]:
@@ -17,7 +15,7 @@ def summary_lines(summary: StoreSummary) -> list[str]:
     lines += ["", *align(array_rows(summary), right=NUMBERS), measured_note(summary)]
     lines += ["", *align(layer_rows(summary), right=set())]
     if summary.quarantine:
-        shown = summary.quarantine[:QUARANTINE_SHOWN]
+        shown = summary.quarantine[:5]
         lines += ["", f"quarantined ({len(summary.quarantine)}):"]
         lines += [f"  {entry.index:>7}  {entry.sample_id}: {entry.reason}" for entry in shown]
         rest = len(summary.quarantine) - len(shown)

@@ -25,7 +25,6 @@ DEATHS = 2
 """Number of deaths at one sample after which that sample is refused."""
 MAX_FATAL_SAMPLES = 4
 """If the first N samples of a shard all kill, the fault is not theirs: every other sample would follow."""
-POLL_SECONDS = 0.02
 TICK_SECONDS = 1.0
 
 
@@ -85,7 +84,7 @@ def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> Shard
             if time.monotonic() >= next_tick:
                 still_ours()
                 next_tick = time.monotonic() + TICK_SECONDS
-            if not ours.poll(POLL_SECONDS):
+            if not ours.poll(0.02):
                 if not by_memory and memory_of(process.pid).now > memory_limit:
                     by_memory = True
                     process.kill()  # what it said until then is still in the pipe

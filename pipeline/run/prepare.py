@@ -24,12 +24,8 @@ from ..store.schema import LABEL_ARRAYS, LABELS_LAYER, RESERVED, StoredArray, St
 from .plan import Plan, make_plan
 from .witnesses import certain_schema
 
-ALWAYS = ("patch_counts",)
-"""Layers that every store has besides labels: cheap, and needed by the patch alignment loss."""
 VERSIONS = {"physseg": __version__, "opencv": cv2.__version__, "numpy": np.__version__}
 """Of physseg, and of the libraries whose results are stored."""
-PROBED_FILES = 16
-"""Images looked for before a run begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,10 +101,12 @@ def prepare(
         open_schema(store)  # or it is verify's to mend
         existing, doubts = certain_schema(store)
         _check_same_data(store, existing, manifest, frame)
+    elif frame and frame.short_edge < CELL_PX:  # stores of earlier versions may hold less than a cell
+        raise StoreError.mismatch("short edge", f"{CELL_PX} px, a cell, or more", f"{frame.short_edge} px")
     extractors, layers, arrays = _choose_layers(existing, structures, settings or {})
     schema = StoreSchema(
         num_samples=len(manifest),
-        frame=existing.frame if existing else _new_frame(frame or Frame()),
+        frame=existing.frame if existing else frame or Frame(),
         vocabulary=manifest.vocabulary,
         dataset=manifest.dataset,
         manifest_fingerprint=manifest.fingerprint,
@@ -134,20 +132,13 @@ def prepare(
     )
 
 
-def _new_frame(frame: Frame) -> Frame:
-    """The frame of a new store, which holds a cell at least; those of earlier versions may be smaller."""
-    if frame.short_edge < CELL_PX:
-        raise StoreError.mismatch("short edge", f"{CELL_PX} px, a cell, or more", f"{frame.short_edge} px")
-    return frame
-
-
 def _choose_layers(
     existing: StoreSchema | None, structures: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]], list[StoredArray]]:
     """The extractors of this run, every layer's identity and arrays; stored settings hold where none are given."""
     stored = {name: of for name, of in existing.layers.items() if name != LABELS_LAYER} if existing else {}
     asked = structures if structures is not None else () if existing else registry.DEFAULT
-    wanted = list(dict.fromkeys([*asked, *ALWAYS, *stored]))
+    wanted = list(dict.fromkeys([*asked, "patch_counts", *stored]))  # cheap, and needed by the patch alignment loss
     if not set(settings) <= set(wanted) or not set(asked) <= set(plugins.names("extractors")):
         registry.build(list(asked), settings)  # raises, naming what there is
     order = {name: number for number, name in enumerate(plugins.names("extractors"))}
@@ -202,15 +193,12 @@ def _versions(extractors: Sequence[Extractor]) -> dict[str, str]:
 def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, frame: Frame | None) -> None:
     hint = "choose another path for the store of this manifest"
     if existing.vocabulary.fingerprint != manifest.vocabulary.fingerprint:
-        ours, its = (
-            f"{words.name} ({counted(words.num_classes, 'class')})"
-            for words in (existing.vocabulary, manifest.vocabulary)
-        )
+        both = (existing.vocabulary, manifest.vocabulary)
+        ours, its = (f"{words.name} ({counted(words.num_classes, 'class')})" for words in both)
         raise StoreError(f"{store}: holds labels of the vocabulary {ours}, the manifest has {its}", hint=hint)
     if existing.num_samples != len(manifest):
-        raise StoreError(
-            f"{store}: holds {counted(existing.num_samples, 'sample')}, the manifest has {len(manifest)}", hint=hint
-        )
+        ours = counted(existing.num_samples, "sample")
+        raise StoreError(f"{store}: holds {ours}, the manifest has {len(manifest)}", hint=hint)
     if frame is not None and frame != existing.frame:
         hint = "every array depends on the frame: choose another path, or leave the frame options out"
         raise StoreError(f"{store}: was made with {existing.frame}, asked for {frame}", hint=hint)
@@ -219,7 +207,7 @@ def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, 
 def _check_data_there(manifest: Manifest, plan: Plan) -> None:
     """Refuse to begin where the data set is not: every sample would be quarantined, one by one."""
     indices = [index for task in plan.tasks for index in range(*plan.schema.shard_range(task.shard))]
-    probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // PROBED_FILES)]]
+    probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // 16)]]
     paths = [sample.image_path for sample in probed if not sample.problem]
     if paths and not any(_is_there(manifest.root, path) for path in paths):
         message = f"{manifest.root}: expected the manifest's data set there, {paths[0]} and others do not exist"

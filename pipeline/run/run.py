@@ -88,8 +88,9 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
         StoreError: Another run is writing the store, or has changed it since the job was prepared.
     """
     started = time.perf_counter()
-    if _is_finished(job):
-        return _report(job, [], started)
+    store = job.store
+    if not job.todo.tasks and isinstance(store, LocalStorage) and not os.access(store.path, os.W_OK):
+        return _report(job, [], started)  # nothing is to be computed, where nothing can be written
     if job.part is not None:
         _initialise_for_parts(job)
     alone = job.part is None
@@ -107,12 +108,6 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
             ours = set(job.shards)
             job.store.delete(path for path in job.store.leftovers() if shard_of(path) in ours)
         return _report(job, reports, started)
-
-
-def _is_finished(job: Job) -> bool:
-    """Whether nothing is to be computed in a folder where nothing can be written."""
-    store = job.store
-    return not job.todo.tasks and isinstance(store, LocalStorage) and not os.access(store.path, os.W_OK)
 
 
 def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, progress: bool) -> list[ShardReport]:

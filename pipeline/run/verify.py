@@ -134,10 +134,8 @@ def repair(
         for path, data in id_files(schema, manifest).items():
             if not has_content(store, path, data):
                 store.put(path, data)
-        store.delete(
-            fault.path for fault in _check_strays(store, store.list(), schema) if fault.problem == STRAY
-        )  # as of now
-        store.delete(store.leftovers())
+        strays = [fault.path for fault in _check_strays(store, store.list(), schema) if fault.problem == STRAY]
+        store.delete([*strays, *store.leftovers()])
         unpublish_shards(store, schema, report.faulty_shards)
         for shard in report.faulty_shards:
             faulty = [layer for fault in report.faults if fault.shard == shard for layer in fault.layers]
@@ -146,10 +144,7 @@ def repair(
         recompute(manifest)
 
 
-LEFTOVER = "half-written by a run that was killed, or is being written now"
 STRAY = "does not belong to the store"
-CHANGED = "restore it, or make the manifest again and preprocess again"
-FOREIGN = f"{STRAY}; --repair leaves it to you, as it may be yours"
 
 
 def _check_metadata(store: Storage, schema: StoreSchema, manifest: Manifest | None) -> Iterator[Fault]:
@@ -172,9 +167,10 @@ def _check_strays(store: Storage, present: Iterable[str], schema: StoreSchema) -
 
     for path in present:
         if path.endswith(PARTIAL_SUFFIX):
-            yield Fault(path=path, problem=LEFTOVER)
+            yield Fault(path=path, problem="half-written by a run that was killed, or is being written now")
         elif path not in known(path):
-            yield Fault(path=path, problem=STRAY if path.split("/")[0] in ours else FOREIGN)
+            foreign = "" if path.split("/")[0] in ours else "; --repair leaves it to you, as it may be yours"
+            yield Fault(path=path, problem=STRAY + foreign)
     for path, what in store.oddities().items():
         is_ours = any(file == path or file.startswith(f"{path}/") for file in known(path))
         if what.startswith("a link") or not is_ours:
@@ -193,8 +189,9 @@ def _check_pictures(manifest: Manifest, index: int) -> list[Fault]:
                 raise
             found = error.strerror or "no such file"
         if found != expected:
-            problem = f"sample {sample.sample_id}: expected sha256 {expected[:18]}, got {found[:18]}; {CHANGED}"
-            faults.append(Fault(path=f"{manifest.root}/{path}", problem=problem))
+            problem = f"sample {sample.sample_id}: expected sha256 {expected[:18]}, got {found[:18]}"
+            hint = "restore it, or make the manifest again and preprocess again"
+            faults.append(Fault(path=f"{manifest.root}/{path}", problem=f"{problem}; {hint}"))
     return faults
 
 

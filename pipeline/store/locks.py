@@ -19,7 +19,6 @@ from .leases import Lease
 RUN_LOCK, TASKS_LOCK = f"{PROVENANCE}/run.lock", f"{PROVENANCE}/tasks.lock"
 """Empty files of every store. Files, not its folder: NFS keeps locks on folders to the machine that takes them."""
 
-READ_ONLY_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 StillOurs = Callable[[], None]
 """Raises StoreError once the lock was lost; cheap."""
@@ -43,7 +42,7 @@ def locked(
             except BlockingIOError:
                 raise StoreBusyError(f"{store}: another process is writing this store") from None
             except OSError as error:
-                if error.errno not in READ_ONLY_ERRORS:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                     raise
                 message = f"{store}: expected a store to write to, as there is work left, got: {error.strerror}"
                 raise StoreError(message, hint=READ_ONLY) from error

@@ -28,8 +28,6 @@ SCHEMA_VERSION: Final = 2
 IDENTITY_VERSION: Final = 1
 """Enters the digest of every layer: another number would have every store computed again."""
 SAMPLES_PER_SHARD: Final = 64
-MAX_SAMPLES: Final = 10**9
-MAX_SLOTS: Final = CELL_PX**2
 
 LABELS_LAYER: Final = "labels"
 """The layer that is no extractor's: the label map, and the frame's size."""
@@ -216,7 +214,9 @@ class StoreSchema:
             "vocabulary": {"name": words.name, "classes": list(words.classes)} | fold,
             "ignore_index": words.ignore_index,
             "layers": {name: dict(identity) for name, identity in self.layers.items()},
-            "arrays": list(self.array_names) if self.version == 1 else [_to_json(spec) for spec in self.arrays],
+            "arrays": [
+                spec.name if self.version == 1 else asdict(spec) | {"dims": list(spec.dims)} for spec in self.arrays
+            ],
             "manifest_fingerprint": self.manifest_fingerprint,
             "manifest_sha256": self.manifest_sha256,
             "made_with": dict(self.made_with),
@@ -262,9 +262,9 @@ class StoreSchema:
     def _check_sizes(self) -> None:
         """Refuse what no run writes: stores come from other people, and sizes are asked for as memory."""
         sizes = {
-            "num_samples": (self.num_samples, MAX_SAMPLES),
+            "num_samples": (self.num_samples, 10**9),
             "samples_per_shard": (self.samples_per_shard, 4096),
-            **{f"slots of {spec.name}": (spec.slots, MAX_SLOTS) for spec in self.arrays if "slot" in spec.dims},
+            **{f"slots of {spec.name}": (spec.slots, CELL_PX**2) for spec in self.arrays if "slot" in spec.dims},
         }
         for name, (value, limit) in sizes.items():
             if type(value) is not int or not 1 <= value <= limit:
@@ -301,10 +301,6 @@ def to_json(document: Mapping[str, Any]) -> bytes:
 def _dimension_name(dim: str, spec: StoredArray) -> str:
     """Slots of layers differ in number, and xarray wants one length for a name; the oldest layer keeps its own."""
     return f"{spec.layer}_slot" if dim == "slot" and spec.layer != "patch_counts" else dim
-
-
-def _to_json(spec: StoredArray) -> dict[str, Any]:
-    return asdict(spec) | {"dims": list(spec.dims)}
 
 
 COMPRESSION: Final = (

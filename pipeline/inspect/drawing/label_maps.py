@@ -14,8 +14,6 @@ from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
 from .palette import IGNORED, UInt8, blend, colour_labels, palette
 
 Labels = npt.NDArray[np.integer[Any]]
-_MAPS_LEGEND = 24
-"""Classes in the legend of several maps."""
 
 
 def overlay(
@@ -57,17 +55,15 @@ def row_of_maps(
     The legend orders classes by their share of all maps. What stands beside a class is its share of the first map.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image, names, ignore_index: As for `overlay`.
         maps: Label maps (H, W), each with its caption.
-        names: Name of each class.
-        ignore_index: Id of pixels without a class.
         title: Heading of the picture.
     """
     panels = [(image, "image")]
     panels += [(blend_labels(image, plane, len(names), ignore_index=ignore_index), text) for plane, text in maps]
     page = tile(panels, columns=len(panels), title=title)
     order = [index for index, _ in class_shares(np.stack([plane for plane, _ in maps]))]
-    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, _MAPS_LEGEND)
+    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, 24)
     return stack([page, legend(entries, text_px(*image.shape[:2]), width=page.shape[1])], axis=0)
 
 

@@ -21,7 +21,6 @@ EDGES, KEYPOINTS, DENSITY, CLASS_EDGES = "edges", "keypoints", "density", "class
 KINDS: Final = (EDGES, KEYPOINTS, DENSITY, CLASS_EDGES)
 LEVELS: Final = 16
 """Steps of opacity and of weights: 4 bits a pixel, half the bytes of 8."""
-_OUTLINE: Final[Colour] = (20, 22, 26)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +72,7 @@ def label_layer(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignor
     pixels = local.reshape(labels.shape)
     pixels[outlines(labels)] = len(ids)
     coloured = colour_labels(ids, num_classes, ignore_index=ignore_index)
-    colours = np.concatenate([coloured, np.array([_OUTLINE], np.uint8)])
+    colours = np.concatenate([coloured, np.array([(20, 22, 26)], np.uint8)])
     return Layer(pixels=pixels, colours=colours, opacity=np.full(len(colours), 255, np.uint8), alpha=0.6)
 
 

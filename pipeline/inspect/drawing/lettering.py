@@ -22,13 +22,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (28, 32, 38)
-FAINT_INK: Colour = (98, 106, 116)
 
 _MACHINE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial.ttf", "Arial Unicode.ttf")
-_LONGEST_NAME_EM = 14
-"""Names longer than this many font heights are shortened in legends."""
-_COVERED = 0.92
-"""Share of a name's box that must lie on its region."""
 
 
 class LegendEntry(NamedTuple):
@@ -85,7 +80,7 @@ def legend(
 ) -> UInt8:
     """A legend on paper, (H, W, 3) uint8: as many columns as a given height needs, or as a given width allows."""
     row, pad = round(size_px * 1.6), size_px
-    names = [shorten(entry.name, size_px, _LONGEST_NAME_EM * size_px) for entry in entries]
+    names = [shorten(entry.name, size_px, 14 * size_px) for entry in entries]
     name_width = max((text_size(name, size_px)[1] for name in names), default=0)
     value_width = max((text_size(entry.value, size_px)[1] for entry in entries), default=0)
     indent = size_px + size_px // 2
@@ -101,7 +96,7 @@ def legend(
         text_y = y + (row - text_size(name, size_px)[0]) // 2
         canvas[y + (row - size_px) // 2 : y + (row + size_px) // 2, x : x + size_px] = entry.colour
         write(canvas, name, x + indent, text_y, size_px)
-        write(canvas, entry.value, x + column - text_size(entry.value, size_px)[1], text_y, size_px, FAINT_INK)
+        write(canvas, entry.value, x + column - text_size(entry.value, size_px)[1], text_y, size_px, (98, 106, 116))
     return canvas
 
 
@@ -124,7 +119,7 @@ def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]
         if height > window.shape[0] or width > window.shape[1]:
             continue
         inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-        y, x = np.nonzero(inside >= _COVERED * height * width)
+        y, x = np.nonzero(inside >= 0.92 * height * width)  # nearly all of the box lies on the region
         if len(y):
             middle_y, middle_x = y + height // 2, x + width // 2
             off_centre = np.hypot(middle_y - window.shape[0] / 2, middle_x - window.shape[1] / 2)

@@ -43,7 +43,6 @@ _LMS_TO_LAB = np.array(
         (0.0259040371, 0.7827717662, -0.8086757660),
     ]
 )
-_DIM = 0.5
 _HEAT = np.array([(40, 20, 90), (130, 35, 130), (215, 60, 90), (250, 130, 50), (255, 220, 110)], np.float64)
 """Colours of weights from 0 to 1, evenly spaced, dark to bright so that they read in grey as well."""
 
@@ -87,7 +86,7 @@ def blend(image: UInt8, colours: UInt8, alpha: float | Floats) -> UInt8:
 
 def dim(image: UInt8) -> UInt8:
     """The image without colour and darker, as a ground to draw on."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) * _DIM
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 2
     return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
 
 

@@ -25,10 +25,6 @@ TICK_SECONDS = 1.0
 """How often the loop looks up from waiting for results."""
 SAY_AFTER_SECONDS = 30.0
 """How long there may be no worker before that is said."""
-SAY_AGAIN_SECONDS = 300.0
-"""How often it is said again."""
-LONE_SHARE_OF_MEMORY = 0.8
-"""Share of the machine's memory for a shard tried alone, if nobody set a limit: the rest keeps the machine alive."""
 OWN_PORT = "127.0.0.1:0"
 """Address of Dask's HTTP server, which also runs without a dashboard: a fixed port may be taken, or looked at."""
 CONFIGURATION = {
@@ -92,7 +88,7 @@ class DaskExecutor(Executor):
             from distributed.system import MEMORY_LIMIT
 
             say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
-            limit = self.memory_limit or int(MEMORY_LIMIT * LONE_SHARE_OF_MEMORY)
+            limit = self.memory_limit or int(0.8 * MEMORY_LIMIT)  # the rest keeps the machine alive
             yield compute_alone(task, memory_limit=limit, still_ours=still_ours)
 
 
@@ -200,7 +196,7 @@ class Watch:
             raise ExecutorError(message, hint=USUALLY_MEMORY)
         if now >= self._say_at:
             say(f"waiting: no worker is connected to {self.address} ({format_duration(waited)})")
-            self._say_at = now + SAY_AGAIN_SECONDS
+            self._say_at = now + 10 * SAY_AFTER_SECONDS
 
     def saw_work(self) -> None:
         """There is a worker, or a result that one has sent."""

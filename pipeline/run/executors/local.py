@@ -13,8 +13,6 @@ from .dask_library import log_level, one_line
 
 OPEN_FILES, OPEN_FILES_PER_WORKER = 32, 10
 """Files and sockets that this process holds open, measured with Dask 2026: 21 and ten more for each worker."""
-STARTS = 3
-"""How often to try to start the workers: one that is killed while it starts takes the cluster with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ def _start(workers: int, memory_limit: int) -> Any:
     import dask
     from distributed import LocalCluster
 
-    for _ in range(STARTS):
+    for _ in range(3):  # a worker that is killed while it starts takes the cluster with it
         try:
             preload = [*dask.config.get("distributed.worker.preload"), worker.__name__]
             with dask.config.set({"distributed.worker.preload": preload}):

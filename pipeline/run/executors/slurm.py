@@ -14,14 +14,10 @@ from ..errors import ExecutorError
 from .dask_cluster import OWN_PORT, DaskExecutor
 from .worker import WORKER_ENVIRONMENT
 
-MEMORY = 2 * 10**9
-"""Bytes per process where neither the user nor Dask's configuration says: twice what most data needs."""
 FIRST_PAUSES = (1.0, 3.0)
 """Seconds between attempts to submit the first job: what is refused then is mostly a wrong option."""
 LATER_PAUSES = (1.0, 5.0, 15.0, 45.0)
 """Once a job was accepted, a refusal is mostly a controller that is busy, or a limit that others' jobs have reached."""
-ANSWER_SECONDS = 120.0
-"""How long to wait for Slurm to accept the first job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +57,7 @@ class SlurmExecutor(DaskExecutor):
             # Not scale(): that does not replace a job which was cancelled, or ended at its time limit.
             cluster.adapt(minimum=self.workers, maximum=self.workers)
             try:
-                accepted.result(ANSWER_SECONDS)
+                accepted.result(120.0)
             except TimeoutError:
                 pass  # sbatch itself waits for a busy controller
             except (OSError, RuntimeError, ValueError) as error:
@@ -88,7 +84,7 @@ def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
         except ConfigError as error:
             raise error.prefixed("jobqueue.slurm.memory") from None
     else:
-        memory = max(MEMORY, 2 * memory_needed) * processes
+        memory = max(2 * 10**9, 2 * memory_needed) * processes  # twice what most data needs
     if memory // processes < memory_needed:
         raise ExecutorError(
             f"memory: a worker needs about {memory_needed / 1e6:.0f} MB, and gets {memory / processes / 1e6:.0f} MB",

@@ -161,8 +161,8 @@ def test_only_done_samples_are_read(unfinished: Path, monkeypatch: pytest.Monkey
     from physseg.pipeline.store.reader import StoreReader
 
     read: list[int] = []
-    original = StoreReader.read
-    monkeypatch.setattr(StoreReader, "read", lambda self, index: (read.append(index), original(self, index))[1])
+    original = StoreReader.planes
+    monkeypatch.setattr(StoreReader, "planes", lambda self, index: (read.append(index), original(self, index))[1])
     summarise(unfinished, measure=1000)
     assert read == list(range(64))
 
