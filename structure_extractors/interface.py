@@ -57,13 +57,14 @@ class ArraySpec:
     """How `physseg inspect` draws it: `edges` (all that is not 0), `keypoints` (a dot each, by the square-root coded
     confidence), `density` (by the value), all uint8 on y, x; `class_edges` (planes of class ids); empty: not at all."""
     target: str = ""
-    """What L^p may learn of it: `map` (uint8 on y, x: one channel), `classes` (planes of class ids: a channel for each
-    class); empty: nothing."""
+    """What L^p may learn of it: `map` (uint8 on y, x: one channel; a package may say more, such as `edges`), `classes`
+    (planes of class ids: a channel for each class); empty: nothing."""
     units: str = "1"
     """Unit of the values, as xarray shows it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dims", tuple(self.dims))
+        for name, value in (("dims", tuple(self.dims)), ("drawn", self.drawn or ""), ("target", self.target or "")):
+            object.__setattr__(self, name, value)
         named = isinstance(self.name, str) and re.fullmatch("[a-z][a-z0-9_]{0,63}", self.name)
         self._check("name", bool(named), "small letters, digits and underscores")
         self._check("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
@@ -80,6 +81,11 @@ class ArraySpec:
     def is_sharded(self) -> bool:
         """Whether each sample is a chunk of its own, 64 to a file; arrays of a few bytes a sample are one chunk."""
         return len(self.dims) >= 2
+
+    @property
+    def is_target(self) -> bool:
+        """Whether L^p can learn of it."""
+        return bool(self.target) and (self.dtype, self.dims) == TARGETS.get(self.target, _MAP)
 
     def _check(self, field: str, ok: bool, expected: str) -> None:
         if not ok:

@@ -190,3 +190,19 @@ def test_an_array_that_cannot_be_what_it_is_for_is_refused(changes, message):
     ArraySpec(**array | {"drawn": "of a later version", "target": "of a later version"})
     with pytest.raises(ExtractorError, match=message):
         ArraySpec(**array | changes)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "dims", "expected"),
+    [
+        ("map", "uint8", ("y", "x"), True),
+        ("edges", "uint8", ("y", "x"), True),  # a package's own word for a map
+        ("", "uint8", ("y", "x"), False),
+        (None, "uint8", ("y", "x"), False),
+        ("classes", "label", ("slot", "y", "x"), True),
+        ("edges", "uint16", ("y", "x"), False),
+        ("offsets", "float32", ("slot", "y", "x"), False),
+    ],
+)
+def test_what_may_be_learnt(target, dtype, dims, expected):
+    assert ArraySpec("plane", dtype, dims, 0, "something", None, target).is_target is expected

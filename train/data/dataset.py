@@ -204,7 +204,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
                 hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(missing)}`, or change "
                 "model.structures.",
             )
-        targets = [spec.name for spec in schema.arrays if spec.target in ("map", "classes")]
+        targets = [spec.name for spec in schema.arrays if spec.is_target]
         if unfit := [name for name in self.structures if name not in targets]:
             message = f"{store}: {', '.join(unfit)} cannot be predicted, only {', '.join(targets)}"
             raise TrainDataError(message, hint="Change model.structures.")
