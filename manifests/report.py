@@ -50,7 +50,8 @@ def summary_lines(
     yield from _quarantine_lines(checked)
     if path is not None:
         yield f"written      {path} ({len(manifest.to_bytes()) / 1024:.0f} KB)"
-        yield "next         physseg " + next_step.format(path=path, stem=str(path).removesuffix(".parquet"))
+        step = PREPROCESS if any("train" in split for split in splits) else next_step
+        yield "next         physseg " + step.format(path=path, stem=str(path).removesuffix(".parquet"))
 
 
 def archive_lines(found: Found) -> Iterator[str]:

@@ -197,12 +197,11 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     def _check_arrays(self, schema: StoreSchema) -> None:
         """Refuse a store without the arrays or the size that the configuration wants."""
         store, crop, frame = self.config.store, self.config.crop, schema.frame
-        missing = [name for name in self.arrays if name not in schema.array_names]
-        if missing:
+        if missing := [name for name in self.arrays if name not in schema.array_names]:
             raise TrainDataError(
                 f"{store}: the configuration wants {', '.join(missing)}, the store has {', '.join(schema.array_names)}",
-                hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(missing)}`, or change "
-                "model.structures.",
+                hint=f"Run `physseg preprocess MANIFEST {store} --structures {','.join(missing)}`, or name other "
+                "structures (`model.structures`).",
             )
         targets = [spec.name for spec in schema.arrays if spec.is_target]
         if unfit := [name for name in self.structures if name not in targets]:

@@ -52,6 +52,13 @@ def test_the_example_makes_a_manifest(camvid, physseg):
     assert "classes      4 of 11 occur; 33.3% of the pixels are unlabelled" in out
 
 
+def test_a_split_to_train_on_is_preprocessed_next_another_is_evaluated(camvid, physseg):
+    for split, step in (("train", "preprocess m.parquet m.zarr"), ("test", "evaluate RUN m.parquet")):
+        code, out, _ = physseg("manifest", "camvid", "--root", ".", "--split", split, "--out", "m.parquet")
+        assert code == 0
+        assert f"next         physseg {step}" in out.splitlines()
+
+
 def test_its_command_takes_the_options_of_ours(camvid, toys, physseg, tmp_path):
     base = ("manifest", "camvid", "--root", ".")
     assert physseg(*base, "--split", "train", "--out", "m.parquet")[0] == 0
