@@ -122,11 +122,7 @@ class Manifest(LabelIds):
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
-        """Read a manifest.
-
-        Args:
-            path: Path or URL.
-            root: Where the data set lies now, if not where it lay when the manifest was made.
+        """Read a manifest from a path or URL; `root` is where the data set lies now, if it was moved.
 
         Raises:
             ManifestError: There is no such file, or it is no manifest.
@@ -178,11 +174,7 @@ class Manifest(LabelIds):
                 raise error.prefixed(path) from error
 
     def load(self, index: int, *, verify: bool = True) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-        """A sample's image and labels.
-
-        Args:
-            index: Row of the sample.
-            verify: Whether to compare both files with the hashes in the manifest.
+        """A sample's image and labels; `verify` compares both files with the hashes in the manifest.
 
         Returns:
             The image (H, W, 3) uint8 RGB, and the labels (H, W) of the vocabulary's dtype: class ids or `ignore_index`.

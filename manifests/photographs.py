@@ -55,7 +55,6 @@ def check_image(
     """Decode a photograph strictly and say what it is; for once per file, before `decode_image` gives its pixels.
 
     Args:
-        data: The file.
         max_megapixels: Larger pictures are refused from the header alone.
         allow_jpeg_warnings: Whether a JPEG that decodes with a warning is noted; otherwise it is refused.
         formats: Pillow's names of the formats that are taken.

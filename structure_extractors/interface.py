@@ -132,7 +132,6 @@ def settings_identity(extractor: Any, *, revision: int | None = None, without: t
     """The settings of a dataclass as JSON, with the revision of its algorithm.
 
     Args:
-        extractor: The extractor.
         revision: Another one than the extractor's own, where it depends on a setting.
         without: Fields that may not enter (paths, speed).
     """
@@ -175,8 +174,7 @@ def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
     """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill.
 
     Args:
-        made: What it returned.
-        extractor: It.
+        made: What the extractor returned.
         labels: (H, W) what it was called with.
 
     Raises:

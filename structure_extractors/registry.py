@@ -65,10 +65,8 @@ def _made(request: Request) -> tuple[Extractor, Mapping[str, Any]]:
 def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Extractor, ...]:
     """Make the named extractors, in the given order.
 
-    Args:
-        names: Names of extractors.
-        settings: Options by the name of their extractor. A value may be text ("50"), which is read as the option's type
-            ("none" for an option that may be absent).
+    `settings` are options by the name of their extractor. A value may be text ("50"), which is read as the option's
+    type ("none" for an option that may be absent).
 
     Raises:
         ExtractorError: An option is unknown, a name is given twice, an extractor that was not asked for has settings, a

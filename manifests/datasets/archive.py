@@ -40,7 +40,6 @@ class Archive:
     listed: Sequence[str] | None = None
     """Names of the split's samples, where a file lists them; None for all that are there."""
     listed_in: Path | None = None
-    """The file that lists the names."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What is already known about a sample, by stem."""
     cross_check: CrossCheck | None = None

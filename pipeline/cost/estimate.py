@@ -70,7 +70,6 @@ def estimate_job(
     """Measure some images of a prepared job on this machine, and reckon.
 
     Args:
-        job: The prepared run.
         workers: Workers of the run, by default one for each core of this machine. As many as fit here are measured.
         images: Number of images to measure, about. Default: as ten seconds allow.
         target_hours: Deadline to find the number of workers for.

@@ -70,7 +70,6 @@ class Trial:
     record_bytes: int
     """Bytes of a small shard's status and commit record."""
     image_file_bytes: float
-    """Mean size of an image file."""
 
 
 def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None) -> Trial | None:

@@ -125,9 +125,7 @@ class SampleViews:
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
         """The view of one sample; its image must be the one the store was computed from.
 
-        Args:
-            index: Place of the sample in the store.
-            need_image: Whether an image that cannot be read is an error. Otherwise it is grey.
+        `need_image` makes an image that cannot be read an error. Otherwise it is grey.
 
         Raises:
             StoreIncompleteError: The sample is not computed, or quarantined.

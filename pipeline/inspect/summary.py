@@ -69,7 +69,6 @@ class StoreSummary:
     quarantined: int
     """Number of samples that cannot be computed."""
     quarantine: tuple[QuarantineEntry, ...]
-    """Quarantined samples with the reasons."""
     shards: int
     shards_committed: int
     """Number of shards with a readable commit record."""
@@ -81,17 +80,14 @@ class StoreSummary:
     """Settings of the frame, px."""
     cell_px: int
     schema_version: int
-    """Version of the store's format."""
     made_with: Mapping[str, str]
     """Versions of the libraries that made the store."""
     manifest_fingerprint: str
-    """Digest of the manifest's content."""
     root: str
     """Place where the images are expected."""
     dropped_pixels: int
     """Number of labelled pixels that found no slot in their cell."""
     disk_bytes: int
-    """Bytes of all files of the store."""
     bytes_per_image: float | None
     """Bytes on disk of one sample's arrays together."""
     projected_images: int
@@ -109,7 +105,6 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     """Count what a store holds, finished or not; of samples that are not done, and of images, nothing is read.
 
     Args:
-        store: Folder or URL of the store.
         measure: Number of samples, evenly spread, to read for the shares of values that are not fill.
         root: Where the manifest's paths start, if the data set was moved.
     """

@@ -70,9 +70,7 @@ def compute_planes(
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) class ids.
-        schema: Of the store; its frame says how large the arrays are.
         extractors: What is computed besides `labels` and `frame_size`.
-        clock: Takes the time of each part.
 
     Raises:
         PluginError: An extractor of another package failed.

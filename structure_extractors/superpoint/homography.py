@@ -33,7 +33,6 @@ def random_homographies(
     Args:
         number: Number of homographies, N.
         size: Height and width of the pictures.
-        settings: How far they go.
         generator: Source of the random numbers, on the CPU.
 
     Returns:

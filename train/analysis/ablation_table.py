@@ -29,8 +29,6 @@ _PROTOCOL_OF_ROWS = ("protocol.templates", "protocol.synonyms", "protocol.presel
 
 _NOT_KNOWN = "Boundary IoU is not known: a result is of an earlier version. Without seed_*/evaluations it is made anew."
 
-SAMPLES = 2000
-"""Number of bootstrap samples of the images."""
 
 Interval = tuple[float, float]
 
@@ -71,7 +69,7 @@ def cells(scores: Sequence[Score]) -> list[Cell]:
             _require_same_protocol(by_run[rows[0], seeds[0]], first, of_rows=_PROTOCOL_OF_ROWS)
             for seed in seeds:
                 _require_same_protocol(first, by_run[row, seed])
-        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), SAMPLES, seed=0)
+        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), 2000, seed=0)
         baseline = _samples([by_run[rows[0], seed] for seed in seeds], weights)
         for row in rows:
             own = [by_run[row, seed] for seed in seeds]

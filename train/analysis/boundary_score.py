@@ -98,13 +98,13 @@ def thin(mask: Mask) -> Mask:
     return np.asarray(cv2.ximgproc.thinning(padded)[1:-1, 1:-1] > 0)
 
 
-def peaks(probabilities: npt.NDArray[np.float32], radius_px: int = 4) -> npt.NDArray[np.float32]:
-    """The map (H, W) where it is highest within a square of that radius, as keypoint extractors suppress; 0 elsewhere.
+def peaks(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The map (H, W) where it is highest within 4 px on each side, as keypoint extractors suppress; 0 elsewhere.
 
     A plateau keeps all of its pixels.
     """
-    kernel = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
-    return np.where(probabilities >= cv2.dilate(probabilities, kernel), probabilities, np.float32(0))
+    highest = cv2.dilate(probabilities, np.ones((9, 9), np.uint8))
+    return np.where(probabilities >= highest, probabilities, np.float32(0))
 
 
 def edge_maps(

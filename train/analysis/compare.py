@@ -31,9 +31,6 @@ from ..model.segmenter import Segmenter
 UInt8 = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
 
-SHOWN_PX = 480
-"""Longer side of each picture, px: four of them fit a screen."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
@@ -214,7 +211,7 @@ def _title(scored: Scored) -> str:
 def _shrunk(maps: Sequence[Ids]) -> list[Ids]:
     """Large label maps made smaller, each pixel the nearest one: ids must not be averaged."""
     height, width = maps[0].shape[:2]
-    scale = max(height, width) / SHOWN_PX
+    scale = max(height, width) / 480  # four of that side fit a screen
     if scale <= 1:
         return list(maps)
     rows, columns = (

@@ -78,13 +78,7 @@ def find_encoder(
     synonyms: str | None = None,
     device: torch.device | str = "cpu",
 ) -> ClipEncoder:
-    """CLIP by what the command line says.
-
-    Args:
-        source: A run folder or an exported model; or with `clip` weights, by tag or file.
-        clip: Preset of the weights.
-        prompts: A template with {}, a name of templates, or a file of them. Default: the model's.
-        synonyms: Rule for a class's synonyms. Default: the model's.
+    """CLIP by the options of `physseg analyse similarity`: of a run or an exported model, or with `clip` of weights.
 
     Raises:
         AnalysisError: `source` and `clip` do not go together.

@@ -23,6 +23,7 @@ from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS
 from ...pipeline.store.frame import CELL_PX, Frame
 from ...pipeline.store.layout import open_schema
+from ...pipeline.store.open_store import cut_sample
 from ...pipeline.store.reader import StoreReader
 from ...structure_extractors import registry
 from ...structure_extractors.canny import Canny
@@ -88,8 +89,6 @@ def match_store(
     map is then the highest probability over them.
 
     Args:
-        model: A model with a structure head.
-        window_px: Side of the head's windows.
         max_images: Number of samples to look at. Default: all.
         tolerance_px: Distance within which pixels match. Default: a share of the frame's diagonal.
         thinned: Whether edges are thinned to one pixel on both sides.
@@ -108,12 +107,11 @@ def match_store(
         raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
     for index in ProgressBar(indices, unit="img"):
         image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
-        height, width = reader.frame_size(index)
+        stored = cut_sample(reader, index)
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
-        tolerance = tolerance_of(height, width, tolerance_px)
-        for name, plane in reader.planes(index):
-            planes = plane.reshape(-1, *plane.shape[-2:])[:, :height, :width]
-            true = (planes != reader.schema.fill(specs[name])).any(axis=0)
+        tolerance = tolerance_of(*stored.size, tolerance_px)
+        for name, plane in stored.arrays.items():
+            true = (plane.reshape(-1, *stored.size) != reader.schema.fill(specs[name])).any(axis=0)
             if drawn[name] != KEYPOINTS:
                 maps = edge_maps(predicted[name], THRESHOLDS, thinned=thinned)
                 scores[name].add(maps, [thin(true) if thinned else true], tolerance)

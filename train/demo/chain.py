@@ -29,7 +29,6 @@ DEFAULT_STEPS = 450
 SHOWN = 6
 """Number of predictions on the page: the first of the split, not chosen ones."""
 
-_HEAD = "# Written by `physseg demo`. `physseg train --example` explains every key."
 MARKER = "demo.json"
 """Holds the settings; its presence says that a folder is a demo's own."""
 
@@ -98,7 +97,8 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     chain.command("inspect: pictures", "inspect", store, *samples, "--out", out / "structures")
     chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--max-samples", "24")
     recipe = Path(__file__).with_name("demo.toml").read_text(encoding="utf-8")
-    config = f"{_HEAD}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
+    head = "# Written by `physseg demo`. `physseg train --example` explains every key."
+    config = f"{head}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
     atomic_write(out / "demo.toml", config.encode())
     chain.command("train", "train", out / "demo.toml", "--out", run)
     protocol = ("--no-windows", "--device", "cpu")

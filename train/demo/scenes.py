@@ -49,7 +49,6 @@ ALL_CLASSES = SEEN_CLASSES + UNSEEN_THINGS
 SIZES = ((240, 320), (320, 240), (256, 384), (384, 288), (320, 320), (320, 512), (384, 512))
 """Heights and widths that occur, in px: landscape, portrait, square and wide."""
 
-_SPLITS = {"train": SEEN_THINGS, "val": SEEN_THINGS + UNSEEN_THINGS}
 _SUPERSAMPLING = 4
 
 
@@ -77,8 +76,8 @@ def write_scenes(root: Path, *, num_train: int = 160, num_val: int = 40, seed: i
         folders.images(split).mkdir(parents=True, exist_ok=True)
         folders.labels(split).mkdir(parents=True, exist_ok=True)
         names = SEEN_CLASSES if split == "train" else ALL_CLASSES
+        things = _deal(names[len(STUFF) :], np.random.default_rng([seed, number]))
         folders.classes(split).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        things = _deal(_SPLITS[split], np.random.default_rng([seed, number]))
         for index in ProgressBar(range(count), desc=f"scenes {split}", unit="image"):
             rng = np.random.default_rng([seed, number, index])
             image, labels = draw_scene([next(things) for _ in range(3 + index % 4)], rng)

@@ -54,16 +54,12 @@ def train(
     """Train into a folder, resuming from its checkpoint if it has one.
 
     Args:
-        source: Training pictures.
         settings: Settings of the training; precision "auto" keeps that of a training that is resumed.
-        run: The folder.
         start: File of weights to begin with, architecture included; None begins with random ones.
-        device: PyTorch's name of the device.
         workers: Number of processes that draw pictures, on which the weights do not depend. 0 draws in this process,
             None chooses by the device.
         log_every: Number of steps between lines of the log.
         stop_at: Step to end at early, as an interruption would.
-        say: Takes the lines of the report.
 
     Returns:
         The file of weights.
@@ -163,9 +159,7 @@ def training_batch(
 
     Args:
         drawn: Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2) x, y, as `draw_batch` gives them.
-        settings: Settings of the training.
         step: The step, 0-based.
-        device: Where the batch is made.
 
     Returns:
         Pictures (B, 1, H, W) in [0, 1], classes (B, H/8, W/8) int64, and which cells (B, H/8, W/8) bool are valid.

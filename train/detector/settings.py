@@ -55,11 +55,8 @@ def further_settings(**settings: Any) -> TrainSettings:
 def chosen_precision(precision: str, device: str, recorded: str | None = None) -> str:
     """What "auto" means on a device; every other name comes back as it is.
 
-    Args:
-        precision: "float32", "bfloat16" or "auto".
-        device: PyTorch's name of the device.
-        recorded: Precision of the work that is resumed, which "auto" keeps. Without one it is bfloat16 where the device
-            has instructions for it (a CPU without them takes 2.5 times as long as in float32), and float32 elsewhere.
+    `recorded` is the precision of the work that is resumed, which "auto" keeps. Without one it is bfloat16 where the
+    device has instructions for it (a CPU without them takes 2.5 times as long as in float32), and float32 elsewhere.
 
     Raises:
         ExtractorError: The precision is unknown.

@@ -17,13 +17,10 @@ import numpy.typing as npt
 
 from .metrics import Counts, Integers
 
-DIAGONAL_SHARE = 0.02
-"""Width of a band as a share of the picture's diagonal, the default of the paper's reference code."""
-
 
 def band_width(height: int, width: int) -> int:
     """Width of a band in pixels, at least 1: 2 % of the diagonal, as the paper's reference code rounds it."""
-    return max(1, round(DIAGONAL_SHARE * math.hypot(height, width)))
+    return max(1, round(0.02 * math.hypot(height, width)))  # the share of the paper's reference code
 
 
 def bands(ids: Integers, width_px: int) -> npt.NDArray[np.bool_]:

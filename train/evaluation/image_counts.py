@@ -81,7 +81,7 @@ class ImageCounts:
         miou: npt.NDArray[np.float64] = np.divide(iou.sum(axis=1), number, out=nothing, where=number > 0)
         return miou
 
-    def interval(self, *, samples: int = 1000, seed: int = 0) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """About 95 % of the mIoU over images: the score, and 1.96 standard deviations of its bootstrap to both sides,
         within [0, 1]; None for fewer than two images.
 
@@ -91,7 +91,7 @@ class ImageCounts:
         """
         if len(self.image_ids) < 2:
             return None
-        drawn = self.resampled_miou(bootstrap_weights(len(self.image_ids), samples, seed))
+        drawn = self.resampled_miou(bootstrap_weights(len(self.image_ids), 1000, seed=0))
         low, high = normal_interval(self.miou(), drawn)
         return max(low, 0.0), min(high, 1.0)
 

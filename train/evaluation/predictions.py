@@ -26,8 +26,6 @@ from ..losses.numerics import check_choice
 IdsOption = Literal["auto", "classes", "dataset"]
 """What numbers in predictions are: class ids 0..C-1, raw ids of the manifest's table, or whichever fits."""
 
-LABEL_ENDINGS = (".png", "_labels.png")
-"""What stands behind a sample id in a file's name; the second as `physseg predict` writes by default."""
 
 UNCOVERED = 65535
 """Id of pixels that no mask covers; no vocabulary has it."""
@@ -86,7 +84,8 @@ class Predictions:
             lines = [f"sample {sample_id}: {fault}" for sample_id, fault in self.faults.items()]
             more = "; looked no further" if len(lines) >= MAX_FAULTS else ""
             number = f"{counted(len(lines), 'prediction')} cannot be scored{more}"
-            raise EvaluationError("\n  ".join([f"{self.path}: {number}:", *lines]), hint=FAULT_HINT)
+            hint = "every pixel needs a class, at the size of the labels; --ids says what the numbers are"
+            raise EvaluationError("\n  ".join([f"{self.path}: {number}:", *lines]), hint=hint)
 
     def _as_classes(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
         vocabulary = self.manifest.vocabulary
@@ -110,7 +109,6 @@ def judge_counts(path: Path) -> str:
 
 
 MAX_FAULTS = 20
-FAULT_HINT = "every pixel needs a class, at the size of the labels; --ids says what the numbers are"
 
 
 def _find_pictures(folder: Path, manifest: Manifest) -> tuple[dict[str, Path], tuple[str, ...]]:
@@ -123,7 +121,8 @@ def _find_pictures(folder: Path, manifest: Manifest) -> tuple[dict[str, Path], t
         raise EvaluationError.mismatch(folder, "label pictures (SAMPLE_ID.png)", "no .png file")
     files: dict[str, Path] = {}
     for sample_id in manifest.table.values("sample_id"):
-        found = [name for ending in LABEL_ENDINGS if (name := sample_id + ending) in there]
+        # The second is what `physseg predict` writes by default.
+        found = [name for ending in (".png", "_labels.png") if (name := sample_id + ending) in there]
         if len(found) > 1:
             raise EvaluationError.mismatch(folder, f"one prediction of sample {sample_id}", " and ".join(found))
         if found:

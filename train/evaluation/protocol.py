@@ -17,12 +17,7 @@ from ...manifests.manifest import Manifest
 from ..model.inference import PRECISION, InferenceSettings
 from ..model.segmenter import Segmenter
 
-NOT_OF_THE_PROTOCOL = ("batch_windows", "memory_bytes")
-"""Settings of inference that bound memory and do not change what is computed."""
-
 HASH_DIGITS = 12
-
-_LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
 
 
 def identity(
@@ -38,7 +33,8 @@ def identity(
                 "preselected_classes": model.config.pad_len,
                 "precision": PRECISION,
                 "max_images": max_images,
-                **{name: value for name, value in to_dict(settings).items() if name not in NOT_OF_THE_PROTOCOL},
+                # What bounds memory does not change what is computed.
+                **{key: of for key, of in to_dict(settings).items() if key not in ("batch_windows", "memory_bytes")},
             },
         ),
         **environment(next(model.parameters()).device.type),
@@ -67,7 +63,7 @@ def identity_of_predictions(manifest: Manifest, made_by: Mapping[str, Any]) -> d
 
 def environment(device: str) -> dict[str, Any]:
     """The kind of device and the versions that may move a number's last digits, and their hash."""
-    versions = {name: version(name) for name in _LIBRARIES}
+    versions = {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")}
     return _hashed({"device": device, "physseg": __version__, **versions, "opencv": cv2.__version__})
 
 

@@ -241,9 +241,8 @@ def paper_table(name: str, results: Mapping[str, Evaluation]) -> str:
     Its row is over the classes of the ground truth. Where that of the union differs it is a second row by name.
     """
     confusions = [results[data].confusion if data in results else None for data in COLUMNS]
-    first, second = (
-        [percent(confusion.miou(over), digits=1) if confusion else "-" for confusion in confusions] for over in _OVER
-    )
+    overs: tuple[Over, Over] = ("ground_truth", "union")
+    first, second = ([percent(one.miou(over), digits=1) if one else "-" for one in confusions] for over in overs)
     rows = [["mIoU", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *first]]
     rows += [[f"{name}, union", *second]] if second != first else []
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -295,7 +294,6 @@ def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
 
 _GROUPS = (("seen", True), ("unseen", False))
 
-_OVER: tuple[Over, Over] = ("ground_truth", "union")
 
 _MERGED = ("step", "weights", "dataset", "vocabulary", "manifest", "ignore_index", "shared_prompts")
 """Keys of a result that parts of one evaluation share, besides the protocol."""

@@ -56,7 +56,6 @@ class TrainResult:
     """How a call of `train` ended."""
 
     run: Path
-    """The run folder."""
     step: int
     """Number of steps that the weights have taken."""
     first_step: int
@@ -79,7 +78,6 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
     last one, a signal, NonFiniteLossError, a sample that cannot be read any more.
 
     Args:
-        config: The run's settings.
         stop_at: Number of steps to stop at. The schedule is not changed.
         progress: Whether the main process draws a bar.
 

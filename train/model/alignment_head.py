@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # CLIP's start and bound of the learnable scale 1 / temperature (Radford et al. 2021, section 2.5).
-_INITIAL_SCALE = 1 / 0.07
-_MAX_SCALE = 100.0
 
 
 class AlignmentHead(nn.Module):
@@ -23,7 +21,7 @@ class AlignmentHead(nn.Module):
         self.normalize = normalize
         self.image_projection = nn.Linear(embed_dim, dim, bias=False)
         self.text_projection = nn.Linear(embed_dim, dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, patches: Tensor, class_texts: Tensor) -> Tensor:
         """Patches (B, N, D) and class texts (T, D) to similarities divided by the temperature, float32 (B, N, T)."""
@@ -42,5 +40,5 @@ class AlignmentHead(nn.Module):
         The parameter itself is held below the bound, as CLIP does: a bound on the result would end its gradient.
         """
         with torch.no_grad():
-            self.log_scale.clamp_(max=math.log(_MAX_SCALE))
+            self.log_scale.clamp_(max=math.log(100.0))
         return self.log_scale.exp()

@@ -61,12 +61,8 @@ class TrainedModel:
     def probabilities(self, image: ImageLike, words: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """The probability of every word at every pixel, each for itself, so that they need not sum to 1.
 
-        Args:
-            image: See `ImageLike`.
-            words: T words. Default: the vocabulary.
-
         Returns:
-            float32 (T, H, W) in [0, 1].
+            float32 (T, H, W) in [0, 1] for T words, by default the vocabulary.
         """
         pixels, texts = as_rgb(image), self._text_features(words)
         entering = first_resize(pixels, self.settings)

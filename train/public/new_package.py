@@ -25,7 +25,6 @@ def write_package(name: str, kind: str, folder: Path) -> list[str]:
 
     Args:
         name: Name of the part. The package is then physseg-NAME, its module physseg_NAME.
-        kind: One of `GROUPS`.
         folder: Where it will be. It must not exist.
 
     Raises:

@@ -109,9 +109,7 @@ class RunFolder:
     def check_same(self, current: Mapping[str, Any], *, resumable: frozenset[str] = frozenset()) -> None:
         """Refuse to resume with other settings than the run began with.
 
-        Args:
-            current: Settings by part: model, training and data.
-            resumable: Dotted keys that may differ.
+        `current` has the settings by part (model, training, data), `resumable` the dotted keys that may differ.
 
         Raises:
             RunFolderError: Names each other key that differs, and both values.

@@ -24,7 +24,6 @@ from ..runs.tensor_files import check_weights, read_tensors
 from .cache import file_sha256
 from .catseg_names import fitted_state, from_catseg, is_ignored, sizes_from_catseg
 
-NUM_IMAGENET_TEMPLATES = 80
 _EXPECTED = 'expected a checkpoint of CAT-Seg (CVPR 2024): {"model": state dict} with names sem_seg_head.predictor.*'
 
 
@@ -33,7 +32,6 @@ class Imported:
     """What was found in a checkpoint."""
 
     run: Path
-    """The run folder that was made."""
     config: SegmenterConfig
     num_parameters: int
     ignored: tuple[str, ...]
@@ -62,8 +60,6 @@ def import_catseg(
     """Make a run folder from a checkpoint, atomically.
 
     Args:
-        path: The checkpoint.
-        out: The run folder.
         classes: The vocabulary that the model was trained on. Default: COCO-Stuff's.
         prompts: Templates of the model, as in SegmenterConfig.
         num_heads: Heads of the aggregator's attention.
@@ -138,7 +134,7 @@ def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
     """The setting that gives as many templates as the model has input channels for."""
     weight = renamed.get("aggregator.cost_embedding.weight")
     count = 1 if weight is None or weight.ndim != 4 else weight.shape[1]
-    if not prompts and count in (1, NUM_IMAGENET_TEMPLATES):
+    if not prompts and count in (1, 80):
         prompts = "single" if count == 1 else "imagenet"
     if not prompts and any(name.startswith("clip.text.") for name in renamed):
         fault = f"trained with {count} prompts per class, which the file does not tell"

@@ -95,10 +95,8 @@ def from_catseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sizes_from_catseg(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], **settings: Any) -> SegmenterConfig:
     """The settings of a segmenter that a published state dict fits.
 
-    Args:
-        state: The state dict under published names.
-        renamed: The same through `from_catseg`.
-        settings: Fields of SegmenterConfig that shapes cannot tell: num_heads, pooling, pad_len, finetune, templates.
+    `renamed` is the same through `from_catseg`; `settings` are fields of SegmenterConfig that shapes cannot tell:
+    num_heads, pooling, pad_len, finetune, templates.
 
     Raises:
         CheckpointError: The state dict lacks what the sizes are read from, or has it in another form.

@@ -30,7 +30,6 @@ from .cache import file_sha256
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
-_HEADS = ("structure_head.", "alignment_head.")
 
 
 def is_export(path: Path) -> bool:
@@ -44,7 +43,6 @@ def write_export(
     """Write a model of `step` training steps as it predicts, without its auxiliary heads, atomically.
 
     Args:
-        out: The folder to make.
         classes: The training vocabulary.
         origin: Whatever is known of where the weights come from.
 
@@ -56,7 +54,7 @@ def write_export(
     tensors = {
         name: tensor.detach().to("cpu").contiguous()
         for name, tensor in model.state_dict().items()
-        if not name.startswith(_HEADS)
+        if not name.startswith(("structure_head.", "alignment_head."))
     }
     with writing_to(out), atomic_folder(out) as partial:
         weights = partial / WEIGHTS_FILE

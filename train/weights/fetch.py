@@ -25,8 +25,6 @@ from ..errors import WeightsError
 from ..model.backbones.clip_presets import PRETRAINED
 from .cache import RECORD_FILE, WeightsRecord, file_sha256, read_record, weights_folder
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -116,7 +114,6 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
     """Bring a tag's weights into the cache.
 
     Args:
-        tag: What to fetch.
         url: Another place, such as a mirror. A hash that the tag's own address tells is still required.
 
     Returns:
@@ -140,7 +137,8 @@ def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord,
             except WeightsError:  # it was there, but is not the file: going elsewhere would hide that
                 raise
             except Exception as error:  # no connection, no such file: each HTTP library has errors of its own
-                if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                of_disk = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+                if isinstance(error, OSError) and error.errno in of_disk:
                     raise  # no place can help a cache that cannot be written
                 cause = error.__cause__ or error  # the hub's client speaks of its own cache first
                 inner = getattr(cause, "reason", None)  # what no connection means; an HTTP status has a word there

@@ -53,11 +53,8 @@ def paint_labels(
 
     An image that the files list but never annotate gets a picture of 255 and a note.
 
-    Args:
-        annotations: Annotation files; those of the second are painted over those of the first.
-        out: New folder for the label pictures. It appears atomically.
-        listed: File of stems to select.
-        workers: Number of threads; 0 for all CPUs.
+    Annotations of the second file are painted over those of the first. `out` appears atomically. `listed` is a file
+    of stems to select, `workers` the number of threads; 0 for all CPUs.
 
     Raises:
         ManifestError: A file has no COCO-Stuff annotations, a segment does not fit its image, an image has no entry,

@@ -49,7 +49,6 @@ def evaluate(
         sequences: Pairs of pictures by the sequence's name.
         photographs: Folder of pictures; the first `MAX_PHOTOGRAPHS` are warped, and changed in light and noise.
         per_kind: Number of held-out pictures of each kind of shape.
-        say: Takes the lines of the report.
     """
     ours = {"ours": network_detector(network), "ours, adaptation 16": network_detector(network, 16)}
     everyone = ours | CLASSICAL

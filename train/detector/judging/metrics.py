@@ -62,13 +62,8 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
 def found_again(pair: Pair, one: Points, other: Points, *, number: int = NUM_POINTS) -> tuple[Found, Found]:
     """The points of two pictures that count, and which of them the other picture has within `TOLERANCE_PX`.
 
-    Only points that both pictures show count. Distances are taken in the second picture.
-
-    Args:
-        pair: The pictures.
-        one: Points (N, 2) x, y of the first picture, best first.
-        other: Points of the second picture.
-        number: Number of points that count of each picture, the best ones.
+    Only points that both pictures show count, the best `number` of each. Distances are taken in the second picture.
+    `one` and `other` are points (N, 2) x, y of the two pictures, best first.
     """
     there, back = _mapped(one, pair.homography), _mapped(other, np.linalg.inv(pair.homography).astype(np.float64))
     one, there = (points[_inside(there, pair.other)][:number] for points in (one, there))

@@ -36,7 +36,6 @@ def write_pictures(
 
     Args:
         folder: Folder for the files, whose paths are returned.
-        detect: The detector.
         threshold: Points on shapes score more than this; they are suppressed as in extraction.
         sequences: Pairs of pictures by the name of their sequence.
         columns: Number of pictures of each kind of shape.

@@ -38,7 +38,6 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
 
     Args:
         images: Pictures (B, 1, H, W) float in [0, 1].
-        settings: Strengths of the changes.
         generator: Source of the random numbers, on the images' device.
 
     Returns:

@@ -21,7 +21,6 @@ def draw_shape(
     """Draw one picture with its keypoints.
 
     Args:
-        rng: Source of everything random.
         size: Height and width.
         kind: A key of `KINDS`; None draws one by its share.
 
