@@ -136,10 +136,7 @@ def require_finite(parts: Mapping[str, Tensor], *, step: int, sample_ids: Sequen
 
     Called before the optimiser's step, the weights are still those of the last good one.
 
-    Args:
-        parts: Losses by name, and the gradient norm: scalars on one device. Returned as floats, for the log.
-        step: Number of steps taken so far, for the message.
-        sample_ids: Ids of the batch's samples, for the message.
+    `parts` are losses by name, and the gradient norm: scalars on one device. They are returned as floats, for the log.
 
     Raises:
         NonFiniteLossError: One is not finite. It has the fields `step`, `parts` and `sample_ids`.

@@ -120,11 +120,9 @@ def find_context(
             raise ManifestError(missing, hint="--write-labels DIR, a new folder; or --form mat")
         names = read_list(listed_in) if listed_in else None
         labels, listed_in = write_labels.expanduser().resolve(), listed_in or kit / MERGED_JSON
-        called = {raw: _names_59()[index] for raw, index in category_to_class_59().items()}
-        either = {
-            raw: (name, RENAMED.get(name, name)) for raw, name in called.items()
-        }  # as one of the two lists has it
-        notes = paint_context(kit / MERGED_JSON, split, labels, expected_names=either, listed=names, workers=workers)
+        notes = paint_context(
+            kit / MERGED_JSON, split, labels, expected_names=_category_names_59(), listed=names, workers=workers
+        )
         listed = names or tuple(notes)
     else:
         labels = existing_folder(labels or kit, ["."] if labels else [MAT_FOLDER], "label files", release)
@@ -157,6 +155,12 @@ def _chosen_form(form: str | None, allowed: Mapping[str, str], labels: Path | No
     if form in ("painted", "ids", "colours") and labels is None:
         raise ManifestError(f"--form {form}: the folder of the pictures is missing", hint="name it with --labels DIR")
     return form or ("json" if "json" in allowed and (kit / MERGED_JSON).is_file() else "mat")
+
+
+def _category_names_59() -> dict[int, tuple[str, str]]:
+    """What a category of the 59 is called in either list."""
+    names = _names_59()
+    return {raw: (names[i], RENAMED.get(names[i], names[i])) for raw, i in category_to_class_59().items()}
 
 
 def _names_59() -> tuple[str, ...]:

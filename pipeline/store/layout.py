@@ -41,11 +41,12 @@ def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
         return documents
     # An array of no values, as CF's grid mappings are: of a group, Zarr readers warn of every file they do not know.
     told = "the folder of this document holds the manifest and the commit records"
-    nothing = _column_metadata([], "uint8", 0, [{"name": "bytes"}], told)
+    nothing = _column_metadata(schema, [], "uint8", 0, [{"name": "bytes"}], told)
     documents[f"{PROVENANCE}/zarr.json"] = to_json(nothing)
     codecs = [{"name": "vlen-utf8", "configuration": {}}, *COMPRESSION]
     for name in ID_ARRAYS:
-        ids = _column_metadata([schema.num_samples], "string", "", codecs, "id of the sample, as in the manifest")
+        meaning = "id of the sample, as in the manifest"
+        ids = _column_metadata(schema, [schema.num_samples], "string", "", codecs, meaning)
         documents[f"{name}/zarr.json"] = to_json(ids)
     return documents
 
@@ -68,22 +69,18 @@ def id_files(schema: StoreSchema, manifest: Manifest) -> dict[str, bytes]:
     return files
 
 
-def _column_metadata(shape: list[int], dtype: str, fill: int | str, codecs: list[Any], meaning: str) -> dict[str, Any]:
-    return {
+def _column_metadata(
+    schema: StoreSchema, shape: list[int], dtype: str, fill: int | str, codecs: list[Any], meaning: str
+) -> dict[str, Any]:
+    chunks = {"chunk_shape": [min(size, IDS_PER_CHUNK) for size in shape]}
+    return schema.array_metadata(STATUS) | {
         "shape": shape,
         "data_type": dtype,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [min(size, IDS_PER_CHUNK) for size in shape]},
-        },
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_grid": {"name": "regular", "configuration": chunks},
         "fill_value": fill,
         "codecs": codecs,
         "attributes": {"long_name": meaning},
         "dimension_names": ["sample"] * len(shape),
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
     }
 
 

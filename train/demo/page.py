@@ -68,13 +68,9 @@ def render_page(
 ) -> str:
     """The whole page as HTML text.
 
-    Args:
-        stages: Steps of the chain in order.
-        results: Scores of the validation split.
-        losses: (step, value) pairs of each loss part.
-        shown: What the template shows as it is. `settings`, and whether the demo was `resumed`, so that the times are
-            not those of the whole. `structures` are pictures with a `url` and a `caption`; `scenes` and `predictions`
-            are rows of `pictures` with a `legend` of names and RGB colours.
+    `losses` are (step, value) pairs of each loss part, `shown` is what the template shows as it is: `settings`; whether
+    the demo was `resumed`, so that the times are not those of the whole; `structures`, pictures with a `url` and a
+    `caption`; `scenes` and `predictions`, rows of `pictures` with a `legend` of names and RGB colours.
     """
     things = [name.split(" ") for name in results.classes if " " in name]
     return render(

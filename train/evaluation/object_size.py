@@ -24,9 +24,7 @@ AREA_TEXTS = {"small": "less than 32x32 px", "medium": "32x32 px up to 96x96", "
 def size_counts(prediction: Integers, labels: Integers, num_classes: int, ignore_index: int) -> Counts:
     """Hits, true and predicted pixels by size and class: (3 sizes, 3 counts, C).
 
-    Args:
-        prediction: (H, W) ids 0..C-1.
-        labels: (H, W) ids 0..C-1, or `ignore_index`.
+    Both are (H, W) ids 0..C-1; labels may be `ignore_index`.
     """
     counted = labels != ignore_index
     right, wrong = counted & (labels == prediction), counted & (labels != prediction)

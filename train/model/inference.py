@@ -90,9 +90,7 @@ def first_resize(image: npt.NDArray[np.uint8], settings: InferenceSettings = PUB
     grey there, where plain interpolation, which comes after it, would alias. All that predicts whole images begins here
     (`INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST` of the reference, sizes rounded as ResizeShortestEdge rounds them).
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        settings: Their `first_resize` "none" leaves the image as it is.
+    The image is (H, W, 3) uint8 RGB; the settings' `first_resize` "none" leaves it as it is.
 
     Raises:
         ShapeError: The image is of another kind.

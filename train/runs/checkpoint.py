@@ -56,13 +56,10 @@ class CheckpointState:
 def save(
     folder: Path, state: CheckpointState, model: Mapping[str, Tensor], trainer: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a checkpoint atomically; one of the same step is replaced.
+    """Write a checkpoint into a run's `checkpoints` atomically; one of the same step is replaced.
 
-    Args:
-        folder: A run's `checkpoints`, in which the checkpoint's folder is made and returned.
-        state: What `state.json` says.
-        model: State dict of the model to predict with.
-        trainer: What training resumes from: anything that `torch.load(weights_only=True)` reads back. None: nothing.
+    `model` is the state dict of the model to predict with. `trainer` is what training resumes from: anything that
+    `torch.load(weights_only=True)` reads back; None: nothing. Returns the checkpoint's folder.
     """
     target = _named(folder, state.step)
     with writing_to(target), atomic_folder(target, replace=True) as partial:

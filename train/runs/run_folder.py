@@ -62,12 +62,8 @@ class RunFolder:
     ) -> None:
         """Begin a run: the vocabulary first, `config.json` last, each written atomically.
 
-        Args:
-            model: Settings of the model (`to_dict`).
-            training: All other settings; None for imported weights.
-            data: Identity of the data; None for imported weights.
-            classes: Class names of the training vocabulary; a detector of keypoints has none.
-            origin: Where the first weights come from: pretrained CLIP, or an imported checkpoint.
+        `model` and `training` are settings (`to_dict`), `data` the identity of the data; the last two are None for
+        imported weights. A detector of keypoints has no classes. `origin` says where the first weights come from.
 
         Raises:
             RunFolderError: The folder holds something else.

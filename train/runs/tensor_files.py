@@ -104,7 +104,9 @@ def check_weights(tensors: Mapping[str, Tensor], where: object, hint: str | None
     """Raise CheckpointError unless every tensor of floats is of at most 32 bits, finite, and as large as it says."""
     for name, tensor in tensors.items():
         wrong = ""
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or _exceeds(tensor):
+        other = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
+        # Of more elements than bytes behind them one number may stand for 10^12, until it is copied.
+        if other or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             wrong = "a tensor of another kind than plain numbers"
         elif tensor.is_floating_point() and tensor.dtype not in WEIGHT_DTYPES:
             wrong = f"{str(tensor.dtype).removeprefix('torch.')}"
@@ -129,11 +131,6 @@ def why_unreadable(error: BaseException) -> str:
 
 def _is_torchscript(archive: zipfile.ZipFile) -> bool:
     return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _exceeds(tensor: Tensor) -> bool:
-    """Whether a tensor has more elements than bytes behind them: one number may stand for 10^12, until it is copied."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 class _Archive:

@@ -19,13 +19,7 @@ TOLERANCE_PX = 3.0
 def matches(detected: Points, truth: Points, tolerance_px: float) -> npt.NDArray[np.bool_]:
     """Which of the detected points find a true keypoint: the nearest free one within tolerance.
 
-    Args:
-        detected: Points (N, 2) x, y, best first.
-        truth: True keypoints (M, 2).
-        tolerance_px: Largest distance between the two.
-
-    Returns:
-        (N,) bool.
+    `detected` are points (N, 2) x, y, best first, `truth` is (M, 2); the result is (N,).
     """
     hit = np.zeros(len(detected), bool)
     if not len(truth):
@@ -44,10 +38,8 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
 
     Precision at a recall is the best that is reached there or beyond.
 
-    Args:
-        hits: For each picture, which of its detections are right, (N,) bool.
-        scores: For each picture, the scores of its detections, (N,).
-        num_truth: Number of true keypoints of all pictures.
+    `hits` and `scores` say of each picture's detections (N,) which are right, and how sure. `num_truth` is the number
+    of true keypoints of all pictures.
     """
     hit, score = np.concatenate(list(hits)), np.concatenate(list(scores))
     if not len(hit) or not num_truth:

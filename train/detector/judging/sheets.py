@@ -34,11 +34,8 @@ def write_pictures(
     Pairs show the best points that are in both pictures: a ring where the other picture has one within tolerance, a
     cross where it has none.
 
-    Args:
-        folder: Folder for the files, whose paths are returned.
-        threshold: Points on shapes score more than this; they are suppressed as in extraction.
-        sequences: Pairs of pictures by the name of their sequence.
-        columns: Number of pictures of each kind of shape.
+    Points on shapes score more than the threshold, and are suppressed as in extraction; of each kind of shape there are
+    `columns` pictures. Returns the paths of the files.
     """
     sheets = {
         f"shapes_{'noisy' if noisy else 'clean'}": shape_sheet(detect, threshold, noisy=noisy, columns=columns)
