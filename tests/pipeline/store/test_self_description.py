@@ -247,7 +247,7 @@ def test_two_arrays_of_one_name_are_refused(
         ({"dims": ("x", "y")}, "dims: expected one of"),
         ({"fill": 0.5}, "fill: expected an integer"),
         ({"meaning": None}, "meaning: expected text"),
-        ({"dtype": "uint16", "target": "map"}, "target: expected a map of uint8"),
+        ({"dtype": "uint16", "target": "map"}, "target: expected an array of uint8"),
     ],
 )
 def test_an_array_that_no_store_could_hold_is_refused(changed: dict[str, Any], message: str) -> None:
