@@ -24,6 +24,12 @@ from PIL import Image
 NUM_CLASSES = 5
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep text features in the cache: not in the one of whoever runs the tests."""
+    monkeypatch.setenv("PHYSSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes many minutes or unusual packages runs only where it is asked for by name."""
     if "torture" not in config.getoption("markexpr"):

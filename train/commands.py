@@ -29,6 +29,10 @@ Checkpoint = Annotated[
 Prompts = Annotated[str, typer.Option(help='Other templates, as many as in training: "single", "imagenet" or a file.')]
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
+ClassesKept = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Refine the K best classes of each crop alone: faster among hundreds."),
+]
 NoWindows = Annotated[bool, typer.Option("--no-windows", help="Whole images only: 5 times faster, another protocol.")]
 FirstResize = Annotated[
     Literal["short-640", "none"],
@@ -56,13 +60,15 @@ def load(run: Path, checkpoint: str, *, device: str, prompts: str = "", synonyms
 
 
 def inference_settings(
-    memory: str, *, no_windows: bool, first_resize: Literal["short-640", "none"]
+    memory: str, *, no_windows: bool, first_resize: Literal["short-640", "none"], classes_kept: int | None = None
 ) -> "InferenceSettings":
-    """--memory, --no-windows and --first-resize together."""
+    """--memory, --no-windows, --first-resize and --classes-kept together."""
     from .model.inference import PUBLISHED, InferenceSettings
 
     memory_bytes = parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
-    return InferenceSettings(first_resize=first_resize, windows=not no_windows, memory_bytes=memory_bytes)
+    return InferenceSettings(
+        first_resize=first_resize, windows=not no_windows, memory_bytes=memory_bytes, classes_kept=classes_kept
+    )
 
 
 @app.command()
@@ -124,6 +130,7 @@ def evaluate(
     ] = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
+    classes_kept: ClassesKept = None,
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
@@ -140,6 +147,7 @@ def evaluate(
     """
     from .evaluation.evaluate import evaluate_model
     from .evaluation.result import COLUMNS, paper_table
+    from .prediction.text_cache import cached_texts
     from .runs.run_folder import RunFolder
 
     manifests, benchmarks, rows = manifests or [], benchmarks or [], 10**6 if all_classes else 10
@@ -152,7 +160,8 @@ def evaluate(
     results_folder = to_write((out or RunFolder(run).evaluations) / "*").parent
     tables = _evaluated_tables(manifests, benchmarks, root)
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-    settings, results = inference_settings(memory, no_windows=no_windows, first_resize=first_resize), {}
+    settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept)
+    results = {}
     for name, manifest in tables.items():
         result = evaluate_model(
             loaded.model,
@@ -162,13 +171,15 @@ def evaluate(
             part=chosen_part,
             by_size=by_size,
             settings=settings,
+            texts=cached_texts(loaded, manifest.vocabulary.classes),
             source={"run": str(run), "step": loaded.step, "weights": loaded.weights},
         )
         results[manifest.dataset] = result
         typer.echo(f"\n{name} ({counted(result.num_images, 'image')}), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
         typer.echo(f"written to {result.write(results_folder, f'{name}-step_{loaded.step:08d}')}")
-    if results.keys() & COLUMNS.keys() and not any((max_images, no_windows, first_resize == "none", chosen_part)):
+    unlike_papers = (max_images, no_windows, first_resize == "none", classes_kept, chosen_part)
+    if results.keys() & COLUMNS.keys() and not any(unlike_papers):
         typer.echo(f"\n{paper_table(run.name, results)}")
 
 
@@ -231,6 +242,7 @@ def predict(
     checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
+    classes_kept: ClassesKept = None,
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
@@ -242,13 +254,15 @@ def predict(
     physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
     """
     from .prediction.predict import predict_files
+    from .prediction.text_cache import cached_texts
 
     chosen, vocabulary = _images_and_words(images, classes, classes_file, root)
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
-    settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize)
+    settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept)
+    texts, form_of = cached_texts(loaded, vocabulary.classes), form or "pictures"
     failed = number = 0
-    for done in predict_files(loaded.model, chosen, vocabulary, out, form=form or "pictures", settings=settings):
+    for done in predict_files(loaded.model, chosen, vocabulary, out, form=form_of, settings=settings, texts=texts):
         number += 1
         if done.error:
             failed += 1

@@ -23,7 +23,7 @@ from .model.device import Precision
 from .optim import OptimConfig
 
 _DATA_KEYS = ("store", "images", "cache", "verify", "num_workers", "prefetch")  # a store is compared on its own
-_EVAL_KEYS = ("manifest", "every", "max_images", "windows", "keep_best")
+_EVAL_KEYS = ("manifest", "every", "max_images", "windows", "classes_kept", "keep_best")
 _OWN_KEYS = ("run", "device", "log_every", "checkpoint_every", "keep_last", "accumulate", "recompute", "compile")
 RESUMABLE_KEYS = frozenset({*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS})
 """Keys of settings that may differ when a run is resumed: none of them touches a weight but by rounding."""
@@ -41,11 +41,13 @@ class EvalConfig:
     """Number of images to evaluate on, from the first one on; None takes all."""
     windows: bool = False
     """Whether windows are predicted besides the whole image, as published. The whole image alone takes a fifth."""
+    classes_kept: int | None = None
+    """Number of classes that are aggregated in each crop, those of the highest cosines. None: `model.pad_len`."""
     keep_best: bool = True
     """Whether the checkpoint of the highest mIoU is kept besides the last ones."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, every="[1, inf)", max_images="[1, inf)")
+        check_ranges(self, every="[1, inf)", max_images="[1, inf)", classes_kept="[1, inf)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,6 +62,7 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
         "data.images": (None, "/data/coco"),
         "data.cache": (None, "/scratch/physseg"),
         "eval.manifest": (None, str(tmp_path / "val.parquet")),
+        "eval.classes_kept": (None, 64),
     }
 
 

@@ -10,6 +10,7 @@ from ...common.text import counted
 from ...manifests.commands import to_write
 from ..commands import (
     Checkpoint,
+    ClassesKept,
     Device,
     FirstResize,
     JsonOut,
@@ -184,6 +185,7 @@ def compare(
     root: Root = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
+    classes_kept: ClassesKept = None,
     memory: Memory = "2GiB",
     json_file: JsonOut = None,
     device: Device = "auto",
@@ -195,6 +197,7 @@ def compare(
     For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
     """
     from ...manifests.manifest import Manifest
+    from ..prediction.text_cache import cached_texts
     from . import compare as analysis
 
     paths: dict[str, Path] = {}
@@ -214,8 +217,11 @@ def compare(
         table,
         sample_ids=samples or (),
         most_changed=most_changed,
+        texts={name: cached_texts(run, table.vocabulary.classes) for name, run in loaded.items()},
         max_images=max_images,
-        settings=inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
+        settings=inference_settings(
+            memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept
+        ),
     )
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
     _write_json(json_file, analysis.write_comparison(out, pictured, scores, facts, table))

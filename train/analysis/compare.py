@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ...common.atomic import atomic_json, atomic_write
 from ...common.html import render
@@ -95,6 +96,7 @@ def compare_runs(
     most_changed: int = 8,
     max_images: int | None = None,
     settings: InferenceSettings = PUBLISHED,
+    texts: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[Pictured], list[Scored]]:
     """Predict with every run and choose what to show.
 
@@ -103,6 +105,7 @@ def compare_runs(
         sample_ids: Samples to show, in this order.
         most_changed: Number of samples to show if none are named: those whose accuracy changed most.
         max_images: Number of samples to look at if none are named. Default: all.
+        texts: Each run's text features of the manifest's classes, where they are known.
 
     Returns:
         The samples to show, the largest change first unless they are named; and the scores of all samples.
@@ -114,7 +117,7 @@ def compare_runs(
         raise AnalysisError(f"expected two runs or more to compare, got {len(models)}")
     indices = find_samples(manifest, sample_ids) if sample_ids else usable_samples(manifest, max_images)
     vocabulary = manifest.vocabulary
-    texts = {name: class_texts(model, vocabulary.classes) for name, model in models.items()}
+    texts = texts or {name: class_texts(model, vocabulary.classes) for name, model in models.items()}
     kept: list[tuple[float, int, Pictured]] = []  # a heap, the least changed on top; the index decides between equals
     scores: list[Scored] = []
     for number, (image, labels) in enumerate(ProgressBar(load_each(manifest, indices), total=len(indices), unit="img")):

@@ -162,13 +162,14 @@ def _predict(
     number: int,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The label map (H, W), and for each region (R,) the class with the highest mean probability over it."""
-    best, means = BestClass(), []
+    best, classes, means = BestClass(), [], []
     inside = torch.from_numpy(np.flatnonzero(regions >= 0)).to(texts.device)
     owner = torch.from_numpy(regions[regions >= 0].astype(np.int64)).to(texts.device)
     size = torch.bincount(owner, minlength=number)
-    for start, maps in probability_maps(model, image, texts, settings, size=regions.shape):
-        best.add(start, maps)
+    for ids, maps in probability_maps(model, image, texts, settings, size=regions.shape):
+        best.add(ids, maps)
+        classes.append(ids)
         sums = torch.zeros(len(maps), number, dtype=torch.float64, device=maps.device)
         sums.index_add_(1, owner, maps.flatten(1)[:, inside].double())
         means.append(sums / size)
-    return best.label_map(len(texts)), torch.cat(means).argmax(dim=0).cpu().numpy()
+    return best.label_map(len(texts)), torch.cat(classes)[torch.cat(means).argmax(dim=0)].cpu().numpy()

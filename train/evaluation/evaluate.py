@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ...common.progress import ProgressBar
 from ...common.text import Part, counted
@@ -32,6 +33,7 @@ def evaluate_model(
     part: Part | None = None,
     by_size: bool = False,
     settings: InferenceSettings = PUBLISHED,
+    texts: Tensor | None = None,
     progress: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -45,6 +47,7 @@ def evaluate_model(
         max_images: Number of samples, from the first one on; None takes all.
         part: Which of these samples to take; the confusion matrices of all parts add up.
         by_size: Count by the size of objects as well (object_size.py).
+        texts: Text features of the manifest's classes, where they are known.
         source: What else the result should say of the model.
 
     Raises:
@@ -52,7 +55,7 @@ def evaluate_model(
         ContentError: A file is not what the manifest says.
     """
     chosen = usable_samples(manifest, max_images)
-    text_features = class_texts(model, manifest.vocabulary.classes)
+    text_features = class_texts(model, manifest.vocabulary.classes) if texts is None else texts
     return score(
         manifest,
         part.of(chosen) if part else chosen,

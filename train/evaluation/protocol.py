@@ -23,18 +23,21 @@ HASH_DIGITS = 12
 def identity(
     model: Segmenter, manifest: Manifest, settings: InferenceSettings, max_images: int | None
 ) -> dict[str, Any]:
-    """What was evaluated, by which protocol, in which environment."""
+    """What was evaluated, by which protocol, in which environment; a `classes_kept` that changes nothing is none."""
+    config, num_classes = model.config, len(manifest.vocabulary.classes)
+    kept = config.classes_kept(num_classes, settings.classes_kept)
+    not_named = ("batch_windows", "memory_bytes", "classes_kept")
     return {
         **identity_of_predictions(
             manifest,
             {
-                "templates": list(model.config.templates),
-                "synonyms": model.config.synonyms,
-                "preselected_classes": model.config.pad_len,
+                "templates": list(config.templates),
+                "synonyms": config.synonyms,
+                "preselected_classes": config.pad_len if kept == config.classes_kept(num_classes) else kept,
                 "precision": PRECISION,
                 "max_images": max_images,
-                # What bounds memory does not change what is computed.
-                **{key: of for key, of in to_dict(settings).items() if key not in ("batch_windows", "memory_bytes")},
+                # What bounds memory does not change what is computed; classes_kept is in preselected_classes.
+                **{key: of for key, of in to_dict(settings).items() if key not in not_named},
             },
         ),
         **environment(next(model.parameters()).device.type),

@@ -328,7 +328,7 @@ class _Training:
                     trained_on=self.vocabulary.classes,
                     max_images=settings.max_images,
                     part=Part(ranks.rank + 1, ranks.size),
-                    settings=InferenceSettings(windows=settings.windows),
+                    settings=InferenceSettings(windows=settings.windows, classes_kept=settings.classes_kept),
                     progress=False,
                 )
         except PhyssegError as error:

@@ -59,7 +59,7 @@ class SegmenterConfig:
     pooling: int = 2
     """Average pooling before aggregation over classes in training; evaluation does not pool."""
     pad_len: int = 256
-    """Fewer classes are padded to this many; of more, this many are preselected per image; 0 does neither."""
+    """Fewer classes are padded to this many; of more, this many are kept per image (`classes_kept`); 0 does neither."""
     hidden_dim: int = 0
     """Channels of the cost volume's embedding."""
     guidance_dim: int = 0
@@ -104,6 +104,10 @@ class SegmenterConfig:
         """CLIP's architecture: the preset's, unless `architecture` and `quick_gelu` say otherwise."""
         arch = self.architecture or clip_architecture(self.clip)
         return arch if self.quick_gelu is None else replace(arch, quick_gelu=self.quick_gelu)
+
+    def classes_kept(self, num_classes: int, asked: int | None = None) -> int:
+        """How many of `num_classes` are aggregated per image, where `asked` are asked for; None asks for `pad_len`."""
+        return min(num_classes, asked or self.pad_len or num_classes)
 
     def _resolve_templates(self) -> None:
         named = read_templates(self.prompts or "single") if self.prompts or not self.templates else self.templates

@@ -154,28 +154,36 @@ class CostAggregator(nn.Module):
 
     def __init__(self, embed_dim: int, config: SegmenterConfig) -> None:
         super().__init__()
-        self.pad_len = config.pad_len
+        self.config = config
         self.cost_embedding = nn.Conv2d(len(config.templates), config.hidden_dim, kernel_size=7, padding=3)
         self.image_guidance = nn.Conv2d(embed_dim, config.guidance_dim, kernel_size=3, padding=1)
         self.text_guidance = nn.Linear(embed_dim, config.guidance_dim)
         self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.num_layers))
         self.decoder = Decoder(config)
 
-    def forward(self, image_features: Tensor, text_features: Tensor, decoder_guidance: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits (B, T, 4 h, 4 w).
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        decoder_guidance: tuple[Tensor, Tensor],
+        classes_kept: int | None = None,
+    ) -> Tensor:
+        """Logits (B, T, 4 h, 4 w), `ABSENT_LOGIT` for the classes that an image does not keep.
 
         Args:
             image_features: (B, D, h, w) dense patch features, not normalised.
             text_features: (T, P, D), not normalised.
             decoder_guidance: CLIP levels (B, G1, 2 h, 2 w) and (B, G2, 4 h, 4 w).
+            classes_kept: Number of classes to aggregate per image, those that `preselect` gives. None: `pad_len`.
         """
         num_classes = len(text_features)
         text = text_features[None]
         cost = cost_volume(image_features, text)
         chosen = None
-        if self.pad_len and num_classes > self.pad_len:
-            chosen = preselect(cost, self.pad_len)
-            text = F.normalize(text_features, dim=-1)[chosen]  # (B, pad_len, P, D); the reference normalises only here
+        kept = self.config.classes_kept(num_classes, classes_kept)
+        if kept < num_classes:
+            chosen = preselect(cost, kept)
+            text = F.normalize(text_features, dim=-1)[chosen]  # (B, kept, P, D); the reference normalises only here
             cost = cost.take_along_dim(chosen[:, :, None, None, None], dim=1)
         x = _to_tokens(self.cost_embedding(cost.flatten(0, 1)), len(cost))
         image_guidance = F.relu(self.image_guidance(image_features)).permute(0, 2, 3, 1)

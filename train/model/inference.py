@@ -19,6 +19,7 @@ from torch import Tensor
 from ...common.errors import ConfigError
 from ..errors import ShapeError
 from .bounded import bounded_parts
+from .cost_aggregator import ABSENT_LOGIT
 from .device import matmul_precision
 from .segmenter import Segmenter
 
@@ -47,6 +48,8 @@ class InferenceSettings:
     """Pixels from one window to the next."""
     canvas_px: int = 640
     """Side of the square that the image is resized to before it is cut, in pixels."""
+    classes_kept: int | None = None
+    """Number of classes that are aggregated in each crop, those of the highest cosines. None: the model's `pad_len`."""
     batch_windows: int = 5
     """Number of crops that go through the network together, if `memory_bytes` allows."""
     memory_bytes: int = 2 * 2**30
@@ -55,9 +58,9 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         if self.first_resize not in get_args(FirstResize):
             raise ConfigError(f"first_resize: expected {' or '.join(get_args(FirstResize))}, got {self.first_resize!r}")
-        for name in ("window_px", "stride_px", "canvas_px", "batch_windows", "memory_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("window_px", "stride_px", "canvas_px", "classes_kept", "batch_windows", "memory_bytes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name}: expected a positive number, got {value}")
         if self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px:
             windows = f"windows of {self.window_px} px at stride {self.stride_px}"
             hint = "canvas_px - window_px must be a multiple of stride_px, and stride_px at most window_px"
@@ -133,9 +136,9 @@ def predict_probabilities(
     Raises:
         ShapeError: The image is of another kind.
     """
-    probabilities = np.empty((len(text_features), *(size or image.shape[:2])), dtype=np.float32)
-    for start, chunk in probability_maps(model, image, text_features, settings, size=size):
-        probabilities[start : start + len(chunk)] = chunk.float().cpu().numpy()
+    probabilities = np.zeros((len(text_features), *(size or image.shape[:2])), dtype=np.float32)
+    for ids, maps in probability_maps(model, image, text_features, settings, size=size):
+        probabilities[ids.cpu().numpy()] = maps.float().cpu().numpy()
     return probabilities
 
 
@@ -152,8 +155,8 @@ def predict_label_map(
     Returns ids (H, W), the lower id on a tie: uint8 for at most 255 classes, else uint16, as label maps are stored.
     """
     best = BestClass()
-    for start, chunk in probability_maps(model, image, text_features, settings, size=size):
-        best.add(start, chunk)
+    for ids, maps in probability_maps(model, image, text_features, settings, size=size):
+        best.add(ids, maps)
     return best.label_map(len(text_features))
 
 
@@ -163,15 +166,16 @@ class BestClass:
     def __init__(self) -> None:
         self._best: tuple[Tensor, Tensor] | None = None
 
-    def add(self, start: int, maps: Tensor) -> None:
-        """Probabilities (c, H, W) of the classes from `start` on."""
+    def add(self, ids: Tensor, maps: Tensor) -> None:
+        """Probabilities (c, H, W) of the classes `ids` (c,)."""
         highest, index = maps.max(dim=0)
+        found = ids[index]
         if self._best is None:
-            self._best = highest, index + start
+            self._best = highest, found
             return
         best, labels = self._best
         better = highest > best
-        self._best = torch.where(better, highest, best), torch.where(better, index + start, labels)
+        self._best = torch.where(better, highest, best), torch.where(better, found, labels)
 
     def label_map(self, num_classes: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         """What `predict_label_map` returns."""
@@ -188,8 +192,13 @@ def probability_maps(
     settings: InferenceSettings,
     *,
     size: tuple[int, int] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """As `predict_probabilities`, (c, H, W) for a few classes at a time, each with its first class's index."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `predict_probabilities`, for a few classes at a time: their ids (c,) in ascending order, and maps (c, H, W).
+
+    Under `classes_kept`, classes that no crop keeps are left out: the sigmoid of `ABSENT_LOGIT` is 0 in float32. Class
+    0 never is, so that the lower id wins where all are 0. By default none is: merging other numbers of classes at a
+    time can change a last bit, and results of before keep theirs.
+    """
     _check_image(image)
     height, width = size or image.shape[:2]
     # A copy: what Pillow or a memory map gives must not be written to, and a tensor on it could be.
@@ -197,12 +206,12 @@ def probability_maps(
     was_training = model.training
     model.eval()
     try:
-        at_once = settings.crops_at_once(model.crop_bytes(len(text_features)))
+        at_once = settings.crops_at_once(model.crop_bytes(len(text_features), settings.classes_kept))
         for part in bounded_parts(model):
             part.working_bytes = settings.memory_bytes // 8
         with matmul_precision(PRECISION):
             for start in range(0, len(crops), at_once):
-                found = model(crops[start : start + at_once], text_features).logits
+                found = model(crops[start : start + at_once], text_features, settings.classes_kept).logits
                 if start == 0:
                     logits = found.new_empty(len(crops), *found.shape[1:])
                 logits[start : start + at_once] = found
@@ -211,8 +220,13 @@ def probability_maps(
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.
     pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * height * width
     count = max(1, settings.memory_bytes // 4 // (4 * pixels))
-    for start in range(0, logits.shape[1], count):
-        yield start, merge(logits[:, start : start + count], settings, (height, width))
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    if settings.classes_kept is not None:
+        present = (logits > ABSENT_LOGIT).flatten(2).any(dim=2).any(dim=0)
+        present[0] = True
+        classes = classes[present]
+    for ids in torch.split(classes, count):
+        yield ids, merge(logits[:, ids], settings, (height, width))
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:

@@ -104,12 +104,13 @@ class Segmenter(nn.Module):
             return mean_over_synonyms(features, present.to(features.device))
         return torch.unflatten(features, 0, tokens.shape[:2])
 
-    def forward(self, images: Tensor, text_features: Tensor) -> SegmenterOutput:
+    def forward(self, images: Tensor, text_features: Tensor, classes_kept: int | None = None) -> SegmenterOutput:
         """Segment crops.
 
         Args:
             images: (B, 3, S, S) float, RGB in 0..255; resized bilinearly to the encoder's size where that differs.
             text_features: (T, P, D) as `encode_text` gives them, the same for all images.
+            classes_kept: Number of classes to aggregate per image, those of the highest cosines. None: `pad_len`.
 
         Raises:
             ShapeError: The shapes do not fit, or the images are not floating.
@@ -124,7 +125,7 @@ class Segmenter(nn.Module):
         patches = dense.tokens[:, 1:]
         near, fine = (_as_map(dense.blocks[block], arch.grid) for block in arch.guidance_blocks)
         guidance = (self.upsample1(near), self.upsample2(fine))
-        logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance)
+        logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance, classes_kept)
         structure_logits = similarity = None
         if structure_head is not None:
             structure_logits = structure_head(self._structure_levels(dense))
@@ -165,13 +166,13 @@ class Segmenter(nn.Module):
         each = torch.split(logits.float().sigmoid(), [number or 1 for number in numbers], dim=1)
         return torch.cat([maps.amax(dim=1, keepdim=True) for maps in each], dim=1)
 
-    def crop_bytes(self, num_classes: int) -> int:
+    def crop_bytes(self, num_classes: int, classes_kept: int | None = None) -> int:
         """Memory that each crop of a batch takes in evaluation, besides the bounded part (bounded.py): an estimate.
 
         Three tensors of the aggregator at full size, the cosines of all classes, and the logits.
         """
         config, positions = self.config, self.arch.grid**2
-        kept = min(num_classes, config.pad_len) if config.pad_len else num_classes
+        kept = config.classes_kept(num_classes, classes_kept)
         values = 3 * kept * config.hidden_dim + 3 * num_classes * len(config.templates) + 2 * 16 * num_classes
         texts = kept * len(config.templates) * self.arch.embed_dim
         return 4 * (positions * values + texts)

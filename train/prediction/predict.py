@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError, StorageError
@@ -52,10 +53,11 @@ def predict_files(
     *,
     form: Form = "pictures",
     settings: InferenceSettings = PUBLISHED,
+    texts: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Predict files, or a manifest's usable samples, one by one, and write them into `out` in a `Form`.
 
-    Files are named by their STEM, samples by SAMPLE_ID.
+    Files are named by their STEM, samples by SAMPLE_ID. `texts` are the text features of the words, where known.
 
     Yields:
         What became of each image. One that cannot be read, or is not what the manifest says, has an `error`, and the
@@ -66,7 +68,7 @@ def predict_files(
         StorageError: The place of the images cannot be reached.
     """
     sources = _sources(images)
-    text_features = class_texts(model, vocabulary.classes)
+    text_features = class_texts(model, vocabulary.classes) if texts is None else texts
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     for name, path, load in sources:

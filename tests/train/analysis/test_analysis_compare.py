@@ -138,6 +138,9 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
         assert f'src="{entry["file"]}"' in page
         assert Image.open(out / entry["file"]).size[0] > 300
     assert set(document["images"][0]["correct"]) == {"<base>", "r2"}
+    few = ["--classes-kept", "1", "--out", str(tmp_path / "few")]
+    assert CliRunner().invoke(app, ["analyse", "compare", f"<base>={runs[0]}", runs[1], *common, *few]).exit_code == 0
+    assert json.loads((tmp_path / "few/compare.json").read_text())["images"] != document["images"]
     same = CliRunner().invoke(app, ["analyse", "compare", runs[0], runs[0], *common])
     assert same.exit_code == 2
     assert "two runs are called 'r1'" in same.output

@@ -83,11 +83,11 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def maps(
         model: Any, image: Any, texts: Any, settings: InferenceSettings, *, size: tuple[int, int]
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         assert image.shape == (640, 1280, 3), "the first resize; an image without labels need not be predicted"
         assert size == (2, 4)
-        yield 0, torch.from_numpy(MAPS[:2])
-        yield 2, torch.from_numpy(MAPS[2:])
+        yield torch.tensor([0, 1]), torch.from_numpy(MAPS[:2])
+        yield torch.tensor([2]), torch.from_numpy(MAPS[2:])
 
     monkeypatch.setattr(oracle, "probability_maps", maps)
     monkeypatch.setattr(oracle, "class_texts", lambda model, vocabulary: torch.zeros(3, 1, 4))

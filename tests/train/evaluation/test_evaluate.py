@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from physseg.train.errors import CheckpointError, EvaluationError, RunFolderErro
 from physseg.train.evaluation import evaluate
 from physseg.train.evaluation.evaluate import evaluate_model, seen_classes
 from physseg.train.evaluation.metrics import ConfusionMatrix
+from physseg.train.evaluation.protocol import identity
 from physseg.train.evaluation.result import Evaluation, merge, paper_table, read_evaluation
 from physseg.train.loop.loop import train
 from physseg.train.model.config import SegmenterConfig
@@ -150,16 +152,24 @@ def test_a_loaded_run_is_the_one_that_was_trained(
 ) -> None:
     """The evaluation at the end of training, from memory, and that of the checkpoint agree to the last bit."""
     train_manifest.write(tmp_path / "val.parquet")
-    config = make_config(steps=2, eval={"manifest": str(tmp_path / "val.parquet"), "max_images": 2})
+    evaluated = {"manifest": str(tmp_path / "val.parquet"), "max_images": 2, "classes_kept": 2}
+    config = make_config(steps=2, eval=evaluated)
     train(config, progress=False)
     assert config.run is not None
     loaded = load_run(config.run)
-    settings = InferenceSettings(windows=False)
-    result = evaluate_model(
-        loaded.model, train_manifest, trained_on=loaded.classes, max_images=2, settings=settings, progress=False
-    )
+    results = [
+        evaluate_model(
+            loaded.model,
+            train_manifest,
+            trained_on=loaded.classes,
+            max_images=2,
+            settings=InferenceSettings(windows=False, classes_kept=kept),
+            progress=False,
+        )
+        for kept in (2, None)
+    ]
     logged = read_log(RunFolder(config.run).log_file, "step")[-1]
-    assert {key: logged[key] for key in result.scalars()} == result.scalars()
+    assert {key: logged[key] for key in results[0].scalars()} == results[0].scalars() != results[1].scalars()
     assert (loaded.step, loaded.classes) == (2, train_manifest.vocabulary.classes)
     assert not loaded.model.training
     with pytest.raises(CheckpointError, match="no checkpoint of step 7; there are 2"):
@@ -318,6 +328,34 @@ def test_parts_of_other_protocols_are_refused_by_the_setting(
         edited(second, protocol=protocol | {setting: "another"})
         with pytest.raises(EvaluationError, match=rf"they differ in protocol\.{setting}\n"):
             merge([first, second])
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept", "recorded"),
+    [
+        (4, None, 256),
+        (4, 256, 256),
+        (4, 4, 256),
+        (4, 2, 2),
+        (847, None, 256),
+        (847, 256, 256),
+        (847, 64, 64),
+        (847, 847, 847),
+        (847, 1000, 847),
+    ],
+)
+def test_kept_classes_are_part_of_the_protocol_where_they_change_it(
+    classes: int, kept: int | None, recorded: int
+) -> None:
+    """The hashes of 256 are those of results of before there was a choice."""
+    before = {4: "a57f4d6bc811", 847: "b4a620160f66"}
+    names = tuple(f"thing {number}" for number in range(classes))
+    vocabulary = Vocabulary(name="hand", classes=names if classes > 4 else ("sofa, couch", "Tree", "sea star", "road"))
+    table: Any = SimpleNamespace(dataset="d", fingerprint="f", vocabulary=vocabulary)
+    found = identity(_TextOnly(), table, InferenceSettings(classes_kept=kept), None)  # type: ignore[arg-type]
+    assert found["protocol"]["preselected_classes"] == recorded
+    assert "classes_kept" not in found["protocol"]
+    assert (found["fingerprint"] == before[classes]) == (recorded == 256)
 
 
 def test_parts_of_other_environments_merge_with_one_note(

@@ -227,6 +227,37 @@ def test_more_classes_than_the_padding_length() -> None:
 
 
 @torch.no_grad()
+def test_kept_classes_are_those_of_the_highest_cosines() -> None:
+    """Patches made of class texts, so that every class's highest cosine is known; the rest is filled with padding."""
+    module = aggregator(pad_len=6).eval()
+    image, _, guidance = inputs(2, 1)
+    text = 3 * torch.eye(12, dtype=torch.double)[:, None]  # one class for each dimension
+    image[:] = -1  # no class
+    image[0, :, 2, 3] = 7 * text[5, 0]  # cosine 1 with class 5
+    image[0, :, 6, 1] = 3 * text[2, 0] + 4 * text[7, 0]  # 0.6 and 0.8
+    image[0, :, 0, 0] = text[9, 0] + 4 * text[5, 0]  # 0.24 for class 9
+    image[1, :, 4, 4] = 5 * text[0, 0] + 12 * text[11, 0]  # 0.38 and 0.92
+    image[1, :, 7, 7] = text[1, 0] + text[3, 0]  # 0.71 twice
+    logits = module(image, text, guidance, 3)
+    assert logits.shape == (2, 12, 32, 32)
+    for index, kept in enumerate(([2, 5, 7], [1, 3, 11])):
+        left_out = [label for label in range(12) if label not in kept]
+        assert (logits[index, left_out] == ABSENT_LOGIT).all()
+        one = slice(index, index + 1)
+        alone = module(image[one], text[kept], (guidance[0][one], guidance[1][one]))  # padded to six, too
+        torch.testing.assert_close(logits[index, kept], alone[0], **EXACT)
+
+
+@pytest.mark.parametrize("kept", [9, 10, 1000])
+@torch.no_grad()
+def test_as_many_kept_as_there_are_change_no_bit(kept: int) -> None:
+    image, text, guidance = inputs(2, 9, prompts=3)
+    everything = aggregator(prompts=3, pad_len=9).eval()(image, text, guidance)
+    assert torch.equal(aggregator(prompts=3, pad_len=9).eval()(image, text, guidance, kept), everything)
+    assert torch.equal(aggregator(prompts=3, pad_len=4).eval()(image, text, guidance, kept), everything)
+
+
+@torch.no_grad()
 def test_preselection_looks_at_every_prompt() -> None:
     cost = torch.zeros(1, 3, 2, 2, 2)
     cost[0, 2, 1, 1, 0] = 0.5

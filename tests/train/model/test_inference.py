@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
+from physseg.train.model.cost_aggregator import ABSENT_LOGIT
 from physseg.train.model.inference import (
     InferenceSettings,
     cut,
@@ -29,10 +30,10 @@ class Colours(nn.Module):
 
     calls = 0
 
-    def crop_bytes(self, num_classes: int) -> int:
+    def crop_bytes(self, num_classes: int, classes_kept: int | None) -> int:
         return 4 * 3 * 384 * 384
 
-    def forward(self, crops: Tensor, text_features: Tensor) -> SimpleNamespace:
+    def forward(self, crops: Tensor, text_features: Tensor, classes_kept: int | None) -> SimpleNamespace:
         assert not self.training
         self.calls += 1
         channels = F.avg_pool2d(crops, 4)[:, torch.arange(len(text_features)) % 3]
@@ -118,6 +119,50 @@ def test_label_map_is_the_argmax_whatever_the_budget(settings: InferenceSettings
         np.testing.assert_array_equal(predict_probabilities(model, image, texts(7), small), probabilities)
 
 
+class Kept(nn.Module):
+    """Stands in for a segmenter that keeps other classes in each crop."""
+
+    def __init__(self, kept: list[list[int]], logit: float) -> None:
+        super().__init__()
+        self.kept, self.logit, self.seen = kept, logit, 0
+
+    def crop_bytes(self, num_classes: int, classes_kept: int | None) -> int:
+        return 1
+
+    def forward(self, crops: Tensor, text_features: Tensor, classes_kept: int | None) -> SimpleNamespace:
+        logits = torch.full((len(crops), len(text_features), 96, 96), ABSENT_LOGIT)
+        for crop in range(len(crops)):
+            classes, self.seen = self.kept[self.seen % len(self.kept)], self.seen + 1
+            for number, label in enumerate(classes):
+                logits[crop, label] = torch.linspace(-1, 1, 96 * 96).view(96, 96) * (-1) ** number + self.logit
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("memory", [1, 2**31])
+def test_classes_that_no_crop_keeps_have_probability_0(memory: int) -> None:
+    """What any crop keeps is merged as ever, where a crop left it out as 0; the others cost nothing."""
+    kept = [[3, 8], [8, 3], [5, 3], [3, 5], [11, 8]]
+    model = Kept(kept, 0.0)
+    image = photograph(97, 140)
+    few = InferenceSettings(classes_kept=2, memory_bytes=memory)
+    probabilities = predict_probabilities(cast(Any, model), image, texts(13), few)
+    expected = merge(model(torch.zeros(5, 3, 4, 4), texts(13), 2).logits, InferenceSettings(), (97, 140)).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6, atol=1e-7)
+    present = probabilities.reshape(13, -1).any(axis=1)
+    assert np.flatnonzero(present).tolist() == [3, 5, 8, 11]
+    labels = predict_label_map(cast(Any, model), image, texts(13), few)
+    np.testing.assert_array_equal(labels, probabilities.argmax(axis=0))
+    assert set(np.unique(labels)) <= {3, 5, 8, 11} and len(np.unique(labels)) > 2
+
+
+def test_where_all_is_improbable_the_lowest_id_wins_kept_or_not() -> None:
+    """Logits of -99 are above those of absent classes, and as probabilities 0 as they are."""
+    model = Kept([[3, 8], [8, 3], [5, 3], [3, 5], [11, 8]], -98.5)
+    few = InferenceSettings(classes_kept=2)
+    assert not predict_probabilities(cast(Any, model), photograph(40, 50), texts(13), few).any()
+    assert not predict_label_map(cast(Any, model), photograph(40, 50), texts(13), few).any()
+
+
 def test_many_classes_need_sixteen_bits() -> None:
     model, _ = colours()
     assert predict_label_map(model, photograph(48, 64), texts(255), WHOLE).dtype == np.uint8
@@ -151,6 +196,7 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
     [
         ({"stride_px": 200}, "do not cover 640 px exactly"),
         ({"stride_px": 512, "canvas_px": 896}, "do not cover"),
+        ({"classes_kept": 0}, "classes_kept: expected a positive number"),
         ({"batch_windows": 0}, "batch_windows: expected a positive number"),
         ({"first_resize": "short-800"}, "first_resize: expected .*short-640.*, got .*short-800"),
     ],
@@ -170,7 +216,7 @@ def test_predictions_multiply_as_the_reference_does(monkeypatch: pytest.MonkeyPa
     """TF32 on CUDA, which this process's own setting forbids, and nothing else: oneDNN would take it on some CPUs."""
     seen = []
 
-    def forward(self: Colours, crops: Tensor, text_features: Tensor) -> SimpleNamespace:
+    def forward(self: Colours, crops: Tensor, text_features: Tensor, classes_kept: int | None) -> SimpleNamespace:
         seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
         assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # type: ignore[attr-defined]
         return SimpleNamespace(logits=torch.zeros(len(crops), len(text_features), 96, 96))

@@ -183,7 +183,11 @@ def test_words(tmp_path: Path) -> None:
 
 
 def test_train_evaluate_predict_from_the_command_line(
-    make_config: Callable[..., TrainConfig], train_manifest: Manifest, store: Path, tmp_path: Path
+    make_config: Callable[..., TrainConfig],
+    train_manifest: Manifest,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = to_dict(make_config().model)  # also registers the tinier architecture
     del model["alignment"]
@@ -196,6 +200,7 @@ def test_train_evaluate_predict_from_the_command_line(
         """
         + "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items() if value is not None)
     )
+    monkeypatch.setenv("PHYSSEG_CACHE", str(tmp_path / "cache"))
     run, val = tmp_path / "run", tmp_path / "val.parquet"
     train_manifest.write(val)
 
@@ -220,12 +225,24 @@ def test_train_evaluate_predict_from_the_command_line(
     call("evaluate", run, val, *old)
     protocol = json.loads((tmp_path / "old/val-step_00000002.json").read_text())["protocol"]
     assert differing_keys(results["protocol"], protocol) == {"first_resize": ("short-640", "none")}
+    few = ("--no-windows", "--max-images", 2, "--device", "cpu", "--classes-kept", 1, "--out", tmp_path / "few")
+    call("evaluate", run, val, *few)
+    fewer = json.loads((tmp_path / "few/val-step_00000002.json").read_text())
+    assert differing_keys(results["protocol"], fewer["protocol"]) == {"preselected_classes": (8, 1)}
+    assert fewer["fingerprint"] != results["fingerprint"]
     assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
     assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
     image = Path(train_manifest.root) / "images/000.jpg"
     out = tmp_path / "out"
     shown = call("predict", run, image, "--classes", "cat, blue sofa", "--out", out, "--no-windows", "--device", "cpu")
     assert "000_overlay.png: " in shown
+    words = ", ".join(f"thing {number}" for number in range(120))
+    for kept in (1, 120):
+        few = ("--classes-kept", kept, "--out", tmp_path / f"kept{kept}", "--no-windows", "--device", "cpu")
+        call("predict", run, image, "--classes", words, *few)
+    with Image.open(tmp_path / "kept1/000_labels.png") as one, Image.open(tmp_path / "kept120/000_labels.png") as all_:
+        assert len(one.getcolors()) == 1 < len(all_.getcolors(120))  # one crop, one class
+    assert len(list((tmp_path / "cache/texts").iterdir())) == 1
     failed = CliRunner().invoke(
         app, ["predict", str(run), str(image), "none.jpg", "--classes", "cat", "--out", str(out), "--no-windows"]
     )
