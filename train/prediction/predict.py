@@ -1,5 +1,6 @@
 """Pictures and any words to label maps: ids as PNG, and an overlay with a legend to look at."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +135,7 @@ def read_words(words: str | None, file: Path | None) -> Vocabulary:
     if file is not None and words is None:
         return Vocabulary(name=file.stem, classes=read_class_file(file))
     if words is not None and file is None:
-        if Path(words).suffix in (".txt", ".json", ".csv") or Path(words).is_file():
+        if Path(words).suffix in (".txt", ".json", ".csv") or os.path.isfile(words):  # noqa: PTH113  many are no name
             raise PredictionError.mismatch("--classes", "words", f"the file {words}", hint="--classes-file takes files")
         if odd := next((character for character in ";|\n" if character in words), None):
             raise PredictionError.mismatch("--classes", "words with commas between them", repr(odd), hint=EXAMPLE)
