@@ -45,9 +45,20 @@ ROOMS: dict[str, set[str]] = {
     "train.evaluation": {*DATA, *MODEL, "train.losses"},
     "train.prediction": {*DATA, *MODEL, "train.runs", "train.weights", "pipeline.inspect.drawing"},
     "train.loop": {*TRAINED, "train.config", "train.losses", "train.optim", "train.data"} - {"train.prediction"},
+    "train.planning": {
+        *("common", "train.errors", "train.config", "train.optim", "train.data", "train.losses", "train.loop"),
+        *("train.model", "train.runs"),
+    },
     "train.public": {*STORE, *MODEL, "train.losses", "train.data"},
     "train.demo": {*DATA, "train.runs", "train.evaluation", "pipeline.inspect.drawing"},
-    "train.commands": {*TRAINED, "train.config", "train.loop", "train.demo", "pipeline.inspect.drawing"},
+    "train.commands": {
+        *TRAINED,
+        "train.config",
+        "train.loop",
+        "train.planning",
+        "train.demo",
+        "pipeline.inspect.drawing",
+    },
     "train.detector": {*DATA, "structure_extractors", *MODEL, "train.runs"},
     "train.analysis": {
         *TRAINED,

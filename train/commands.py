@@ -1,6 +1,7 @@
 """`physseg train`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ from ..manifests.commands import parsed, to_write
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from ..manifests.vocabulary import Vocabulary
+    from .config import TrainConfig
     from .model.inference import InferenceSettings
     from .prediction.load_run import LoadedRun
 
@@ -82,8 +84,24 @@ def train(
     ] = None,
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a step takes on a GPU and what fits; train nothing.")
+    ] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="--dry-run: GPUs that share the batch. Default: 1.")] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="--dry-run: memory of a GPU, such as 24GiB. Default: that of the one here.")
+    ] = None,
+    device_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="--dry-run: TFLOP/s that training reaches on a GPU. Default: measured here."),
+    ] = None,
+    json_file: JsonOut = None,
 ) -> None:
-    """Train a segmenter on a store. Re-running the command resumes the run."""
+    """Train a segmenter on a store. Re-running the command resumes the run.
+
+    Before you ask for GPUs: `physseg train config.toml --dry-run --gpus 4 --gpu-memory 24GiB --device-rate 60` tells
+    memory by part, the largest batch, what to set where it does not fit, hours, and images/s, on any machine.
+    """
     from .config import example_config, load_config
 
     if example:
@@ -91,9 +109,18 @@ def train(
         return
     if config is None:
         raise typer.BadParameter("name a TOML file, or print one with --example", param_hint="CONFIG")
+    loaded = load_config(config, settings or (), run=out)
+    if dry_run:
+        typer.echo(f"{config}:")
+        _dry_run(loaded, gpus or 1, parsed(parse_bytes, gpu_memory, "--gpu-memory"), device_rate, json_file)
+        return
+    if any((gpus, gpu_memory, device_rate, json_file)):
+        raise typer.BadParameter("goes with --dry-run", param_hint="--gpus, --gpu-memory, --device-rate or --json")
     from .loop.loop import train as run_training
+    from .planning.estimate import refuse_what_cannot_fit
 
-    result = run_training(load_config(config, settings or (), run=out), stop_at=stop_at)
+    refuse_what_cannot_fit(loaded)
+    result = run_training(loaded, stop_at=stop_at)
     if result.rank > 0:
         return  # the first rank speaks for all
     if result.finished and result.first_step == result.step:
@@ -103,6 +130,22 @@ def train(
     else:
         cause = f" by {result.stopped_by}" if result.stopped_by else ""
         typer.echo(f"{result.run}: stopped{cause} at step {result.step}; re-running the command resumes there")
+
+
+def _dry_run(
+    config: "TrainConfig", gpus: int, gpu_memory: int | None, device_rate: float | None, json_file: Path | None
+) -> None:
+    from ..common.atomic import atomic_json
+    from .model.device import choose_device
+    from .planning.estimate import device_memory, plan
+    from .planning.rate import measured_rates, named_rates
+
+    device = choose_device(config.device)
+    rates = named_rates(device_rate) if device_rate else measured_rates(device, config.precision)
+    planned = plan(config, gpus=gpus, gpu_memory=gpu_memory or device_memory(device), rates=rates)
+    typer.echo(planned.describe())
+    if json_file:
+        atomic_json(json_file, asdict(planned))
 
 
 @app.command()

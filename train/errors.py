@@ -25,6 +25,10 @@ class NonFiniteLossError(PhyssegError, RuntimeError):
     exit_code = 3
 
 
+class PlanningError(PhyssegError, RuntimeError):
+    """A step cannot be rehearsed without values."""
+
+
 class RankError(PhyssegError, RuntimeError):
     """Another process of this training failed."""
 

@@ -27,7 +27,7 @@ from ...pipeline.store.frame import CELL_PX
 from ...pipeline.store.reader import StoreReader
 from ...pipeline.store.schema import DONE, MISSING, QUARANTINED, StoreSchema
 from ..errors import TrainDataError
-from .augment import draw_jitter
+from .augment import NEUTRAL, draw_jitter
 from .crop import CropWindow
 from .order import PositionBatches, Purpose, SampleOrder, random_bits, uniforms
 
@@ -155,6 +155,28 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in stacked.items()}
         tensors["positions"] = torch.tensor(positions, dtype=torch.int64)
         return tensors | {"sample_ids": sample_ids}  # type: ignore[return-value]
+
+    def empty(self, number: int) -> Batch:
+        """A batch of that many samples whose shapes and dtypes alone mean something; nothing is read."""
+        schema, side = self.reader.schema, self.config.crop
+        cells, ids = side // CELL_PX, torch.uint8 if schema.vocabulary.label_dtype == "uint8" else torch.int32
+        slots = {name: schema.sample_shape(schema.spec(name))[0] for name in self.arrays if name != "labels"}
+        cell_shape = (slots.get("cell_classes", 0), cells, cells)
+        planes = max((slots[name] for name in self.of_classes), default=0)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "images": ((3, side, side), torch.uint8),
+            "labels": ((side, side), ids),
+            "structures": ((len(self.structures) - len(self.of_classes), side, side), torch.uint8),
+            "valid": ((side, side), torch.bool),
+            "cell_classes": (cell_shape, ids if self.cells else torch.uint8),
+            "cell_counts": (cell_shape, torch.uint8),
+            "jitter": ((len(NEUTRAL),), torch.float32),
+            "positions": ((), torch.int64),
+        }
+        if self.of_classes:
+            shapes["structure_classes"] = ((len(self.of_classes), planes, side, side), ids)
+        tensors: Any = {name: torch.empty(number, *shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        return tensors | {"sample_ids": [""] * number}  # type: ignore[no-any-return]
 
     def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
         index = int(self.usable[self.order(position)])

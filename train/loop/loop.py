@@ -46,7 +46,7 @@ from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
 from .meter import AverageMeter
 from .model_ema import ModelEma
-from .objective import Objective, micro_batches
+from .objective import Objective, check_batch_size, micro_batches
 from .process import StopSignals, random_state, set_random_state
 from .ranks import Ranks, joined, no_sync
 
@@ -89,7 +89,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
         raise ConfigError("no run folder given", hint='Say --out RUN, or write `run = "..."` in the configuration.')
     run = RunFolder(config.run)
     with joined(config.device) as ranks:
-        _check_batch_size(config, ranks)
+        check_batch_size(config, ranks.size)
         with run.locked() if ranks.is_main else nullcontext(), matmul_precision(config.precision):
             return _Training(config, run, ranks).run_until(min(stop_at or config.steps, config.steps), progress)
 
@@ -412,10 +412,3 @@ class _Data:
         except RuntimeError:
             if self.stop.received is None:  # else the signal may have ended data workers as well
                 raise
-
-
-def _check_batch_size(config: TrainConfig, ranks: Ranks) -> None:
-    size, spread = config.batch_size, f"{ranks.size} ranks x accumulate {config.accumulate}"
-    if size % (ranks.size * config.accumulate):
-        hint = f"batch_size is that of all together: a multiple of {ranks.size * config.accumulate}"
-        raise ConfigError(f"batch_size {size} cannot be spread evenly over {spread}", hint=hint)

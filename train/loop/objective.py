@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common.errors import ConfigError
 from ..config import TrainConfig
 from ..data.augment import color_jitter
 from ..data.dataset import Batch
@@ -79,3 +80,13 @@ def micro_batches(batch: Batch, number: int) -> Iterator[Batch]:
     size = len(batch["sample_ids"]) // number
     for start in range(0, size * number, size):
         yield {key: value[start : start + size] for key, value in batch.items()}  # type: ignore[index, misc]
+
+
+def check_batch_size(config: TrainConfig, ranks: int) -> None:
+    """Raises ConfigError for a batch that cannot be spread evenly over that many ranks and their micro-batches."""
+    size, parts = config.batch_size, ranks * config.accumulate
+    if size % parts:
+        spread, hint = f"{ranks} ranks x accumulate {config.accumulate}", "batch_size is that of all together"
+        raise ConfigError(
+            f"batch_size {size} cannot be spread evenly over {spread}", hint=f"{hint}: a multiple of {parts}"
+        )
