@@ -174,6 +174,8 @@ def type_in_words(hint: Any) -> str:
         return " or ".join(map(repr, typing.get_args(hint)))
     if len(kinds := _alternatives(hint)) > 1:
         return " or ".join(map(type_in_words, kinds))
+    if hint not in (*_SCALARS, types.NoneType):
+        raise TypeError(f"{hint} is no type of a setting")
     return "none" if hint is types.NoneType else re.sub("^an? ", "", _SCALARS[hint][0])
 
 

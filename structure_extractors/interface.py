@@ -195,4 +195,5 @@ def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
 
 
 def _describe(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)  # the mask would be lost
+    return f"{value.dtype} {value.shape}" if plain else type(value).__name__

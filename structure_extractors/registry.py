@@ -4,6 +4,7 @@ A run sends workers no extractor but a `Request`, by which each makes its own: a
 then an error in words, and one of another revision is found before it computes anything.
 """
 
+import json
 import socket
 import typing
 from collections.abc import Mapping, Sequence
@@ -92,8 +93,9 @@ def build(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None
 def options(name: str) -> dict[str, str]:
     """The options of a known extractor as `{option: "type, default"}`, for help texts and errors."""
     extractor = _load(name)
-    hints = typing.get_type_hints(extractor)
-    return {f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(extractor) if f.init}
+    with plugins.find("extractors", name).blamed():
+        hints = typing.get_type_hints(extractor)
+        return {f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(extractor) if f.init}
 
 
 def _load(name: str) -> type[Any]:
@@ -117,14 +119,18 @@ def _make(name: str, given: Mapping[str, Any]) -> Extractor:
 
 def _constructed(name: str, values: Mapping[str, Any]) -> Extractor:
     """An extractor that keeps to the interface, of whatever package."""
-    extractor = _load(name)
-    try:
-        made: Extractor = extractor(**values)
-    except PhyssegError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ExtractorError(f"{name}: {error}", hint=f"its options: {options(name)}") from error
-    check_members(made, name, plugins.find("extractors", name).where)
+    extractor, offer = _load(name), plugins.find("extractors", name)
+    with offer.blamed():
+        try:
+            made: Extractor = extractor(**values)
+        except PhyssegError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise ExtractorError(f"{name}: {error}", hint=f"its options: {options(name)}") from error
+        check_members(made, name, offer.where)
+        found: Any = identity(made)
+        if not isinstance(found, dict) or json.loads(json.dumps(found, allow_nan=False)) != found:
+            raise ExtractorError.mismatch(offer.where, "an identity that JSON gives back as it is", repr(found))
     return made
 
 

@@ -115,6 +115,10 @@ def prepare(
         arrays=(*LABEL_ARRAYS, *arrays),
         made_with=_versions(extractors) | dict(existing.made_with if existing else {}),
     )
+    try:
+        schema.check()
+    except ValueError as error:
+        raise StoreError(f"{store}: {error}", hint="this is a bug of the extractor that has such an array") from error
     plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
     if not elsewhere:
         todo = {request.name for task in plan.tasks for request in task.extractors}
@@ -139,6 +143,8 @@ def _choose_layers(
     stored = {name: of for name, of in existing.layers.items() if name != LABELS_LAYER} if existing else {}
     asked = structures if structures is not None else () if existing else registry.DEFAULT
     wanted = list(dict.fromkeys([*asked, "patch_counts", *stored]))  # cheap, and needed by the patch alignment loss
+    if LABELS_LAYER in wanted:
+        raise StoreError.mismatch("structures", "another name than that of the store's own layer", LABELS_LAYER)
     if not set(settings) <= set(wanted) or not set(asked) <= set(plugins.names("extractors")):
         registry.build(list(asked), settings)  # raises, naming what there is
     order = {name: number for number, name in enumerate(plugins.names("extractors"))}

@@ -53,7 +53,7 @@ def compute_sample(
     except (PluginError, ConformanceError) as error:
         raise error.prefixed(f"sample {manifest.samples[index].sample_id}") from error
     except (ContentError, ExtractorError, cv2.error) as error:
-        if isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem:
+        if _is_no_memory(error):
             raise MemoryError(str(error)) from error
         return " ".join(str(error).split()), {}
 
@@ -81,10 +81,12 @@ def compute_planes(
         image = schema.frame.resize_image(image)
         labels = schema.frame.resize_labels(labels)
     planes: Planes = {"labels": labels, "frame_size": np.array(labels.shape, dtype=np.uint16)}
-    ignore_index = schema.vocabulary.ignore_index
+    seen = image.view(), labels.view()
+    for array in seen:  # what one extractor changed would be stored as labels, and be what the next one sees
+        array.flags.writeable = False
     for extractor in extractors:
         with clock.part(extractor.name):
-            made = _called(extractor, image, labels, ignore_index)
+            made = _called(extractor, *seen, schema.vocabulary.ignore_index)
         check_made(made, extractor, labels)
         planes |= made
     return planes
@@ -93,8 +95,12 @@ def compute_planes(
 def _called(extractor: Extractor, image: npt.NDArray[np.uint8], labels: Labels, ignore_index: int) -> Any:
     try:
         return extractor(image, labels, ignore_index=ignore_index)
-    except (cv2.error, MemoryError):  # the sample's fault, and the machine's
-        raise
-    except Exception:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError) or _is_no_memory(error):  # the machine's fault
+            raise
         with find("extractors", extractor.name).blamed():
             raise
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    return isinstance(error, cv2.error) and getattr(error, "code", None) == cv2.Error.StsNoMem

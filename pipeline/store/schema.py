@@ -229,8 +229,8 @@ class StoreSchema:
         if content is None:
             raise StoreError(f"{where}: a Zarr group, but not a physseg store", hint="was another folder meant?")
         version = content.get("schema_version")
-        if version not in (1, SCHEMA_VERSION):
-            message = f"{where}: schema version {version}, this physseg reads 1 and {SCHEMA_VERSION}"
+        if type(version) is not int or version not in (1, SCHEMA_VERSION):
+            message = f"{where}: schema version {version!r}, this physseg reads 1 and {SCHEMA_VERSION}"
             hint = "install the physseg release that wrote it, or preprocess into a new store"
             raise StoreError(message, hint=hint)
         if digest_of_json(content) != attributes.get("physseg_digest"):
@@ -256,14 +256,15 @@ class StoreSchema:
                 samples_per_shard=content["samples_per_shard"],
                 version=version,
             )
-            schema._check_sizes()
+            schema.check()
         return schema
 
-    def _check_sizes(self) -> None:
-        """Refuse what no run writes: stores come from other people, and sizes are asked for as memory."""
+    def check(self) -> None:
+        """Refuse what no store holds: they come from other people, and sizes are asked for as memory. ValueError."""
         sizes = {
             "num_samples": (self.num_samples, 10**9),
             "samples_per_shard": (self.samples_per_shard, 4096),
+            "number of arrays": (len(self.arrays), 256),
             **{f"slots of {spec.name}": (spec.slots, CELL_PX**2) for spec in self.arrays if "slot" in spec.dims},
         }
         for name, (value, limit) in sizes.items():
@@ -273,6 +274,10 @@ class StoreSchema:
             raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
         if repeated := [name for name in self.array_names if self.array_names.count(name) > 1 or name in RESERVED]:
             raise ValueError(f"an array {repeated[0]!r} twice")
+        for spec in self.arrays:
+            dtype, fill = self.dtype(spec), self.fill(spec)
+            if dtype.kind != "f" and not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+                raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
         if absent := [spec.layer for spec in self.arrays if spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
         there = {(spec.name, spec.dtype, tuple(spec.dims)) for spec in self.arrays}
@@ -290,7 +295,7 @@ _KINDS: Final[Mapping[str, type]] = {
     "manifest_sha256": str,
     "made_with": dict,
 }
-"""What JSON has in the settings; numbers are the business of `_check_sizes`."""
+"""What JSON has in the settings; numbers are the business of `check`."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

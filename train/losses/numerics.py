@@ -12,8 +12,8 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count`, and `total` itself where nothing was counted: a mean over nothing is 0, not NaN."""
-    return total / torch.where(count > 0, count, 1).to(total.dtype)
+    """`total / count`, `total` itself where nothing was counted (a mean over nothing is 0), NaN where count is none."""
+    return total / torch.where(count > 0, count, torch.where(count == 0, 1.0, torch.nan)).to(total.dtype)
 
 
 def check_choice(what: str, name: str, known: tuple[str, ...]) -> None:

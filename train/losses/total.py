@@ -10,14 +10,16 @@ from functools import reduce
 from operator import add
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from ...common.errors import ConfigError
+from ...common.plugins import find
 from ...common.settings import check_ranges
 from ..errors import ShapeError
 from .alignment import AlignmentForm, AlignmentLoss
 from .interface import Counted, Loss, ModelView, Outputs
-from .named import LossSettings, make_loss, with_named
+from .named import BUILT_IN, LossSettings, make_loss, with_named
 from .numerics import check_choice, divide_by_count
 from .segmentation import SegmentationLoss, segmentation_loss
 from .structure import StructureForm, StructureLoss, TargetMode
@@ -109,13 +111,29 @@ def loss_sums(
     sums = {}
     seen = {**batch, "ignore_index": model.ignore_index, "grid": model.grid}
     for name, (loss, _) in losses.items():
-        got: Any = loss(seen, output, model)
-        if not isinstance(got, tuple) or [isinstance(part, Tensor) and part.ndim < 2 for part in got] != [True, True]:
+        trusted = name in BUILT_IN or torch.compiler.is_compiling()  # which has one graph, without looking at versions
+        got: Any = loss(seen, output, model) if trusted else _called(name, loss, {**seen}, output, model)
+        tensors = isinstance(got, tuple) and [isinstance(part, Tensor) and part.ndim < 2 for part in got] == [True] * 2
+        if not tensors or not got[0].is_floating_point() or got[1].shape not in ((), got[0].shape):
             parts = got if isinstance(got, tuple) else [got]
             shapes = [f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in parts]
             raise ShapeError.mismatch(f"losses.{name}", "a tuple (sum, count) of two tensors ()", ", ".join(shapes))
         sums[name] = (got[0], got[1].detach().float())
     return sums
+
+
+def _called(name: str, loss: Loss, batch: Mapping[str, Any], output: Outputs, model: ModelView) -> Any:
+    """What a loss of another package gives; PluginError where it fails, or changes what other losses are given."""
+    given = {**batch, **{key: getattr(output, key) for key in ("logits", "structure_logits", "similarity")}}
+    versions = {key: value._version for key, value in given.items() if isinstance(value, Tensor)}
+    try:
+        got = loss(batch, output, model)
+        if changed := [key for key, version in versions.items() if given[key]._version != version]:
+            raise ValueError(f"it changes {changed[0]} in place, which other losses are given as well")
+        return got
+    except (Exception, SystemExit):
+        with find("losses", name).blamed():
+            raise
 
 
 def total_loss(

@@ -30,8 +30,8 @@ def write_package(name: str, kind: str, folder: Path) -> list[str]:
     Raises:
         PluginError: The name is none that a part can have, or it is taken; or the folder exists.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]{0,39}", name) or iskeyword(name):
-        expected = "small letters, digits and underscores, 40 at most, a letter first, and no word of Python's"
+    if not re.fullmatch("[a-z]([a-z0-9_]{0,38}[a-z0-9])?", name) or iskeyword(name):
+        expected = "small letters, digits and underscores within, 40 at most, a letter first, and no word of Python's"
         raise PluginError.mismatch("the name", expected, repr(name))
     group = GROUPS[kind]
     if name in {*names(group), *_reserved(kind)}:

@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -367,6 +368,8 @@ def test_schema_survives_its_attributes(make_manifest: MakeManifest, tmp_path: P
         (("arrays", 2, "dims"), ["x", "y"]),
         (("arrays",), ["labels", "frame_size"]),
         (("layers",), {}),
+        (("arrays", 2, "fill"), 256),
+        (("arrays", 2, "fill"), -1),
         (("cell_px",), 0),
         (("vocabulary",), ["cat"]),
     ],
@@ -383,3 +386,24 @@ def test_a_store_that_claims_what_no_run_writes_is_refused(
     attributes["physseg_digest"] = digest_of_json(attributes["physseg"])
     with pytest.raises(StoreError, match="not those of a store"):
         StoreSchema.from_attributes(attributes, "here")
+
+
+@pytest.mark.parametrize("version", [True, 2.0, "2", 0, 3, None])
+def test_another_schema_version_is_said(version: object, make_manifest: MakeManifest, tmp_path: Path) -> None:
+    """True is 1 and 2.0 is 2 for Python, and would be taken for them."""
+    attributes = run.prepare(make_manifest(1), tmp_path / "s.zarr").schema.group_metadata()["attributes"]
+    attributes["physseg"]["schema_version"] = version
+    attributes["physseg_digest"] = digest_of_json(attributes["physseg"])
+    with pytest.raises(StoreError, match=f"schema version {version!r}, this physseg reads 1 and 2"):
+        StoreSchema.from_attributes(attributes, "here")
+
+
+def test_a_document_of_very_many_arrays_is_refused_at_once(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    attributes = run.prepare(make_manifest(1), tmp_path / "s.zarr").schema.group_metadata()["attributes"]
+    arrays = attributes["physseg"]["arrays"]
+    arrays += [arrays[2] | {"name": f"a{number}"} for number in range(50_000)]
+    attributes["physseg_digest"] = digest_of_json(attributes["physseg"])
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="expected number of arrays from 1 to 256"):
+        StoreSchema.from_attributes(attributes, "here")
+    assert time.monotonic() - started < 10, "comparing each with each took over a minute"

@@ -259,6 +259,73 @@ def test_a_loss_that_gives_something_else_is_named() -> None:
         total_loss(Output(torch.zeros(1, 3, 4, 4)), batch, settings(mean={}), ignore_index=255)
 
 
+CARELESS = """
+import sys
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Careless:
+    what: str
+
+    def __call__(self, batch, outputs, model):
+        ones = outputs.logits.new_ones
+        total, count = outputs.logits.sum(), ones(())
+        if self.what == "labels":
+            batch["labels"].zero_()
+        elif self.what == "logits":
+            outputs.logits.mul_(0)
+        elif self.what == "key":
+            batch.pop("labels")
+        elif self.what == "exit":
+            sys.exit(0)
+        elif self.what == "bug":
+            return 1 / 0
+        elif self.what == "shapes":
+            total, count = ones(3), ones(2)
+        elif self.what == "whole":
+            total = ones(()).long()
+        elif self.what in ("-2", "nan"):
+            count = ones(()) * float(self.what)
+        return total, count
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("labels", PluginError, "loss careless of the package .*: it changes labels in place"),
+        ("logits", PluginError, "loss careless of the package .*: it changes logits in place"),
+        ("exit", PluginError, "loss careless of the package .*: SystemExit: 0"),
+        ("bug", PluginError, "loss careless of the package .*: ZeroDivisionError"),
+        ("shapes", ShapeError, r"losses.careless: .*got a tensor \(3,\), a tensor \(2,\)"),
+        ("whole", ShapeError, "losses.careless: expected a tuple"),
+    ],
+)
+def test_what_a_careless_loss_does_is_one_line_that_names_it(
+    what: str, error: type[Exception], message: str, install_losses: Install
+) -> None:
+    install_losses(CARELESS, careless="Careless")
+    batch = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64)}
+    output = Output(torch.zeros(1, 3, 4, 4, requires_grad=True) * 1)
+    with pytest.raises(error, match=message):
+        total_loss(output, batch, settings(careless={"what": what}), ignore_index=255)
+
+
+def test_a_batch_without_a_key_is_the_careless_losss_own(install_losses: Install) -> None:
+    install_losses(CARELESS, careless="Careless")
+    batch = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64)}
+    total_loss(Output(torch.zeros(1, 3, 4, 4)), batch, settings(careless={"what": "key"}), ignore_index=255)
+    assert "labels" in batch
+
+
+@pytest.mark.parametrize("what", ["-2", "nan"])
+def test_a_count_below_0_is_no_number(what: str, install_losses: Install) -> None:
+    install_losses(CARELESS, careless="Careless")
+    batch = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64)}
+    found = total_loss(Output(torch.ones(1, 3, 4, 4)), batch, settings(careless={"what": what}), ignore_index=255)
+    assert found["careless"].isnan() and found["loss"].isnan()
+
+
 def test_losses_of_others_compile_into_the_one_graph() -> None:
     """A break would cost a step of `compile = true` most of what it gains."""
     config = settings(hard={}, learned={"size": 3})
