@@ -233,10 +233,13 @@ def test_kept_classes_are_those_of_the_highest_cosines() -> None:
     image, _, guidance = inputs(2, 1)
     text = 3 * torch.eye(12, dtype=torch.double)[:, None]  # one class for each dimension
     image[:] = -1  # no class
+    image[:, :, 3:6] = (text[8, 0] - 3**0.5 * text[4, 0])[
+        None, :, None, None
+    ]  # 0.5 for class 8 in 24 patches: most in sum
     image[0, :, 2, 3] = 7 * text[5, 0]  # cosine 1 with class 5
     image[0, :, 6, 1] = 3 * text[2, 0] + 4 * text[7, 0]  # 0.6 and 0.8
     image[0, :, 0, 0] = text[9, 0] + 4 * text[5, 0]  # 0.24 for class 9
-    image[1, :, 4, 4] = 5 * text[0, 0] + 12 * text[11, 0]  # 0.38 and 0.92
+    image[1, :, 6, 4] = 5 * text[0, 0] + 12 * text[11, 0]  # 0.38 and 0.92
     image[1, :, 7, 7] = text[1, 0] + text[3, 0]  # 0.71 twice
     logits = module(image, text, guidance, 3)
     assert logits.shape == (2, 12, 32, 32)
