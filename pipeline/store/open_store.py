@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ class StoredSample:
     id: str
     size: tuple[int, int]
     """Height and width of the sample's frame, px."""
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, npt.NDArray[Any]] = field(repr=False)
     """Arrays by name, cut to the frame: pixels (height, width), cells (..., ceil(height / 8), ceil(width / 8))."""
 
 

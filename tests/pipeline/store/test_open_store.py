@@ -72,6 +72,7 @@ def test_it_is_a_sequence(path: Path) -> None:
     assert store.classes == ("ground", "box", "disc", "square", "ball")
     assert store.vocabulary.ignore_index == 255
     assert "5 samples of labels, " in repr(store)
+    assert repr(store[1]) == "StoredSample(id='001', size=(64, 48))"  # without the values of its arrays
     again = pickle.loads(pickle.dumps(store))
     assert np.array_equal(again[0].arrays["canny"], store[0].arrays["canny"])
 
