@@ -24,11 +24,12 @@ class DataSets(typer.core.TyperGroup):
         return list(dict.fromkeys([*super().list_commands(ctx), *names("datasets")]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from ..common.plugins import offers
+        from ..common.plugins import find, offers
 
-        packages = [offer.package for offer in offers("datasets") if offer.name == cmd_name]
-        if cmd_name in self.commands or not packages:
+        if cmd_name in self.commands:
             return super().get_command(ctx, cmd_name)
+        packages = [offer.package for offer in offers("datasets") if offer.name == cmd_name]
+        packages = packages or [find("datasets", cmd_name).package]  # raises: nobody offers it
         lone = typer.Typer(add_completion=False, rich_markup_mode=None)
         lone.command(cmd_name)(_command(cmd_name, f"From the package {' and '.join(packages)}."))
         return typer.main.get_command(lone)

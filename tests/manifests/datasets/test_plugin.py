@@ -241,3 +241,10 @@ def test_coco_stuff_and_a_folder_of_ones_own_are_found_by_name_alone(toys):
 def test_an_unknown_name_lists_all(camvid, tmp_path):
     with pytest.raises(PluginError, match=r"unknown data set 'camvdi', expected one of: ade20k-150, .*, camvid"):
         published.benchmark("camvdi", root=tmp_path)
+
+
+def test_a_command_that_no_package_offers_says_what_to_do(camvid, physseg):
+    code, out, err = physseg("manifest", "camvdi", "--root", ".", "--out", "m.parquet")
+    assert code == 1
+    assert "unknown data set 'camvdi'" in out + err
+    assert "`physseg plugins`" in out + err
