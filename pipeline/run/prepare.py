@@ -143,8 +143,6 @@ def _choose_layers(
     stored = {name: of for name, of in existing.layers.items() if name != LABELS_LAYER} if existing else {}
     asked = structures if structures is not None else () if existing else registry.DEFAULT
     wanted = list(dict.fromkeys([*asked, "patch_counts", *stored]))  # cheap, and needed by the patch alignment loss
-    if LABELS_LAYER in wanted:
-        raise StoreError.mismatch("structures", "another name than that of the store's own layer", LABELS_LAYER)
     if not set(settings) <= set(wanted) or not set(asked) <= set(plugins.names("extractors")):
         registry.build(list(asked), settings)  # raises, naming what there is
     order = {name: number for number, name in enumerate(plugins.names("extractors"))}
@@ -184,6 +182,8 @@ def _check_array_names(arrays: Sequence[StoredArray]) -> None:
     """Refuse two arrays of one name in one store."""
     owners = dict.fromkeys(RESERVED | {array.name for array in LABEL_ARRAYS}, "the store itself")
     for array in arrays:
+        if array.layer == LABELS_LAYER:
+            raise StoreError.mismatch("structures", "another name than that of the store's own layer", LABELS_LAYER)
         if array.name in owners:
             expected = f"a name that nothing else in the store has, as {owners[array.name]} does"
             raise StoreError.mismatch(f"array of the structure {array.layer}", expected, array.name)

@@ -259,6 +259,12 @@ class StoreSchema:
             schema.check()
         return schema
 
+    def _check_fills(self) -> None:
+        for spec in self.arrays:
+            dtype, fill = self.dtype(spec), self.fill(spec)
+            if dtype.kind != "f" and not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+                raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
+
     def check(self) -> None:
         """Refuse what no store holds: they come from other people, and sizes are asked for as memory. ValueError."""
         sizes = {
@@ -274,10 +280,7 @@ class StoreSchema:
             raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
         if repeated := [name for name in self.array_names if self.array_names.count(name) > 1 or name in RESERVED]:
             raise ValueError(f"an array {repeated[0]!r} twice")
-        for spec in self.arrays:
-            dtype, fill = self.dtype(spec), self.fill(spec)
-            if dtype.kind != "f" and not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
-                raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
+        self._check_fills()
         if absent := [spec.layer for spec in self.arrays if spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
         there = {(spec.name, spec.dtype, tuple(spec.dims)) for spec in self.arrays}
