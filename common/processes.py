@@ -117,14 +117,19 @@ def children_without_ctrl_c() -> Iterator[None]:
     """Start processes in this block that Ctrl-C never reaches; here it is acted on when the block ends.
 
     A terminal sends it to every process of a job. One that is still importing answers with a traceback. The mask goes
-    to threads that are started meanwhile, and to what they start.
+    to threads that are started meanwhile, and to what they start. For the main thread.
     """
     resource_tracker.ensure_running()  # which would let it through in this thread
+    held: list[int] = []  # threads from before have no mask, and what one of them gets is acted on in this one
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)

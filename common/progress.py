@@ -32,7 +32,7 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
         """Show how far it is; in a file, if the last line is old enough."""
         if not self.in_lines:
             return super().refresh(*args, **options)
-        if time.monotonic() - self._told >= LINE_SECONDS:
+        if not self.disable and time.monotonic() - self._told >= LINE_SECONDS:
             self._tell()
         return None
 

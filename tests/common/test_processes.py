@@ -50,7 +50,8 @@ print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
 
 def test_ctrl_c_waits_for_the_block_and_never_reaches_its_children() -> None:
     """Not even those of a thread that goes on, as a cluster's nannies have."""
-    threads, blocked = [], []
+    threads, blocked, end = [], [], threading.Event()
+    threading.Thread(target=end.wait).start()  # one from before, which may get the signal
 
     def start_child() -> None:
         said = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True).stdout
@@ -62,6 +63,7 @@ def test_ctrl_c_waits_for_the_block_and_never_reaches_its_children() -> None:
         threads.append(threading.Thread(target=start_child))
         threads[0].start()
         start_child()
+    end.set()
     threads[0].join()
     start_child()
     assert blocked.count("True") == 2 and blocked[-1] == "False"

@@ -47,6 +47,16 @@ def test_a_short_command_writes_nothing_into_a_file(monkeypatch: pytest.MonkeyPa
     assert steps(io.StringIO(), monkeypatch, seconds=0.2) == "words between\n"
 
 
+def test_a_bar_that_is_switched_off_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with ProgressBar(total=2, disable=True) as bar:
+        bar.update()
+        bar.set_postfix_str("loss 1")
+    assert not stream.getvalue()
+
+
 def test_a_terminal_gets_a_bar_whose_times_are_never_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     written = steps(Terminal(), monkeypatch, seconds=2)
     assert written.count("\r") > 50 and "100%" in written
