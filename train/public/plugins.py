@@ -2,8 +2,19 @@
 
 from ...common.plugins import PluginError
 from ...manifests.datasets.interface import Dataset
+from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.interface import ArraySpec, Extractor
 from ..losses.interface import Loss, ModelView, Outputs
 from ..model.backbones.interface import Backbone
 
-__all__ = ["ArraySpec", "Backbone", "Dataset", "Extractor", "Loss", "ModelView", "Outputs", "PluginError"]
+__all__ = [
+    "ArraySpec",
+    "Backbone",
+    "Dataset",
+    "Extractor",
+    "ExtractorError",
+    "Loss",
+    "ModelView",
+    "Outputs",
+    "PluginError",
+]
