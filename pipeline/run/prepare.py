@@ -140,7 +140,8 @@ def _choose_layers(
     existing: StoreSchema | None, structures: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[Extractor, ...], dict[str, Mapping[str, Any]], list[StoredArray]]:
     """The extractors of this run, every layer's identity and arrays; stored settings hold where none are given."""
-    stored = {name: of for name, of in existing.layers.items() if name != LABELS_LAYER} if existing else {}
+    of_store, has = (existing.layers, existing.arrays) if existing else ({}, ())
+    stored = {name: of for name, of in of_store.items() if name != LABELS_LAYER}
     asked = structures if structures is not None else () if existing else registry.DEFAULT
     wanted = list(dict.fromkeys([*asked, "patch_counts", *stored]))  # cheap, and needed by the patch alignment loss
     if not set(settings) <= set(wanted) or not set(asked) <= set(plugins.names("extractors")):
@@ -151,11 +152,13 @@ def _choose_layers(
     arrays: list[StoredArray] = []
     for name in sorted(wanted, key=lambda name: order.get(name, len(order))):
         extractor = _make(name, stored.get(name), settings.get(name, {}), asked=name in asked)
-        if extractor is not None:
+        if extractor is None:
+            layers[name] = stored[name]
+            arrays += (array for array in has if array.layer == name)
+        else:
             extractors.append(extractor)
-        layers[name] = stored[name] if extractor is None else identity(extractor)
-        made = existing.arrays if existing and extractor is None else arrays_of(extractor) if extractor else ()
-        arrays += (array for array in made if array.layer == name)
+            layers[name] = identity(extractor)
+            arrays += arrays_of(extractor)
     _check_array_names(arrays)
     return tuple(extractors), layers, arrays
 

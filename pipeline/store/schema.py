@@ -278,9 +278,13 @@ class StoreSchema:
                 raise ValueError(f"expected {name} from 1 to {limit}, got {value!r}")
         if self.cell_px != CELL_PX:
             raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
+        self._check_arrays()
+        self._check_fills()
+
+    def _check_arrays(self) -> None:
+        """Each array once, of a layer that is there; those that every store has."""
         if repeated := [name for name in self.array_names if self.array_names.count(name) > 1 or name in RESERVED]:
             raise ValueError(f"an array {repeated[0]!r} twice")
-        self._check_fills()
         if absent := [spec.layer for spec in self.arrays if spec.layer not in self.layers]:
             raise ValueError(f"an array of the layer {absent[0]!r}, which it does not have")
         there = {(spec.name, spec.dtype, tuple(spec.dims)) for spec in self.arrays}
