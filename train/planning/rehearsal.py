@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
+from ...common.plugins import PluginError
 from .. import optim
 from ..config import TrainConfig
 from ..data.dataset import Batch, TrainSamples, to_device
@@ -136,7 +137,10 @@ class Rehearsal:
         try:
             with self.fake, self.meter:
                 yield
-        except NEEDS_VALUES as error:
+        except (PluginError, *NEEDS_VALUES) as blamed:
+            error = blamed.__cause__ if isinstance(blamed, PluginError) else blamed
+            if not isinstance(error, NEEDS_VALUES):
+                raise
             where, got = "a step without values", f"{type(error).__name__}: {error}"
             hint = "a loss of another package reads or indexes by values; switch it off for the dry run"
             raise PlanningError.mismatch(where, "operations whose shapes alone decide", got, hint) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...common.text import counted, preview
+from ...common.text import preview
 from ..errors import CheckpointError
 from ..model.backbones.clip import Clip, resize_positions
 from ..runs.tensor_files import check_weights, is_torchscript, read_tensors
@@ -98,7 +98,7 @@ def check_state(
     unknown = [shown(name) for name in state if name not in own]
     if missing or unknown:
         kinds = (("missing", missing), ("unknown", unknown))
-        fault = ", ".join(f"{counted(len(names), f'{kind} name')} ({preview(names, 3)})" for kind, names in kinds)
+        fault = ", ".join(f"{len(names)} {kind} names ({preview(names, 3)})" for kind, names in kinds)
         raise CheckpointError(f"{source}: {fault}", hint=_OTHER_ARCHITECTURE)
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:

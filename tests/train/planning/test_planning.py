@@ -237,6 +237,7 @@ def test_what_cannot_be_planned_is_said(make_config: Make, install_losses: Calla
         rehearse(make_config(losses={"picky": {}}), 1).step()
 
 
+@pytest.mark.torture
 def test_train_refuses_what_a_gpu_cannot_hold(
     make_config: Make, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,7 +286,7 @@ def replaced(state: State, end: str, tensor: Tensor) -> State:
     [
         (
             lambda s: without(s, "decoder2.up.bias"),
-            r"1 missing name \(sem_seg_head\.pred.*decoder2\.up\.bias\), 0 unkn",
+            r"1 missing names \(sem_seg_head\.pred.*decoder2\.up\.bias\), 0 unkn",
         ),
         (lambda s: without(s, "model.visual.proj"), r"'sem_seg_head\.predictor\.clip_model\.visual\.proj' is missing"),
         (
@@ -296,7 +296,7 @@ def replaced(state: State, end: str, tensor: Tensor) -> State:
         (lambda s: s | {f"{P}transformer.extra.weight": torch.zeros(1)}, r"unknown name 'sem_seg.*extra\.weight'"),
         (
             lambda s: s | {f"{P}clip_model.visual.transformer.prompt_tokens": torch.zeros(1)},
-            r"0 missing names \(none\), 1 unknown name \(sem_seg_head.*prompt_tokens\)",
+            r"0 missing names \(none\), 1 unknown names \(sem_seg_head.*prompt_tokens\)",
         ),
         (
             lambda s: replaced(s, "transformer.head.weight", torch.zeros(1, 8, 3, 3)),
