@@ -8,7 +8,7 @@ import sys
 import timeit
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..common.errors import PhyssegError
 from ..common.plugins import ConformanceError
 from ..common.settings import from_text
-from .interface import DRAWN, ArraySpec, Extractor, Image, Labels, check_made, identity
+from .interface import DRAWN, ArraySpec, Extractor, Image, Labels, check_made, identity, setting_fields
 from .registry import check_members
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -176,7 +176,7 @@ def _check_settings(extractor: Any) -> None:
         raise ConformanceError.mismatch(where, expected, f"{type(error).__name__}: {error}") from error
     _require(again == extractor, where, f"{extractor} after pickling", again)
     hints = typing.get_type_hints(kind)
-    for field in fields(kind):
+    for field in setting_fields(kind):
         value = getattr(extractor, field.name)
         text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         for written in (value, text) if field.init else ():
@@ -198,14 +198,14 @@ def _check_identity(extractor: Any) -> None:
         raise ConformanceError.mismatch(where, "JSON", f"{found}: {error}") from error
     kept = read == found and type(found.get("revision")) is int
     _require(kept, where, "JSON that stays as it is, with the integer `revision`", found)
-    again = type(extractor)(**{f.name: read[f.name] for f in fields(extractor) if f.init and f.name in read})
+    again = type(extractor)(**{f.name: read[f.name] for f in setting_fields(extractor) if f.init and f.name in read})
     _require(identity(again) == found, where, f"{found} from these settings again", identity(again))
 
 
 def _check_variants(extractor: Any, pictures: Sequence[_Picture], found: Sequence[Arrays]) -> None:
     """Other settings have another identity, unless they make the same of every picture (a matter of speed)."""
     hints = typing.get_type_hints(type(extractor))
-    for field in fields(extractor):
+    for field in setting_fields(extractor):
         for value in _others(getattr(extractor, field.name), hints[field.name]) if field.init else ():
             try:
                 other = replace(extractor, **{field.name: value})

@@ -6,7 +6,7 @@ a path, and equal settings must give equal bytes.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -128,6 +128,11 @@ def identity(extractor: Extractor) -> dict[str, JSON]:
     return own() if own is not None else settings_identity(extractor)
 
 
+def setting_fields(extractor: Any) -> "list[Field[Any]]":
+    """The fields of an extractor, or of its class, that are settings: not those that are members of the interface."""
+    return [field for field in fields(extractor) if field.name not in ("name", "revision", "arrays")]
+
+
 def settings_identity(extractor: Any, *, revision: int | None = None, without: tuple[str, ...] = ()) -> dict[str, JSON]:
     """The settings of a dataclass as JSON, with the revision of its algorithm.
 
@@ -135,7 +140,8 @@ def settings_identity(extractor: Any, *, revision: int | None = None, without: t
         revision: Another one than the extractor's own, where it depends on a setting.
         without: Fields that may not enter (paths, speed).
     """
-    settings: dict[str, JSON] = {f.name: getattr(extractor, f.name) for f in fields(extractor) if f.name not in without}
+    names = [field.name for field in setting_fields(extractor) if field.name not in without]
+    settings: dict[str, JSON] = {name: getattr(extractor, name) for name in names}
     return {"extractor": extractor.name, "revision": revision or extractor.revision, **settings}
 
 

@@ -8,7 +8,7 @@ import json
 import socket
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..common import plugins
 from ..common.errors import PhyssegError
 from ..common.settings import differing_keys, from_text, type_in_words
 from .errors import ExtractorError, PackageError
-from .interface import ArraySpec, Extractor, identity
+from .interface import ArraySpec, Extractor, identity, setting_fields
 
 DEFAULT = ("canny", "mask_edges", "sift", "patch_counts")
 
@@ -35,7 +35,7 @@ class Request:
     def of(cls, extractor: Extractor) -> "Request":
         """The request of a made extractor."""
         offer = plugins.find("extractors", extractor.name)
-        settings = tuple((f.name, getattr(extractor, f.name)) for f in fields(extractor) if f.init)  # type: ignore[arg-type]
+        settings = tuple((f.name, getattr(extractor, f.name)) for f in setting_fields(extractor) if f.init)
         return cls(extractor.name, f"{offer.package} {offer.version}", settings)
 
     def make(self, expected: Mapping[str, Any]) -> Extractor:
@@ -95,7 +95,8 @@ def options(name: str) -> dict[str, str]:
     extractor = _load(name)
     with plugins.find("extractors", name).blamed():
         hints = typing.get_type_hints(extractor)
-        return {f.name: f"{type_in_words(hints[f.name])}, default {f.default!r}" for f in fields(extractor) if f.init}
+        settings = [field for field in setting_fields(extractor) if field.init]
+        return {field.name: f"{type_in_words(hints[field.name])}, default {field.default!r}" for field in settings}
 
 
 def _load(name: str) -> type[Any]:

@@ -4,13 +4,14 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
 from physseg.common import plugins
 from physseg.common.errors import ConfigError
 from physseg.common.plugins import PluginError
+from physseg.structure_extractors import registry
 from physseg.structure_extractors.errors import ExtractorError
 from physseg.structure_extractors.interface import ArraySpec, identity
 from physseg.structure_extractors.registry import DEFAULT, Request, build, options
@@ -206,3 +207,21 @@ def test_an_array_that_cannot_be_what_it_is_for_is_refused(changes, message):
 )
 def test_what_may_be_learnt(target, dtype, dims, expected):
     assert ArraySpec("plane", dtype, dims, 0, "something", None, target).is_target is expected
+
+
+def test_members_of_the_interface_may_be_fields_and_are_no_settings(monkeypatch):
+    @dataclass(frozen=True)
+    class Fields:
+        threshold: int = 7
+        name: str = "canny"
+        revision: int = 3
+        arrays: tuple[ArraySpec, ...] = (ArraySpec("canny", "uint8", ("y", "x"), 0, "edges"),)
+
+        def __call__(self, image, labels, *, ignore_index):
+            return {}
+
+    monkeypatch.setattr(registry, "_load", lambda name: Fields)
+    assert options("canny") == {"threshold": "integer, default 7"}
+    (made,) = build(["canny"], {"canny": {"threshold": "9"}})
+    assert identity(made) == {"extractor": "canny", "revision": 3, "threshold": 9}
+    assert Request.of(made).settings == (("threshold", 9),)
