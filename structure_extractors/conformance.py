@@ -155,7 +155,7 @@ def _check_spec(extractor: Extractor, spec: ArraySpec, picture: _Picture) -> Non
     """What a store says of an array can be stored, drawn and trained on."""
     where, dtype = f"{extractor.name}: array {spec.name}", picture.labels.dtype if spec.dtype == "label" else spec.dtype
     fill = picture.ignore_index if spec.fill == "ignore" else int(spec.fill)
-    holds = np.dtype(dtype).kind == "f" or np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max
+    holds = spec.fills(np.dtype(dtype), fill)
     nothing = {"": spec.fill, "map": 0, "classes": "ignore"}.get(spec.target)
     _require(holds, where, f"a fill that {dtype} can hold", repr(spec.fill))
     _require(spec.drawn in ("", *DRAWN), where, f"drawn to be one of {', '.join(DRAWN)} or nothing", repr(spec.drawn))

@@ -87,6 +87,10 @@ class ArraySpec:
         """Whether L^p can learn of it."""
         return bool(self.target) and (self.dtype, self.dims) == TARGETS.get(self.target, _MAP)
 
+    def fills(self, dtype: np.dtype[Any], fill: int) -> bool:
+        """Whether its dtype and fill, as they are in a store, go together."""
+        return dtype.kind == "f" or np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max
+
     def _check(self, field: str, ok: bool, expected: str) -> None:
         if not ok:
             raise ExtractorError.mismatch(f"array {self.name!r}: {field}", expected, repr(getattr(self, field)))

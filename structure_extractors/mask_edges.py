@@ -38,14 +38,22 @@ class MaskEdges:
 
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[np.uint8]]:
         labels = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
-        square = np.ones((2 * self.radius_px + 1, 2 * self.radius_px + 1), np.uint8)
-        if self.ignore_borders:
-            return {"mask_edges": _differ(cv2.dilate(labels, square), cv2.erode(labels, square))}
-        ignored = labels == ignore_index
-        highest = cv2.dilate(np.where(ignored, labels.dtype.type(0), labels), square)
-        lowest = cv2.erode(np.where(ignored, np.iinfo(labels.dtype).max, labels).astype(labels.dtype), square)
-        return {"mask_edges": np.where(ignored, np.uint8(0), _differ(highest, lowest))}
+        ignored = None if self.ignore_borders else labels == ignore_index
+        lowest, highest = extreme_labels(labels, self.radius_px, ignored)
+        edges = np.asarray(cv2.compare(lowest, highest, cv2.CMP_NE), np.uint8)  # four times as fast as numpy here
+        return {"mask_edges": edges if ignored is None else np.where(ignored, np.uint8(0), edges)}
 
 
-def _differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    return np.asarray(cv2.compare(a, b, cv2.CMP_NE), np.uint8)  # 255 where true; four times as fast as numpy here
+def extreme_labels(
+    labels: Labels, radius_px: int, ignored: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The lowest and the highest label in the square of 2 radius_px + 1 pixels around each pixel, (H, W) both.
+
+    Pixels that are `ignored` (H, W) do not count. At one of them, and only there, it may be that no label is left.
+    """
+    square = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
+    low = high = labels
+    if ignored is not None:  # they get the id that cannot win
+        low = np.where(ignored, labels.dtype.type(np.iinfo(labels.dtype).max), labels)
+        high = np.where(ignored, labels.dtype.type(0), labels)
+    return cv2.erode(low, square), cv2.dilate(high, square)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .interface import ArraySpec, Image, Labels, check_labels, check_option
+from .mask_edges import extreme_labels
 
 _MEANING = "the two classes that meet at an edge of the label map"
 
@@ -41,10 +41,7 @@ class SemanticEdges:
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[Any]]:
         labels = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
         ignored = labels == ignore_index
-        square = np.ones((2 * self.radius_px + 1, 2 * self.radius_px + 1), np.uint8)
-        # An ignored pixel gets the id that cannot win. The pixel in the middle is labelled, so both ids are real ones.
-        nothing, largest = labels.dtype.type(ignore_index), labels.dtype.type(np.iinfo(labels.dtype).max)
-        lowest = cv2.erode(np.where(ignored, largest, labels), square)
-        highest = cv2.dilate(np.where(ignored, labels.dtype.type(0), labels), square)
+        nothing = labels.dtype.type(ignore_index)
+        lowest, highest = extreme_labels(labels, self.radius_px, ignored)
         no_edge = ignored | (lowest == highest)
         return {"semantic_edges": np.stack([np.where(no_edge, nothing, ids) for ids in (lowest, highest)])}

@@ -262,7 +262,7 @@ class StoreSchema:
     def _check_fills(self) -> None:
         for spec in self.arrays:
             dtype, fill = self.dtype(spec), self.fill(spec)
-            if dtype.kind != "f" and not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+            if not spec.fills(dtype, fill):
                 raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
 
     def check(self) -> None:
