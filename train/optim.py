@@ -25,8 +25,9 @@ class OptimConfig:
 
     learning_rate: float = 2e-4
     """Learning rate of everything that is not CLIP's, at step 0."""
-    clip_scale: float = 0.01
-    """CLIP's parameters learn at learning_rate x clip_scale."""
+    clip_scale: float | None = None
+    """CLIP's parameters learn at learning_rate x clip_scale. None: 1 for `clip = "tiny"`, which begins with random
+    weights, else 0.01; a run that is resumed keeps what it began with."""
     weight_decay: float = 1e-4
     """Decoupled weight decay of all parameters but those of normalisation layers and embedding tables."""
     weight_decay_norm: float = 0.0
@@ -66,7 +67,8 @@ def build_optimizer(model: Segmenter, config: OptimConfig, losses: nn.Module | N
         ConfigError: Nothing is trainable, or the model has no parameter of a CLIP name.
     """
     clip_names = model.clip_parameter_names()
-    rates = {"head": config.learning_rate, "clip": config.learning_rate * config.clip_scale}
+    scale = default_clip_scale(model.config.clip) if config.clip_scale is None else config.clip_scale
+    rates = {"head": config.learning_rate, "clip": config.learning_rate * scale}
     kinds = {"plain": config.weight_decay, "norm": config.weight_decay_norm, "embedding": config.weight_decay_embedding}
     groups: dict[str, dict[str, Any]] = {}
     for part, rate in rates.items():
@@ -91,6 +93,11 @@ def build_optimizer(model: Segmenter, config: OptimConfig, losses: nn.Module | N
         raise ConfigError("no parameter of the model is trainable", hint="check the finetune setting")
     used = [group for group in groups.values() if group["params"]]
     return AdamW(used, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+
+
+def default_clip_scale(clip: str) -> float:
+    """What `clip_scale` stands for when it is not set, by the name of CLIP's preset."""
+    return 1.0 if clip == "tiny" else 0.01
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup: int = 0) -> float:

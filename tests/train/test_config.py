@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from physseg.common.settings import differing_keys, to_dict
 from physseg.train.analysis.ablation import read_table
 from physseg.train.config import RESUMABLE_KEYS, TrainConfig, example_config, load_config
 from physseg.train.errors import AnalysisError
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture
 from physseg.train.optim import OptimConfig
 
 from ..fuzzing import mutants, survives
+from .conftest import TINIER
 
 
 def write(folder: Path, text: str) -> Path:
@@ -34,6 +36,30 @@ def dotted_keys(cls: type[Any], prefix: str = "") -> set[str]:
     return keys
 
 
+def all_lines() -> str:
+    """The example with every key of it set."""
+    return re.sub(r"^#(?=\w+ =|\[[\w.]+\]$)", "", example_config(), flags=re.MULTILINE)
+
+
+def keys_of_example() -> set[str]:
+    table, keys = "", set()
+    for line in all_lines().splitlines():
+        if match := re.match(r"\[([\w.]+)\]", line):
+            table = f"{match[1]}."
+        elif match := re.match(r"(\w+) =", line):
+            keys.add(table + match[1])
+    return keys
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+
+NOT_SET = {"model.alignment", "model.text_encoder", "model.structure_classes"}
+"""What lambda_sac, imports, exports and the store set."""
+
+
 def test_example_is_a_working_configuration(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, example_config()))
     assert config.data.store == str(tmp_path / "coco.zarr")
@@ -44,18 +70,14 @@ def test_example_is_a_working_configuration(tmp_path: Path) -> None:
 def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     """Guards against a setting that is added or changed in code only."""
     shown = load_config(write(tmp_path, example_config()))
-    all_lines = re.sub(r"^#(?=\w+ =)", "", example_config(), flags=re.MULTILINE)
-    everything = load_config(write(tmp_path, all_lines))
-    table, keys = "", set()
-    for line in all_lines.splitlines():
-        if match := re.match(r"\[(\w+)\]", line):
-            table = f"{match[1]}."
-        elif match := re.match(r"(\w+) =", line):
-            keys.add(table + match[1])
-    # What lambda_sac, imports, exports and the store set.
-    not_shown = {"model.alignment", "model.architecture", "model.text_encoder", "model.structure_classes"}
-    assert keys == dotted_keys(TrainConfig) - not_shown
-    assert differing_keys(to_dict(shown), to_dict(everything)) == {
+    everything = load_config(write(tmp_path, all_lines()))
+    architecture = {f"model.architecture.{key}" for key in dotted_keys(ClipArchitecture)}
+    assert keys_of_example() == (dotted_keys(TrainConfig) | architecture) - {"model.architecture", *NOT_SET}
+    differing = differing_keys(to_dict(shown), to_dict(everything))
+    differing = {key: pair for key, pair in differing.items() if key not in architecture}
+    assert everything.model.architecture == CLIP_PRESETS["tiny"]
+    assert differing == {
+        "optim.clip_scale": (None, 1.0),
         "clip_weights": (None, "openai"),
         "model.quick_gelu": (None, True),
         "run": (None, str(tmp_path / "runs/first")),
@@ -64,6 +86,16 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
         "eval.manifest": (None, str(tmp_path / "val.parquet")),
         "eval.classes_kept": (None, 64),
     }
+
+
+def test_every_key_of_a_saved_configuration_is_explained(make_config: Callable[..., TrainConfig]) -> None:
+    """With its comments: what nobody sets is named in one of them."""
+    saved = to_dict(make_config(model={"architecture": asdict(TINIER)}))
+    keys = set(leaves(saved))
+    assert {"model.architecture.guidance_blocks", "model.alignment", "losses.gamma", "steps"} <= keys
+    assert keys - keys_of_example() == NOT_SET
+    for name in (key.removeprefix("model.") for key in NOT_SET):
+        assert re.search(rf"^# .*\b{name} \(", example_config(), re.MULTILINE), name
 
 
 def test_overrides_win_and_errors_name_the_file(tmp_path: Path) -> None:

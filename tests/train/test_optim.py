@@ -3,6 +3,7 @@
 import doctest
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,8 +36,9 @@ class Clip(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, clip: str = "ViT-B-16") -> None:
         super().__init__()
+        self.config = SimpleNamespace(clip=clip)
         self.clip = Clip()
         self.conv = nn.Conv2d(2, 2, 1)
         self.norm = nn.GroupNorm(1, 2)
@@ -77,6 +79,15 @@ def test_convention_rate_and_decay_of_each_kind_of_parameter(name: str, rate: fl
     model = Model()
     group = group_of(model, build_optimizer(model, OptimConfig()), name)
     assert group["lr"] == pytest.approx(rate) and group["weight_decay"] == decay
+
+
+def test_without_pretraining_clip_learns_at_the_rate_of_the_heads() -> None:
+    rates = {}
+    for clip, scale in (("tiny", None), ("tiny", 0.01), ("ViT-H-14", None)):
+        model = Model(clip)
+        optimizer = build_optimizer(model, OptimConfig(learning_rate=2.0, clip_scale=scale))
+        rates[clip, scale] = group_of(model, optimizer, "clip.ln_post.weight")["lr"]
+    assert rates == {("tiny", None): 2.0, ("tiny", 0.01): 0.02, ("ViT-H-14", None): 0.02}
 
 
 def test_every_trainable_parameter_is_in_one_group_once() -> None:

@@ -108,7 +108,7 @@ class _Training:
             self.samples = TrainSamples(config.data, structures, with_cells, config.seed)
             classes = self.samples.structure_classes
             model = replace(config.model, structures=self.samples.structures, structure_classes=classes)
-            self.config = config = replace(config, model=model)
+            self.config = config = replace(config, model=model, optim=self._optim(config))
             self.vocabulary = self.samples.reader.vocabulary
             self.eval_manifest = Manifest.read(config.eval.manifest) if config.eval.manifest else None
             if begun := run.exists():
@@ -128,6 +128,14 @@ class _Training:
         self.shared = ranks.share_gradients(self.objective)
         if config.compile:
             self.shared.compile()
+
+    def _optim(self, config: TrainConfig) -> optim.OptimConfig:
+        """The optimizer's settings with `clip_scale` settled: as set, as the run began, or as is usual."""
+        if config.optim.clip_scale is not None:
+            return config.optim
+        usual = optim.default_clip_scale(config.model.clip)
+        saved = self.run.read()["training"] if self.run.exists() else None
+        return replace(config.optim, clip_scale=((saved or {}).get("optim") or {}).get("clip_scale", usual))
 
     def run_until(self, stop_at: int, progress: bool) -> TrainResult:
         """Train until `stop_at` steps have been taken."""

@@ -6,7 +6,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from physseg.train.prediction.load_run import load_run
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
+
+from ..conftest import TINIER
 
 Make = Callable[..., TrainConfig]
 
@@ -158,6 +160,21 @@ def test_other_settings_are_refused_by_name(make_config: Make, tmp_path: Path, s
     assert train(harmless, progress=False).finished
     moved = store.rename(store.with_name("moved.zarr"))
     assert train(make_config(steps=1, data={"store": str(moved)}), progress=False).finished
+
+
+def test_a_tiny_run_keeps_the_clip_scale_it_began_with(make_config: Make, tmp_path: Path) -> None:
+    """Earlier versions had 0.01 where it was not set, and wrote so into the run."""
+    config = make_config(steps=2, model={"clip": "tiny", "architecture": asdict(TINIER)})
+    train(replace(config, run=tmp_path / "new"), stop_at=1, progress=False)
+    train(replace(config, optim=replace(config.optim, clip_scale=0.01)), stop_at=1, progress=False)
+    train(config, progress=False)
+    for name, scales in (("new", [1.0]), ("run", [0.01, 0.01])):
+        run = RunFolder(tmp_path / name)
+        steps = read_log(run.log_file, "step")
+        assert [e["learning_rate/clip/plain"] / e["learning_rate/head/plain"] for e in steps] == pytest.approx(scales)
+        assert run.read()["training"]["optim"]["clip_scale"] == scales[0]
+    with pytest.raises(RunFolderError, match=r"--set optim\.clip_scale=0\.01"):
+        train(replace(config, optim=replace(config.optim, clip_scale=1.0)), progress=False)
 
 
 def test_another_store_in_the_same_place_is_refused(
