@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...common.html import render
+from ...common.html import chart, render
 from ...common.images import data_url, encode_jpeg
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
@@ -28,9 +28,6 @@ _LOSSES = {
     "loss/structure": "structure, L^p",
     "loss/alignment": "patch alignment, L^sac",
 }
-
-_PLOT = {"width": 260, "height": 180, "left": 46, "right": 248, "top": 30, "bottom": 152}
-"""Size of a chart, and where its axes begin and end, in px."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +81,7 @@ def render_page(
         stuff=[name for name in results.classes if " " not in name],
         colours=list(dict.fromkeys(colour for colour, _ in things)),
         shapes=list(dict.fromkeys(shape for _, shape in things)),
-        charts=[_chart(title, points) for title, points in losses.items()],
-        plot=_PLOT,
+        charts=[chart(title, points) for title, points in losses.items()],
         percent=percent,
     )
 
@@ -99,40 +95,6 @@ def _class_rows(results: Results) -> list[dict[str, Any]]:
         for name, pixels, iou in columns
     ]
     return sorted(rows, key=lambda row: row["name"] in unseen)
-
-
-def _chart(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    """One loss over the steps: each value, and a running mean on top; the axis starts at zero."""
-    if not points:
-        return {"title": title, "raw": ""}
-    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-    highest = max(float(np.nanmax(values)), 1e-9)
-    x = _PLOT["left"] + (_PLOT["right"] - _PLOT["left"]) * (steps - steps[0]) / max(steps[-1] - steps[0], 1)
-    raw, smooth = (
-        _PLOT["bottom"] - (_PLOT["bottom"] - _PLOT["top"]) * heights / highest
-        for heights in (values, _running_mean(values))
-    )
-    return {
-        "title": title,
-        "highest": highest,
-        "first_step": points[0][0],
-        "last_step": points[-1][0],
-        "raw": _path(x, raw),
-        "smooth": _path(x, smooth),
-    }
-
-
-def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over a window of a twentieth of all values, cut at the ends."""
-    half = max(len(values) // 40, 1)
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    start = np.maximum(np.arange(len(values)) - half, 0)
-    stop = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    return np.asarray((sums[stop] - sums[start]) / (stop - start))
-
-
-def _path(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
 def _machine() -> dict[str, str]:
