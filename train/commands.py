@@ -117,6 +117,7 @@ def train(
     if any((gpus, gpu_memory, device_rate, json_file)):
         raise typer.BadParameter("goes with --dry-run", param_hint="--gpus, --gpu-memory, --device-rate or --json")
     from .loop.loop import train as run_training
+    from .loop.words import end
     from .planning.estimate import refuse_what_cannot_fit
 
     refuse_what_cannot_fit(loaded)
@@ -126,7 +127,8 @@ def train(
     if result.finished and result.first_step == result.step:
         typer.echo(f"{result.run}: finished already, at step {result.step}")
     elif result.finished:
-        typer.echo(f"{result.run}: finished at step {result.step}, {result.seconds:.0f} s")
+        typer.echo(f"{result.run}: finished at step {result.step}")
+        typer.echo(end(loaded, result.step, result.seconds))
     else:
         cause = f" by {result.stopped_by}" if result.stopped_by else ""
         typer.echo(f"{result.run}: stopped{cause} at step {result.step}; re-running the command resumes there")

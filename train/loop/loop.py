@@ -44,6 +44,7 @@ from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog, SilentLog, evaluated_steps
 from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
+from . import words
 from .meter import AverageMeter
 from .model_ema import ModelEma
 from .objective import Objective, check_batch_size, micro_batches
@@ -79,7 +80,7 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
 
     Args:
         stop_at: Number of steps to stop at. The schedule is not changed.
-        progress: Whether the main process draws a bar.
+        progress: Whether the main process says what it does, and draws a bar.
 
     Raises:
         PhyssegError: ConfigError, TrainDataError, StoreIncompleteError, RunFolderError or CheckpointError before
@@ -140,10 +141,10 @@ class _Training:
     def run_until(self, stop_at: int, progress: bool) -> TrainResult:
         """Train until `stop_at` steps have been taken."""
         started, first_step, steps = time.perf_counter(), self.step, self.config.steps
-        hidden = not (progress and self.ranks.is_main)
+        self.speaks = progress and self.ranks.is_main
         with (
             self._open_log() as log,
-            ProgressBar(total=steps, initial=first_step, unit="step", disable=hidden, smoothing=0.1) as bar,
+            ProgressBar(total=steps, initial=first_step, unit="step", disable=not self.speaks, smoothing=0.1) as bar,
             StopSignals() as stop,
         ):
             self._log_start(log, stop_at)
@@ -347,6 +348,8 @@ class _Training:
         whole = replace(part, confusion=reduce(add, ranks.gather(part.confusion)), images=None, boundary=bands)
         self._keep_if_best(whole)
         log.scalars(self.step, whole.scalars())  # last: what is logged is done
+        if self.speaks:
+            tqdm.write(words.evaluated(self.step, whole, self.run))
 
     def _keep_if_best(self, result: Evaluation) -> None:
         settings, miou = self.config.eval, result.confusion.miou()
@@ -392,6 +395,9 @@ class _Training:
         )
         if not self.ranks.is_main:
             return
+        if self.speaks and self.step < stop_at:
+            known = {"samples": len(self.samples.usable), "classes": len(self.vocabulary.classes), "step": self.step}
+            tqdm.write(words.beginning(self.config, device=self.device, ranks=self.ranks.size, **known))
         if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
             tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
         if left_out:
