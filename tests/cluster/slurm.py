@@ -56,6 +56,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 JobRequeue=1
 MaxArraySize=1001
+GresTypes=gpu
 ReturnToService=2
 KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
@@ -75,8 +76,8 @@ def environment(folder: Path) -> dict[str, str]:
     return {"SLURM_CONF": str(folder.resolve() / "slurm.conf")}
 
 
-def start(folder: Path, *, nodes: int = 2, cpus: int = 1, memory_mb: int = 4096) -> dict[str, str]:
-    """Start a Slurm of so many nodes with so many processors and so much memory each; returns ``environment(folder)``.
+def start(folder: Path, *, nodes: int = 2, cpus: int = 1, memory_mb: int = 4096, gpus: int = 0) -> dict[str, str]:
+    """Start a Slurm of nodes that each believe to have this; returns ``environment(folder)``. GPUs are empty files.
 
     Raises RuntimeError, with nothing left running, where a daemon ends or the nodes are not ready in time.
     """
@@ -85,7 +86,10 @@ def start(folder: Path, *, nodes: int = 2, cpus: int = 1, memory_mb: int = 4096)
     folder = folder.resolve()
     if processes(folder):
         raise RuntimeError(f"{folder}: a Slurm is running there")
-    _write_configuration(folder, nodes, cpus, memory_mb)
+    _write_configuration(folder, nodes, f"CPUs={cpus} RealMemory={memory_mb} Gres=gpu:{gpus}")
+    for index in range(gpus):
+        (folder / f"gpu{index}").touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{gpus - 1}]\n" if gpus else "")
     try:
         _start_daemons(folder, nodes)
     except BaseException:
@@ -138,7 +142,7 @@ def _environ(folder: Path) -> dict[str, str]:
     return {**os.environ, **environment(folder)}
 
 
-def _write_configuration(folder: Path, nodes: int, cpus: int, memory_mb: int) -> None:
+def _write_configuration(folder: Path, nodes: int, each: str) -> None:
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "munge").chmod(0o700)
@@ -148,7 +152,7 @@ def _write_configuration(folder: Path, nodes: int, cpus: int, memory_mb: int) ->
     host = socket.gethostname().split(".")[0]
     port, *node_ports = _free_ports(1 + nodes)
     lines = [
-        f"NodeName=n{index} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory={memory_mb}"
+        f"NodeName=n{index} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} {each}"
         for index, node_port in enumerate(node_ports, 1)
     ]
     lines.append(f"PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP")
