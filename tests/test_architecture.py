@@ -44,25 +44,28 @@ ROOMS: dict[str, set[str]] = {
     "train.weights": {*DATA, *MODEL, "train.config", "train.runs"},
     "train.evaluation": {*DATA, *MODEL, "train.losses"},
     "train.prediction": {*DATA, *MODEL, "train.runs", "train.weights", "pipeline.inspect.drawing"},
-    "train.loop": {*TRAINED, "train.config", "train.losses", "train.optim", "train.data"} - {"train.prediction"},
+    "train.report": {*TRAINED, "train.data", "pipeline.store", "pipeline.inspect.drawing"},
+    "train.loop": {*TRAINED, "train.config", "train.losses", "train.optim", "train.data", "train.report"}
+    - {"train.prediction"},
     "train.planning": {
         *("common", "train.errors", "train.config", "train.optim", "train.data", "train.losses", "train.loop"),
         *("train.model", "train.runs"),
     },
     "train.public": {*STORE, *MODEL, "train.losses", "train.data"},
-    "train.demo": {*DATA, "train.runs", "train.evaluation", "pipeline.inspect.drawing"},
+    "train.demo": {*DATA, "train.runs", "train.evaluation", "train.report"},
     "train.commands": {
         *TRAINED,
         "train.config",
         "train.loop",
         "train.planning",
+        "train.report",
         "train.demo",
         "pipeline.inspect.drawing",
     },
     "train.detector": {*DATA, "structure_extractors", *MODEL, "train.runs"},
     "train.analysis": {
         *TRAINED,
-        *("train.config", "train.losses", "train.data", "train.loop", "train.commands"),
+        *("train.config", "train.losses", "train.data", "train.loop", "train.report", "train.commands"),
         *("structure_extractors", "pipeline.store", "pipeline.inspect.drawing"),
     },
 }

@@ -25,7 +25,8 @@ from .optim import OptimConfig
 _DATA_KEYS = ("store", "images", "cache", "verify", "num_workers", "prefetch")  # a store is compared on its own
 _EVAL_KEYS = ("manifest", "every", "max_images", "windows", "classes_kept", "keep_best")
 _OWN_KEYS = ("run", "device", "log_every", "checkpoint_every", "keep_last", "accumulate", "recompute", "compile")
-RESUMABLE_KEYS = frozenset({*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS})
+_KEYS = (*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS, "log.wandb")
+RESUMABLE_KEYS = frozenset(_KEYS)
 """Keys of settings that may differ when a run is resumed: none of them touches a weight but by rounding."""
 
 
@@ -51,6 +52,14 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """Where numbers and pictures go besides the run folder."""
+
+    wandb: bool = False
+    """Whether they go to Weights & Biases, too, which is a package of its own (`pip install "physseg[wandb]"`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One training run. What is not said in the file has the value given here.
 
@@ -63,6 +72,7 @@ class TrainConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     clip_weights: NameOrPath | None = None
     """Pretrained CLIP to begin with: a tag of `physseg weights list`, or a file (OpenAI's .pt, open_clip's .bin or
     .safetensors). Without one the weights are random."""

@@ -1,8 +1,6 @@
 """What a run's structure head has learnt: its maps against cached ones, and against the boundaries that people draw.
 
-The head sees an image as in training: in windows of the training crop's side on the canonical frame (at half-crop
-steps, padded with 128 where the image is smaller), and the probabilities of overlapping windows are averaged. Maps are
-scored as boundary_score.py says.
+Maps are scored as boundary_score.py says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +19,16 @@ from ...common.text import align, percent
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS
-from ...pipeline.store.frame import CELL_PX, Frame
+from ...pipeline.store.frame import Frame
 from ...pipeline.store.layout import open_schema
 from ...pipeline.store.open_store import cut_sample
 from ...pipeline.store.reader import StoreReader
 from ...structure_extractors import registry
 from ...structure_extractors.canny import Canny
-from ..data.crop import IMAGE_FILL
 from ..errors import AnalysisError
 from ..model.segmenter import Segmenter
 from ..prediction.trained_model import as_rgb
+from ..report.structure_maps import structure_maps
 from ..runs.run_folder import RunFolder
 from .boundary_score import BoundaryScore, edge_maps, keypoint_maps, thin, tolerance_of
 
@@ -40,7 +38,6 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds of predicted probabilities, 0.05 to 0.95."""
 CANNY_HIGHS = tuple(float(round(25 * 2 ** (step / 2))) for step in range(12))
 """Upper thresholds of the Canny sweep, 25 to 1131; the lower one is half of it, as in the extractor's default."""
-WINDOWS_AT_ONCE = 4
 
 
 def training_crop(run: Path | None) -> int:
@@ -48,29 +45,6 @@ def training_crop(run: Path | None) -> int:
     folder = RunFolder(run) if run else None
     training = folder.read()["training"] if folder and folder.exists() else None
     return int((training or {}).get("data", {}).get("crop", 384))
-
-
-def structure_maps(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[np.float32]:
-    """Probabilities (S, h, w) in [0, 1] of the model's structures, of an RGB image (h, w, 3) at its own size."""
-    height, width = image.shape[:2]
-    rows, columns = (_offsets(edge, window_px) for edge in (height, width))
-    canvas = np.full((rows[-1] + window_px, columns[-1] + window_px, 3), IMAGE_FILL, np.uint8)
-    canvas[:height, :width] = image
-    device = next(model.parameters()).device
-    planes = torch.from_numpy(canvas).to(device).permute(2, 0, 1).float()
-    places = [(y, x) for y in rows for x in columns]
-    total = planes.new_zeros(len(model.config.structures), *planes.shape[1:])
-    cover = planes.new_zeros(planes.shape[1:])
-    for start in range(0, len(places), WINDOWS_AT_ONCE):
-        part = places[start : start + WINDOWS_AT_ONCE]
-        crops = torch.stack([planes[:, y : y + window_px, x : x + window_px] for y, x in part])
-        size = (window_px, window_px)
-        maps = F.interpolate(model.predict_structures(crops), size=size, mode="bilinear", align_corners=False)
-        for (y, x), found in zip(part, maps, strict=True):
-            total[:, y : y + window_px, x : x + window_px] += found
-            cover[y : y + window_px, x : x + window_px] += 1
-    merged: npt.NDArray[np.float32] = (total / cover)[:, :height, :width].cpu().numpy()
-    return merged
 
 
 def match_store(
@@ -232,10 +206,3 @@ def _at_own_size(model: Segmenter, image: UInt8, window_px: int) -> npt.NDArray[
     maps = torch.from_numpy(structure_maps(model, frame.resize_image(image), window_px))[None]
     resized = F.interpolate(maps, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
     return np.asarray(resized)
-
-
-def _offsets(edge: int, window_px: int) -> list[int]:
-    """Where windows begin along an edge: from 0 on, half a window apart at most, in steps of the trainer's (8 px)."""
-    last = -(-max(0, edge - window_px) // CELL_PX) * CELL_PX
-    count = 1 + -(-2 * last // window_px)
-    return sorted({round(last * step / max(1, count - 1) / CELL_PX) * CELL_PX for step in range(count)})

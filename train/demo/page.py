@@ -4,20 +4,18 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from ...common.html import chart, render
-from ...common.images import data_url, encode_jpeg
+from ...common.images import data_url
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
-from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
-from ...pipeline.inspect.drawing.palette import palette
+from ..report.pictures import map_row, prediction_row
 from ..runs.run_log import read_log
 from .results import Results, describe
 from .scenes import UNSEEN_THINGS
@@ -118,43 +116,15 @@ def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _scene(manifest: Manifest, index: int) -> dict[str, Any]:
     image, labels = manifest.load(index)
-    pictures = (
-        _picture(image, f"training scene {manifest.samples[index].sample_id}"),
-        _picture(_coloured(manifest, image, labels), "its label map; grey regions are unlabelled"),
-    )
-    return {"pictures": pictures, "legend": _legend(manifest, labels)}
+    title, text = f"training scene {manifest.samples[index].sample_id}", "its label map; grey regions are unlabelled"
+    return map_row(title, image, [(labels, text)], manifest.vocabulary).on_page()
 
 
 def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
-    """The image, its label map and what was predicted, drawn alike."""
+    """The image, its label map and what was predicted; classes that were never trained are marked."""
     image, labels = manifest.load(index)
     sample = manifest.samples[index].sample_id
     predicted = np.asarray(cv2.imread(str(folder / f"{Path(sample).name}_labels.png"), cv2.IMREAD_UNCHANGED))
-    labelled = labels != manifest.vocabulary.ignore_index
-    right = float(np.mean(predicted[labelled] == labels[labelled])) if labelled.any() else float("nan")
-    pictures = (
-        _picture(image, f"validation scene {sample}"),
-        _picture(_coloured(manifest, image, labels), "its label map"),
-        _picture(_coloured(manifest, image, predicted), f"prediction: {right:.0%} of the pixels right"),
-    )
-    return {"pictures": pictures, "legend": _legend(manifest, np.stack((labels, predicted)))}
-
-
-def _coloured(manifest: Manifest, image: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The image in its classes' colours, with names on the large regions."""
-    names, ignore_index = manifest.vocabulary.class_names, manifest.vocabulary.ignore_index
-    return overlay(image, labels, names, ignore_index=ignore_index, alpha=0.7, max_legend=0)
-
-
-def _legend(manifest: Manifest, labels: npt.NDArray[Any]) -> list[tuple[str, tuple[int, int, int]]]:
-    """Classes that occur and their colours; those that were never trained are marked."""
-    names = manifest.vocabulary.class_names
-    colours = palette(len(names)).tolist()
-    present = [index for index, _ in class_shares(labels) if index != manifest.vocabulary.ignore_index]
-    return [
-        (f"{names[i]}{' (never trained)' if names[i] in UNSEEN_THINGS else ''}", tuple(colours[i])) for i in present
-    ]
-
-
-def _picture(image: npt.NDArray[np.uint8], caption: str) -> dict[str, str]:
-    return {"url": data_url(encode_jpeg(image), "jpeg"), "caption": caption}
+    row = prediction_row(f"validation scene {sample}", image, labels, predicted, manifest.vocabulary)
+    marked = [(f"{name} (never trained)" if name in UNSEEN_THINGS else name, colour) for name, colour in row.legend]
+    return replace(row, legend=marked).on_page()

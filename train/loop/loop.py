@@ -30,18 +30,20 @@ from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, TrainSamples, batches, to_device
 from ..data.order import PositionBatches
 from ..errors import CheckpointError, NonFiniteLossError, RankError
-from ..evaluation.evaluate import evaluate_model
+from ..evaluation.evaluate import evaluate_model, usable_samples
 from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
 from ..model.backbones.clip_presets import PRETRAINED
 from ..model.bounded import bounded_parts
 from ..model.device import matmul_precision
-from ..model.inference import InferenceSettings
+from ..model.inference import InferenceSettings, class_texts
 from ..model.segmenter import Segmenter
+from ..report.pictures import few, labelled, prediction_rows, structure_rows
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog, SilentLog, evaluated_steps
+from ..runs.weights_and_biases import find_wandb, open_wandb
 from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
 from . import words
@@ -89,6 +91,8 @@ def train(config: TrainConfig, *, stop_at: int | None = None, progress: bool = T
     if config.run is None:
         raise ConfigError("no run folder given", hint='Say --out RUN, or write `run = "..."` in the configuration.')
     run = RunFolder(config.run)
+    if config.log.wandb:
+        find_wandb()
     with joined(config.device) as ranks:
         check_batch_size(config, ranks.size)
         with run.locked() if ranks.is_main else nullcontext(), matmul_precision(config.precision):
@@ -325,31 +329,56 @@ class _Training:
                 self._evaluate(log)
 
     def _evaluate(self, log: RunLog) -> None:
-        settings, ranks = self.config.eval, self.ranks
-        assert self.eval_manifest is not None
+        settings, ranks, manifest = self.config.eval, self.ranks, self.eval_manifest
+        assert manifest is not None
         self._save()  # an evaluation takes long, and may be killed
         part, failure = None, None
         try:
             with self.ema.in_place():
+                texts = class_texts(self.model, manifest.vocabulary.classes)
+                inference = InferenceSettings(windows=settings.windows, classes_kept=settings.classes_kept)
                 part = evaluate_model(
                     self.model,
-                    self.eval_manifest,
+                    manifest,
                     trained_on=self.vocabulary.classes,
                     max_images=settings.max_images,
                     part=Part(ranks.rank + 1, ranks.size),
-                    settings=InferenceSettings(windows=settings.windows, classes_kept=settings.classes_kept),
+                    settings=inference,
+                    texts=texts,
                     progress=False,
+                    source={"step": self.step},
                 )
+                if ranks.is_main:
+                    self._log_pictures(log, manifest, texts, inference)
         except PhyssegError as error:
             failure = error
         self._raise_if_any_failed(failure)
         assert part is not None and part.boundary is not None
-        bands = ImageCounts.joined(ranks.gather(part.boundary.summed()))  # a row per rank: those of images are large
-        whole = replace(part, confusion=reduce(add, ranks.gather(part.confusion)), images=None, boundary=bands)
+        # Sums of each rank: counts of images by themselves are large.
+        bands = ImageCounts.joined(ranks.gather(part.boundary.summed()))
+        number, unlabelled = sum(ranks.gather(part.num_images)), sum(ranks.gather(part.unlabelled), ())
+        confusion = reduce(add, ranks.gather(part.confusion))
+        counted = {"num_images": number, "unlabelled": unlabelled, "part": None, "images": None}
+        whole = replace(part, confusion=confusion, boundary=bands and bands.summed(), **counted)
+        if ranks.is_main:
+            whole.write(self.run.path, "evaluation")
         self._keep_if_best(whole)
         log.scalars(self.step, whole.scalars())  # last: what is logged is done
         if self.speaks:
             tqdm.write(words.evaluated(self.step, whole, self.run))
+
+    def _log_pictures(self, log: RunLog, manifest: Manifest, texts: Tensor, settings: InferenceSettings) -> None:
+        """A few predictions and structure maps, always of the same samples, beside what they should be."""
+        chosen, reader = few(usable_samples(manifest, self.config.eval.max_images)), self.samples.reader
+        rows = {
+            "predictions": prediction_rows(self.model, labelled(manifest, chosen), manifest.vocabulary, texts, settings)
+        }
+        if self.config.model.structures:
+            stored = few(self.samples.usable.tolist())
+            rows["structures"] = structure_rows(self.model, reader, stored, self.config.data.crop)
+        for kind, of_kind in rows.items():
+            for row in of_kind:
+                log.picture(self.step, f"{kind}/{row.title}", row.tiled())
 
     def _keep_if_best(self, result: Evaluation) -> None:
         settings, miou = self.config.eval, result.confusion.miou()
@@ -370,7 +399,8 @@ class _Training:
     def _open_log(self) -> RunLog:
         if not self.ranks.is_main:
             return SilentLog()
-        return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step)
+        wandb = open_wandb(self.run) if self.config.log.wandb else None
+        return RunLog(self.run.log_file, self.run.tensorboard, start_step=self.step, wandb=wandb)
 
     def _log_means(self, log: RunLog, bar: ProgressBar, meter: AverageMeter) -> None:
         values = meter.take() | optim.learning_rates(self.optimizer)

@@ -6,7 +6,8 @@
     RUN/checkpoints/step_00000100/   see checkpoint.py
     RUN/best.json                    the best evaluation during training: step, mIoU, on what
     RUN/log.jsonl                    see run_log.py
-    RUN/tensorboard/                 the same numbers for `tensorboard --logdir RUN`
+    RUN/tensorboard/                 the same numbers for `tensorboard --logdir RUN`, and pictures
+    RUN/evaluation.json, .npz        the last evaluation during training
     RUN/evaluations/NAME-step_00000100.json, .npz   results of `physseg evaluate`
 
 Imported weights make a run folder too: one whose training settings and data are null.

@@ -1,6 +1,5 @@
 """Structure maps against true ones: lines and points of a few pixels by hand, BSDS's layout, the commands."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from physseg.cli import app
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run.run import preprocess
@@ -31,7 +29,6 @@ from physseg.train.analysis.structure import (
     match_bsds,
     match_store,
     read_bsds,
-    structure_maps,
     training_crop,
 )
 from physseg.train.config import TrainConfig
@@ -39,6 +36,8 @@ from physseg.train.errors import AnalysisError
 from physseg.train.loop.loop import train
 from PIL import Image
 from typer.testing import CliRunner
+
+from ..conftest import EchoStructures
 
 BSDS = Path(__file__).parents[3].parent / "shared" / "data" / "bsds500"
 needs_bsds = pytest.mark.skipif(not BSDS.is_dir(), reason="no shared folder with BSDS500 beside the repository")
@@ -135,38 +134,6 @@ def test_tolerance_is_a_share_of_the_diagonal() -> None:
     assert tolerance_of(300, 400, 2.0) == 2.0
 
 
-class _Echo(torch.nn.Module):
-    """Predicts the red and the green of every pixel of a window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(structures=("canny", "mask_edges"))
-        self.sizes: set[tuple[int, ...]] = set()
-
-    def predict_structures(self, images: torch.Tensor) -> torch.Tensor:
-        self.sizes.add(tuple(images.shape[1:]))
-        return images[:, :2] / 255
-
-
-@pytest.mark.parametrize("size", [(32, 32), (20, 90), (77, 41), (64, 100), (33, 32)])
-def test_windows_cover_every_pixel_and_keep_its_place(size: tuple[int, int]) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    model = _Echo()
-    found = structure_maps(model, image, 32)  # type: ignore[arg-type]
-    assert model.sizes == {(3, 32, 32)}
-    np.testing.assert_allclose(found, image[..., :2].transpose(2, 0, 1) / np.float32(255), atol=1e-6)
-
-
-def test_windows_begin_at_cells_half_a_window_apart_at_most() -> None:
-    for edge in range(1, 200):
-        offsets = structure._offsets(edge, 32)
-        assert offsets[0] == 0
-        assert all(offset % 8 == 0 for offset in offsets)
-        assert all(later - former <= 16 for former, later in itertools.pairwise(offsets))
-        assert edge <= offsets[-1] + 32 < max(edge, 32) + 8 or offsets == [0]
-
-
 def test_edges_of_classes_are_scored_whatever_the_classes(
     store: Path, train_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +186,7 @@ def test_canny_and_a_head_against_people(bsds: Path) -> None:
     assert best["recall"] > 0.9
     assert scores["canny, swept"].best["f"] >= best["f"]
     # The image's own brightness, as an edge map, is a whole half of the image: thinned, a line far from the step.
-    scores = match_bsds([pair], _Echo(), window_px=32, tolerance_px=2.0)  # type: ignore[arg-type]
+    scores = match_bsds([pair], EchoStructures(), window_px=32, tolerance_px=2.0)  # type: ignore[arg-type]
     assert list(scores)[3:] == ["head: canny", "head: mask_edges"]
     assert scores["head: canny"].best["f"] < 0.5
 

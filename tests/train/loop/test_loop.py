@@ -24,6 +24,7 @@ from physseg.train.data.dataset import TrainSamples
 from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError, WeightsError
 from physseg.train.evaluation.evaluate import evaluate_model
 from physseg.train.evaluation.metrics import ConfusionMatrix
+from physseg.train.evaluation.result import read_evaluation
 from physseg.train.loop import objective
 from physseg.train.loop.loop import train
 from physseg.train.loop.process import StopSignals
@@ -36,6 +37,7 @@ from physseg.train.prediction.load_run import load_run
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..conftest import TINIER
 
@@ -230,6 +232,13 @@ def test_evaluation_during_training_is_logged(make_config: Make, tmp_path: Path,
     logged = [entry for entry in read_log(RunFolder(tmp_path / "run").log_file, "step") if "eval/miou" in entry]
     assert [entry["step"] for entry in logged] == [2, 3]
     assert all(0 <= entry["eval/miou"] <= 1 and "eval/miou_unseen" not in entry for entry in logged)
+    kept = read_evaluation(tmp_path / "run/evaluation.json")
+    assert (kept.source["step"], kept.num_images, kept.part) == (3, 1, None)
+    assert kept.confusion.miou() == logged[1]["eval/miou"]
+    board = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    chosen = {f"structures/{name}" for name in ("000", "002", "004", "005")}  # of seven, evenly spread
+    assert set(board.Tags()["images"]) == {"predictions/000", *chosen}
+    assert [event.step for event in board.Images("predictions/000")] == [2, 3]
     other = make_config(steps=3, run=str(tmp_path / "without"))
     train(other, progress=False)
     assert not differing(weights(tmp_path / "run"), weights(tmp_path / "without"))  # looking changes nothing

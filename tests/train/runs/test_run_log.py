@@ -2,12 +2,18 @@
 
 import json
 import resource
+import threading
+import time
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from physseg.train.errors import RunFolderError
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import RunLog, read_log
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ...fuzzing import mutants, survives
@@ -38,6 +44,45 @@ def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
         assert caught.value.filename == str(tmp_path / "log.jsonl")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_names_the_board_and_its_thread_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard writes in a thread, whose traceback Python would print besides the error that we raise."""
+    said: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)
+    log = open_log(tmp_path)
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, log:
+            log.scalars(1, {"loss/total": 1.0})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+            for step in range(100):
+                log.picture(step, "noise", noise)
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "tensorboard")
+    assert said == []
+    assert threading.excepthook == said.append
+    with open_log(tmp_path / "other"):
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    assert [one.exc_type for one in said] == [ZeroDivisionError]  # anybody else's is told
+
+
+def test_pictures_reach_tensorboard(tmp_path: Path) -> None:
+    image = np.full((20, 30, 3), (200, 40, 90), np.uint8)
+    with open_log(tmp_path) as log:
+        log.picture(4, "predictions/a", image)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = board.Images("predictions/a")
+    shown = np.array(Image.open(BytesIO(event.encoded_image_string)))
+    assert (event.step, event.height, event.width) == (4, 20, 30)
+    np.testing.assert_allclose(shown, image, atol=4)
 
 
 def test_resuming_drops_what_will_be_computed_again(tmp_path: Path) -> None:
