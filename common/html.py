@@ -29,7 +29,7 @@ def render(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(values)
 
 
-_PLOT = {"width": 260, "height": 180, "left": 46, "right": 248, "top": 30, "bottom": 152}
+_PLOT = {"width": 260, "height": 180, "left": 56, "right": 248, "top": 30, "bottom": 152}
 """Size of a chart, and where its axes begin and end, in px."""
 _MOST_POINTS = 500
 """Points of a line: two for each pixel across."""

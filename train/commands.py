@@ -1,4 +1,4 @@
-"""`physseg train`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
+"""`physseg train`, `report`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
 import json
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..common.text import Part, counted, parse_bytes, percent
+from ..common.text import Part, counted, format_bytes, parse_bytes, percent
 from ..manifests.commands import parsed, to_write
 
 if TYPE_CHECKING:
@@ -148,6 +148,25 @@ def _dry_run(
     typer.echo(planned.describe())
     if json_file:
         atomic_json(json_file, asdict(planned))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder; it may still be training.")],
+    output: Annotated[Path | None, typer.Option(help="HTML file to write.  [default: RUN/report.html]")] = None,
+    checkpoint: Checkpoint = "latest",
+    device: Device = "auto",
+) -> None:
+    """One HTML page of a run: curves, classes and their confusions, predictions, structure maps, settings."""
+    from .model.device import choose_device
+    from .report.page import write_report
+    from .runs.run_folder import RunFolder
+
+    RunFolder(run).read()
+    target = to_write(output or run / "report.html")
+    for text in write_report(run, target, step=parse_step(checkpoint), device=choose_device(device)):
+        typer.echo(f"not shown: {text}", err=True)
+    typer.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
 @app.command()

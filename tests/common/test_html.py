@@ -43,12 +43,12 @@ def points(line: str) -> list[tuple[float, ...]]:
 
 
 def test_a_chart_spans_its_axes() -> None:
-    """By hand: axes from (46, 152) to (248, 30), zero always on the axis."""
+    """By hand: axes from (56, 152) to (248, 30), zero always on the axis."""
     drawn = chart("loss", [(0, 0.0), (10, 5.0), (20, 10.0)])
-    assert points(drawn["raw"]) == points(drawn["smooth"]) == [(46, 152), (147, 91), (248, 30)]
+    assert points(drawn["raw"]) == points(drawn["smooth"]) == [(56, 152), (152, 91), (248, 30)]
     below = chart("loss", [(5, -1.0), (6, 1.0)])
-    assert points(below["raw"]) == [(46, 152), (248, 30)] and (below["lowest"], below["highest"]) == (-1, 1)
-    assert points(chart("one", [(7, 2.0)])["raw"]) == [(46, 30)] * 2
+    assert points(below["raw"]) == [(56, 152), (248, 30)] and (below["lowest"], below["highest"]) == (-1, 1)
+    assert points(chart("one", [(7, 2.0)])["raw"]) == [(56, 30)] * 2
     assert chart("none", [])["raw"] == ""
 
 
@@ -57,5 +57,5 @@ def test_a_long_line_keeps_its_ends_and_its_mean() -> None:
     drawn = chart("loss", [(step, 2.0 * (step % 2)) for step in range(10_000)])
     raw, smooth = np.array(points(drawn["raw"])), np.array(points(drawn["smooth"]))
     assert len(raw) == len(smooth) == 500 and (drawn["first_step"], drawn["last_step"]) == (0, 9999)
-    assert (raw[0, 0], raw[-1, 0]) == (46, 248)
+    assert (raw[0, 0], raw[-1, 0]) == (56, 248)
     assert np.abs(smooth[:, 1] - 91).max() < 1 and set(raw[:, 1]) == {30, 152}

@@ -53,5 +53,6 @@ def end(config: TrainConfig, step: int, seconds: float) -> str:
         ("checkpoint", str(checkpoint.path_of(run.checkpoints, step))),
         *([("best", f"step {best['step']}, mIoU {percent(best['miou'])}")] if best else []),
         ("next", shlex.join(["physseg", "evaluate", str(run.path), str(manifest or "VAL.parquet"), *at_best])),
+        ("", shlex.join(["physseg", "report", str(run.path)])),
     ]
     return "\n".join(align(rows, right=()))

@@ -62,6 +62,7 @@ def test_the_end_says_where_the_weights_are_and_what_to_type(make_config: Make, 
     said = rows(words.end(config, 400, 600.0))
     assert said["time"] == "10 min" and said["checkpoint"] == f"{run.checkpoints}/step_00000400"
     assert said["next"] == f"physseg evaluate '{run.path}' VAL.parquet"
+    assert said[""] == f"physseg report '{run.path}'"
     run.set_best({"step": 300, "miou": 0.5, "of": {}})
     said = rows(words.end(config, 400, 600.0))
     assert said["best"] == "step 300, mIoU 50.00%" and said["next"].endswith("VAL.parquet --checkpoint best")
