@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from ..common.errors import ConfigError
 from ..common.settings import check_ranges
 from .errors import NonFiniteLossError
+from .model.device import fused_on
 from .model.segmenter import Segmenter
 
 # detectron2's normalisation layers (batch and instance norm share the private base), and RMSNorm, which is younger.
@@ -92,7 +93,8 @@ def build_optimizer(model: Segmenter, config: OptimConfig, losses: nn.Module | N
     if not seen:
         raise ConfigError("no parameter of the model is trainable", hint="check the finetune setting")
     used = [group for group in groups.values() if group["params"]]
-    return AdamW(used, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+    options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    return AdamW(used, lr=config.learning_rate, fused=fused_on(next(iter(seen)).device), **options)
 
 
 def default_clip_scale(clip: str) -> float:

@@ -20,6 +20,8 @@ from physseg.train.optim import (
     set_learning_rate,
 )
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LayerNormOfOurs(nn.LayerNorm):
@@ -197,3 +199,52 @@ def test_settings_are_checked(settings: dict[str, float], message: str) -> None:
         OptimConfig(**settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_steps >= 1"):
         learning_rate_factor(0, 0)
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The operators of a step, with a gradient of ones."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    with Recorder() as recorder:
+        optimizer.step()
+    return recorder.names
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_adamw_is_one_kernel_a_group_on_cuda_alone() -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        names = stepped(optimizer := build_optimizer(Model(), OptimConfig()))
+    assert names.count("aten::_fused_adamw_") == len(optimizer.param_groups) == 6
+    assert "aten::sqrt" not in names and "aten::_local_scalar_dense" not in names  # nothing apart, nothing read
+    assert "aten::_fused_adamw_" not in stepped(build_optimizer(Model(), OptimConfig()))
+
+
+@pytest.mark.parametrize("began", [None, True], ids=["before or on a CPU", "on a GPU"])
+@pytest.mark.parametrize("here", [None, True], ids=["cpu", "as on cuda"])
+def test_a_checkpoint_of_either_kernel_resumes_with_its_own(
+    began: bool | None, here: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(fused: list[bool | None]) -> Tensor:
+        torch.manual_seed(0)
+        model, state = Model(), None
+        for each in fused:  # a step in each process; PyTorch has a fused kernel for CPUs as well
+            monkeypatch.setattr(optim, "fused_on", lambda _, each=each: each)
+            optimizer = build_optimizer(model, OptimConfig(learning_rate=0.1))
+            if state is not None:
+                optimizer.load_state_dict(state)
+            assert ("aten::_fused_adamw_" in stepped(optimizer)) == bool(fused[0])
+            state = optimizer.state_dict()
+        return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+    assert torch.equal(weights([began, here]), weights([began, began]))
+    torch.testing.assert_close(weights([began, here]), weights([None, None]), rtol=1e-6, atol=1e-6)

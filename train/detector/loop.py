@@ -25,7 +25,7 @@ from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
 from ..errors import RunFolderError
-from ..model.device import choose_device
+from ..model.device import choose_device, fused_on
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -76,7 +76,8 @@ def train(
     last = min(settings.steps, stop_at or settings.steps)
     torch.manual_seed(settings.seed)
     network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+    decay = settings.weight_decay
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=decay, fused=fused_on(place))
     with folder.locked():
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
         training = to_dict(settings) | beginning

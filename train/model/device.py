@@ -49,3 +49,11 @@ def choose_device(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise ConfigError(f"device: cannot use {name!r}: {first}", hint='Use "auto", "cpu" or "cuda".') from error
     return device
+
+
+def fused_on(device: torch.device) -> bool | None:
+    """AdamW's `fused` there: one kernel a group on CUDA, PyTorch's default elsewhere.
+
+    A checkpoint has its own `fused`, which its run resumes with: what a run began with, it ends with.
+    """
+    return True if device.type == "cuda" else None
