@@ -40,8 +40,7 @@ def adapted_probabilities(network: DetectorNetwork, images: Tensor, number: int)
         Probabilities (B, H, W) float32.
     """
     size = (images.shape[-2], images.shape[-1])
-    forth, back, seen = _homographies(number, size)
-    forth, back = forth.to(images.device), back.to(images.device)
+    forth, back, seen = (each.to(images.device, non_blocking=True) for each in _homographies(number, size))
     out = []
     for image in images:
         total = keypoint_probabilities(network, image[None])
@@ -50,7 +49,7 @@ def adapted_probabilities(network: DetectorNetwork, images: Tensor, number: int)
             part = slice(start, start + _CHUNK)
             warped = warp(image.expand(len(forth[part]), -1, -1, -1), forth[part])
             probability = keypoint_probabilities(network, warped)[:, None]
-            visible = seen[part].to(images.device)[:, None].float()
+            visible = seen[part, None].float()
             returned = warp(torch.cat([probability * visible, visible], dim=1), back[part])
             total += returned[:, 0].sum(dim=0)
             count += returned[:, 1].sum(dim=0)

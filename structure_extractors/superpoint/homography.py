@@ -76,8 +76,10 @@ def warp_points(points: Tensor, homographies: Tensor) -> Tensor:
 def valid_pixels(homographies: Tensor, size: tuple[int, int], *, margin_px: int = 0) -> Tensor:
     """Which pixels (B, H, W) bool of the warped pictures come from inside the picture, `margin_px` from its edges."""
     height, width = size
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(homographies)
-    source = warp_points(grid.expand(len(homographies), -1, -1), torch.linalg.inv(homographies))
-    last = torch.tensor([width - 1 - margin_px, height - 1 - margin_px]).to(homographies)
-    return ((source >= margin_px) & (source <= last)).all(dim=-1).view(-1, height, width)
+    rows, columns = (torch.arange(side, device=homographies.device) for side in size)
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(1, -1, 2).to(homographies)
+    # `inv` would read of the device whether there is an inverse.
+    source = warp_points(grid.expand(len(homographies), -1, -1), torch.linalg.inv_ex(homographies).inverse)
+    x, y = source.unbind(dim=-1)
+    inside_x = (x >= margin_px) & (x <= width - 1 - margin_px)
+    return (inside_x & (y >= margin_px) & (y <= height - 1 - margin_px)).view(-1, height, width)

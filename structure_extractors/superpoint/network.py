@@ -146,4 +146,4 @@ def keypoint_probabilities(network: DetectorNetwork, images: Tensor) -> Tensor:
 
 def grey_tensor(grey: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Grey pictures (B, H, W) uint8 as the network takes them: (B, 1, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(grey)).to(device)[:, None].float() / 255
+    return torch.from_numpy(np.ascontiguousarray(grey)).to(device, non_blocking=True)[:, None].float() / 255

@@ -172,4 +172,4 @@ def _predict(
         sums = torch.zeros(len(maps), number, dtype=torch.float64, device=maps.device)
         sums.index_add_(1, owner, maps.flatten(1)[:, inside].double())
         means.append(sums / size)
-    return best.label_map(len(texts)), torch.cat(classes)[torch.cat(means).argmax(dim=0)].cpu().numpy()
+    return best.label_map(len(texts)), torch.cat(classes)[torch.cat(means).argmax(dim=0).cpu()].numpy()

@@ -171,9 +171,11 @@ def training_batch(
     homographies = random_homographies(settings.batch_size, settings.size, settings.homography, place)
     bent = torch.rand(settings.batch_size, generator=place) < settings.warped
     homographies[~bent] = torch.eye(3)
-    images, keypoints, homographies = images.to(device, copy=True), keypoints.to(device), homographies.to(device)
+    images = images.to(device, copy=True, non_blocking=True)
+    keypoints, homographies = (each.to(device, non_blocking=True) for each in (keypoints, homographies))
     keypoints = warp_points(keypoints.nan_to_num(posinf=-1e4), homographies)
-    images[bent] = warp(images[bent], homographies[bent])
+    index = bent.nonzero()[:, 0].to(device, non_blocking=True)  # by a mask, the host would wait for the device
+    images[index] = warp(images[index], homographies[index])
     valid = valid_pixels(homographies, settings.size)
     images = augment(images, settings.photometric, light)
     return images, cell_classes(keypoints, settings.size, light), valid_cells(valid)

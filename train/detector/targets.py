@@ -25,8 +25,8 @@ def cell_classes(keypoints: Tensor, size: tuple[int, int], generator: torch.Gene
     height, width = size
     number = len(keypoints)
     pixels = torch.floor(keypoints + 0.5)
-    limit = torch.tensor([width, height], device=keypoints.device)
-    inside = ((pixels >= 0) & (pixels < limit)).all(dim=-1)
+    x, y = pixels.unbind(dim=-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = torch.where(inside[..., None], pixels, 0).long().unbind(dim=-1)
     luck = torch.rand(x.shape, generator=generator, device=x.device) * 0.5 + 0.5
     flat = torch.zeros(number, height * width, device=x.device)

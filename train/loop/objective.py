@@ -20,11 +20,18 @@ from .process import random_state, set_random_state
 class Objective(nn.Module):
     """A batch to its losses: jitter, text and image encoders, heads, and the sum of what the settings switch on."""
 
+    prompts: Tensor
+    present: Tensor
+
     def __init__(self, model: Segmenter, config: TrainConfig, classes: Sequence[str], ignore_index: int) -> None:
         super().__init__()
         self.model, self.config, self.classes, self.ignore_index = model, config, tuple(classes), ignore_index
-        self.tokens = model.tokenize(classes)  # no buffer: they steer Python, so they stay on the CPU
-        self.shared = shared_prefix(self.tokens[self.tokens[..., 0] != 0])
+        tokens = model.tokenize(classes)
+        present = tokens[..., 0] != 0
+        self.shared = shared_prefix(tokens[present])
+        # On the device, for a copy of each step would wait for it.
+        self.register_buffer("prompts", tokens[present], persistent=False)
+        self.register_buffer("present", present, persistent=False)
         self.losses = build_losses(config.losses)
         # Only so are their parameters moved, shared between ranks, averaged and saved.
         modules = {name: loss for name, (loss, _) in self.losses.items() if isinstance(loss, nn.Module)}
@@ -63,7 +70,7 @@ class Objective(nn.Module):
         if self.config.data.jitter:
             images = color_jitter(images, batch["jitter"], batch["valid"])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            texts = self.model.encode_text(self.tokens, self.shared)
+            texts = self.model.encode_prompts(self.prompts, self.present, self.shared)
             output = self.model(images, texts)
         return output, ModelView(
             ignore_index=self.ignore_index,

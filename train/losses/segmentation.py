@@ -59,8 +59,7 @@ class SegmentationLoss:
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Number of pixels, or of labelled ones, ()."""
         labels: Tensor = batch["labels"]
-        labelled = (labels != batch["ignore_index"]).sum() if self.mask_ignored else labels.new_tensor(labels.numel())
-        return labelled.float()
+        return _count(labels, labels != batch["ignore_index"], self.mask_ignored).float()
 
 
 def _sum_and_count(logits: Tensor, labels: Tensor, ignore_index: int, mask_ignored: bool) -> tuple[Tensor, Tensor]:
@@ -73,9 +72,14 @@ def _sum_and_count(logits: Tensor, labels: Tensor, ignore_index: int, mask_ignor
     size = (labels.shape[1], labels.shape[2])
     upsampled = functional.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=False)
     labelled = (labels != ignore_index)[:, None]
-    counted = labelled if mask_ignored else torch.ones_like(labelled)
     index = torch.where(labelled, labels[:, None], 0)
-    return cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, counted)), counted.sum()
+    total = cast(Tensor, _OneHotBCE.apply(upsampled, index, labelled, mask_ignored))
+    return total, _count(labels, labelled, mask_ignored)
+
+
+def _count(labels: Tensor, labelled: Tensor, mask_ignored: bool) -> Tensor:
+    """Number of pixels, or of labelled ones, (); made on the device, for a copy from the host would wait for it."""
+    return labelled.sum() if mask_ignored else labels.new_full((), labels.numel(), dtype=torch.int64)
 
 
 class _OneHotBCE(torch.autograd.Function):
@@ -87,17 +91,18 @@ class _OneHotBCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, labelled: Tensor, counted: Tensor) -> Tensor:
-        """(B, T, H, W) logits; (B, 1, H, W) label, whether it is one, and whether the pixel counts -> scalar."""
-        ctx.save_for_backward(logits, index, labelled, counted)
+    def forward(ctx: Any, logits: Tensor, index: Tensor, labelled: Tensor, mask_ignored: bool) -> Tensor:
+        """(B, T, H, W) logits; (B, 1, H, W) label, whether it is one; and whether others do not count -> scalar."""
+        ctx.save_for_backward(logits, index, labelled)
+        ctx.mask_ignored = mask_ignored
         pixels = functional.softplus(logits).sum(1, keepdim=True) - logits.gather(1, index) * labelled
-        return (pixels * counted).sum()
+        return (pixels * labelled if mask_ignored else pixels).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """The derivative sigmoid(x) - one-hot, where the pixel counts."""
-        logits, index, labelled, counted = ctx.saved_tensors
+        logits, index, labelled = ctx.saved_tensors
         slope = logits.sigmoid()
         slope.scatter_add_(1, index, -labelled.to(slope.dtype))
-        return slope.mul_(counted * grad), None, None, None
+        return slope.mul_(labelled * grad if ctx.mask_ignored else grad), None, None, None

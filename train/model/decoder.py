@@ -20,6 +20,8 @@ class UpBlock(nn.Module):
     without the upsampled cost, the largest tensor of the published form.
     """
 
+    reach: Tensor
+
     def __init__(self, in_dim: int, out_dim: int, guidance_dim: int) -> None:
         super().__init__()
         self.cost_dim = in_dim - guidance_dim
@@ -28,13 +30,14 @@ class UpBlock(nn.Module):
         self.norm1 = nn.GroupNorm(max(1, out_dim // 16), out_dim)
         self.conv2 = nn.Conv2d(out_dim, out_dim, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(max(1, out_dim // 16), out_dim)
+        self.register_buffer("reach", _REACH, persistent=False)  # on the device: each copy there would wait for it
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B * T, C, h, w), guidance (B, G, 2 h, 2 w) to (B * T, C', 2 h, 2 w); channels last in memory."""
         of_cost, of_guidance = torch.split(self.conv1.weight, [self.cost_dim, guidance.shape[1]], dim=1)
         bias = torch.as_tensor(self.up.bias)[:, None, None].expand(-1, *guidance.shape[2:])[None]
         shared = F.conv2d(guidance, of_guidance, padding=1) + F.conv2d(bias, of_cost, padding=1)
-        phases = F.conv2d(x, upsampling_kernel(self.up.weight, of_cost), padding=1)
+        phases = F.conv2d(x, upsampling_kernel(self.up.weight, of_cost, self.reach), padding=1)
         hidden = F.relu(self.norm1(interleave(phases, shared)), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden)), inplace=True)
 
@@ -73,15 +76,16 @@ _REACH[0, 0, 0, 1] = _REACH[0, 1, 1, 0] = _REACH[0, 1, 2, 1] = 1
 _REACH[1, 0, 0, 0] = _REACH[1, 0, 1, 1] = _REACH[1, 1, 2, 0] = 1
 
 
-def upsampling_kernel(up: Tensor, conv: Tensor) -> Tensor:
+def upsampling_kernel(up: Tensor, conv: Tensor, reach: Tensor) -> Tensor:
     """One 2x2 kernel per sub-position that does what upsampling by `up` and then convolving by `conv` does.
 
     A transposed convolution `up` (C, M, 2, 2) with stride 2 followed by a 3x3 convolution `conv` (O, M, 3, 3) is
-    linear, and each output pixel sees 2x2 input pixels only. Returns (4 O, C, 2, 2), ordered by sub-row, sub-column,
-    output channel, to be applied with padding 1 and then laid out by `interleave`.
+    linear, and each output pixel sees 2x2 input pixels only. `reach` is `_REACH`, on the device of both. Returns
+    (4 O, C, 2, 2), ordered by sub-row, sub-column, output channel, to be applied with padding 1 and then laid out by
+    `interleave`.
     """
     with torch.autocast(up.device.type, enabled=False):  # products of weights: too few to be worth rounding
-        reach = _REACH.to(up)
+        reach = reach.to(up)
         rows = torch.einsum("ajds,cmst->ajdcmt", reach, up)
         mixed = torch.einsum("ajdcmt,omde->ajcote", rows, conv)
         kernel = torch.einsum("ajcote,bket->abocjk", mixed, reach)

@@ -138,7 +138,7 @@ def predict_probabilities(
     """
     probabilities = np.zeros((len(text_features), *(size or image.shape[:2])), dtype=np.float32)
     for ids, maps in probability_maps(model, image, text_features, settings, size=size):
-        probabilities[ids.cpu().numpy()] = maps.float().cpu().numpy()
+        probabilities[ids.numpy()] = maps.float().cpu().numpy()
     return probabilities
 
 
@@ -167,9 +167,9 @@ class BestClass:
         self._best: tuple[Tensor, Tensor] | None = None
 
     def add(self, ids: Tensor, maps: Tensor) -> None:
-        """Probabilities (c, H, W) of the classes `ids` (c,)."""
+        """Probabilities (c, H, W) of the classes `ids` (c,), which are on the CPU."""
         highest, index = maps.max(dim=0)
-        found = ids[index]
+        found = ids.to(maps.device, non_blocking=True)[index]
         if self._best is None:
             self._best = highest, found
             return
@@ -193,16 +193,16 @@ def probability_maps(
     *,
     size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `predict_probabilities`, for a few classes at a time: their ids (c,) in ascending order, and maps (c, H, W).
+    """As `predict_probabilities`, for a few classes at a time: ids (c,) in ascending order, on the CPU; maps (c, H, W).
 
     Under `classes_kept`, classes that no crop keeps are left out: the sigmoid of `ABSENT_LOGIT` is 0 in float32. Class
     0 never is, so that the lower id wins where all are 0. By default none is: merging other numbers of classes at a
-    time can change a last bit, and results of before keep theirs.
+    time can change a last bit, and results of before keep theirs. Which they are is all that the host reads here.
     """
     _check_image(image)
     height, width = size or image.shape[:2]
     # A copy: what Pillow or a memory map gives must not be written to, and a tensor on it could be.
-    crops = cut(torch.from_numpy(np.array(image)).to(text_features.device), settings)
+    crops = cut(torch.from_numpy(np.array(image)).to(text_features.device, non_blocking=True), settings)
     was_training = model.training
     model.eval()
     try:
@@ -220,13 +220,13 @@ def probability_maps(
     # Per class: upsampled windows before and after the sigmoid, the canvas and what is added to it, the full-size map.
     pixels = 2 * len(crops) * settings.window_px**2 + 3 * settings.canvas_px**2 + 2 * height * width
     count = max(1, settings.memory_bytes // 4 // (4 * pixels))
-    classes = torch.arange(logits.shape[1], device=logits.device)
+    classes = torch.arange(logits.shape[1])
     if settings.classes_kept is not None:
-        present = (logits > ABSENT_LOGIT).flatten(2).any(dim=2).any(dim=0)
+        present = (logits > ABSENT_LOGIT).flatten(2).any(dim=2).any(dim=0).cpu()
         present[0] = True
         classes = classes[present]
     for ids in torch.split(classes, count):
-        yield ids, merge(logits[:, ids], settings, (height, width))
+        yield ids, merge(logits[:, ids.to(logits.device, non_blocking=True)], settings, (height, width))
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:

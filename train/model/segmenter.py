@@ -86,23 +86,31 @@ class Segmenter(nn.Module):
         config = self.config
         return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
 
-    def encode_text(self, tokens: Tensor, shared: int | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor) -> Tensor:
         """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised.
 
-        `shared` is the number of tokens that all prompts begin with (`clip.shared_prefix`), for a caller who asks
-        again. Raises ConfigError if the model has no text encoder.
+        Raises ConfigError if the model has no text encoder.
+        """
+        present = tokens[..., 0] != 0
+        return self.encode_prompts(tokens[present], present)
+
+    def encode_prompts(self, rows: Tensor, present: Tensor, shared: int | None = None) -> Tensor:
+        """As `encode_text`, for a caller who asks again: given all three, the host waits for no device.
+
+        Args:
+            rows: Token ids (M, L) of the prompts.
+            present: (T, P) or (T, S, P) bool, which rows of `tokenize` they are.
+            shared: Number of tokens that all of them begin with (`clip.shared_prefix`).
         """
         if self.clip.text is None:
             hint = "pass text features (T, P, D) of your own to the model, or import a checkpoint that has one"
             raise ConfigError("this model has no text encoder: its checkpoint held none", hint=hint)
-        present = tokens[..., 0] != 0
-        rows = tokens.flatten(0, 1) if tokens.ndim == 3 else tokens[present]
         # Without gradients nothing need stay in memory: 80 templates for 847 classes are 70 000 prompts.
         parts = [rows] if torch.is_grad_enabled() else torch.split(rows, PROMPTS_AT_ONCE)
         features = torch.cat([self.clip.text(part, shared) for part in parts])
-        if tokens.ndim == 4:
+        if present.ndim == 3:
             return mean_over_synonyms(features, present.to(features.device))
-        return torch.unflatten(features, 0, tokens.shape[:2])
+        return torch.unflatten(features, 0, present.shape)
 
     def forward(self, images: Tensor, text_features: Tensor, classes_kept: int | None = None) -> SegmenterOutput:
         """Segment crops.

@@ -103,8 +103,10 @@ def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
     """
     features = features.float()
     lengths = features.norm(dim=-1, keepdim=True)
-    padded = features.new_zeros(*present.shape, features.shape[-1] + 1)
-    padded[present] = torch.cat([features / lengths, lengths], dim=-1)
+    # A mask would be read of the device to index by it.
+    rows = (present.flatten().cumsum(0) - 1).clamp(min=0)
+    each = torch.cat([features / lengths, lengths], dim=-1).index_select(0, rows)
+    padded = torch.where(present[..., None], torch.unflatten(each, 0, present.shape), 0.0)
     mean = padded.sum(dim=1) / present.sum(dim=1)[..., None]
     return F.normalize(mean[..., :-1], dim=-1) * mean[..., -1:]
 
