@@ -116,7 +116,7 @@ class TrainConfig:
         alignment = self.losses.lambda_sac > 0
         model = replace(self.model, structures=structures, structure_classes=classes, alignment=alignment)
         object.__setattr__(self, "model", model)
-        grid = model.clip_sizes.grid
+        grid = model.arch.grid
         if model.pooling > grid:
             raise ConfigError.mismatch("model.pooling", f"at most the {grid} patches of a side", model.pooling)
         self._check_crop()
@@ -127,7 +127,7 @@ class TrainConfig:
 
     def _check_crop(self) -> None:
         """A patch must hold whole cells of the cached counts, and a structure logit whole pixels."""
-        grid = self.model.clip_sizes.grid
+        grid = self.model.arch.grid
         for name, weight, multiple in (
             ("lambda_sac", self.losses.lambda_sac, grid * CELL_PX),
             ("lambda_p", self.losses.lambda_p, grid * 4),

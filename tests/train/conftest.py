@@ -14,7 +14,7 @@ from physseg.manifests.manifest import Manifest
 from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.store.frame import Frame
 from physseg.train.config import TrainConfig
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture
+from physseg.train.model.backbones.clip import ClipArchitecture
 
 TINIER = ClipArchitecture(
     embed_dim=16,
@@ -34,6 +34,7 @@ TINIER = ClipArchitecture(
 
 MODEL = {
     "clip": "tinier",
+    "architecture": asdict(TINIER),
     "finetune": "all",
     "structures": ["canny", "sift"],
     "window": 6,
@@ -101,11 +102,8 @@ def config_values(store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def make_config(
-    config_values: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., TrainConfig]:
+def make_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., TrainConfig]:
     """As `config_values`, built."""
-    monkeypatch.setitem(CLIP_PRESETS, "tinier", TINIER)
     torch.set_num_threads(1)
     return lambda **changes: build(TrainConfig, config_values(**changes), base=tmp_path)
 
@@ -116,7 +114,6 @@ def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -
 
     def write(**changes: Any) -> Path:
         values = config_values(**changes)
-        values["model"] |= {"clip": "tinier", "architecture": asdict(TINIER)}
         path = tmp_path / f"config{len(list(tmp_path.glob('config*.toml')))}.toml"
         path.write_text("\n".join(_toml(values)) + "\n")
         return path

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.store.frame import Frame
 
 from ..conftest import write_shapes
-from .conftest import MODEL, TINIER, _toml
+from .conftest import MODEL, _toml
 
 FOLDER = "manifest folder --images images --labels labels --classes classes.txt --out o.parquet"
 STUFF = (
@@ -88,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = Frame(short_edge=96, max_long_edge=192, canvas=192)
     preprocess(manifest, folder / "s.zarr", structures=["canny", "sift"], frame=frame, scheduler="sync", progress=False)
     values = {"device": "cpu", "steps": 1, "batch_size": 1, "data": {"store": "s.zarr", "crop": 96, "num_workers": 0}}
-    model = MODEL | {"clip": "tinier", "architecture": asdict(TINIER)}
+    model = MODEL
     (folder / "config.toml").write_text("\n".join(_toml(values | {"model": model})))
     (folder / "classes.txt").write_text("a\nb\n")
     (folder / "sequence").mkdir()

@@ -53,7 +53,7 @@ class ClipEncoder:
         pixels = torch.from_numpy(np.array(image)).to(device)
         whole = cut(pixels, InferenceSettings(windows=False, window_px=side, stride_px=side, canvas_px=side))
         with matmul_precision(PRECISION):
-            tokens = self.model.encode_image(whole).tokens[0, 1:].float()
+            tokens = self.model.encode_image(whole).patches[0].float()
         return torch.unflatten(F.normalize(tokens, dim=-1), 0, (self.model.arch.grid, self.model.arch.grid))
 
 

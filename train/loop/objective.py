@@ -12,7 +12,7 @@ from ..data.augment import color_jitter
 from ..data.dataset import Batch
 from ..losses.interface import ModelView
 from ..losses.total import build_losses, loss_counts, loss_sums, total_loss
-from ..model.backbones.clip import shared_prefix
+from ..model.backbones.clip_text import shared_prefix
 from ..model.segmenter import Segmenter, SegmenterOutput
 from .process import random_state, set_random_state
 

@@ -144,8 +144,7 @@ def _encoder(dtype: torch.dtype) -> Callable[[Tensor], Any]:
 
     def encode(images: Tensor) -> Any:
         patches = nn.functional.adaptive_avg_pool2d(images.to(dtype), (GRID, GRID)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([patches.mean(1, keepdim=True), patches], 1) / 255
-        return SimpleNamespace(tokens=tokens @ torch.linspace(-1, 1, 48, dtype=dtype).reshape(3, 16).cos())
+        return SimpleNamespace(patches=patches / 255 @ torch.linspace(-1, 1, 48, dtype=dtype).reshape(3, 16).cos())
 
     return encode
 

@@ -48,7 +48,7 @@ class ModelView:
     text_features: "Tensor | None" = None
     """(T, P, D) embeddings of the classes' P prompts, not normalised, with a gradient where texts train."""
     encode_image: "Callable[[Tensor], Any] | None" = None
-    """CLIP's image encoder: (B, 3, S, S) float RGB in 0..255 to an object whose `tokens` are (B, 1 + N, D)."""
+    """CLIP's image encoder: (B, 3, S, S) float RGB in 0..255 to an object whose `patches` are (B, N, D)."""
 
 
 class Loss(Protocol):

@@ -1,16 +1,16 @@
 """Settings of the segmenter: everything that decides its parameters and what they compute."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ...common.errors import ConfigError
 from ...common.settings import NameOrPath, check_ranges
-from .backbones.clip_presets import ClipArchitecture, clip_architecture
+from .backbones.clip import ClipArchitecture
+from .backbones.interface import Architecture, find_architecture
 from .text import TEMPLATE, Synonyms, read_templates
 
 # What a field of SegmenterConfig stands for when it is left at 0, () or "preset": as published, and for clip = "tiny".
 _SIZES: dict[str, tuple[Any, Any]] = {
-    "finetune": ("qv", "all"),
     "num_layers": (2, 1),
     "num_heads": (4, 2),
     "hidden_dim": (128, 32),
@@ -35,7 +35,13 @@ class SegmenterConfig:
     """
 
     clip: str = "ViT-B-16"
-    """Name of CLIP's preset (clip_presets.CLIP_PRESETS)."""
+    """Name of the backbone: `physseg plugins` lists them."""
+    image_px: int = 0
+    """Side of the square that crops are resized to for the image encoder, in pixels; 0 takes the backbone's own."""
+    image_mean: tuple[float, ...] = ()
+    """Mean of red, green and blue in 0..1 that images are normalised by. () takes what the weights need."""
+    image_std: tuple[float, ...] = ()
+    """Standard deviations that images are normalised by. () takes what the weights need."""
     finetune: Literal["preset", "qv", "all", "none"] = "preset"
     """What trains of CLIP: the query and value weights, all, or nothing."""
     quick_gelu: bool | None = None
@@ -86,8 +92,10 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         self._resolve_templates()
-        sizes = {name: tiny if self.clip == "tiny" else published for name, (published, tiny) in _SIZES.items()}
-        for name, value in {**sizes, "alignment_dim": self.clip_sizes.embed_dim}.items():
+        arch, tiny = self.arch, self.clip == "tiny"
+        sizes = {name: small if tiny else published for name, (published, small) in _SIZES.items()}
+        sizes |= {"image_px": arch.image_px, "finetune": "all" if tiny else arch.finetune}
+        for name, value in {**sizes, "alignment_dim": arch.embed_dim}.items():
             if getattr(self, name) in (0, (), "preset"):
                 object.__setattr__(self, name, value)
         sizes_of = {field.name: "[1, 1e6]" for field in fields(self) if field.type in (int, "int")}
@@ -100,10 +108,10 @@ class SegmenterConfig:
         self._check_names()
 
     @property
-    def clip_sizes(self) -> ClipArchitecture:
-        """CLIP's architecture: the preset's, unless `architecture` and `quick_gelu` say otherwise."""
-        arch = self.architecture or clip_architecture(self.clip)
-        return arch if self.quick_gelu is None else replace(arch, quick_gelu=self.quick_gelu)
+    def arch(self) -> Architecture:
+        """The backbone's architecture, for the images and the weights that these settings name."""
+        given = {name: getattr(self, name) for name in ("image_px", "image_mean", "image_std", "quick_gelu")}
+        return (self.architecture or find_architecture(self.clip)).adapted(**given)
 
     def classes_kept(self, num_classes: int, asked: int | None = None) -> int:
         """How many of `num_classes` are aggregated per image, where `asked` are asked for; None asks for `pad_len`."""

@@ -1,6 +1,6 @@
 """The segmenter: CLIP, the cost aggregator and, in training, the two auxiliary heads."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,12 @@ from torch.overrides import TorchFunctionMode
 from ...common.errors import ConfigError
 from ..errors import ShapeError
 from .alignment_head import AlignmentHead
-from .backbones.clip import Clip, DenseFeatures
+from .backbones.clip import as_map
+from .backbones.interface import Backbone, DenseFeatures, Level
 from .config import SegmenterConfig
 from .cost_aggregator import CostAggregator
 from .structure_head import StructureHead
 from .text import mean_over_synonyms, tokenize
-
-# CLIP's normalisation, for RGB in 0..255.
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 
 # Prompts that go through the text encoder together where no gradient is wanted: about 1 GB for ViT-L's.
 PROMPTS_AT_ONCE = 4096
@@ -47,25 +44,28 @@ class Segmenter(nn.Module):
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
-        self.arch = arch = config.clip_sizes
-        self.clip = Clip(arch, text=config.text_encoder)
+        self.arch = arch = config.arch
+        self.clip: Backbone = arch.build(text=config.text_encoder)
         near, fine = config.decoder_guidance_dims
-        self.upsample1 = nn.ConvTranspose2d(arch.vision_width, near, kernel_size=2, stride=2)
-        self.upsample2 = nn.ConvTranspose2d(arch.vision_width, fine, kernel_size=4, stride=4)
+        self.upsample1 = _upsampling(arch.guidance[0], near, arch.patch_px // 2)
+        self.upsample2 = _upsampling(arch.guidance[1], fine, arch.patch_px // 4)
         self.aggregator = CostAggregator(arch.embed_dim, config)
         self.structure_head: StructureHead | None = None
         self.alignment_head: AlignmentHead | None = None
         if config.structures:
             number, classes = len(config.structures), config.structure_classes
-            self.structure_head = StructureHead(arch.vision_width, number, config.structure_dim, classes=classes)
+            self.structure_head = StructureHead(arch.levels, number, config.structure_dim, classes=classes)
         if config.alignment:
             dim, normalize = config.alignment_dim, config.alignment_normalize
             self.alignment_head = AlignmentHead(arch.embed_dim, dim, normalize=normalize)
         # On the CPU even where the model is made on the meta device, to be filled from a file: no file holds these.
-        self.register_buffer("clip_mean", torch.tensor(CLIP_MEAN, device="cpu").view(3, 1, 1), persistent=False)
-        self.register_buffer("clip_std", torch.tensor(CLIP_STD, device="cpu").view(3, 1, 1), persistent=False)
-        for name, parameter in self.clip.named_parameters():
-            parameter.requires_grad = self._trains(name)
+        for name, values in (("clip_mean", arch.image_mean), ("clip_std", arch.image_std)):
+            colour = torch.tensor([255 * value for value in values], device="cpu").view(3, 1, 1)
+            self.register_buffer(name, colour, persistent=False)
+        trainable = self.clip.trainable(config.finetune)
+        for name, parameter in self.named_parameters():
+            if name.startswith("clip."):
+                parameter.requires_grad = name.removeprefix("clip.") in trainable
 
     def set_prompts(self, *, templates: tuple[str, ...] | None = None, synonyms: str | None = None) -> None:
         """Ask in other templates, as many as before, or by another rule for synonyms; None keeps either.
@@ -84,7 +84,7 @@ class Segmenter(nn.Module):
     def tokenize(self, names: Sequence[str]) -> Tensor:
         """Token ids on the CPU, cut to the longest prompt: (T, P, L), or (T, S, P, L) where synonyms are averaged."""
         config = self.config
-        return tokenize(names, config.templates, synonyms=config.synonyms, context_length=self.arch.context_length)
+        return tokenize(names, config.templates, synonyms=config.synonyms, encode=self.clip.tokenize)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Text features (T, P, D) of what `tokenize` gave; differentiable, not normalised.
@@ -100,14 +100,11 @@ class Segmenter(nn.Module):
         Args:
             rows: Token ids (M, L) of the prompts.
             present: (T, P) or (T, S, P) bool, which rows of `tokenize` they are.
-            shared: Number of tokens that all of them begin with (`clip.shared_prefix`).
+            shared: Number of tokens that all of them begin with (`clip_text.shared_prefix`).
         """
-        if self.clip.text is None:
-            hint = "pass text features (T, P, D) of your own to the model, or import a checkpoint that has one"
-            raise ConfigError("this model has no text encoder: its checkpoint held none", hint=hint)
         # Without gradients nothing need stay in memory: 80 templates for 847 classes are 70 000 prompts.
         parts = [rows] if torch.is_grad_enabled() else torch.split(rows, PROMPTS_AT_ONCE)
-        features = torch.cat([self.clip.text(part, shared) for part in parts])
+        features = torch.cat([self.clip.encode_text(part, shared) for part in parts])
         if present.ndim == 3:
             return mean_over_synonyms(features, present.to(features.device))
         return torch.unflatten(features, 0, present.shape)
@@ -116,7 +113,7 @@ class Segmenter(nn.Module):
         """Segment crops.
 
         Args:
-            images: (B, 3, S, S) float, RGB in 0..255; resized bilinearly to the encoder's size where that differs.
+            images: (B, 3, S, S) float, RGB in 0..255; resized to the encoder's size where that differs.
             text_features: (T, P, D) as `encode_text` gives them, the same for all images.
             classes_kept: Number of classes to aggregate per image, those of the highest cosines. None: `pad_len`.
 
@@ -128,33 +125,27 @@ class Segmenter(nn.Module):
             wanted, hint = f"(T, {expected[0]}, {expected[1]})", "pass what Segmenter.encode_text returned"
             raise ShapeError.mismatch("text_features", wanted, tuple(text_features.shape), hint)
         structure_head = self.structure_head if self.training else None
-        structure_blocks = arch.structure_blocks if structure_head is not None else ()
-        dense = self.encode_image(images, {*arch.guidance_blocks, *structure_blocks})
-        patches = dense.tokens[:, 1:]
-        near, fine = (_as_map(dense.blocks[block], arch.grid) for block in arch.guidance_blocks)
+        dense = self.encode_image(images, levels=structure_head is not None)
+        near, fine = dense.guidance
         guidance = (self.upsample1(near), self.upsample2(fine))
-        logits = self.aggregator(_as_map(patches, arch.grid), text_features, guidance, classes_kept)
+        logits = self.aggregator(as_map(dense.patches, arch.grid), text_features, guidance, classes_kept)
         structure_logits = similarity = None
         if structure_head is not None:
-            structure_logits = structure_head(self._structure_levels(dense))
+            structure_logits = structure_head(dense.levels)
         if self.training and self.alignment_head is not None:
-            similarity = self.alignment_head(patches, text_features.mean(dim=1))
+            similarity = self.alignment_head(dense.patches, text_features.mean(dim=1))
         return SegmenterOutput(logits=logits, structure_logits=structure_logits, similarity=similarity)
 
-    def encode_image(self, images: Tensor, keep_blocks: Collection[int] = ()) -> DenseFeatures:
-        """Dense CLIP features of crops as `forward` takes them, and of the image blocks whose outputs are wanted, too.
-
-        Patches lie row by row on a square grid; tokens are not normalised.
-        """
+    def encode_image(self, images: Tensor, *, levels: bool = False) -> DenseFeatures:
+        """Dense features of crops as `forward` takes them; with `levels`, also what the structure head is given."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{images.dtype} {tuple(images.shape)}"
             raise ShapeError.mismatch("images", "float (B, 3, S, S) in 0..255", got)
         encoder_size = (self.arch.image_px, self.arch.image_px)
         normalised = (images - self.clip_mean) / self.clip_std
         if normalised.shape[-2:] != encoder_size:
-            normalised = F.interpolate(normalised, size=encoder_size, mode="bilinear", align_corners=False)
-        dense: DenseFeatures = self.clip.visual(normalised, keep_blocks=keep_blocks)
-        return dense
+            normalised = F.interpolate(normalised, size=encoder_size, mode=self.arch.resize, align_corners=False)
+        return self.clip.encode_image(normalised, levels=levels)
 
     @torch.no_grad()
     def predict_structures(self, images: Tensor) -> Tensor:
@@ -168,8 +159,7 @@ class Segmenter(nn.Module):
                 "this model has no structure head: it was trained without structures, or exported without its heads"
             )
             raise ConfigError(missing, hint="name the run folder of a training with model.structures")
-        dense = self.encode_image(images, self.arch.structure_blocks)
-        logits: Tensor = self.structure_head(self._structure_levels(dense))
+        logits: Tensor = self.structure_head(self.encode_image(images, levels=True).levels)
         numbers = self.config.structure_classes or [0] * len(self.config.structures)
         each = torch.split(logits.float().sigmoid(), [number or 1 for number in numbers], dim=1)
         return torch.cat([maps.amax(dim=1, keepdim=True) for maps in each], dim=1)
@@ -183,22 +173,11 @@ class Segmenter(nn.Module):
         kept = config.classes_kept(num_classes, classes_kept)
         values = 3 * kept * config.hidden_dim + 3 * num_classes * len(config.templates) + 2 * 16 * num_classes
         texts = kept * len(config.templates) * self.arch.embed_dim
-        return 4 * (positions * values + texts)
+        return 4 * (positions * values + texts) + self.arch.crop_bytes
 
     def clip_parameter_names(self) -> frozenset[str]:
         """Names (as in `named_parameters`) of CLIP's parameters: those that take the scaled-down learning rate."""
-        return frozenset(f"clip.{name}" for name, _ in self.clip.named_parameters())
-
-    def _structure_levels(self, dense: DenseFeatures) -> list[Tensor]:
-        """Maps (B, width, g, g) of the structure blocks, the deepest first."""
-        return [_as_map(dense.blocks[block], self.arch.grid) for block in reversed(self.arch.structure_blocks)]
-
-    def _trains(self, name: str) -> bool:
-        if self.config.finetune == "qv":
-            return name.endswith(("attn.q_proj_weight", "attn.v_proj_weight"))
-        last = f"visual.transformer.resblocks.{self.arch.vision_layers - 1}.attn."
-        # The last image block has no attention, so its query and key weights cannot learn.
-        return self.config.finetune == "all" and name not in (last + "q_proj_weight", last + "k_proj_weight")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith("clip."))
 
 
 def blank_segmenter(config: SegmenterConfig) -> Segmenter:
@@ -219,6 +198,7 @@ class _NoInitialWeights(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _as_map(tokens: Tensor, side: int) -> Tensor:
-    """Patch tokens (B, side * side, C) as a map (B, C, side, side), a view."""
-    return torch.unflatten(tokens.transpose(1, 2), 2, (side, side))
+def _upsampling(level: Level, channels: int, stride: int) -> nn.ConvTranspose2d:
+    """Brings a level to `stride` pixels a cell, and to this many channels."""
+    scale = level.stride // stride
+    return nn.ConvTranspose2d(level.channels, channels, kernel_size=scale, stride=scale)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ...common.errors import ConfigError
 from ..errors import ShapeError
+from .backbones.interface import Level
 
 # Share of cells that hold something, which predictions start from, so that the first steps are not spent on the easy
 # negatives (Lin et al. 2017, section 4.1). In 13 COCO photographs, max-pooled to 4 x 4 px: Canny 0.25 (0.02-0.50), SIFT
@@ -55,7 +56,7 @@ class StructureHead(nn.Module):
     per class of a structure of classes; the sigmoid is the loss's affair. See docs/method.md, Structures.
 
     Args:
-        level_dim: Channels of each level.
+        levels: The four levels, the deepest first.
         structures: Number of structures to predict, S.
         hidden: Channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
         classes: For each structure the number of classes it is predicted in, 0 for a single map. None: single maps.
@@ -64,7 +65,7 @@ class StructureHead(nn.Module):
         ConfigError: GroupNorm cannot split `hidden`.
 
     Example:
-        >>> head = StructureHead(64, structures=2, hidden=32, classes=(0, 20))
+        >>> head = StructureHead([Level(64, stride=16)] * 4, structures=2, hidden=32, classes=(0, 20))
         >>> head([torch.rand(1, 64, 24, 24) for _ in range(4)]).shape
         torch.Size([1, 21, 96, 96])
     """
@@ -73,12 +74,12 @@ class StructureHead(nn.Module):
     """Growth of the grid inside each of the three Refine modules between four levels."""
 
     def __init__(
-        self, level_dim: int, structures: int, hidden: int = 256, *, classes: Sequence[int] | None = None
+        self, levels: Sequence[Level], structures: int, hidden: int = 256, *, classes: Sequence[int] | None = None
     ) -> None:
         super().__init__()
         if hidden < 8 or hidden % 8:
             raise ConfigError(f"hidden must be a positive multiple of 8, got {hidden}", hint="for example 32 or 256")
-        self.levels = nn.ModuleList(nn.Conv2d(level_dim, hidden, kernel_size=1) for _ in range(len(self.scales) + 1))
+        self.levels = nn.ModuleList(nn.Conv2d(level.channels, hidden, kernel_size=1) for level in levels)
         self.refine = nn.ModuleList(Refine(hidden, scale) for scale in self.scales)
         numbers = classes or [0] * structures
         priors = [prior for number in numbers for prior in ([CLASS_PRIOR] * number or [PRIOR])]

@@ -1,6 +1,6 @@
 """From class names to token ids: prompt templates, the synonym rule, CLIP's tokeniser."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -55,8 +55,27 @@ def read_templates(prompts: str) -> tuple[str, ...]:
     return templates
 
 
+def clip_tokens(prompts: Sequence[str], context_length: int = 77) -> Tensor:
+    """Token ids of prompts by CLIP's byte-pair tokeniser, int64 (M, L), L the length of the longest prompt.
+
+    Positions after a prompt's end-of-text token hold 0; under the causal mask they cannot matter, so L need not be the
+    whole context. Raises ConfigError for a prompt longer than the context, which CLIP's own would cut without a word.
+    """
+    tokenizer = _tokenizer()
+    rows = [[tokenizer.sot_token_id, *tokenizer.encode(prompt), tokenizer.eot_token_id] for prompt in prompts]
+    longest = max(range(len(rows)), key=lambda index: len(rows[index]))
+    if len(rows[longest]) > context_length:
+        too_long = f"{len(rows[longest])} tokens, expected at most {context_length}"
+        raise ConfigError(f"prompt {prompts[longest]!r}: {too_long}", hint="shorten the class name or the template")
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True)
+
+
 def tokenize(
-    names: Sequence[str], templates: Sequence[str], *, synonyms: Synonyms = "first", context_length: int = 77
+    names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    synonyms: Synonyms = "first",
+    encode: Callable[[Sequence[str]], Tensor] = clip_tokens,
 ) -> Tensor:
     """Token ids of every name in every template.
 
@@ -64,16 +83,14 @@ def tokenize(
         names: T class names, each with its synonyms separated by commas.
         templates: P templates, each with one {} for the name.
         synonyms: Which of a class's synonyms are asked for.
-        context_length: Longest prompt in tokens.
+        encode: Prompts to token ids (M, L), of which the first is never 0 (`Backbone.tokenize`).
 
     Returns:
         int64 (T, P, L) under the rule "first". Under "mean" (T, S, P, L), S the largest number of synonyms; a class
-        with fewer has rows of zeros at the end, which are no prompts. Positions after a prompt's end-of-text token hold
-        0; under the causal mask they cannot matter, so L is the length of the longest prompt, not the whole context.
+        with fewer has rows of zeros at the end, which are no prompts.
 
     Raises:
-        ConfigError: There are no names, one is empty, or a prompt is longer than the context (CLIP's own tokeniser
-            would cut it without a word).
+        ConfigError: There are no names, one is empty, or a prompt is longer than the context.
     """
     if not names:
         raise ConfigError("class names: expected at least one, got none")
@@ -81,9 +98,9 @@ def tokenize(
     if empty:
         raise ConfigError(f"class names: number {empty[0]} is empty ({names[empty[0]]!r})")
     if synonyms == "first":
-        return _token_rows([prompt_name(name) for name in names], templates, context_length)
+        return _token_rows([prompt_name(name) for name in names], templates, encode)
     words = [synonyms_of(name) for name in names]
-    rows = _token_rows([word for of_class in words for word in of_class], templates, context_length)
+    rows = _token_rows([word for of_class in words for word in of_class], templates, encode)
     counts = [len(of_class) for of_class in words]
     return torch.nn.utils.rnn.pad_sequence(list(torch.split(rows, counts)), batch_first=True)
 
@@ -111,18 +128,9 @@ def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
     return F.normalize(mean[..., :-1], dim=-1) * mean[..., -1:]
 
 
-def _token_rows(words: Sequence[str], templates: Sequence[str], context_length: int) -> Tensor:
+def _token_rows(words: Sequence[str], templates: Sequence[str], encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
     """Token ids (W, P, L) of every word in every template."""
-    tokenizer = _tokenizer()
-    prompts = [template.replace("{}", word) for word in words for template in templates]
-    rows = [[tokenizer.sot_token_id, *tokenizer.encode(prompt), tokenizer.eot_token_id] for prompt in prompts]
-    longest = max(range(len(rows)), key=lambda index: len(rows[index]))
-    if len(rows[longest]) > context_length:
-        too_long = f"{len(rows[longest])} tokens, expected at most {context_length}"
-        raise ConfigError(f"prompt {prompts[longest]!r}: {too_long}", hint="shorten the class name or the template")
-    tokens = torch.zeros(len(rows), len(rows[longest]), dtype=torch.int64)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
+    tokens = encode([template.replace("{}", word) for word in words for template in templates])
     return tokens.view(len(words), len(templates), -1)
 
 

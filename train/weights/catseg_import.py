@@ -7,7 +7,7 @@ does not tell everything: heads of the aggregator, padding length, guidance bloc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from ...common.settings import to_dict
 from ...common.text import counted, preview
 from ...manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from ..errors import CheckpointError, RunFolderError
+from ..model.backbones.clip import ClipArchitecture
 from ..model.config import SegmenterConfig
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
@@ -41,7 +42,8 @@ class Imported:
         """What the command prints, one line each."""
         config = self.config
         prompts = repr(config.templates[0]) if len(config.templates) == 1 else f"{len(config.templates)} prompts"
-        blocks = f"blocks {' and '.join(map(str, config.clip_sizes.guidance_blocks))}"
+        arch = cast(ClipArchitecture, config.arch)  # CAT-Seg knows no other
+        blocks = f"blocks {' and '.join(map(str, arch.guidance_blocks))}"
         text = "with" if config.text_encoder else "WITHOUT a"
         lines = [
             f"{self.run}: {config.clip}, {self.num_parameters / 1e6:.1f} M parameters, {text} text encoder",

@@ -7,15 +7,17 @@ published values unless given.
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..model.backbones.clip_presets import CLIP_PRESETS, PRETRAINED, ClipArchitecture
+from ..model.backbones.clip import ClipArchitecture
+from ..model.backbones.clip_presets import CLIP_PRESETS, PRETRAINED
+from ..model.backbones.published import fit_positions, split_fused_projections
 from ..model.config import SegmenterConfig
 from ..model.segmenter import Segmenter, blank_segmenter
-from .clip_weights import check_state, fit_positions, split_fused_projections
+from .clip_weights import check_state
 
 # Published name and ours, both ways the first pair that matches. {n} and {m} are numbers, {b} is block_1 or block_2,
 # {rest} is anything.
@@ -118,7 +120,8 @@ def fitted_state(config: SegmenterConfig, renamed: Mapping[str, Tensor], *, sour
     Raises CheckpointError, which names `source`, if it is of another segmenter.
     """
     state = {name: tensor.float() for name, tensor in renamed.items()}
-    state = fit_positions(state, config.clip_sizes.position_grid, name="clip.visual.positional_embedding")
+    arch = cast(ClipArchitecture, config.arch)  # CAT-Seg knows no other
+    state = fit_positions(state, arch.position_grid, name="clip.visual.positional_embedding")
     check_state(blank_segmenter(config), state, source=source, shown=published_name)
     return state
 
@@ -192,7 +195,7 @@ def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     for name in PRETRAINED:
         if all(getattr(CLIP_PRESETS[name], field) == value for field, value in found.items()):
             return {"clip": name}
-    sizes = {"text_width": 64, "text_layers": 1, **found}
+    sizes: dict[str, Any] = {"text_width": 64, "text_layers": 1, **found}
     arch = ClipArchitecture(
         **sizes,
         image_px=24 * patch,

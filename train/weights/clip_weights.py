@@ -5,30 +5,27 @@ No code from a file is executed: see runs/tensor_files.py.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ...common.text import preview
 from ..errors import CheckpointError
-from ..model.backbones.clip import Clip, resize_positions
+from ..model.backbones.interface import Backbone
 from ..runs.tensor_files import check_weights, is_torchscript, read_tensors
 
-# Scalars that OpenAI's and open_clip's dicts carry beside the encoders.
-_DROPPED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")
 _OTHER_ARCHITECTURE = "the file belongs to another architecture; check the `clip` preset"
-_TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
-def load_clip_weights(model: Clip, path: Path | str) -> None:
+def load_clip_weights(model: Backbone, path: Path | str) -> None:
     """Fill both encoders from a file; float16 tensors are widened, positional embeddings resized to the model's grid.
 
     Raises:
         CheckpointError: The file cannot be read, names are missing or unknown, or shapes differ.
     """
     path = Path(path)
-    state = from_open_clip(_read(path), source=str(path))
-    load_state(model, fit_positions(state, model.arch.position_grid), source=str(path))
+    state = model.from_published(_read(path), str(path))
+    load_state(cast(nn.Module, model), state, source=str(path))
 
 
 def is_openai_form(path: Path | str) -> bool:
@@ -40,47 +37,6 @@ def is_openai_form(path: Path | str) -> bool:
     if path.suffix == ".safetensors" or not path.is_file():
         return False
     return is_torchscript(path) or (path.suffix in (".pt", ".pth") and _is_bare_state(path))
-
-
-def fit_positions(
-    state: Mapping[str, Tensor], grid: int, name: str = "visual.positional_embedding"
-) -> dict[str, Tensor]:
-    """The state dict with its positional embedding (1 + n², C) resized to `grid`, as CAT-Seg does (bicubic)."""
-    fitted = dict(state)
-    stored = fitted.get(name)
-    if stored is not None and stored.ndim == 2 and (round((len(stored) - 1) ** 0.5)) ** 2 == len(stored) - 1 > 0:
-        fitted[name] = resize_positions(stored.float(), (grid, grid))
-    return fitted
-
-
-def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dict") -> dict[str, Tensor]:
-    """A state dict in OpenAI's or open_clip's layout (text encoder at the top or under `text.`) under our names."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if "visual.conv1.weight" not in state:
-        expected, got = "a CLIP ViT state dict (with visual.conv1.weight)", f"names like {sorted(state)[:3]}"
-        hint = "OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not"
-        if any(name.startswith(("vision_model.", "text_model.")) for name in state):
-            got = f"the names of Hugging Face's transformers ({sorted(state)[0]}, ...)"
-            hint = "take open_clip_model.safetensors of the repository, or `physseg weights fetch TAG`"
-        raise CheckpointError.mismatch(source, expected, got, hint)
-    renamed = {
-        f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor
-        for name, tensor in state.items()
-        if name.removeprefix("text.") not in _DROPPED
-    }
-    return split_fused_projections(renamed)
-
-
-def split_fused_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace every fused `in_proj_weight` (3 C, C) by `q_proj_weight`, `k_proj_weight`, `v_proj_weight` (C, C)."""
-    separate: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.endswith(".in_proj_weight"):
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                separate[name.removesuffix("in_proj_weight") + f"{letter}_proj_weight"] = part
-        else:
-            separate[name] = tensor
-    return separate
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -60,7 +60,9 @@ def write_export(
         weights = partial / WEIGHTS_FILE
         safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})  # two would come in any order
         # Sizes in full: what a preset's name stands for may change one day.
-        config = replace(model.config, structures=(), structure_classes=None, alignment=False, architecture=model.arch)
+        config = replace(
+            model.config, structures=(), structure_classes=None, alignment=False, architecture=model.arch.in_full
+        )
         document = {
             "format": FORMAT,
             "physseg": __version__,

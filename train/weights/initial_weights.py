@@ -41,7 +41,7 @@ def settle_clip_weights(config: TrainConfig, run: RunFolder) -> tuple[TrainConfi
     return _with_activation(config, activation(config.model, weights)), weights
 
 
-def activation(model: SegmenterConfig, weights: ClipWeights) -> bool:
+def activation(model: SegmenterConfig, weights: ClipWeights) -> bool | None:
     """Whether the model uses QuickGELU: as the settings say, else as the weights need it, as far as that is known.
 
     A file in open_clip's form does not tell. For ViT-B-16 most of those were trained with GELU, for ViT-L-14-336 none.
@@ -54,7 +54,7 @@ def activation(model: SegmenterConfig, weights: ClipWeights) -> bool:
         return model.quick_gelu
     if weights.quick_gelu is not None:
         return weights.quick_gelu
-    return False if model.clip == "ViT-B-16" else model.clip_sizes.quick_gelu
+    return False if model.clip == "ViT-B-16" else None
 
 
 def _with_activation(config: TrainConfig, quick_gelu: bool | None) -> TrainConfig:

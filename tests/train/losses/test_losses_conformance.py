@@ -42,7 +42,7 @@ class Learned(nn.Module):
         self.used, self.layer, self.idle = used, nn.Linear(16, 16), nn.Parameter(torch.ones(()))
 
     def forward(self, batch: Any, outputs: Any, model: Any) -> tuple[Tensor, Tensor]:
-        tokens = model.encode_image(batch["images"].float()).tokens[:, 1:]
+        tokens = model.encode_image(batch["images"].float()).patches
         scores = self.layer(tokens) @ model.text_features.mean(1).to(tokens.dtype).T * (self.idle if self.used else 1)
         patches = (batch["cell_counts"].sum(1) > 0).unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).any(3).flatten(1)
         difference = (scores - outputs.similarity).where(patches[..., None], 0)

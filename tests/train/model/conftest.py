@@ -1,7 +1,7 @@
 """open_clip's own models, which ours are held against."""
 
 import open_clip
-from physseg.train.model.backbones.clip_presets import ClipArchitecture
+from physseg.train.model.backbones.clip import ClipArchitecture
 from torch import nn
 
 

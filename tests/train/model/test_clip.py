@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.common.errors import ConfigError
-from physseg.train.model.backbones.clip import Clip, resize_positions, shared_prefix
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture, clip_architecture
+from physseg.train.model.backbones.clip import Clip, ClipArchitecture
+from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, clip_architecture
+from physseg.train.model.backbones.clip_text import shared_prefix
+from physseg.train.model.backbones.published import fit_positions, from_open_clip, resize_positions
 from physseg.train.model.text import tokenize
-from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
+from physseg.train.weights.clip_weights import load_state
 from torch import Tensor
 
 from .conftest import open_clip_model

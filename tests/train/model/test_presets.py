@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from physseg.train.model.backbones.clip import Clip, resize_positions
-from physseg.train.model.backbones.clip_presets import PRETRAINED, ClipArchitecture, clip_architecture
+from physseg.train.model.backbones.clip import Clip, ClipArchitecture
+from physseg.train.model.backbones.clip_presets import PRETRAINED, clip_architecture
+from physseg.train.model.backbones.published import fit_positions, from_open_clip, resize_positions
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter, blank_segmenter
-from physseg.train.weights.clip_weights import fit_positions, from_open_clip, load_state
+from physseg.train.weights.clip_weights import load_state
 from torch import Tensor, nn
 
 from .conftest import open_clip_model

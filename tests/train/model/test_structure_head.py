@@ -7,8 +7,11 @@ import torch
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
 from physseg.train.model import structure_head
+from physseg.train.model.backbones.interface import Level
 from physseg.train.model.structure_head import CLASS_PRIOR, PRIOR, StructureHead
 from torch import Tensor
+
+LEVELS = [Level(12, stride=16)] * 4
 
 
 def levels(batch: int = 2, grid: tuple[int, int] = (3, 4)) -> list[Tensor]:
@@ -19,7 +22,7 @@ def levels(batch: int = 2, grid: tuple[int, int] = (3, 4)) -> list[Tensor]:
 @pytest.fixture
 def head() -> StructureHead:
     torch.manual_seed(0)
-    return StructureHead(12, structures=2, hidden=8)
+    return StructureHead(LEVELS, structures=2, hidden=8)
 
 
 def test_docstring_example() -> None:
@@ -46,7 +49,7 @@ def test_samples_do_not_mix(head: StructureHead) -> None:
 def test_detail_inside_a_patch_can_be_predicted() -> None:
     """From features that are the same in every patch, bilinear upsampling could only ever draw a flat map."""
     torch.manual_seed(0)
-    head = StructureHead(12, structures=1, hidden=16)
+    head = StructureHead(LEVELS, structures=1, hidden=16)
     same = [torch.randn(1, 12, 1, 1).expand(1, 12, 4, 4) + 0.01 * torch.randn(1, 12, 4, 4) for _ in range(4)]
     pattern = torch.zeros(1, 1, 16, 16)
     pattern[..., 1::4, :] = 1  # one thin line through every patch
@@ -65,7 +68,7 @@ def test_predictions_start_near_the_prior(head: StructureHead) -> None:
 
 def test_classes_have_a_channel_and_a_prior_each() -> None:
     torch.manual_seed(0)
-    head = StructureHead(12, structures=3, hidden=8, classes=(0, 5, 1))
+    head = StructureHead(LEVELS, structures=3, hidden=8, classes=(0, 5, 1))
     assert head(levels()).shape == (2, 7, 12, 16)
     start = head.predict.bias.sigmoid().tolist()  # type: ignore[union-attr, operator]
     assert start == pytest.approx([PRIOR] + 6 * [CLASS_PRIOR])
@@ -73,7 +76,7 @@ def test_classes_have_a_channel_and_a_prior_each() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="multiple of 8, got 20"):
-        StructureHead(8, 1, 20)
+        StructureHead(LEVELS, 1, 20)
 
 
 def test_levels_are_checked(head: StructureHead) -> None:

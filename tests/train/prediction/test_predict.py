@@ -189,7 +189,7 @@ def test_train_evaluate_predict_from_the_command_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = to_dict(make_config().model)  # also registers the tinier architecture
+    model = to_dict(make_config().model)
     del model["alignment"]
     (tmp_path / "c.toml").write_text(
         f"""

@@ -15,7 +15,8 @@ from physseg.cli import app
 from physseg.common.errors import ConfigError
 from physseg.manifests.datasets.coco_stuff import coco_stuff_vocabulary
 from physseg.train.errors import CheckpointError, RunFolderError
-from physseg.train.model.backbones.clip_presets import ClipArchitecture, clip_architecture
+from physseg.train.model.backbones.clip import ClipArchitecture
+from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import blank_segmenter
 from physseg.train.prediction.load_run import load_run

@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 from physseg.train.errors import CheckpointError
-from physseg.train.model.backbones.clip import Clip
-from physseg.train.model.backbones.clip_presets import ClipArchitecture, clip_architecture
-from physseg.train.weights.clip_weights import from_open_clip, is_openai_form, load_clip_weights
+from physseg.train.model.backbones.clip import Clip, ClipArchitecture
+from physseg.train.model.backbones.clip_presets import clip_architecture
+from physseg.train.model.backbones.published import from_open_clip
+from physseg.train.weights.clip_weights import is_openai_form, load_clip_weights
 from torch import Tensor, nn
 
 SMALL = ClipArchitecture(

@@ -21,7 +21,7 @@ from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
 from physseg.train.errors import CheckpointError, PredictionError, RunFolderError, ShapeError
 from physseg.train.loop.loop import train
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.prediction.load_run import load_run
 from physseg.train.prediction.trained_model import TrainedModel, as_rgb
 from physseg.train.runs.run_folder import RunFolder
@@ -85,8 +85,9 @@ def test_the_description_says_everything(exported: Path, train_manifest: Manifes
     assert str(exported.parent) not in json.dumps(document)  # nothing of the machine it was made on
 
 
-def test_a_preset_may_go_and_the_export_stays(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(CLIP_PRESETS, "tinier")
+def test_an_export_needs_no_name_of_a_backbone(exported: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown backbone 'tinier'"):
+        find_architecture("tinier")
     assert physseg.load(exported, device="cpu").segment(picture(), WORDS).shape == (50, 70)
 
 

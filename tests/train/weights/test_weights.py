@@ -179,12 +179,12 @@ def test_activation_follows_from_tag_or_file() -> None:
     untold = ClipWeights(name="a/b.bin", path=Path("a/b.bin"), sha256="", quick_gelu=None)
     openai_form = replace(untold, quick_gelu=True)
     assert [activation(base, one) for one in (tag, untold, openai_form)] == [True, False, True]
-    assert activation(large, untold)
-    assert not activation(SegmenterConfig(clip="ViT-H-14"), untold)
+    assert activation(large, untold) is None and large.arch.quick_gelu  # as the preset has it
+    assert activation(SegmenterConfig(clip="ViT-H-14"), untold) is None
     assert not activation(replace(base, quick_gelu=False), openai_form)  # one's own file: one knows best
     with pytest.raises(ConfigError, match="quick_gelu is false, but 'openai' was trained with QuickGELU"):
         activation(replace(base, quick_gelu=False), tag)
-    assert replace(base, quick_gelu=False).clip_sizes.quick_gelu is False
+    assert replace(base, quick_gelu=False).arch.quick_gelu is False
 
 
 def _cached(model: SegmenterConfig, *, quick_gelu: bool, fill: float = 3.5) -> WeightsRecord:

@@ -1,68 +1,9 @@
 """Sizes of the CLIP models that physseg knows, by name."""
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 from ....common.errors import ConfigError
-from ....common.settings import check_ranges
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipArchitecture:
-    """Sizes of both encoders. Raises ConfigError where they contradict each other."""
-
-    embed_dim: int
-    """Dimension D of the space that images and texts share."""
-    image_px: int
-    """Side of the square that images are resized to for the encoder, in pixels."""
-    patch_px: int
-    """Side of a patch in pixels; image_px / patch_px is the side of the patch grid."""
-    position_grid: int
-    """Side of the positional embedding's grid; published ones are resized to it on loading."""
-    vision_width: int
-    """Channels of an image token."""
-    vision_layers: int
-    """Number of blocks of the image encoder."""
-    vision_heads: int
-    """Number of attention heads of the image encoder."""
-    text_width: int
-    """Channels of a text token."""
-    text_layers: int
-    """Number of blocks of the text encoder."""
-    text_heads: int
-    """Number of attention heads of the text encoder."""
-    guidance_blocks: tuple[int, int]
-    """Image blocks whose outputs guide the decoder, counted from zero."""
-    quick_gelu: bool
-    """Whether the activation is x sigmoid(1.702 x) instead of GELU; presets have what the best known weights need."""
-    context_length: int = 77
-    """Longest prompt in tokens."""
-    vocabulary_size: int = 49408
-    """Number of tokens of CLIP's byte-pair tokeniser."""
-
-    def __post_init__(self) -> None:
-        sizes_of = {field.name: "[1, 1e6]" for field in fields(self) if field.type in (int, "int")}
-        check_ranges(self, **sizes_of | {"vision_layers": "[1, 1000]", "text_layers": "[0, 1000]"})
-        if self.image_px % self.patch_px:
-            raise ConfigError(f"CLIP sizes: image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
-        for name in ("vision", "text"):
-            width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
-            if width % heads:
-                raise ConfigError(f"CLIP sizes: {name}_width {width} is not a multiple of {name}_heads {heads}")
-        if not all(0 <= block < self.vision_layers for block in self.guidance_blocks):
-            limits = f"0..{self.vision_layers - 1}"
-            raise ConfigError(f"CLIP sizes: guidance_blocks {self.guidance_blocks} must lie in {limits}")
-
-    @property
-    def grid(self) -> int:
-        """Side of the patch grid."""
-        return self.image_px // self.patch_px
-
-    @property
-    def structure_blocks(self) -> tuple[int, ...]:
-        """Four equally spaced blocks, zero-based, the last one last: the levels of the structure head."""
-        return tuple(math.ceil(self.vision_layers * part / 4) - 1 for part in (1, 2, 3, 4))
-
+from .clip import ClipArchitecture
 
 _B16 = ClipArchitecture(
     embed_dim=512,
