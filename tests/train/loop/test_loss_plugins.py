@@ -66,7 +66,7 @@ class Learned(nn.Module):
     def forward(self, batch, outputs, model):
         assert self.training and self.scale.device == outputs.logits.device
         assert model.text_features.shape[:2] == (len(model.classes), 1) == (outputs.logits.shape[1], 1)
-        tokens = model.encode_image(batch["images"].float()).tokens
+        tokens = model.encode_image(batch["images"].float()).patches
         assert tokens.shape[:2] == (len(batch["sample_ids"]), 1 + model.grid ** 2), tokens.shape
         each = tokens.mean((1, 2)) * self.scale[0] + outputs.logits.mean((1, 2, 3)) * self.scale[1]
         return (each - self.fixed).square().sum() + len(each) * self.noise.square().sum(), self.count(batch)

@@ -11,8 +11,11 @@ from physseg.common.settings import build, to_dict
 from physseg.train.errors import ShapeError
 from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.config import SegmenterConfig
-from physseg.train.model.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.model.text import TEMPLATE, prompt_name, tokenize
+
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 
 NAMES = ["person, child", "sofa", "traffic light"]
 
@@ -45,7 +48,7 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip": "huge"}, "unknown preset 'huge'"),
+        ({"clip": "huge"}, "unknown backbone 'huge'"),
         ({"finetune": "q"}, "finetune: expected qv, all or none, got 'q'"),
         ({"hidden_dim": 30}, "hidden_dim 30 is not a multiple of num_heads 4"),
         ({"window": 0}, "window: expected a number in .*, got 0"),

@@ -191,6 +191,7 @@ def test_train_evaluate_predict_from_the_command_line(
 ) -> None:
     model = to_dict(make_config().model)
     del model["alignment"]
+    sizes = model.pop("architecture")
     (tmp_path / "c.toml").write_text(
         f"""
         batch_size = 2
@@ -199,6 +200,8 @@ def test_train_evaluate_predict_from_the_command_line(
         [model]
         """
         + "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items() if value is not None)
+        + "\n[model.architecture]\n"
+        + "\n".join(f"{key} = {json.dumps(value)}" for key, value in sizes.items())
     )
     monkeypatch.setenv("PHYSSEG_CACHE", str(tmp_path / "cache"))
     run, val = tmp_path / "run", tmp_path / "val.parquet"

@@ -8,15 +8,13 @@ the backbone, a `torch.nn.Module` with the members of `Backbone`. docs/backbones
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from ....common.errors import ConfigError
 from ....common.plugins import ConformanceError, find
 
 if TYPE_CHECKING:  # the public names load without torch
     from torch import Tensor
-
-    from .clip import ClipArchitecture
 
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Final = (0.26862954, 0.26130258, 0.27577711)
@@ -89,8 +87,8 @@ class Architecture(ABC):
         return 0
 
     @property
-    def in_full(self) -> "ClipArchitecture | None":
-        """What an exported model carries so that no name need be known to read it; None where the name must be."""
+    def in_full(self) -> Any:
+        """The value of `SegmenterConfig.architecture` that an exported model needs no name of a backbone with, or None."""
         return None
 
     def adapted(
