@@ -67,7 +67,7 @@ class Learned(nn.Module):
         assert self.training and self.scale.device == outputs.logits.device
         assert model.text_features.shape[:2] == (len(model.classes), 1) == (outputs.logits.shape[1], 1)
         tokens = model.encode_image(batch["images"].float()).patches
-        assert tokens.shape[:2] == (len(batch["sample_ids"]), 1 + model.grid ** 2), tokens.shape
+        assert tokens.shape[:2] == (len(batch["sample_ids"]), model.grid ** 2), tokens.shape
         each = tokens.mean((1, 2)) * self.scale[0] + outputs.logits.mean((1, 2, 3)) * self.scale[1]
         return (each - self.fixed).square().sum() + len(each) * self.noise.square().sum(), self.count(batch)
 
@@ -125,7 +125,7 @@ def test_one_two_and_four_parts_take_the_same_steps(
         ours, theirs = (trained(tmp_path / run, trainer=True)["losses"] for run in (name, "parts1"))
         torch.testing.assert_close(dict(ours), dict(theirs), rtol=1e-4, atol=1e-6)
     log = read_log(RunFolder(tmp_path / "parts1").log_file, "step")
-    assert log[0]["loss/margin"] > 0 and log[0]["loss/learned"] != pytest.approx(log[1]["loss/learned"], rel=1e-3)
+    assert log[0]["loss/margin"] > 0 and log[0]["loss/learned"] != pytest.approx(log[1]["loss/learned"], rel=1e-5)
     # By hand: the mean label over the four crops of the first step.
     config = make_config(**shared)
     labels = TrainSamples(config.data, config.model.structures, True, config.seed).batch(range(4))["labels"].numpy()

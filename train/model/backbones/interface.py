@@ -88,7 +88,7 @@ class Architecture(ABC):
 
     @property
     def in_full(self) -> Any:
-        """The value of `SegmenterConfig.architecture` that an exported model needs no name of a backbone with, or None."""
+        """Value of `SegmenterConfig.architecture` with which an exported model needs no backbone's name, or None."""
         return None
 
     def adapted(
