@@ -23,6 +23,13 @@ def data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def shrink(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The picture (H, W, 3), made smaller by the mean of areas where it is higher or wider than that, in px."""
+    scale = min(1.0, height / pixels.shape[0], width / pixels.shape[1])
+    rows, columns = (max(1, round(edge * scale)) for edge in pixels.shape[:2])
+    return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def _encode(suffix: str, pixels: npt.NDArray[Any], options: list[int], allowed: tuple[Any, ...]) -> bytes:
     if pixels.dtype not in allowed or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):  # OpenCV cuts numbers to fit
         raise ValueError(f"pixels of a {suffix} file: expected (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}")

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 
 from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.html import render
-from ...common.images import data_url, encode_jpeg
+from ...common.images import data_url, encode_jpeg, shrink
 from ...common.progress import ProgressBar
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
@@ -164,7 +163,4 @@ def _settings(views: SampleViews, present: Sequence[int]) -> dict[str, Any]:
 
 
 def _thumbnail(image: UInt8) -> str:
-    scale = min(1.0, *(limit / edge for limit, edge in zip(THUMBNAIL_PX, image.shape[:2], strict=True)))
-    height, width = (max(1, round(edge * scale)) for edge in image.shape[:2])
-    small = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return data_url(encode_jpeg(small, 75), "jpeg")
+    return data_url(encode_jpeg(shrink(image, *THUMBNAIL_PX), 75), "jpeg")

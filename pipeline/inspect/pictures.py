@@ -13,16 +13,7 @@ from ...common.images import encode_png
 from ...common.text import counted, percent
 from ..store.schema import StoredArray
 from .drawing.label_maps import overlay
-from .drawing.layers import (
-    CLASS_EDGES,
-    EDGES,
-    KEYPOINTS,
-    Layer,
-    class_edge_layer,
-    label_layer,
-    structure_layer,
-    weight_layer,
-)
+from .drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS, Layer, label_layer, map_layer, weight_layer
 from .drawing.layout import tile
 from .drawing.palette import STRUCTURE_COLOURS, Colour, dim
 from .sample_view import PATCH_PX, SampleView
@@ -39,11 +30,9 @@ def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     labels = label_layer(view.labels, num_classes, ignore_index=ignore_index)
     layers = {"labels": (labels, f"{counted(num_shown, 'class')}")}
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
-        if spec.drawn == CLASS_EDGES:
-            layer = class_edge_layer(plane, view.labels, num_classes, ignore_index=ignore_index)
-            layers[name] = layer, _amount(spec, (plane != ignore_index).any(axis=0))
-        else:
-            layers[name] = structure_layer(plane, spec.drawn, structure_colour(position)), _amount(spec, plane)
+        layer = map_layer(plane, spec.drawn, structure_colour(position), view.labels, num_classes, ignore_index)
+        held = (plane != ignore_index).any(axis=0) if spec.drawn == CLASS_EDGES else plane
+        layers[name] = layer, _amount(spec, held)
     return layers
 
 

@@ -11,21 +11,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...common.html import chart, render
+from ...common.html import render
 from ...common.images import data_url
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
+from ..report.page import charts
 from ..report.pictures import map_row, prediction_row
 from ..runs.run_log import read_log
 from .results import Results, describe
 from .scenes import UNSEEN_THINGS
-
-_LOSSES = {
-    "loss/total": "total",
-    "loss/segmentation": "segmentation",
-    "loss/structure": "structure, L^p",
-    "loss/alignment": "patch alignment, L^sac",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +42,7 @@ def page_of_demo(
         stages=stages,
         resumed=resumed,
         results=results,
-        losses=_losses(out / "run" / "log.jsonl"),
+        charts=charts(read_log(out / "run" / "log.jsonl", "step"), "loss/"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
         structures=[
             {"url": data_url(path.read_bytes(), "png"), "caption": f"training scene {path.stem}"}
@@ -58,14 +52,12 @@ def page_of_demo(
     )
 
 
-def render_page(
-    *, stages: Sequence[Stage], results: Results, losses: Mapping[str, Sequence[tuple[int, float]]], **shown: Any
-) -> str:
+def render_page(*, stages: Sequence[Stage], results: Results, **shown: Any) -> str:
     """The whole page as HTML text.
 
-    `losses` are (step, value) pairs of each loss part, `shown` is what the template shows as it is: `settings`; whether
-    the demo was `resumed`, so that the times are not those of the whole; `structures`, pictures with a `url` and a
-    `caption`; `scenes` and `predictions`, rows of `pictures` with a `legend` of names and RGB colours.
+    `shown` is what the template shows as it is: `settings`; whether the demo was `resumed`, so that the times are not
+    those of the whole; `charts`; `structures`, pictures with a `url` and a `caption`; `scenes` and `predictions`, rows
+    of `pictures` with a `legend` of names and RGB colours.
     """
     things = [name.split(" ") for name in results.classes if " " in name]
     return render(
@@ -79,7 +71,6 @@ def render_page(
         stuff=[name for name in results.classes if " " not in name],
         colours=list(dict.fromkeys(colour for colour, _ in things)),
         shapes=list(dict.fromkeys(shape for _, shape in things)),
-        charts=[chart(title, points) for title, points in losses.items()],
         percent=percent,
     )
 
@@ -102,15 +93,6 @@ def _machine() -> dict[str, str]:
         "torch": torch.__version__,
         "cores": str(os.cpu_count()),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
-
-
-def _losses(log: Path) -> dict[str, list[tuple[int, float]]]:
-    """Each loss part's (step, value), the total first; a value that is no number was logged as text and is left out."""
-    entries = read_log(log, "step")
-    return {
-        title: [(entry["step"], entry[name]) for entry in entries if isinstance(entry.get(name), float)]
-        for name, title in _LOSSES.items()
     }
 
 

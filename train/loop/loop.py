@@ -30,7 +30,7 @@ from ..config import RESUMABLE_KEYS, TrainConfig
 from ..data.dataset import Batch, TrainSamples, batches, to_device
 from ..data.order import PositionBatches
 from ..errors import CheckpointError, NonFiniteLossError, RankError
-from ..evaluation.evaluate import evaluate_model, usable_samples
+from ..evaluation.evaluate import evaluate_model
 from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
 from ..model.backbones.clip_presets import PRETRAINED
@@ -38,7 +38,7 @@ from ..model.bounded import bounded_parts
 from ..model.device import matmul_precision
 from ..model.inference import InferenceSettings, class_texts
 from ..model.segmenter import Segmenter
-from ..report.pictures import few, labelled, prediction_rows, structure_rows
+from ..report.pictures import prediction_rows, structure_rows
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -369,13 +369,9 @@ class _Training:
 
     def _log_pictures(self, log: RunLog, manifest: Manifest, texts: Tensor, settings: InferenceSettings) -> None:
         """A few predictions and structure maps, always of the same samples, beside what they should be."""
-        chosen, reader = few(usable_samples(manifest, self.config.eval.max_images)), self.samples.reader
-        rows = {
-            "predictions": prediction_rows(self.model, labelled(manifest, chosen), manifest.vocabulary, texts, settings)
-        }
+        rows = {"predictions": prediction_rows(self.model, manifest, self.config.eval.max_images, texts, settings)}
         if self.config.model.structures:
-            stored = few(self.samples.usable.tolist())
-            rows["structures"] = structure_rows(self.model, reader, stored, self.config.data.crop)
+            rows["structures"] = structure_rows(self.model, self.samples.reader, self.config.data.crop)
         for kind, of_kind in rows.items():
             for row in of_kind:
                 log.picture(self.step, f"{kind}/{row.title}", row.tiled())

@@ -14,45 +14,45 @@ from ..runs.run_folder import RunFolder
 
 def beginning(config: TrainConfig, *, device: torch.device, ranks: int, samples: int, classes: int, step: int) -> str:
     """On what a run trains, how, and from where; `step` is the number of steps it has taken."""
-    run, parts = RunFolder(config.run or Path()), ranks * config.accumulate
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    spread = f"{counted(ranks, 'rank')}, accumulate {config.accumulate}: {config.batch_size // parts} at once"
+    run, manifest = RunFolder(config.run or Path()), config.eval.manifest
+    spread = f"{counted(ranks, 'rank')}, accumulate {config.accumulate}"
+    at_once = config.batch_size // ranks // config.accumulate
     weights = f"{config.model.clip}, {config.clip_weights or 'random weights'}"
-    manifest = config.eval.manifest
-    rows = [
-        ("device", f"{device}{name}, {config.precision}"),
-        ("data", f"{config.data.store}: {counted(samples, 'sample')}, {counted(classes, 'class')}"),
-        ("structures", ", ".join(config.model.structures) or "none"),
-        ("begins with", f"step {step}, {checkpoint.path_of(run.checkpoints, step)}" if step else weights),
-        ("steps", f"{config.steps:,}, each of {config.batch_size} samples ({spread})"),
-        ("evaluation", f"{manifest}, every {config.eval.every:,} steps" if manifest else "none: no eval.manifest"),
-        ("run", str(run.path)),
-        ("watch", shlex.join(["tensorboard", "--logdir", str(run.path)])),
-    ]
-    return "\n".join(align(rows, right=()))
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    rows = {
+        "device": f"{device}{name}, {config.precision}",
+        "data": f"{config.data.store}: {counted(samples, 'sample')}, {counted(classes, 'class')}",
+        "structures": ", ".join(config.model.structures) or "none",
+        "begins with": f"step {step}, {checkpoint.path_of(run.checkpoints, step)}" if step else weights,
+        "steps": f"{config.steps:,}, each of {config.batch_size} samples ({spread}: {at_once} at once)",
+        "evaluation": f"{manifest}, every {config.eval.every:,} steps" if manifest else "none: no eval.manifest",
+        "run": str(run.path),
+        "watch": shlex.join(["tensorboard", "--logdir", str(run.path)]),
+    }
+    return "\n".join(align(list(rows.items()), right=()))
 
 
 def evaluated(step: int, result: Evaluation, run: RunFolder) -> str:
     """Scores of one evaluation, and the best so far where it is kept."""
-    boundary, best = result.boundary_iou(), run.best()
-    parts = [f"mIoU {percent(result.confusion.miou())}"]
-    parts += [f"Boundary IoU {percent(boundary)}"] if boundary is not None else []
-    if best is not None:
-        is_best = best["step"] == step
-        parts.append("the best so far" if is_best else f"best so far {percent(best['miou'])} at step {best['step']}")
-    return f"step {step}: {', '.join(parts)}"
+    scores = f"step {step}: mIoU {percent(result.confusion.miou())}"
+    if (boundary := result.boundary_iou()) is not None:
+        scores += f", Boundary IoU {percent(boundary)}"
+    if (best := run.best()) is None:
+        return scores
+    is_best = best["step"] == step
+    return f"{scores}, " + ("the best so far" if is_best else f"best {percent(best['miou'])} at step {best['step']}")
 
 
 def end(config: TrainConfig, step: int, seconds: float) -> str:
     """Where the weights are, and what to type next."""
-    run, manifest = RunFolder(config.run or Path()), config.eval.manifest
+    run, manifest = RunFolder(config.run or Path()), config.eval.manifest or "VAL.parquet"
     best = run.best()
     at_best = ["--checkpoint", "best"] if best and best["step"] != step else []
     rows = [
         ("time", format_duration(seconds)),
         ("checkpoint", str(checkpoint.path_of(run.checkpoints, step))),
         *([("best", f"step {best['step']}, mIoU {percent(best['miou'])}")] if best else []),
-        ("next", shlex.join(["physseg", "evaluate", str(run.path), str(manifest or "VAL.parquet"), *at_best])),
+        ("next", shlex.join(["physseg", "evaluate", str(run.path), manifest, *at_best])),
         ("", shlex.join(["physseg", "report", str(run.path)])),
     ]
     return "\n".join(align(rows, right=()))

@@ -2,30 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ...common.images import data_url, encode_jpeg
+from ...common.images import data_url, encode_jpeg, shrink
 from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
 from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
-from ...pipeline.inspect.drawing.layers import (
-    CLASS_EDGES,
-    DENSITY,
-    KINDS,
-    Layer,
-    class_edge_layer,
-    structure_layer,
-)
+from ...pipeline.inspect.drawing.layers import DENSITY, KINDS, map_layer, structure_layer
 from ...pipeline.inspect.drawing.layout import tile
 from ...pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim, palette
 from ...pipeline.store.open_store import cut_sample
 from ...pipeline.store.reader import StoreReader
+from ..evaluation.evaluate import usable_samples
 from ..model.inference import InferenceSettings, segment_image
 from ..model.segmenter import Segmenter
 from .structure_maps import structure_maps
@@ -35,8 +29,7 @@ SHOWN = 4
 LARGEST_PX = 440
 """Longest edge of a picture."""
 
-Sample = tuple[str, UInt8, npt.NDArray[Any]]
-"""Id, image (H, W, 3) RGB and label map (H, W)."""
+Ids = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +44,14 @@ class Row:
 
     def tiled(self) -> UInt8:
         """All pictures side by side."""
-        return tile([(_shrunk(image), caption) for image, caption in self.panels], columns=len(self.panels))
+        return tile(
+            [(shrink(image, LARGEST_PX, LARGEST_PX), text) for image, text in self.panels], columns=len(self.panels)
+        )
 
     def on_page(self) -> dict[str, Any]:
         """What the macro `row` of a page takes (common/html.py)."""
-        pictures = [
-            {"url": data_url(encode_jpeg(_shrunk(image)), "jpeg"), "caption": text} for image, text in self.panels
-        ]
+        urls = [data_url(encode_jpeg(shrink(image, LARGEST_PX, LARGEST_PX)), "jpeg") for image, _ in self.panels]
+        pictures = [{"url": url, "caption": text} for url, (_, text) in zip(urls, self.panels, strict=True)]
         return {"pictures": pictures, "legend": self.legend}
 
 
@@ -71,25 +65,19 @@ def few(indices: Sequence[int]) -> list[int]:
     return [indices[round(place * len(indices) / number)] for place in range(number)]
 
 
-def labelled(manifest: Manifest, indices: Sequence[int]) -> Iterator[Sample]:
-    """Samples of a manifest, labels folded."""
-    for index in indices:
-        image, labels = manifest.load(index)
-        yield manifest.table.value("sample_id", index), image, manifest.vocabulary.fold(labels)
-
-
 def prediction_rows(
-    model: Segmenter, samples: Iterator[Sample], vocabulary: Vocabulary, texts: Tensor, settings: InferenceSettings
+    model: Segmenter, manifest: Manifest, max_images: int | None, texts: Tensor, settings: InferenceSettings
 ) -> Iterator[Row]:
-    """Image, ground truth and prediction of each sample; `texts` are the text features of the vocabulary."""
-    for sample_id, image, labels in samples:
+    """Predictions of a few of a manifest's first samples; `texts` are the text features of its classes."""
+    vocabulary = manifest.vocabulary
+    for index in few(usable_samples(manifest, max_images)):
+        image, labels = manifest.load(index)
         predicted = vocabulary.fold(segment_image(model, image, texts, settings))
-        yield prediction_row(sample_id, image, labels, predicted, vocabulary)
+        title = manifest.table.value("sample_id", index)
+        yield prediction_row(title, image, vocabulary.fold(labels), predicted, vocabulary)
 
 
-def prediction_row(
-    title: str, image: UInt8, labels: npt.NDArray[Any], predicted: npt.NDArray[Any], vocabulary: Vocabulary
-) -> Row:
+def prediction_row(title: str, image: UInt8, labels: Ids, predicted: Ids, vocabulary: Vocabulary) -> Row:
     """Image, label map and what was predicted (H, W)."""
     counted = labels != vocabulary.ignore_index
     right = percent(float(np.mean(predicted[counted] == labels[counted])) if counted.any() else np.nan, digits=1)
@@ -97,61 +85,33 @@ def prediction_row(
     return map_row(title, image, maps, vocabulary)
 
 
-def map_row(title: str, image: UInt8, maps: Sequence[tuple[npt.NDArray[Any], str]], vocabulary: Vocabulary) -> Row:
+def map_row(title: str, image: UInt8, maps: Sequence[tuple[Ids, str]], vocabulary: Vocabulary) -> Row:
     """An image and label maps (H, W) of it, each with its caption, drawn alike, with the classes of all."""
     names, ignore_index = vocabulary.class_names, vocabulary.ignore_index
-    panels = [
-        (overlay(image, plane, names, ignore_index=ignore_index, alpha=0.7, max_legend=0), text) for plane, text in maps
-    ]
-    present = [i for i, _ in class_shares(np.stack([plane for plane, _ in maps])) if i != ignore_index]
+    drawn = [overlay(image, ids, names, ignore_index=ignore_index, alpha=0.7, max_legend=0) for ids, _ in maps]
+    panels = [(image, title), *((picture, text) for picture, (_, text) in zip(drawn, maps, strict=True))]
+    present = [index for index, _ in class_shares(np.stack([ids for ids, _ in maps])) if index != ignore_index]
     colours = palette(len(names)).tolist()
-    legend = [(names[index], tuple(colours[index])) for index in present]
-    return Row(title=title, panels=[(image, title), *panels], legend=legend)
+    return Row(title=title, panels=panels, legend=[(names[index], tuple(colours[index])) for index in present])
 
 
-def structure_rows(model: Segmenter, reader: StoreReader, indices: Sequence[int], window_px: int) -> Iterator[Row]:
-    """The cached maps of samples of a store, each beside the structure head's.
+def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Iterator[Row]:
+    """Cached maps of a few samples, each beside the structure head's, seen in crops of `window_px`.
 
-    Args:
-        reader: Reads the labels and all structures of the model.
-        window_px: Side of the training crop.
+    The reader reads labels and the model's structures.
     """
-    drawn = {spec.name: spec.drawn for spec in reader.schema.arrays}
-    for index in indices:
-        stored, image = cut_sample(reader, index), _frame(reader, index)
+    drawn = [spec for spec in reader.schema.specs if spec.drawn in KINDS]
+    known = {spec.name: (spec.drawn, colour) for spec, colour in zip(drawn, cycle(STRUCTURE_COLOURS), strict=False)}
+    classes = {"num_classes": reader.vocabulary.num_classes, "ignore_index": reader.vocabulary.ignore_index}
+    for index in few(reader.usable.tolist()):
+        stored = cut_sample(reader, index)
+        image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
         dark, panels = dim(image), [(image, stored.id)]
         maps = structure_maps(model, image, window_px)
-        for position, (name, found) in enumerate(zip(model.config.structures, maps, strict=True)):
-            if drawn[name] in KINDS:
-                colour = STRUCTURE_COLOURS[position % len(STRUCTURE_COLOURS)]
-                cached = _cached(stored.arrays[name], drawn[name], colour, stored.arrays["labels"], reader.vocabulary)
+        for name, found in zip(model.config.structures, maps, strict=True):
+            if name in known:
+                kind, colour = known[name]
+                cached = map_layer(stored.arrays[name], kind, colour, stored.arrays["labels"], **classes)
                 predicted = structure_layer(np.rint(255 * found).astype(np.uint8), DENSITY, colour)
                 panels += [(cached.over(dark), f"{name}, cached"), (predicted.over(dark), f"{name}, predicted")]
         yield Row(title=stored.id, panels=panels)
-
-
-def stored_samples(reader: StoreReader, indices: Sequence[int]) -> Iterator[Sample]:
-    """Samples of a store on its frames."""
-    for index in indices:
-        stored = cut_sample(reader, index)
-        yield stored.id, _frame(reader, index), stored.arrays["labels"]
-
-
-def _frame(reader: StoreReader, index: int) -> UInt8:
-    return reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
-
-
-def _cached(
-    planes: npt.NDArray[Any], kind: str, colour: Colour, labels: npt.NDArray[Any], vocabulary: Vocabulary
-) -> Layer:
-    if kind == CLASS_EDGES:
-        return class_edge_layer(planes, labels, vocabulary.num_classes, ignore_index=vocabulary.ignore_index)
-    return structure_layer(planes, kind, colour)
-
-
-def _shrunk(image: UInt8) -> UInt8:
-    scale = LARGEST_PX / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    height, width = (max(1, round(edge * scale)) for edge in image.shape[:2])
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

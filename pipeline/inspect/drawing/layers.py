@@ -76,6 +76,15 @@ def label_layer(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignor
     return Layer(pixels=pixels, colours=colours, opacity=np.full(len(colours), 255, np.uint8), alpha=0.6)
 
 
+def map_layer(
+    planes: npt.NDArray[Any], kind: str, colour: Colour, labels: npt.NDArray[Any], num_classes: int, ignore_index: int
+) -> Layer:
+    """A structure of any kind: `structure_layer` of one in a colour, `class_edge_layer` of one in its classes'."""
+    if kind == CLASS_EDGES:
+        return class_edge_layer(planes, labels, num_classes, ignore_index=ignore_index)
+    return structure_layer(planes, kind, colour)
+
+
 def structure_layer(plane: UInt8, kind: str, colour: Colour) -> Layer:
     """A structure map (h, w) in one colour.
 

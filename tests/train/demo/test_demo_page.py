@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from physseg.common.html import chart
 from physseg.train.demo.page import Stage, render_page
 from physseg.train.demo.results import GroupScore, Results
 
@@ -33,7 +34,7 @@ def report() -> dict[str, Any]:
             unseen=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
             gone={"right": 0.2, "other_shape": 0.3, "other_colour": 0.1, "other_thing": 0.1, "stuff": 0.3},
         ),
-        "losses": {"segmentation": [(1, 0.7), (2, 0.5), (3, 0.25)], "structure": []},
+        "charts": [chart("segmentation", [(1, 0.7), (2, 0.5), (3, 0.25)]), chart("structure", [])],
         "scenes": [{"pictures": [picture], "legend": legend}],
         "structures": [{"url": URL, "caption": "canny"}],
         "predictions": [{"pictures": [picture] * 3, "legend": legend}],

@@ -49,7 +49,7 @@ def test_a_run_says_on_what_it_trains_and_how_good_it_is(
     train(config, stop_at=2, progress=True)
     said = capsys.readouterr().out
     assert f"begins with  step 1, {run.checkpoints}/step_00000001\n" in said
-    assert said.endswith(", best so far 99.00% at step 1\n")
+    assert said.endswith(", best 99.00% at step 1\n")
     train(config, stop_at=2, progress=True)  # there is nothing to do, and nothing to say
     train(config, progress=False)
     assert capsys.readouterr().out == ""

@@ -113,9 +113,9 @@ def test_a_page_has_curves_pictures_classes_and_settings(run: RunFolder, report:
     assert missing == []
     last = read_log(run.log_file, "step")[-1]
     assert f"<b>{last['eval/miou']:.1%}</b><span>last mIoU</span>" in text
-    for name in ("total", "structure/canny", "head/plain", "clip/plain", "miou", "boundary_iou", "gradient/norm"):
+    for name in ("loss/total", "loss/structure/canny", "learning_rate/clip/plain", "eval/miou", "gradient/norm"):
         assert f">{name}</text>" in text, name
-    assert ">head/norm</text>" not in text  # the same line as head/plain
+    assert ">learning_rate/head/plain</text>" in text and ">learning_rate/head/norm</text>" not in text  # is the same
     captions = Reader(text).captions
     assert [name for name in captions if not name.startswith("prediction:")] == [
         *("000", "ground truth", "001", "ground truth"),
@@ -126,10 +126,10 @@ def test_a_page_has_curves_pictures_classes_and_settings(run: RunFolder, report:
         ),
     ]
     assert sum(name.endswith(" of the pixels right") for name in captions) == 2
-    assert "shapes, step 2: 2 images, whole images" in text and "Samples of eval.manifest" in text
+    assert "shapes, step 2: 2 images</summary>" in text and "Samples of eval.manifest" in text
     assert "<td>training.optim.learning_rate</td>" not in text and "training.optim.learning_rate" in text
     assert "&lt;run&gt;</h1>" in text and "<run>" not in text
-    assert "finished" in text and "2 of 2" in text
+    assert "<b>finished</b>" in text and "<b>2</b><span>of 2 steps</span>" in text
 
 
 def test_the_command_writes_into_the_run_or_where_it_is_told(run: RunFolder, trained: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_run_of_the_version_before(run: RunFolder, report: Report) -> None:
     change(run, older)
     text, missing = report(run)
     assert missing == []
-    assert ">miou</text>" in text and "Nothing was evaluated" in text
+    assert ">eval/miou</text>" in text and "Nothing was evaluated" in text
 
 
 def test_a_run_that_is_still_training(run: RunFolder, report: Report) -> None:
@@ -169,11 +169,11 @@ def test_a_run_that_is_still_training(run: RunFolder, report: Report) -> None:
     shutil.rmtree(run.checkpoints)
     text, missing = report(run)
     assert len(missing) == 1 and "pictures: " in missing[0] and "no checkpoint" in missing[0]
-    assert ">total</text>" in text
+    assert ">loss/total</text>" in text
 
 
 def test_a_run_without_evaluation_and_one_whose_store_is_gone(run: RunFolder, report: Report) -> None:
-    """Training samples are shown instead, on the store's frames."""
+    """Training samples are shown instead."""
 
     def without(document: dict[str, Any]) -> None:
         document["training"]["eval"]["manifest"] = None
@@ -209,16 +209,13 @@ def test_classes_are_sorted_and_their_confusions_named() -> None:
     names, source = ("a", "b", "c", "d"), {"dataset": "letters", "step": 7}
     seen = (True, False, True, True)
     found = Evaluation(confusion=confusion, classes=names, seen=seen, num_images=1, quarantined=(), source=source)
-    shown = page._result(found)
-    rows = [
-        (row["name"], round(row["iou"], 4), row["pixels"], row["called"], row["others"]) for row in shown["classes"]
-    ]
+    shown = page._confusions(found)
+    rows = [(row["name"], round(row["iou"], 4), row["pixels"], row["called"], row["others"]) for row in shown]
     assert rows == [
         ("b (unseen)", 0.7143, 5, "", "a 28.6%"),
         ("a", 0.5455, 10, "b 20.0%, c 20.0%", "c 14.3%"),
         ("c", 0.5, 4, "a 25.0%", "a 40.0%"),
     ]
-    assert (shown["title"], shown["absent"]) == ("letters, step 7: 1 image", 1)
 
 
 def test_a_prediction_stands_beside_its_truth() -> None:
@@ -239,11 +236,11 @@ def test_structures_stand_beside_the_cached_ones(trained: Path) -> None:
     model: Any = EchoStructures()
     model.config.structures = ("canny", "sift")
     reader = StoreReader(trained / "store.zarr", ("labels", "canny", "sift"))
-    (row,) = structure_rows(model, reader, [1], 96)
+    row = list(structure_rows(model, reader, 96))[1]
     (image, _), (cached, _), (predicted, text), *_ = row.panels
     assert text == "canny, predicted"
-    height, width = reader.frame_size(1)
-    edges = reader.read(1)["canny"][:height, :width] > 0
+    height, width = reader.frame_size(2)
+    edges = reader.read(2)["canny"][:height, :width] > 0
     grey = (cached == cached[..., :1]).all(axis=2)
     np.testing.assert_array_equal(~grey, edges)
     ground = np.repeat(cv2_grey(image)[..., None], 3, axis=2)
