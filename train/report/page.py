@@ -17,6 +17,7 @@ from ... import __version__
 from ...common.atomic import atomic_write
 from ...common.errors import PhyssegError
 from ...common.html import chart, render
+from ...common.settings import differing_keys
 from ...common.text import counted, percent
 from ...manifests.manifest import Manifest
 from ...pipeline.store.reader import StoreReader
@@ -67,9 +68,7 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
         structures=tried("structure maps", _structures, loaded, training) if loaded and training else None,
         results=_latest([found for found in results if found]),
         confusions=_confusions,
-        settings=[
-            (key, value if isinstance(value, str) else json.dumps(value)) for key, (_, value) in settings.items()
-        ],
+        settings={key: value for key, (_, value) in differing_keys({}, document).items()},
         time=lambda seconds: strftime("%Y-%m-%d %H:%M", localtime(seconds)),
         percent=percent,
         counted=counted,

@@ -127,7 +127,7 @@ def test_a_page_has_curves_pictures_classes_and_settings(run: RunFolder, report:
     ]
     assert sum(name.endswith(" of the pixels right") for name in captions) == 2
     assert "shapes, step 2: 2 images</summary>" in text and "Samples of eval.manifest" in text
-    assert "<td>training.optim.learning_rate</td>" not in text and "training.optim.learning_rate" in text
+    assert '<td>training.optim.learning_rate</td><td class="wide"><code>0.0002</code></td>' in text
     assert "&lt;run&gt;</h1>" in text and "<run>" not in text
     assert "<b>finished</b>" in text and "<b>2</b><span>of 2 steps</span>" in text
 
@@ -191,6 +191,15 @@ def test_a_run_without_evaluation_and_one_whose_store_is_gone(run: RunFolder, re
     text, missing = report(run)
     assert [said.partition(":")[0] for said in missing] == ["predictions", "structure maps"]
     assert "/gone.zarr" in missing[0]
+
+
+def test_imported_weights_have_a_page(run: RunFolder, report: Report) -> None:
+    change(run, lambda document: document.update(training=None, data=None))
+    for name in ("log.jsonl", "best.json", "evaluation.json"):
+        (run.path / name).unlink()
+    text, missing = report(run)
+    assert [said.partition(":")[0] for said in missing] == ["curves"]
+    assert "no training" in text and "model.hidden_dim" in text and "ground truth" not in text
 
 
 def test_a_log_of_another_form_is_said(run: RunFolder, report: Report) -> None:
