@@ -158,7 +158,7 @@ def measure_step(case: Case, store: Path) -> dict[str, Any]:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    trained = Trained(case, store, losses=True)
+    trained = Trained(configuration(case, store, losses=True))
     objective = trained.objective
     if case.compiled:
         objective.compile()
@@ -191,7 +191,7 @@ def measure_overhead(case: Case, store: Path) -> dict[str, Any]:
     device = torch.device(case.device)
     if device.type == "cpu":
         keep_freed_memory()
-    sides = {name: Trained(case, store, losses=name == "both") for name in ("both", "none")}
+    sides = {name: Trained(configuration(case, store, losses=name == "both")) for name in ("both", "none")}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number, batch in enumerate(sides["both"].stream(case.steps + 2)):
         for name in sorted(sides, reverse=number % 2 == 1):
@@ -206,16 +206,16 @@ def measure_overhead(case: Case, store: Path) -> dict[str, Any]:
 class Trained:
     """A model in training."""
 
-    def __init__(self, case: Case, store: Path, *, losses: bool) -> None:
-        self.config = configuration(case, store, losses=losses)
-        self.samples = TrainSamples(self.config.data, STRUCTURES, True, 0)
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.samples = TrainSamples(config.data, config.model.structures, config.losses.lambda_sac > 0, 0)
         vocabulary = self.samples.reader.schema.vocabulary
         torch.manual_seed(0)
         model = Segmenter(self.config.model)
         for part in bounded_parts(model):
-            part.recompute = case.recompute
+            part.recompute = config.recompute
         self.objective = Objective(model, self.config, vocabulary.classes, vocabulary.ignore_index)
-        self.objective.to(torch.device(case.device)).train()
+        self.objective.to(torch.device(config.device)).train()
         self.optimizer = build_optimizer(model, self.config.optim)
 
     def stream(self, steps: int) -> Iterator[Batch]:
@@ -242,6 +242,7 @@ def configuration(case: Case, store: Path, *, losses: bool) -> TrainConfig:
         losses=LossConfig(lambda_p=weight, lambda_sac=weight),
         batch_size=case.batch,
         precision=case.precision,  # type: ignore[arg-type]
+        recompute=case.recompute,
         device=case.device,
     )
 

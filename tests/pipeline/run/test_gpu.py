@@ -21,6 +21,7 @@ from physseg.pipeline.run.executors.sync import SyncExecutor
 from physseg.pipeline.run.executors.worker import dask_setup
 from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import open_schema
+from physseg.pipeline.store.reader import StoreReader
 from physseg.structure_extractors.errors import DeviceError
 from physseg.structure_extractors.superpoint import inference
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS, SuperPoint
@@ -278,3 +279,20 @@ class TestCuda:
             )
             trees.append(tree(store))
         assert trees[0] == trees[1]
+
+    def test_the_command_computes_the_cpus_keypoints(self, make_manifest: Make, tmp_path: Path) -> None:
+        from physseg.cli import app
+        from typer.testing import CliRunner
+
+        make_manifest(3, sizes=((384, 512),)).write(tmp_path / "m.parquet")
+        found = {}
+        for device in ("cuda", "cpu"):
+            store = tmp_path / f"{device}.zarr"
+            words = ["preprocess", tmp_path / "m.parquet", store, "--structures", "superpoint", "--workers", "1"]
+            words += ["--device", "cuda"] if device == "cuda" else []
+            done = CliRunner().invoke(app, [str(word) for word in words])
+            assert done.exit_code == 0, done.output
+            reader = StoreReader(store, ("superpoint",))
+            found[device] = np.stack([dict(reader.planes(index))["superpoint"] for index in range(3)])
+        assert np.count_nonzero(found["cpu"]) > 50
+        assert np.mean((found["cuda"] > 0) != (found["cpu"] > 0)) < 0.02 * np.mean(found["cpu"] > 0)

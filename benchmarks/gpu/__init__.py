@@ -1,0 +1,1 @@
+"""What a GPU does with physseg, in five minutes: `make gpu`."""

@@ -1,0 +1,52 @@
+"""The tests with the marker `gpu`, each counted as soon as it has ended."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import Goal, Section
+from gpu.material import hardware
+from gpu.parts import Kit
+
+ROOT = Path(__file__).parents[2]
+ENDED = re.compile(r"^(?:tests/)?(?P<test>\S+::.+?) (?P<how>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+
+
+def measure(kit: Kit) -> Iterator[Section]:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no", str(ROOT)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    ended: dict[str, str] = {}
+    yield section(ended, kit)
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if (found := ENDED.match(line)) and not ended.get(found["test"], "").isupper():
+            ended[found["test"]] = found["how"].lower()
+            yield section(ended, kit)
+    process.wait()
+    if process.returncode not in (0, 1):  # 1: tests failed, which the page says
+        sys.exit(process.returncode)
+
+
+def section(ended: dict[str, str], kit: Kit) -> Section:
+    number = {how: list(ended.values()).count(how) for how in sorted(set(ended.values()))}
+    wrong = [test for test, how in ended.items() if how in ("failed", "error", "xpass")]
+    goals = [
+        Goal(
+            text="no test fails",
+            measured=", ".join(f"{count} {how}" for how, count in number.items()) or "none has ended",
+            met=bool(ended) and not wrong,
+        )
+    ]
+    rows = [
+        {"test": test.replace("|", "/"), "result": how if how == "passed" else f"**{how}**"}
+        for test, how in ended.items()
+    ]
+    return Section(
+        title="Tests on the GPU",
+        text=f"`pytest -m gpu` on {hardware(kit.device)}. What needs CUDA is skipped on a CPU.",
+        tables=[rows] if rows else [],
+        goals=goals,
+    )
