@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test torture lint format bench clean
+.PHONY: demo test torture lint format bench gpu gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,27 @@ bench:
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/python -m pip install --quiet --editable '.[bench]'
 	$(VENV)-bench/bin/python benchmarks/run_all.py
+
+# The first hour with a GPU, in five minutes: tests, agreement with the CPU, speed and memory. Each part has its own limit,
+# and what is done is on the page. `make gpu PARTS=step,speed`, `MINUTES=20`, `OUT=folder`; `DEVICE=cpu` is a rehearsal.
+DEVICE ?= cuda
+FOLDER ?= wheels
+MINUTES ?= 5
+OUT ?= $(if $(filter cpu,$(DEVICE)),build,benchmarks)
+ifeq ($(wildcard $(FOLDER)/physseg_gpu_py*.tar.xz),)
+gpu: $(INSTALLED)
+GPU_PYTHON = $(BIN)/python
+else
+GPU_PYTHON = $(PYTHON)
+endif
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/start.py --folder $(FOLDER) --device $(DEVICE) --out $(OUT) --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
+
+# For a machine without a package index that has PyTorch: copy the clone with this folder, and `make gpu` there.
+# What that machine has need not travel: HAVE=numpy,pillow,pyarrow,opencv-python-headless
+PYTHON_VERSION ?= 3.12
+gpu-wheels: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu/wheels.py --python-version $(PYTHON_VERSION) --folder $(FOLDER) --have '$(HAVE)'
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench build dist *.egg-info physseg_demo

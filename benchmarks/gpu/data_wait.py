@@ -33,8 +33,9 @@ def measure(kit: Kit) -> Iterator[Section]:
         yield Section(
             title="Waiting for data",
             text=f"{clip}, batch 4, bf16, {len(trained.samples.reader.vocabulary.classes)} classes (so steps are "
-            f"shorter than with COCO-Stuff's 171), the demo's scenes on frames of {edge} px, on {hardware(kit.device)}; "
-            f"{steps} steps after three. The next batch is fetched while the device is at work, as in training.",
+            "shorter than with COCO-Stuff's 171), the demo's scenes on frames of "
+            f"{edge} px, on {hardware(kit.device)}; {steps} steps after three. "
+            "The next batch is fetched while the device is at work, as in training.",
             tables=[rows],
         )
 

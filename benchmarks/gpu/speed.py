@@ -158,7 +158,8 @@ def section(kit: Kit, rows: list[dict[str, object]], rates: dict[Precision, Rate
     memory = "Peak: what PyTorch allocated at the most" if kit.on_gpu else "Peak memory is looked at on GPUs alone"
     return Section(
         title="Compiled steps" if compiled else "Steps",
-        text=f"On {hardware(kit.device)}; median (smallest-largest) of {steps(kit.device)} steps after {WARMUP}. {memory}. "
+        text=f"On {hardware(kit.device)}; median (smallest-largest) of {steps(kit.device)} steps after {WARMUP}. "
+        f"{memory}. "
         "Planned: what `physseg train --dry-run` says of the same step, by these rates: "
         f"{'; '.join(rate.describe() for rate in rates.values())}. A plan adds up operations one after the other. "
         "TFLOP are those of the plan; a share of the matmul rate is of matrix products in the same precision.",

@@ -35,7 +35,7 @@ def measure(kit: Kit) -> Iterator[Section]:
             yield Section(
                 title="SuperPoint",
                 text=f"{SIZE[1]}x{SIZE[0]} px, the package's own weights, one process on {hardware(kit.device)}: "
-                "network, suppression and coding of one picture at a time; median (10th-90th percentile). Several workers "
-                "share a GPU.",
+                "network, suppression and coding of one picture at a time; median (10th-90th percentile). Several "
+                "workers share a GPU.",
                 tables=[rows],
             )

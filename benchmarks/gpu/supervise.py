@@ -79,5 +79,5 @@ def end_with_all(process: "subprocess.Popen[bytes]") -> None:
 
 def tail(log: Path) -> list[str]:
     """The last lines that say something; of a bar that is drawn over itself the last state."""
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line.rstrip().rsplit("\r", 1)[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
     return [line for line in lines if line][-TAIL_LINES:]

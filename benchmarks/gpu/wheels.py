@@ -1,0 +1,162 @@
+"""`make gpu-wheels`: all that the kit needs besides PyTorch, for a Python version, in one archive below 60 MB or so.
+
+Wheels are downloaded, unpacked, rid of what the kit does not use, and packed by LZMA with a filter for x86 code. That
+is less than half of the wheels' size. On the other machine `make gpu` unpacks it: no pip, no network, no rights.
+"""
+
+import argparse
+import fnmatch
+import io
+import lzma
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PLATFORMS = [f"manylinux{name}_x86_64" for name in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "_2_12", "2010", "1")]
+LEFT_OUT = {
+    # PyTorch and what comes with it.
+    *("torch", "torchvision", "triton", "setuptools", "sympy", "networkx"),
+    # For weights, masks of annotations and foreign readers of stores, which the kit does not use.
+    *("huggingface-hub", "timm", "pycocotools", "zarr", "tqdm-loggable"),
+    # For TensorBoard's server, and for colours of help pages.
+    *("grpcio", "tensorboard-data-server", "markdown", "werkzeug", "rich", "markdown-it-py"),
+    "opencv-contrib-python-headless",
+}
+INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3")
+"""Of OpenCV only `analyse` needs contrib; these releases are smaller by 10 and 2 MB, packed."""
+TRIMMED = (
+    "*/tests/*",
+    "*.pyi",
+    "*.pyx",
+    "*.pxd",
+    "*.pxi",
+    "*/include/*",
+    "pyarrow/*flight*",
+    "pyarrow/*substrait*",
+    "pyarrow/src/*",
+    "pyarrow/*_tests*",
+    "cv2/data/*",
+    "numpy/f2py/*",
+    "tensorboard/webfiles.zip",
+    "open_clip/model_configs/*",
+    "*.data/*",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python-version", required=True, help="such as 3.12")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--have", default="", help="names, separated by commas, that the other machine has")
+    args = parser.parse_args()
+    downloads = args.folder / f"downloads_{args.python_version}"
+    have = {canonicalize_name(name) for name in args.have.split(",") if name}
+    wheels = download(args.python_version, downloads, without=LEFT_OUT | have)
+    digits = args.python_version.replace(".", "")
+    archive = args.folder / f"physseg_gpu_py{digits}.tar.xz"
+    sizes = pack(wheels, archive)
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:8]:
+        print(f"{size / 1e6:7.1f} MB unpacked  {name}")
+    loaded = sum(wheel.stat().st_size for wheel in wheels)
+    print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB, from {len(wheels)} wheels of {loaded / 1e6:.1f} MB")
+
+
+def download(version: str, folder: Path, *, without: set[str]) -> list[Path]:
+    """Wheels of what physseg needs, and of what these need, but for `without`."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*document["project"]["dependencies"], *INSTEAD]
+    environment = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
+    environment |= {"sys_platform": "linux", "platform_system": "Linux", "implementation_name": "cpython"}
+    known: dict[str, Path] = {}
+    said: dict[str, set[str]] = {}
+    while wanted:
+        for text in wanted:
+            need = Requirement(text)
+            name = canonicalize_name(need.name)
+            if name not in without and (need.marker is None or need.marker.evaluate(environment)):
+                said.setdefault(name, set()).update(filter(None, str(need.specifier).split(",")))
+                extras = need.extras
+                said[name].update(f"[{extra}]" for extra in extras)
+        wanted = []
+        new = {name: parts for name, parts in said.items() if name not in known}
+        if not new:
+            break
+        fetch(
+            version, folder, [name + ",".join(sorted(p for p in parts if p[0] != "[")) for name, parts in new.items()]
+        )
+        for name, parts in new.items():
+            known[name] = wheel_of(folder, name)
+            for extra in ["", *(part[1:-1] for part in parts if part[0] == "[")]:
+                wanted += [
+                    str(need)
+                    for need in map(Requirement, needs_of(known[name]))
+                    if need.marker is None or need.marker.evaluate(environment | {"extra": extra})
+                ]
+        wanted = [str(_bare(Requirement(text))) for text in wanted]
+    return list(known.values())
+
+
+def _bare(need: Requirement) -> Requirement:
+    """Without its marker, which has been looked at."""
+    need.marker = None
+    return need
+
+
+def fetch(version: str, folder: Path, requirements: list[str]) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version", version, "--implementation", "cp", "--dest", str(folder)]
+    for platform in PLATFORMS:
+        command += ["--platform", platform]
+    subprocess.run([*command, *requirements], check=True)
+
+
+def wheel_of(folder: Path, name: str) -> Path:
+    """The newest wheel there of a distribution."""
+    found = [wheel for wheel in folder.glob("*.whl") if canonicalize_name(wheel.name.split("-")[0]) == name]
+    return max(found, key=lambda wheel: wheel.stat().st_mtime)
+
+
+def needs_of(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as content:
+        metadata = next(name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = content.read(metadata).decode().splitlines()
+    return [line.removeprefix("Requires-Dist:").strip() for line in lines if line.startswith("Requires-Dist:")]
+
+
+def pack(wheels: Iterable[Path], archive: Path) -> dict[str, int]:
+    """Write the archive; bytes of each distribution that went into it."""
+    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 9}]
+    sizes: dict[str, int] = {}
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_suffix(".partial")
+    with lzma.open(partial, "w", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        for wheel in wheels:
+            for info, data in content_of(wheel):
+                tar.addfile(info, io.BytesIO(data))
+                name = wheel.name.split("-")[0]
+                sizes[name] = sizes.get(name, 0) + len(data)
+    partial.replace(archive)
+    return sizes
+
+
+def content_of(wheel: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with zipfile.ZipFile(wheel) as content:
+        for name in sorted(content.namelist()):
+            if name.endswith("/") or any(fnmatch.fnmatch(name, pattern) for pattern in TRIMMED):
+                continue
+            data = content.read(name)
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755 if ".so" in name else 0o644
+            yield info, data
+
+
+if __name__ == "__main__":
+    main()
