@@ -38,7 +38,7 @@ SEEN: Mapping[Precision, tuple[Difference, str]] = {
     "bf16": (Difference(5e-4, 2e-3, 4e-2, 5e-3), "autocast of the CPU: 8 bits after every layer"),
 }
 """Differences of a step of ViT-B/16, batch 1, 171 classes on a CPU, from rounding alone. A precision's gradients differ
-by ten times those of the next finer one and more, so a step that computes in another precision than it says is found."""
+by ten times those of the next finer one and more, so a step in another precision than it says is found."""
 ALLOWED = 5
 """A device may differ by so many times of what was seen: its kernels, and the random weights, are others."""
 
