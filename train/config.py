@@ -116,6 +116,7 @@ class TrainConfig:
         alignment = self.losses.lambda_sac > 0
         model = replace(self.model, structures=structures, structure_classes=classes, alignment=alignment)
         object.__setattr__(self, "model", model)
+        object.__setattr__(self, "data", replace(self.data, crop=self.data.crop or model.arch.crop_px))
         grid = model.arch.grid
         if model.pooling > grid:
             raise ConfigError.mismatch("model.pooling", f"at most the {grid} patches of a side", model.pooling)
@@ -133,7 +134,8 @@ class TrainConfig:
             ("lambda_p", self.losses.lambda_p, grid * 4),
         ):
             if weight > 0 and self.data.crop % multiple:
-                hint = f"Set data.crop to {max(1, round(self.data.crop / multiple)) * multiple}, or {name} to 0."
+                fits = max(1, round(self.data.crop / multiple)) * multiple
+                hint = f"Set data.crop to {fits} (0 takes {self.model.arch.crop_px}), or {name} to 0."
                 needs = (
                     f"losses.{name} with the {grid}x{grid} patches of {self.model.clip} needs a multiple of {multiple}"
                 )

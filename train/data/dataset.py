@@ -44,8 +44,9 @@ class DataConfig:
     """Local folder that keeps what is read of a store or images by URL; without it, every epoch reads them again."""
     verify: bool = True
     """Whether a loader process compares each image with the manifest's hash when it first reads it (0.1 ms)."""
-    crop: int = 384
-    """Side of the square training crop in pixels of the store's frame; a multiple of 8."""
+    crop: int = 0
+    """Side of the square training crop in pixels of the store's frame; a multiple of 8. 0 takes 16 px for each patch of
+    the model: 384 for 24x24."""
     flip: float = 0.5
     """Probability of mirroring a sample."""
     jitter: bool = True
@@ -56,7 +57,7 @@ class DataConfig:
     """Number of batches that each loader process keeps ready."""
 
     def __post_init__(self) -> None:
-        if self.crop < CELL_PX or self.crop % CELL_PX:
+        if self.crop < 0 or self.crop % CELL_PX:
             raise ConfigError(f"crop must be a positive multiple of {CELL_PX} px, got {self.crop}")
         check_ranges(self, flip="[0, 1]", num_workers="[0, 1024]", prefetch="[1, 1024]")
 
@@ -232,8 +233,9 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         if crop > frame.short_edge:
             limit = f"canvas is {frame.canvas} px" if crop > frame.canvas else f"short edge is {frame.short_edge} px"
             padded = f"{store}: data.crop is {crop} px, but the store's {limit}: every crop would be padded"
-            largest, another = frame.short_edge // CELL_PX * CELL_PX, f"a new store with a short edge of {crop} px"
-            raise TrainDataError(padded, hint=f"Set data.crop to {largest}, or preprocess into {another}.")
+            largest = frame.short_edge // CELL_PX * CELL_PX
+            hint = f"Set data.crop to at most {largest}, or preprocess into a new store with --short-edge {crop}."
+            raise TrainDataError(padded, hint=hint)
 
     def _check_status(self) -> None:
         """Refuse a store that is not computed to the end, or has nothing to train on."""

@@ -26,6 +26,7 @@ def identity(
     """What was evaluated, by which protocol, in which environment; a `classes_kept` that changes nothing is none."""
     config, num_classes = model.config, len(manifest.vocabulary.classes)
     kept = config.classes_kept(num_classes, settings.classes_kept)
+    settings = settings.fitted(config.arch.crop_px)
     not_named = ("batch_windows", "memory_bytes", "classes_kept")
     return {
         **identity_of_predictions(

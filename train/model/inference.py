@@ -6,7 +6,7 @@ eighth of the memory goes to what the network holds for a few classes at a time,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,12 +42,13 @@ class InferenceSettings:
     """What `first_resize` does to an image before anything else."""
     windows: bool = True
     """Whether windows are predicted besides the whole image. Without them it is a fifth of the work."""
-    window_px: int = 384
-    """Side of a window, and of the whole image as the network sees it, in pixels."""
-    stride_px: int = 256
-    """Pixels from one window to the next."""
-    canvas_px: int = 640
-    """Side of the square that the image is resized to before it is cut, in pixels."""
+    window_px: int = 0
+    """Side of a window, and of the whole image as the network sees it, in pixels. 0: the model's crops, 384 for 24x24
+    patches."""
+    stride_px: int = 0
+    """Pixels from one window to the next. 0: two thirds of a window."""
+    canvas_px: int = 0
+    """Side of the square that the image is resized to before it is cut, in pixels. 0: a window and a stride."""
     classes_kept: int | None = None
     """Number of classes that are aggregated in each crop, those of the highest cosines. None: the model's `pad_len`."""
     batch_windows: int = 5
@@ -58,13 +59,26 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         if self.first_resize not in get_args(FirstResize):
             raise ConfigError(f"first_resize: expected {' or '.join(get_args(FirstResize))}, got {self.first_resize!r}")
-        for name in ("window_px", "stride_px", "canvas_px", "classes_kept", "batch_windows", "memory_bytes"):
+        sizes = (self.window_px, self.stride_px, self.canvas_px)
+        if min(sizes) < 0:
+            raise ConfigError(f"window_px, stride_px, canvas_px: expected positive numbers, or 0, got {sizes}")
+        for name in ("classes_kept", "batch_windows", "memory_bytes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name}: expected a positive number, got {value}")
-        if self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px:
+        if all(sizes) and (self.stride_px > self.window_px or (self.canvas_px - self.window_px) % self.stride_px):
             windows = f"windows of {self.window_px} px at stride {self.stride_px}"
             hint = "canvas_px - window_px must be a multiple of stride_px, and stride_px at most window_px"
             raise ConfigError(f"{windows} do not cover {self.canvas_px} px exactly", hint=hint)
+
+    def fitted(self, crop_px: int) -> "InferenceSettings":
+        """The same with sizes in full, for a model whose crops have this side. 384: windows of 384 at 256 on 640.
+
+        Raises:
+            ConfigError: The windows do not cover the canvas.
+        """
+        window = self.window_px or crop_px
+        stride = self.stride_px or round(window * 2 / 3)
+        return replace(self, window_px=window, stride_px=stride, canvas_px=self.canvas_px or window + stride)
 
     @property
     def offsets(self) -> tuple[tuple[int, int], ...]:
@@ -200,6 +214,7 @@ def probability_maps(
     time can change a last bit, and results of before keep theirs. Which they are is all that the host reads here.
     """
     _check_image(image)
+    settings = settings.fitted(model.arch.crop_px)
     height, width = size or image.shape[:2]
     # A copy: what Pillow or a memory map gives must not be written to, and a tensor on it could be.
     crops = cut(torch.from_numpy(np.array(image)).to(text_features.device, non_blocking=True), settings)
@@ -234,8 +249,11 @@ def _check_image(image: npt.NDArray[np.uint8]) -> None:
         raise ShapeError(f"image: expected uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}")
 
 
-def cut(image: Tensor, settings: InferenceSettings = PUBLISHED) -> Tensor:
-    """The crops of an image (H, W, 3) uint8: windows in reading order, then the whole; (n, 3, window, window) float."""
+def cut(image: Tensor, settings: InferenceSettings) -> Tensor:
+    """Crops of an image (H, W, 3) uint8, (n, 3, window, window) float: windows in reading order, then the whole.
+
+    The settings are in full (`fitted`).
+    """
     planes = image.permute(2, 0, 1)[None].float()
     window, canvas_px = settings.window_px, settings.canvas_px
     canvas = F.interpolate(planes, size=(canvas_px, canvas_px), mode="bilinear", align_corners=False)

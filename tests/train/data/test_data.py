@@ -233,7 +233,7 @@ def test_crop_larger_than_the_frame_or_the_canvas(store: Path) -> None:
         open_store(store, crop=104)
     with pytest.raises(TrainDataError, match="crop is 384 px, but the store's canvas is 192 px") as caught:
         open_store(store, crop=384)
-    assert "Set data.crop to 96" in (caught.value.hint or "")
+    assert "Set data.crop to at most 96" in (caught.value.hint or "")
 
 
 def test_missing_samples_are_counted(store: Path) -> None:

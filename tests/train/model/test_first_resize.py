@@ -19,7 +19,7 @@ from .test_inference import colours, photograph, texts
 
 def seen_crops(image: np.ndarray) -> Tensor:
     """What the network sees."""
-    return cut(torch.from_numpy(image))
+    return cut(torch.from_numpy(image), InferenceSettings().fitted(384))
 
 
 def reference_size(height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from physseg.common.errors import ConfigError
 from physseg.train.errors import ShapeError
+from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.cost_aggregator import ABSENT_LOGIT
 from physseg.train.model.inference import (
     InferenceSettings,
@@ -23,12 +24,15 @@ from physseg.train.model.segmenter import Segmenter
 from torch import Tensor, nn
 
 WHOLE = InferenceSettings(windows=False)
+PUBLISHED = InferenceSettings().fitted(384)
 
 
 class Colours(nn.Module):
     """Stands in for a segmenter: class t's logits are one colour channel of the crop, at a quarter of its size."""
 
     calls = 0
+
+    arch = SimpleNamespace(crop_px=384)
 
     def crop_bytes(self, num_classes: int, classes_kept: int | None) -> int:
         return 4 * 3 * 384 * 384
@@ -61,19 +65,19 @@ def cv_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def test_convention_published_windows() -> None:
-    settings = InferenceSettings()
+    settings = InferenceSettings().fitted(384)
     assert settings.offsets == ((0, 0), (0, 256), (256, 0), (256, 256))
     assert (settings.window_px, settings.canvas_px) == (384, 640)
-    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8)).shape == (5, 3, 384, 384)
-    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8), WHOLE).shape == (1, 3, 384, 384)
+    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8), settings).shape == (5, 3, 384, 384)
+    assert cut(torch.zeros(100, 80, 3, dtype=torch.uint8), WHOLE.fitted(384)).shape == (1, 3, 384, 384)
 
 
 def test_crops_by_hand() -> None:
     """At 640x640 the canvas is the image; windows are plain crops, the last crop is the whole image made smaller."""
     image = torch.from_numpy(photograph(640, 640))
-    crops = cut(image)
+    crops = cut(image, PUBLISHED)
     planes = image.permute(2, 0, 1).float()
-    for crop, (y, x) in zip(crops, InferenceSettings().offsets, strict=False):
+    for crop, (y, x) in zip(crops, PUBLISHED.offsets, strict=False):
         assert torch.equal(crop, planes[:, y : y + 384, x : x + 384])
     expected = F.interpolate(planes[None], size=(384, 384), mode="bilinear", align_corners=False)[0]
     assert torch.equal(crops[4], expected)
@@ -88,11 +92,11 @@ def test_merging_equals_fold_and_unfold() -> None:
     windows = fold(maps[:-1].flatten(1).T[None]) / cover
     whole = F.interpolate(maps[-1:], size=(640, 640), mode="bilinear", align_corners=False)
     expected = F.interpolate((windows + whole) / 2, size=(120, 500), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(merge(logits, InferenceSettings(), (120, 500)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(merge(logits, PUBLISHED, (120, 500)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_logits_give_equal_probabilities_everywhere() -> None:
-    probabilities = merge(torch.full((5, 2, 96, 96), 0.3), InferenceSettings(), (70, 90))
+    probabilities = merge(torch.full((5, 2, 96, 96), 0.3), PUBLISHED, (70, 90))
     torch.testing.assert_close(probabilities, torch.full((2, 70, 90), 0.3).sigmoid())
 
 
@@ -126,6 +130,8 @@ class Kept(nn.Module):
         super().__init__()
         self.kept, self.logit, self.seen = kept, logit, 0
 
+    arch = SimpleNamespace(crop_px=384)
+
     def crop_bytes(self, num_classes: int, classes_kept: int | None) -> int:
         return 1
 
@@ -146,7 +152,7 @@ def test_classes_that_no_crop_keeps_have_probability_0(memory: int) -> None:
     image = photograph(97, 140)
     few = InferenceSettings(classes_kept=2, memory_bytes=memory)
     probabilities = predict_probabilities(cast(Any, model), image, texts(13), few)
-    expected = merge(model(torch.zeros(5, 3, 4, 4), texts(13), 2).logits, InferenceSettings(), (97, 140)).numpy()
+    expected = merge(model(torch.zeros(5, 3, 4, 4), texts(13), 2).logits, PUBLISHED, (97, 140)).numpy()
     np.testing.assert_allclose(probabilities, expected, rtol=1e-6, atol=1e-7)
     present = probabilities.reshape(13, -1).any(axis=1)
     assert np.flatnonzero(present).tolist() == [3, 5, 8, 11]
@@ -194,8 +200,10 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stride_px": 200}, "do not cover 640 px exactly"),
-        ({"stride_px": 512, "canvas_px": 896}, "do not cover"),
+        ({"window_px": 384, "stride_px": 200, "canvas_px": 640}, "do not cover 640 px exactly"),
+        ({"window_px": 384, "stride_px": 512, "canvas_px": 896}, "do not cover"),
+        ({"canvas_px": 639}, "do not cover 639 px"),
+        ({"window_px": -1}, "expected positive numbers"),
         ({"classes_kept": 0}, "classes_kept: expected a positive number"),
         ({"batch_windows": 0}, "batch_windows: expected a positive number"),
         ({"first_resize": "short-800"}, "first_resize: expected .*short-640.*, got .*short-800"),
@@ -203,7 +211,19 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        InferenceSettings(**settings)
+        InferenceSettings(**settings).fitted(384)
+
+
+@pytest.mark.parametrize(
+    ("patches", "window", "stride", "canvas"),
+    [(20, 320, 213, 533), (24, 384, 256, 640), (28, 448, 299, 747), (32, 512, 341, 853), (40, 640, 427, 1067)],
+)
+def test_windows_grow_with_the_patch_grid(patches: int, window: int, stride: int, canvas: int) -> None:
+    """16 px a patch, two thirds of a window on, and two by two windows that cover the canvas: as published for 24."""
+    arch = SegmenterConfig(clip="ViT-B-16", image_px=16 * patches).arch
+    found = InferenceSettings().fitted(arch.crop_px)
+    assert (found.window_px, found.stride_px, found.canvas_px) == (window, stride, canvas)
+    assert found.offsets == ((0, 0), (0, stride), (stride, 0), (stride, stride))
 
 
 @pytest.mark.parametrize(("size", "dtype"), [((4, 4), "u1"), ((4, 4, 3), "f4"), ((0, 4, 3), "u1"), ((4, 4, 4), "u1")])

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # the public names load without torch
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
+FRAME_PX: Final = 16
+"""Pixels of an image, as a crop shows it, that a patch stands for, whatever the encoder resizes the crop to."""
+
 Finetune = Literal["qv", "all", "none"]
 """What of a backbone trains: query and value weights, everything that can, or nothing."""
 
@@ -65,6 +68,11 @@ class Architecture(ABC):
     def grid(self) -> int:
         """Side of the patch grid."""
         return self.image_px // self.patch_px
+
+    @property
+    def crop_px(self) -> int:
+        """Side of a training crop and of a window in prediction: 16 px for each patch, as published (384 for 24x24)."""
+        return FRAME_PX * self.grid
 
     @property
     @abstractmethod
