@@ -54,7 +54,9 @@ class Segmenter(nn.Module):
         self.alignment_head: AlignmentHead | None = None
         if config.structures:
             number, classes = len(config.structures), config.structure_classes
-            self.structure_head = StructureHead(arch.levels, number, config.structure_dim, classes=classes)
+            self.structure_head = StructureHead(
+                arch.levels, arch.patch_px, number, config.structure_dim, classes=classes
+            )
         if config.alignment:
             dim, normalize = config.alignment_dim, config.alignment_normalize
             self.alignment_head = AlignmentHead(arch.embed_dim, dim, normalize=normalize)

@@ -32,6 +32,7 @@ class Refine(nn.Module):
     could not do this job: every level of a plain ViT lies on the patch grid, where each vector describes 16x16 pixels,
     and a 1x1 convolution treats all positions inside a patch alike. The shuffle gives each sub-patch position its own
     output channels, so that the map, and the gradient that reaches the encoder, can tell where in the patch an edge is.
+    Where the next level is finer than the coarser map, it brings the detail itself, and `scale` is 1.
     """
 
     def __init__(self, channels: int, scale: int) -> None:
@@ -41,46 +42,56 @@ class Refine(nn.Module):
         self.conv = nn.Conv2d(2 * channels, channels * scale * scale, kernel_size=1)
 
     def forward(self, coarse: Tensor, level: Tensor) -> Tensor:
-        """`coarse` (B, C, h, w) and `level` (B, C, g, g'), brought to h x w bilinearly -> (B, C, scale h, scale w)."""
-        if level.shape[-2:] != coarse.shape[-2:]:
-            level = functional.interpolate(level, size=coarse.shape[-2:], mode="bilinear", align_corners=False)
-        fused = functional.relu(self.conv(self.norm(torch.cat([coarse, level], dim=1))))
+        """Both (B, C, h, w), the coarser one brought to the finer one's grid bilinearly -> (B, C, scale h, scale w)."""
+        grid = max(coarse.shape[-2:], level.shape[-2:])
+        pair = torch.cat([_brought_to(grid, coarse), _brought_to(grid, level)], dim=1)
+        fused = functional.relu(self.conv(self.norm(pair)))
         return functional.pixel_shuffle(fused, self.scale) if self.scale > 1 else fused
 
 
 class StructureHead(nn.Module):
     """Predict structure logits at 4 x the patch grid from four levels of the image encoder.
 
-    Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest, at the
-    grids 24 -> 24, 24 -> 48 and 48 -> 96 (for a 384 crop). A last 1x1 convolution gives one logit per structure, or
-    per class of a structure of classes; the sigmoid is the loss's affair. See docs/method.md, Structures.
+    Each level: 1x1 convolution to `hidden`. Three Refine modules, from the deepest level to the shallowest; for a ViT,
+    whose levels all lie on the patch grid, 24 -> 24, 24 -> 48 and 48 -> 96 (for a 384 crop). Levels of a pyramid bring
+    finer grids themselves: at strides of a patch, a half, a quarter and an eighth of it, the modules work at 48, 96 and
+    96, and refine nothing; what is finer than 4 x the patch grid is averaged down to it. A last 1x1 convolution gives
+    one logit per structure, or per class of a structure of classes; the sigmoid is the loss's affair. See
+    docs/method.md, Structures.
 
     Args:
         levels: The four levels, the deepest first.
+        patch_px: Side of a patch in pixels of the encoder's input.
         structures: Number of structures to predict, S.
         hidden: Channels after the first convolutions, a multiple of 8 (GroupNorm takes groups of 16 of twice as many).
         classes: For each structure the number of classes it is predicted in, 0 for a single map. None: single maps.
 
     Raises:
-        ConfigError: GroupNorm cannot split `hidden`.
+        ConfigError: GroupNorm cannot split `hidden`, or a level's grid does not go with 4 x the patch grid.
 
     Example:
-        >>> head = StructureHead([Level(64, stride=16)] * 4, structures=2, hidden=32, classes=(0, 20))
+        >>> head = StructureHead([Level(64, stride=16)] * 4, 16, structures=2, hidden=32, classes=(0, 20))
         >>> head([torch.rand(1, 64, 24, 24) for _ in range(4)]).shape
         torch.Size([1, 21, 96, 96])
     """
 
-    scales = (1, 2, 2)
-    """Growth of the grid inside each of the three Refine modules between four levels."""
-
     def __init__(
-        self, levels: Sequence[Level], structures: int, hidden: int = 256, *, classes: Sequence[int] | None = None
+        self,
+        levels: Sequence[Level],
+        patch_px: int,
+        structures: int,
+        hidden: int = 256,
+        *,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if hidden < 8 or hidden % 8:
             raise ConfigError(f"hidden must be a positive multiple of 8, got {hidden}", hint="for example 32 or 256")
+        self.strides = [level.stride for level in levels]
+        self.averaged = [patch_px // (4 * stride) for stride in self.strides]  # above 1 where a level is too fine
         self.levels = nn.ModuleList(nn.Conv2d(level.channels, hidden, kernel_size=1) for level in levels)
-        self.refine = nn.ModuleList(Refine(hidden, scale) for scale in self.scales)
+        scales = refine_scales(self.strides, patch_px)
+        self.refine = nn.ModuleList(Refine(hidden, scale) for scale in scales)
         numbers = classes or [0] * structures
         priors = [prior for number in numbers for prior in ([CLASS_PRIOR] * number or [PRIOR])]
         self.predict = nn.Conv2d(hidden, len(priors), kernel_size=1)
@@ -91,21 +102,49 @@ class StructureHead(nn.Module):
         """Structure logits of a batch.
 
         Args:
-            levels: Four feature maps (B, C_l, g, g'), all on the patch grid (24 x 24 for a 384 crop), coarse to fine:
-                `levels[0]` is the output of the **deepest** block, `levels[3]` of the shallowest.
+            levels: Four feature maps (B, C_l, h, w) of one crop at the levels' strides: for a ViT all on the patch grid
+                (24 x 24 for a 384 crop), coarse to fine: `levels[0]` is the output of the **deepest** block or stage,
+                `levels[3]` of the shallowest.
 
         Returns:
-            (B, C, 4 g, 4 g') logits, in the levels' dtype, structure by structure: one channel, or one a class.
+            (B, C, 4 g, 4 g') logits, g x g' the patch grid, in the levels' dtype, structure by structure: one channel,
+            or one a class.
 
         Raises:
-            ShapeError: The head was built for another number of levels, or they lie on different grids.
+            ShapeError: The head was built for another number of levels, or their grids are not those of one crop.
         """
-        if len(levels) != len(self.levels) or len({level.shape[-2:] for level in levels}) != 1:
-            shapes = [tuple(level.shape) for level in levels]
-            raise ShapeError(f"expected {len(self.levels)} levels on one grid, got shapes {shapes}")
-        maps = [conv(level) for conv, level in zip(self.levels, levels, strict=True)]
+        shapes = [tuple(level.shape) for level in levels]
+        crops = {(h * stride, w * stride) for (*_, h, w), stride in zip(shapes, self.strides, strict=False)}
+        if len(levels) != len(self.levels) or len(crops) != 1:
+            raise ShapeError.mismatch("levels", f"{len(self.levels)} of one crop, at strides {self.strides}", shapes)
+        maps = []
+        for conv, cells, level in zip(self.levels, self.averaged, levels, strict=True):
+            maps.append(conv(functional.avg_pool2d(level, cells) if cells > 1 else level))
         fused = maps[0]
         for refine, level in zip(self.refine, maps[1:], strict=True):
             fused = refine(fused, level)
         logits: Tensor = self.predict(fused)
         return logits
+
+
+def refine_scales(strides: Sequence[int], patch_px: int) -> tuple[int, int, int]:
+    """Growth of the grid inside each of the three Refine modules, so that the last one ends at 4 x the patch grid.
+
+    What the finest level lacks is made by doubling, as late as possible. Raises ConfigError where that does not go.
+
+    >>> refine_scales([16, 16, 16, 16], 16), refine_scales([32, 16, 8, 4], 32)
+    ((1, 2, 2), (1, 1, 1))
+    """
+    growths = {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}
+    fit = all(4 * stride % patch_px == 0 or patch_px % (4 * stride) == 0 for stride in strides)
+    growth = max(1, 4 * min(strides) // patch_px)
+    if not fit or growth not in growths:
+        expected = f"the patch size {patch_px} times or divided by a power of two, at most twice of it"
+        raise ConfigError.mismatch("strides of the backbone's levels", expected, list(strides))
+    return growths[growth]
+
+
+def _brought_to(grid: Sequence[int], maps: Tensor) -> Tensor:
+    if maps.shape[-2:] == grid:
+        return maps
+    return functional.interpolate(maps, size=list(grid), mode="bilinear", align_corners=False)
