@@ -185,7 +185,7 @@ class CostAggregator(nn.Module):
             chosen = preselect(cost, kept)
             text = F.normalize(text_features, dim=-1)[chosen]  # (B, kept, P, D); the reference normalises only here
             cost = cost.take_along_dim(chosen[:, :, None, None, None], dim=1)
-        x = _to_tokens(self.cost_embedding(cost.flatten(0, 1)), len(cost))
+        x = _to_tokens(self.cost_embedding(_channels_last(cost.flatten(0, 1))), len(cost))
         image_guidance = F.relu(self.image_guidance(image_features)).permute(0, 2, 3, 1)
         text_guidance = text.mean(dim=2)
         text_guidance = text_guidance / text_guidance.norm(dim=-1, keepdim=True)
@@ -235,16 +235,27 @@ def attend_in_rectangles(projected: Tensor, rows: list[int], columns: list[int])
     A cyclically shifted window with Swin's mask lets pixels see each other only if they were neighbours before the
     shift: exactly attention inside the rectangles that the shifted cuts leave, without rolling, without a mask, and
     with half of the pairs. `projected` (N, h, w, 3, H, d) holds queries, keys, values; returns (N, h, w, H * d).
+
+    Rectangles of one size share one call: of the nine that shifted windows leave of a 24x24 grid there are four sizes.
     """
-    bands = []
-    for band in torch.split(projected, rows, dim=1):
-        parts = []
-        for part in torch.split(band, columns, dim=2):
-            query, key, value = part.flatten(1, 2).permute(2, 0, 3, 1, 4)
-            attended = F.scaled_dot_product_attention(query, key, value)
-            parts.append(torch.unflatten(attended.transpose(1, 2).flatten(2), 1, part.shape[1:3]))
-        bands.append(torch.cat(parts, dim=2))
-    return torch.cat(bands, dim=1)
+    bands = [torch.split(band, columns, dim=2) for band in torch.split(projected, rows, dim=1)]
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, height in enumerate(rows):
+        for j, width in enumerate(columns):
+            by_size.setdefault((height, width), []).append((i, j))
+    attended: dict[tuple[int, int], Tensor] = {}
+    for places in by_size.values():
+        parts = torch.stack([bands[i][j] for i, j in places])
+        query, key, value = parts.flatten(0, 1).flatten(1, 2).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended |= zip(places, found.view(*parts.shape[:4], -1), strict=True)
+    return torch.cat([torch.cat([attended[i, j] for j in range(len(columns))], 2) for i in range(len(rows))], 1)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """Maps (N, C, h, w), channels last in memory; of a single channel by its stride, which the kernel is chosen by."""
+    rows = maps.permute(0, 2, 3, 1)
+    return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)
 
 
 def _to_maps(x: Tensor) -> Tensor:

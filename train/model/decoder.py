@@ -133,9 +133,9 @@ class _Interleave(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        shape, (batch, channels, height, width) = ctx.shapes
+        (number, parts, rows, columns), (batch, channels, height, width) = ctx.shapes
         grad = grad.permute(0, 2, 3, 1).contiguous()
-        phases = grad.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+        phases = grad.new_zeros(number, rows, columns, parts).permute(0, 3, 1, 2)  # channels last at once
         _by_pixel(phases).copy_(grad.view(-1, height // 2, 2, width // 2, 2, channels))
         shared = grad.view(batch, -1, height * width * channels).sum(dim=1)
         return phases, shared.view(batch, height, width, channels).permute(0, 3, 1, 2)
