@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -23,11 +22,12 @@ from ...common.images import encode_png
 from ...common.progress import ProgressBar
 from ...common.text import counted, percent
 from ...manifests.manifest import Manifest
-from ...pipeline.inspect.drawing.label_maps import row_of_maps
+from ...manifests.vocabulary import Vocabulary
 from ..errors import AnalysisError
 from ..evaluation.evaluate import load_each, usable_samples
 from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
 from ..model.segmenter import Segmenter
+from ..report.pictures import map_row
 
 UInt8 = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
@@ -137,15 +137,13 @@ def compare_runs(
     return [entry[2] for entry in sorted(kept, key=lambda entry: (-entry[0], -entry[1]))], scores
 
 
-def picture(shown: Pictured, runs: Sequence[str], classes: Sequence[str], *, ignore_index: int) -> UInt8:
+def picture(shown: Pictured, runs: Sequence[str], vocabulary: Vocabulary) -> UInt8:
     """Image, ground truth and each run's map in a row, with one legend of all classes in any of them."""
-    labels, *predictions = _shrunk([shown.labels, *shown.predictions])
-    image = np.asarray(cv2.resize(shown.image, labels.shape[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    maps = [(labels, "ground truth")]
-    for name, predicted, hits in zip(runs, predictions, shown.scored.correct, strict=True):
+    maps = [(shown.labels, "ground truth")]
+    for name, predicted, hits in zip(runs, shown.predictions, shown.scored.correct, strict=True):
         right = f": {percent(hits / shown.scored.labelled, digits=1)} right" if shown.scored.labelled else ""
         maps.append((predicted, name + right))
-    return row_of_maps(image, maps, classes, ignore_index=ignore_index, title=_title(shown.scored))
+    return map_row("image", shown.image, maps, vocabulary).tiled(_title(shown.scored))
 
 
 def write_comparison(
@@ -159,7 +157,7 @@ def write_comparison(
     files: dict[str, Scored] = {}
     for number, shown in enumerate(pictured, start=1):
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.scored.sample_id)[:100]
-        drawn = picture(shown, names, vocabulary.class_names, ignore_index=vocabulary.ignore_index)
+        drawn = picture(shown, names, vocabulary)
         file = f"{number:02d}_{safe}.png"
         atomic_write(out / file, encode_png(drawn))
         files[file] = shown.scored
@@ -209,16 +207,3 @@ def in_words(scores: Sequence[Scored]) -> str:
 
 def _title(scored: Scored) -> str:
     return scored.sample_id + (f"   ({100 * scored.change:+.1f} points)" if scored.labelled else "")
-
-
-def _shrunk(maps: Sequence[Ids]) -> list[Ids]:
-    """Large label maps made smaller, each pixel the nearest one: ids must not be averaged."""
-    height, width = maps[0].shape[:2]
-    scale = max(height, width) / 480  # four of that side fit a screen
-    if scale <= 1:
-        return list(maps)
-    rows, columns = (
-        ((np.arange(round(edge / scale)) + 0.5) * edge / round(edge / scale)).astype(np.intp)
-        for edge in (height, width)
-    )
-    return [plane[rows][:, columns] for plane in maps]

@@ -108,5 +108,6 @@ def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
     sample = manifest.samples[index].sample_id
     predicted = np.asarray(cv2.imread(str(folder / f"{Path(sample).name}_labels.png"), cv2.IMREAD_UNCHANGED))
     row = prediction_row(f"validation scene {sample}", image, labels, predicted, manifest.vocabulary)
-    marked = [(f"{name} (never trained)" if name in UNSEEN_THINGS else name, colour) for name, colour in row.legend]
+    unseen = {name: f"{name} (never trained)" for name in UNSEEN_THINGS}
+    marked = [entry._replace(name=unseen.get(entry.name, entry.name)) for entry in row.legend]
     return replace(row, legend=marked).on_page()

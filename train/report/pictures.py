@@ -13,10 +13,11 @@ from ...common.images import data_url, encode_jpeg, shrink
 from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
-from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
+from ...pipeline.inspect.drawing.label_maps import class_shares, legend_entries, overlay
 from ...pipeline.inspect.drawing.layers import DENSITY, KINDS, map_layer, structure_layer
-from ...pipeline.inspect.drawing.layout import tile
-from ...pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, Colour, UInt8, dim, palette
+from ...pipeline.inspect.drawing.layout import stack, tile
+from ...pipeline.inspect.drawing.lettering import LegendEntry, legend, text_px
+from ...pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, UInt8, dim
 from ...pipeline.store.open_store import cut_sample
 from ...pipeline.store.reader import StoreReader
 from ..evaluation.evaluate import usable_samples
@@ -26,8 +27,10 @@ from .structure_maps import structure_maps
 
 SHOWN = 4
 """Number of samples that are shown: evenly spread, the same at every step of a run."""
-LARGEST_PX = 440
-"""Longest edge of a picture."""
+LARGEST_PX = 480
+"""Longest edge of a picture: four of that side fit a screen."""
+MOST_CLASSES = 24
+"""Number of classes in a legend."""
 
 Ids = npt.NDArray[Any]
 
@@ -39,19 +42,25 @@ class Row:
     title: str
     panels: Sequence[tuple[UInt8, str]]
     """Pictures (H, W, 3) RGB, each with its caption."""
-    legend: Sequence[tuple[str, Colour]] = ()
-    """Names of classes and their colours."""
+    legend: Sequence[LegendEntry] = ()
+    """Classes in the maps, the largest first, with their shares of the first map."""
 
-    def tiled(self) -> UInt8:
-        """All pictures side by side."""
-        return tile(
-            [(shrink(image, LARGEST_PX, LARGEST_PX), text) for image, text in self.panels], columns=len(self.panels)
-        )
+    @property
+    def shrunk(self) -> list[tuple[UInt8, str]]:
+        """The panels, at most `LARGEST_PX` high and wide."""
+        return [(shrink(image, LARGEST_PX, LARGEST_PX), text) for image, text in self.panels]
+
+    def tiled(self, title: str = "") -> UInt8:
+        """All pictures side by side under a heading, the classes below."""
+        panels = self.shrunk
+        page = tile(panels, columns=len(panels), title=title)
+        if not self.legend:
+            return page
+        return stack([page, legend(self.legend, text_px(*panels[0][0].shape[:2]), width=page.shape[1])], axis=0)
 
     def on_page(self) -> dict[str, Any]:
         """What the macro `row` of a page takes (common/html.py)."""
-        urls = [data_url(encode_jpeg(shrink(image, LARGEST_PX, LARGEST_PX)), "jpeg") for image, _ in self.panels]
-        pictures = [{"url": url, "caption": text} for url, (_, text) in zip(urls, self.panels, strict=True)]
+        pictures = [{"url": data_url(encode_jpeg(image), "jpeg"), "caption": text} for image, text in self.shrunk]
         return {"pictures": pictures, "legend": self.legend}
 
 
@@ -90,9 +99,9 @@ def map_row(title: str, image: UInt8, maps: Sequence[tuple[Ids, str]], vocabular
     names, ignore_index = vocabulary.class_names, vocabulary.ignore_index
     drawn = [overlay(image, ids, names, ignore_index=ignore_index, alpha=0.7, max_legend=0) for ids, _ in maps]
     panels = [(image, title), *((picture, text) for picture, (_, text) in zip(drawn, maps, strict=True))]
-    present = [index for index, _ in class_shares(np.stack([ids for ids, _ in maps])) if index != ignore_index]
-    colours = palette(len(names)).tolist()
-    return Row(title=title, panels=panels, legend=[(names[index], tuple(colours[index])) for index in present])
+    order = [index for index, _ in class_shares(np.stack([ids for ids, _ in maps]))]
+    entries = legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, MOST_CLASSES)
+    return Row(title=title, panels=panels, legend=entries)
 
 
 def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Iterator[Row]:

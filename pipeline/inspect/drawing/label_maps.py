@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ....common.text import percent
 from .errors import DrawError
-from .layout import stack, tile
+from .layout import stack
 from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
 from .palette import IGNORED, UInt8, blend, colour_labels, palette
 
@@ -40,31 +40,11 @@ def overlay(
     _write_names(picture, labels, names, [index for index in shares if index != ignore_index])
     if not max_legend:
         return picture
-    entries, size_px = _legend_entries(list(shares), shares, names, ignore_index, max_legend), text_px(*labels.shape)
+    entries, size_px = legend_entries(list(shares), shares, names, ignore_index, max_legend), text_px(*labels.shape)
     height, width = labels.shape
     if width > 1.8 * height:
         return stack([picture, legend(entries, size_px, width=width)], axis=0)
     return stack([picture, legend(entries, size_px, height=height)], axis=1)
-
-
-def row_of_maps(
-    image: UInt8, maps: Sequence[tuple[Labels, str]], names: Sequence[str], *, ignore_index: int, title: str = ""
-) -> UInt8:
-    """The image and several label maps of it side by side, each under its caption, and one legend of them all.
-
-    The legend orders classes by their share of all maps. What stands beside a class is its share of the first map.
-
-    Args:
-        image, names, ignore_index: As for `overlay`.
-        maps: Label maps (H, W), each with its caption.
-        title: Heading of the picture.
-    """
-    panels = [(image, "image")]
-    panels += [(blend_labels(image, plane, len(names), ignore_index=ignore_index), text) for plane, text in maps]
-    page = tile(panels, columns=len(panels), title=title)
-    order = [index for index, _ in class_shares(np.stack([plane for plane, _ in maps]))]
-    entries = _legend_entries(order, dict(class_shares(maps[0][0])), names, ignore_index, 24)
-    return stack([page, legend(entries, text_px(*image.shape[:2]), width=page.shape[1])], axis=0)
 
 
 def blend_labels(image: UInt8, labels: Labels, num_classes: int, *, ignore_index: int, alpha: float = 0.6) -> UInt8:
@@ -95,7 +75,7 @@ def class_shares(labels: Labels) -> list[tuple[int, float]]:
     return [(int(ids[i]), float(counts[i] / labels.size)) for i in order]
 
 
-def _legend_entries(
+def legend_entries(
     order: Sequence[int], shares: Mapping[int, float], names: Sequence[str], ignore_index: int, limit: int
 ) -> list[LegendEntry]:
     """At most `limit` classes in the given order with their shares, the rest in one entry, then ignored pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from physseg.cli import app
-from physseg.manifests.manifest import Manifest
+from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.palette import palette
 from physseg.train.analysis import compare
 from physseg.train.analysis.compare import Pictured, Scored, compare_runs, in_words, picture, score, summary
@@ -97,7 +97,7 @@ def test_one_row_of_pictures_with_one_legend() -> None:
     image = np.full((60, 80, 3), 100, np.uint8)
     scored = score(labels, [wrong, labels], sample_id="<a>", ignore_index=255)
     shown = Pictured(scored=scored, image=image, labels=labels, predictions=(wrong, labels))
-    drawn = picture(shown, ["baseline", "ours"], CLASSES, ignore_index=255)
+    drawn = picture(shown, ["baseline", "ours"], Vocabulary(name="v", classes=CLASSES))
     assert drawn.shape[1] >= 4 * 80
     # What stands there: the photograph as it is, all three classes' colours in the legend, none of the others'.
     colours = palette(5)
@@ -113,7 +113,7 @@ def test_large_pictures_are_made_smaller_without_new_ids() -> None:
     scored = score(labels, [labels, labels], sample_id="a", ignore_index=255)
     image = np.zeros((700, 1000, 3), np.uint8)
     shown = Pictured(scored=scored, image=image, labels=labels, predictions=(labels, labels))
-    drawn = picture(shown, ["a", "b"], CLASSES, ignore_index=255)
+    drawn = picture(shown, ["a", "b"], Vocabulary(name="v", classes=CLASSES))
     assert 4 * 480 <= drawn.shape[1] < 4 * 520
 
 

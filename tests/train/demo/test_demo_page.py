@@ -16,7 +16,7 @@ URL = "data:image/png;base64,AAAA"
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    legend = [("red star (never trained)", (1, 2, 3))]
+    legend = [((1, 2, 3), "red star (never trained)", "3.0%")]
     picture = {"url": URL, "caption": "a <b> & c"}
     return {
         "settings": {"seed": "7", "device": "cpu"},

@@ -19,6 +19,7 @@ from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
 from physseg.train.config import TrainConfig
 from physseg.train.evaluation.evaluate import evaluate_model
+from physseg.train.evaluation.result import read_evaluation
 from physseg.train.loop.loop import train
 from physseg.train.loop.ranks import Ranks
 from physseg.train.model.inference import InferenceSettings
@@ -120,6 +121,8 @@ def test_two_ranks_resume_bitwise(write_config: Write, tmp_path: Path, train_man
     ).scalars()
     logged = read_log(RunFolder(tmp_path / "whole").log_file, "step")[-1]
     assert "eval/boundary_iou" in alone and {key: logged[key] for key in alone} == alone
+    kept = read_evaluation(tmp_path / "whole/evaluation.json")
+    assert (kept.num_images, kept.confusion.miou(), kept.part) == (3, alone["eval/miou"], None)
 
 
 def test_sigterm_to_torchrun_leaves_a_checkpoint(write_config: Write, tmp_path: Path) -> None:

@@ -235,7 +235,11 @@ def test_a_prediction_stands_beside_its_truth() -> None:
     predicted[6:] = 1
     row = prediction_row("id", image, labels, predicted, Vocabulary(name="v", classes=("cat", "dog, hound", "sea")))
     assert [text for _, text in row.panels] == ["id", "ground truth", "prediction: 71.4% of the pixels right"]  # 40/56
-    assert [name for name, _ in row.legend] == ["cat", "dog"]
+    assert [(entry.name, entry.value) for entry in row.legend] == [
+        ("cat", "37.5%"),  # the larger in both maps together; the shares are those of the truth
+        ("dog", "50.0%"),
+        ("(ignored)", "12.5%"),
+    ]
     assert (row.panels[1][0][5, 2] == row.panels[2][0][7, 2]).all()  # the same class in the same colour
     assert row.tiled().shape[1] > 3 * 8
 
