@@ -57,8 +57,9 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu/start.py --folder $(FOLDER) --device $(DEVICE) --out $(OUT) --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
 
 # For a machine without a package index that has PyTorch: copy the clone with this folder, and `make gpu` there.
-# What that machine has need not travel: HAVE=numpy,pillow,pyarrow,opencv-python-headless
+# What that machine has beside PyTorch need not travel: `HAVE=numpy,pillow,pyarrow,opencv-python-headless`, or `HAVE=`.
 PYTHON_VERSION ?= 3.12
+HAVE ?= numpy,pillow
 gpu-wheels: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu/wheels.py --python-version $(PYTHON_VERSION) --folder $(FOLDER) --have '$(HAVE)'
 

@@ -1,4 +1,4 @@
-"""The demo's training on the device by the public commands, shorter, stopped half way and resumed."""
+"""The demo's training on the device by the public commands, shorter."""
 
 import subprocess
 import sys
@@ -28,8 +28,7 @@ def measure(kit: Kit) -> Iterator[Section]:
     config = kit.folder / "demo.toml"
     config.write_text(f"steps = {steps}\n" + DEMO.read_text())
     seconds = {
-        "train, half of the steps": physseg("train", config, "--out", run, *sets, "--stop-at", steps // 2),
-        "train, the rest": physseg("train", config, "--out", run, *sets),
+        "train": physseg("train", config, "--out", run, *sets),
         "evaluate": physseg(
             "evaluate", run, scenes_manifest(kit, "val"), "--no-windows", "--all-classes", "--device", kit.device
         ),
@@ -42,7 +41,7 @@ def measure(kit: Kit) -> Iterator[Section]:
     yield Section(
         title="A short training",
         text=f"The demo's configuration (12x12 patches, three structures, both losses) in tf32 for {steps} steps of 8 "
-        f"crops, stopped and resumed half way, on {hardware(kit.device)}.",
+        f"crops, on {hardware(kit.device)}.",
         tables=[
             [{"command": name, "seconds": f"{value:.1f}"} for name, value in seconds.items()],
             [

@@ -56,7 +56,7 @@ PARTS: Mapping[str, Part] = {
     "data": _part("data_wait", 30, "what a training waits for data"),
     "windows": _part("windows", 30, "prediction among 847 classes"),
     "superpoint": _part("superpoint_rate", 20, "SuperPoint images/s"),
-    "demo": _part("demo", 35, "a short demo training"),
+    "demo": _part("demo", 40, "a short demo training"),
     "ddp": _part("ddp", 45, "ranks with NCCL"),
     "compiled": _part("compiled", 120, "step time with torch.compile"),
 }

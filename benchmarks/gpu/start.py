@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,10 @@ def main() -> None:
             f"{args.folder}: no archive for this Python; on a machine with a package index: "
             f"make gpu-wheels PYTHON_VERSION={sys.version_info[0]}.{sys.version_info[1]}"
         )
+    sys.path[:0] = [path for path in paths if path]
+    if missing := [name for name in ("torch", "numpy", "PIL", "cv2", "pyarrow", "pytest") if not find_spec(name)]:
+        hint = "`make gpu-wheels HAVE=` packs all but PyTorch"
+        sys.exit(f"{sys.executable} has no {', '.join(missing)}, and neither has {args.folder}; {hint}")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     # Without -P the current folder would be first, whose `common` is another.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "gpu", *others])

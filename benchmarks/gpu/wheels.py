@@ -1,4 +1,4 @@
-"""`make gpu-wheels`: all that the kit needs besides PyTorch, for a Python version, in one archive below 60 MB or so.
+"""`make gpu-wheels`: all that the kit needs besides PyTorch, for a Python version, in one archive.
 
 Wheels are downloaded, unpacked, rid of what the kit does not use, and packed by LZMA with a filter for x86 code. That
 is less than half of the wheels' size. On the other machine `make gpu` unpacks it: no pip, no network, no rights.
@@ -24,8 +24,8 @@ PLATFORMS = [f"manylinux{name}_x86_64" for name in ("_2_28", "_2_27", "_2_24", "
 LEFT_OUT = {
     # PyTorch and what comes with it.
     *("torch", "torchvision", "triton", "setuptools", "sympy", "networkx"),
-    # For weights, masks of annotations and foreign readers of stores, which the kit does not use.
-    *("huggingface-hub", "timm", "pycocotools", "zarr", "tqdm-loggable"),
+    # For weights, masks of annotations, foreign readers of stores and parts of kornia, which the kit does not use.
+    *("huggingface-hub", "timm", "pycocotools", "zarr", "pydantic"),
     # For TensorBoard's server, and for colours of help pages.
     *("grpcio", "tensorboard-data-server", "markdown", "werkzeug", "rich", "markdown-it-py"),
     "opencv-contrib-python-headless",
@@ -35,6 +35,7 @@ INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3")
 TRIMMED = (
     "*/tests/*",
     "*.pyi",
+    "*/sboms/*",
     "*.pyx",
     "*.pxd",
     "*.pxi",
@@ -45,6 +46,10 @@ TRIMMED = (
     "pyarrow/*_tests*",
     "cv2/data/*",
     "numpy/f2py/*",
+    "numpy/_core/_simd*",
+    "PIL/_avif*",
+    "pillow.libs/libavif*",
+    "zstandard/_cffi*",
     "tensorboard/webfiles.zip",
     "open_clip/model_configs/*",
     "*.data/*",
@@ -55,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python-version", required=True, help="such as 3.12")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--have", default="", help="names, separated by commas, that the other machine has")
+    parser.add_argument("--have", default="", help="names, with commas, that the other machine has beside PyTorch")
     args = parser.parse_args()
     downloads = args.folder / f"downloads_{args.python_version}"
     have = {canonicalize_name(name) for name in args.have.split(",") if name}
@@ -133,7 +138,7 @@ def needs_of(wheel: Path) -> list[str]:
 
 def pack(wheels: Iterable[Path], archive: Path) -> dict[str, int]:
     """Write the archive; bytes of each distribution that went into it."""
-    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 9}]
+    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
     sizes: dict[str, int] = {}
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_suffix(".partial")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from sliding_window import measure_alone
 
 from common import Section, spread
@@ -11,17 +12,16 @@ from gpu.parts import Kit
 
 def measure(kit: Kit) -> Iterator[Section]:
     if kit.on_gpu:
-        clip, classes, rounds, pictures = (
-            "ViT-B-16",
-            847,
-            [("4GiB", 256), ("16GiB", 256), ("4GiB", 64), ("16GiB", 64)],
-            4,
-        )
+        clip, classes, pictures = "ViT-B-16", 847, 4
+        rounds = [("4GiB", 256), ("4GiB", 64), ("16GiB", 256)]
     else:
-        clip, classes, rounds, pictures = "tiny", 40, [("1GiB", 16), ("1GiB", 8)], 1
+        clip, classes, pictures = "tiny", 40, 1
+        rounds = [("1GiB", 16), ("1GiB", 8)]
     rows: list[dict[str, object]] = []
     for memory, kept in rounds:
         let_go(kit.device)
+        if kit.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         result = measure_alone(memory, kept, classes, clip, kit.device, pictures)
         seconds: list[float] = result["seconds"]  # type: ignore[assignment]
         rows.append(
@@ -29,7 +29,7 @@ def measure(kit: Kit) -> Iterator[Section]:
                 "--classes-kept": kept,
                 "--memory": memory,
                 "s a picture": spread(seconds),
-                "held, GiB": f"{result['held'] / 2**30:.2f}",  # type: ignore[operator]
+                "held, GiB": f"{result['held'] / 2**30:.2f}" if kit.on_gpu else "-",  # type: ignore[operator]
                 "crops at once": result["crops"],
             }
         )

@@ -88,6 +88,7 @@ def test_a_compiled_step_is_the_eager_one(make_config: Make) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*deterministic")
 def test_a_run_that_stops_and_resumes_ends_with_the_weights_of_one_that_does_not(
     make_config: Make, tmp_path: Path
 ) -> None:
