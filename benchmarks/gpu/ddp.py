@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 
 
 def measure(kit: Kit) -> Iterator[Section]:
-    ranks = torch.cuda.device_count() if kit.on_gpu else 2
+    ranks = ranks_here(kit)
     store = pictures_store(kit) if kit.on_gpu else scenes_store(kit, 192)
     answer = kit.folder / "ddp.json"
     torchrun(ranks, "-m", "gpu.ddp_worker", kit.device, kit.folder, store, answer)
@@ -63,7 +63,7 @@ def trainer(kit: Kit, ranks: int) -> list[float]:
     settings = {
         "data.store": scenes_store(kit, 192),
         "device": kit.device,
-        "batch_size": 4 * torch_ranks(kit),
+        "batch_size": 4 * ranks_here(kit),
         "log_every": 1,
     }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -71,7 +71,8 @@ def trainer(kit: Kit, ranks: int) -> list[float]:
     return [line["loss/total"] for line in read_log(run / "log.jsonl", "step") if "loss/total" in line]
 
 
-def torch_ranks(kit: Kit) -> int:
+def ranks_here(kit: Kit) -> int:
+    """One for each GPU; on a CPU two."""
     return torch.cuda.device_count() if kit.on_gpu else 2
 
 

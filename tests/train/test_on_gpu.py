@@ -161,7 +161,7 @@ def run_ranks(write_config: Callable[..., Path], tmp_path: Path) -> Iterator[Cal
             "train",
             str(write_config(**config)),
         ]
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, cwd=tmp_path, timeout=120)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, cwd=tmp_path, timeout=300)
         return [line["loss/total"] for line in read_log(folder / "log.jsonl", "step")]
 
     yield run
