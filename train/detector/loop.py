@@ -25,7 +25,7 @@ from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
 from ..errors import RunFolderError
-from ..model.device import choose_device, fused_on
+from ..model.device import choose_device, fused_on, matmul_precision
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -78,7 +78,7 @@ def train(
     network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decay = settings.weight_decay
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=decay, fused=fused_on(place))
-    with folder.locked():
+    with folder.locked(), matmul_precision("fp32"):  # on CUDA, float32 by name would round convolutions to TF32
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
         training = to_dict(settings) | beginning
         current = {"model": to_dict(network.architecture), "training": training, "data": None}

@@ -235,6 +235,18 @@ def test_a_weights_file_leaves_counters_out():
     assert not any("num_batches" in key for key in load_safetensors(weights_file(network)))
 
 
+def test_float32_on_a_gpu_is_not_tf32(tmp_path, monkeypatch):
+    rounded, loss = [], loop.detector_loss
+
+    def looking(*given: torch.Tensor) -> torch.Tensor:
+        rounded.append(torch.backends.cudnn.allow_tf32)
+        return loss(*given)
+
+    monkeypatch.setattr(loop, "detector_loss", looking)
+    train(Shapes(), TINY, tmp_path, stop_at=1)
+    assert rounded == [False] and torch.backends.cudnn.allow_tf32, "and PyTorch's own default after it"
+
+
 def test_a_device_that_is_not_there_and_a_damaged_checkpoint_are_named(tmp_path):
     with pytest.raises(ConfigError, match="abacus"):
         train(Shapes(), TINY, tmp_path / "run", device="abacus")
