@@ -140,15 +140,20 @@ def _tokenizer() -> Any:
     return _open_clip_file("tokenizer").SimpleTokenizer()
 
 
+def open_clip_folder() -> Path:
+    """Where the package open_clip lies. Raises ConfigError if it is not installed."""
+    package = find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise ConfigError("open_clip is not installed", hint="pip install open_clip_torch")
+    return Path(package.origin).parent
+
+
 def _open_clip_file(name: str) -> ModuleType:
     """One file of open_clip by itself: importing the package brings in torchvision and timm, three seconds more.
 
     pyproject.toml bounds the versions, and a test looks whether the files are there.
     """
-    package = find_spec("open_clip")
-    if package is None or package.origin is None:
-        raise ConfigError("open_clip is not installed", hint="pip install open_clip_torch")
-    spec = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
+    spec = spec_from_file_location(f"open_clip_{name}", open_clip_folder() / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -34,12 +34,22 @@ def fit_positions(
     return fitted
 
 
-def from_open_clip(state: Mapping[str, Tensor], *, source: str = "CLIP state dict") -> dict[str, Tensor]:
-    """A state dict in OpenAI's or open_clip's layout (text encoder at the top or under `text.`) under our names."""
+def from_open_clip(
+    state: Mapping[str, Tensor],
+    *,
+    source: str = "CLIP state dict",
+    kind: str = "CLIP ViT",
+    mark: str = "visual.conv1.weight",
+) -> dict[str, Tensor]:
+    """A state dict in OpenAI's or open_clip's layout (text encoder at the top or under `text.`) under our names.
+
+    Raises CheckpointError if the name `mark`, which every state dict of this kind has, is missing.
+    """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if "visual.conv1.weight" not in state:
-        expected, got = "a CLIP ViT state dict (with visual.conv1.weight)", f"names like {sorted(state)[:3]}"
-        hint = "OpenAI's ViT .pt files and open_clip's ViT weights are understood; ResNet CLIPs are not"
+    if mark not in state:
+        names = sorted(state, key=lambda name: (not name.startswith("visual."), name))
+        expected, got = f"a {kind} state dict (with {mark})", f"names like {names[:3]}"
+        hint = f"what open_clip publishes for {kind} is understood, and OpenAI's ViT .pt files; ResNet CLIPs are not"
         if any(name.startswith(("vision_model.", "text_model.")) for name in state):
             got = f"the names of Hugging Face's transformers ({sorted(state)[0]}, ...)"
             hint = "take open_clip_model.safetensors of the repository, or `physseg weights fetch TAG`"
