@@ -14,6 +14,7 @@ from physseg.train.analysis.ablation import read_table
 from physseg.train.config import RESUMABLE_KEYS, TrainConfig, example_config, load_config
 from physseg.train.errors import AnalysisError
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture
+from physseg.train.model.backbones.interface import OPENAI_MEAN, OPENAI_STD
 from physseg.train.optim import OptimConfig
 
 from ..fuzzing import mutants, survives
@@ -80,6 +81,9 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
         "optim.clip_scale": (None, 1.0),
         "clip_weights": (None, "openai"),
         "model.quick_gelu": (None, True),
+        "model.image_px": (None, 384),
+        "model.image_mean": (None, list(OPENAI_MEAN)),
+        "model.image_std": (None, list(OPENAI_STD)),
         "run": (None, str(tmp_path / "runs/first")),
         "data.images": (None, "/data/coco"),
         "data.cache": (None, "/scratch/physseg"),

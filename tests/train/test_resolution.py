@@ -36,16 +36,16 @@ def test_a_run_at_any_resolution_trains_and_is_evaluated(
     ("clip", "image_px", "crop"),
     [
         ("ViT-B-16", 320, 320),
-        ("ViT-B-16", 0, 384),
+        ("ViT-B-16", None, 384),
         ("ViT-B-16", 448, 448),
         ("ViT-B-16", 512, 512),
         ("ViT-B-16", 640, 640),
-        ("ViT-L-14-336", 0, 384),
+        ("ViT-L-14-336", None, 384),
         ("ViT-L-14-336", 448, 512),
         ("ViT-L-14-336", 560, 640),
     ],
 )
-def test_the_crop_follows_and_takes_both_losses(clip: str, image_px: int, crop: int) -> None:
+def test_the_crop_follows_and_takes_both_losses(clip: str, image_px: int | None, crop: int) -> None:
     model = SegmenterConfig(clip=clip, image_px=image_px, structures=("canny",))
     assert TrainConfig(data=DataConfig(store="s"), model=model).data.crop == crop
 

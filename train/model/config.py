@@ -27,7 +27,7 @@ class SegmenterConfig:
     """Everything that decides the segmenter's parameters and what they compute.
 
     Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction
-    every field holds its resolved value (but for the two whose None says otherwise), so that a saved configuration is
+    every field holds its resolved value (but for those whose None says otherwise), so that a saved configuration is
     complete.
 
     Raises:
@@ -36,12 +36,12 @@ class SegmenterConfig:
 
     clip: str = "ViT-B-16"
     """Name of the backbone: `physseg plugins` lists them."""
-    image_px: int = 0
-    """Side of the square that crops are resized to for the image encoder, in pixels; 0 takes the backbone's own."""
-    image_mean: tuple[float, ...] = ()
-    """Mean of red, green and blue in 0..1 that images are normalised by. () takes what the weights need."""
-    image_std: tuple[float, ...] = ()
-    """Standard deviations that images are normalised by. () takes what the weights need."""
+    image_px: int | None = None
+    """Side of the square that crops are resized to for the image encoder, in pixels. None takes the backbone's own."""
+    image_mean: tuple[float, ...] | None = None
+    """Mean of red, green and blue in 0..1 that images are normalised by. None takes what the weights need."""
+    image_std: tuple[float, ...] | None = None
+    """Standard deviations that images are normalised by. None takes what the weights need."""
     finetune: Literal["preset", "qv", "all", "none"] = "preset"
     """What trains of CLIP: the query and value weights, all, or nothing."""
     quick_gelu: bool | None = None
@@ -94,7 +94,7 @@ class SegmenterConfig:
         self._resolve_templates()
         arch, tiny = self.arch, self.clip == "tiny"
         sizes = {name: small if tiny else published for name, (published, small) in _SIZES.items()}
-        sizes |= {"image_px": arch.image_px, "finetune": "all" if tiny else arch.finetune}
+        sizes["finetune"] = "all" if tiny else arch.finetune
         for name, value in {**sizes, "alignment_dim": arch.embed_dim}.items():
             if getattr(self, name) in (0, (), "preset"):
                 object.__setattr__(self, name, value)

@@ -219,3 +219,12 @@ def test_tokens_are_cut_at_the_longest_prompt() -> None:
 def test_names_that_cannot_be_prompted(names: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tokenize(names, [TEMPLATE])
+
+
+def test_convention_order_of_parameters() -> None:
+    """Optimizer states of every version are saved by position: image encoder, text encoder, then what is added."""
+    model = tiny(structures=("canny",), alignment=True)
+    parts = [".".join(name.split(".")[: 2 if name.startswith("clip") else 1]) for name, _ in model.named_parameters()]
+    upsampling = ["upsample1", "upsample2"]
+    heads = ["aggregator", "structure_head", "alignment_head"]
+    assert list(dict.fromkeys(parts)) == ["clip.visual", "clip.text", *upsampling, *heads]

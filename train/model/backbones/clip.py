@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....common.errors import ConfigError
-from .clip_text import TextArchitecture, TextEncoder
+from .clip_text import TextArchitecture, TextEncoder, TextTransformer
 from .interface import Architecture, DenseFeatures, Level
 from .published import fit_positions, from_open_clip, resize_positions
 from .transformer import Transformer
@@ -55,14 +55,14 @@ class ClipArchitecture(TextArchitecture):
     def adapted(
         self,
         *,
-        image_px: int = 0,
-        image_mean: Sequence[float] = (),
-        image_std: Sequence[float] = (),
+        image_px: int | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         quick_gelu: bool | None = None,
     ) -> Self:
         """Positional embeddings of another resolution are kept at that one's grid, as CAT-Seg keeps them."""
         changed = Architecture.adapted(self, image_px=image_px, image_mean=image_mean, image_std=image_std)
-        grid = changed.grid if image_px not in (0, self.image_px) else self.position_grid
+        grid = changed.grid if image_px not in (None, self.image_px) else self.position_grid
         activation = self.quick_gelu if quick_gelu is None else quick_gelu
         return replace(changed, position_grid=grid, quick_gelu=activation)
 
@@ -79,9 +79,11 @@ class Clip(TextEncoder):
     """Both encoders side by side: `visual` and `text`; or, with `text=False`, the image encoder alone."""
 
     def __init__(self, arch: ClipArchitecture, *, text: bool = True) -> None:
-        super().__init__(arch, text=text)
+        super().__init__(arch, text=False)
         self.arch = arch
+        # In this order, in which initial weights are drawn, and by which the state of an optimizer is saved.
         self.visual = VisionTransformer(arch)
+        self.text = TextTransformer(arch) if text else None
 
     def encode_image(self, images: Tensor, *, levels: bool = False) -> DenseFeatures:
         """Dense features of normalised crops (B, 3, S, S); levels are blocks at quarters of the depth."""

@@ -102,20 +102,20 @@ class Architecture(ABC):
     def adapted(
         self,
         *,
-        image_px: int = 0,
-        image_mean: Sequence[float] = (),
-        image_std: Sequence[float] = (),
+        image_px: int | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         quick_gelu: bool | None = None,
     ) -> Self:
-        """The same for other images and other weights; 0, () and None keep what is.
+        """The same for other images and other weights; None keeps what is.
 
         Raises:
             ConfigError: The sizes do not fit, or the backbone has no choice of activation.
         """
         if quick_gelu is not None:
             raise ConfigError("quick_gelu: this backbone has no choice of activation", hint="leave it out")
-        mean, std = tuple(image_mean) or self.image_mean, tuple(image_std) or self.image_std
-        return replace(self, image_px=image_px or self.image_px, image_mean=mean, image_std=std)
+        mean, std = tuple(image_mean or self.image_mean), tuple(image_std or self.image_std)
+        return replace(self, image_px=self.image_px if image_px is None else image_px, image_mean=mean, image_std=std)
 
     @abstractmethod
     def build(self, *, text: bool = True) -> "Backbone":
