@@ -26,7 +26,7 @@ def pictures_store(kit: Kit) -> Path:
     """A store of pictures that cost what photographs cost, with COCO-Stuff's 171 classes, on frames of 384 px."""
     path = kit.folder / "pictures.zarr"
     if not path.exists():
-        manifest = open_samples(None, 24, kit.folder / "pictures").manifest
+        manifest = open_samples(None, 16, kit.folder / "pictures").manifest
         preprocess(manifest, path, structures=["canny"], scheduler="sync", progress=False)
     return path
 

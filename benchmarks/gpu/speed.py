@@ -16,6 +16,7 @@ import torch
 from physseg.train.config import TrainConfig
 from physseg.train.data.dataset import to_device
 from physseg.train.model.device import Precision, matmul_precision
+from physseg.train.optim import set_learning_rate
 from physseg.train.planning.estimate import rehearse
 from physseg.train.planning.rate import Rates, measured_rates
 from physseg.train.planning.rehearsal import Reading
@@ -115,6 +116,7 @@ def run(trained: Trained, config: TrainConfig, *, compiled: bool) -> Took:
     device, objective = torch.device(config.device), trained.objective
     trained.config = config
     objective.config = config
+    set_learning_rate(trained.optimizer, 0)  # all of the work, and the weights of the first row for every row
     let_go(config.device)
     if compiled:
         torch._dynamo.reset()

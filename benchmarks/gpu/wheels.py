@@ -30,7 +30,7 @@ LEFT_OUT = {
     *("grpcio", "tensorboard-data-server", "markdown", "werkzeug", "rich", "markdown-it-py"),
     "opencv-contrib-python-headless",
 }
-INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3")
+INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3", "pytest-xdist>=3.6")
 """Of OpenCV only `analyse` needs contrib; these releases are smaller by 10 and 2 MB, packed."""
 TRIMMED = (
     "*/tests/*",
