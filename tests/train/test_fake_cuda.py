@@ -35,6 +35,7 @@ from physseg.train.model.inference import (
     segment_image,
 )
 from physseg.train.model.segmenter import Segmenter
+from physseg.train.model.text import mean_over_synonyms
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import SilentLog
 
@@ -165,6 +166,13 @@ def test_a_crop_waits_for_nothing_and_an_image_for_its_result(segmenter: Segment
         assert len(device.waits) == 4, device.waits  # and which classes any crop keeps
         with pytest.raises(RuntimeError, match="on the same device"):
             predict_label_map(segmenter, image, torch.ones(texts.shape), SMALL)
+
+
+def test_a_mean_over_synonyms_waits_for_nothing() -> None:
+    with fake_device("cuda") as device:
+        features, present = torch.ones(3, 4, device="cuda"), torch.ones(2, 2, 1, dtype=torch.bool, device="cuda")
+        assert mean_over_synonyms(features, present).shape == (2, 1, 4)
+        assert device.waits == []
 
 
 def test_a_step_of_a_detector(tiny_settings: TrainSettings) -> None:
