@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     - {"train.prediction"},
     "train.planning": {
         *("common", "train.errors", "train.config", "train.optim", "train.data", "train.losses", "train.loop"),
-        *("train.model", "train.runs"),
+        *("train.model", "train.runs", "train.weights"),
     },
     "train.public": {*STORE, *MODEL, "train.losses", "train.data"},
     "train.demo": {*DATA, "train.runs", "train.evaluation", "train.report"},

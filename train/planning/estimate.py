@@ -1,7 +1,10 @@
 """What a training takes on its GPUs: memory, what fits, and time; from a few rehearsed steps."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,11 +13,13 @@ from ...common.errors import ConfigError
 from ...common.text import align, counted, format_bytes, format_duration
 from ..config import TrainConfig
 from ..data.dataset import TrainSamples
-from ..errors import PlanningError
+from ..errors import PlanningError, WeightsError
 from ..loop.objective import check_batch_size
 from ..model.device import choose_device
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder
+from ..weights.cache import find_clip_weights
+from ..weights.initial_weights import activation
 from .rate import Rates
 from .rehearsal import Rehearsal
 
@@ -24,28 +29,30 @@ CONTEXT_BYTES, FRAGMENTED = 2**29, 0.04
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a training takes, and what that is based on."""
+    """What a training takes, and what that is based on; bytes and samples are those of one GPU."""
 
     settings: dict[str, Any]
     """GPUs, batch_size, accumulate, recompute, precision and steps as configured; samples that a GPU takes at once."""
     memory: dict[str, int]
-    """Bytes on a GPU by part when most is held: weights, gradients, optimizer (with averages), activations."""
+    """Bytes by part when most is held: weights, gradients, optimizer (with averages), activations."""
     inference_bytes: int
     """Bytes of a prediction by the published protocol, weights included."""
     gpu_memory: int | None
     """Bytes of a GPU, where known."""
     largest: int | None
-    """Largest number of samples that a GPU can take at once, `accumulate` and `recompute` as they are."""
+    """Largest number of samples at once, `accumulate` and `recompute` as they are."""
     fitting: dict[str, Any] | None
     """`accumulate` and `recompute` with which a step fits; None where nothing does or the memory is not known."""
     flop: int
     """FLOP a step, of all GPUs."""
     step_seconds: float
-    """Seconds of a step, without evaluations and without what GPUs wait for each other or for data."""
     hours: float
+    """Hours of all steps."""
     images_per_second: float
     """Images that the data loaders of all GPUs must give."""
     rates: Rates
+    uncounted: list[str]
+    """What the figures are without."""
 
     def describe(self) -> str:
         """All of it in words for the terminal."""
@@ -64,18 +71,12 @@ class Plan:
             rows.append(("fits", f"{fits}; {format_bytes(memory)} hold {counted(self.largest or 0, 'sample')} at once"))
         all_steps = f"{format_duration(3600 * self.hours)} for {settings['steps']:,} steps"
         rows.append(("time", f"{self.step_seconds:.3g} s a step, {all_steps}, by {self.rates.describe()}"))
-        rows.append(("loader", f"{self.images_per_second:.3g} images/s"))
+        rows += [("loader", f"{self.images_per_second:.3g} images/s"), ("without", "; ".join(self.uncounted))]
         return "\n".join(f"  {line}" for line in align(rows, right=()))
 
 
 def plan(config: TrainConfig, *, gpus: int, gpu_memory: int | None, rates: Rates) -> Plan:
-    """Rehearse some steps of a training and reckon.
-
-    Args:
-        config: The run's settings. The store is looked at, images and run folder are not.
-        gpus: Number of ranks.
-        gpu_memory: Bytes of a GPU, where it is asked what fits.
-        rates: How fast a GPU is.
+    """Rehearse some steps of a training and reckon; the store is looked at, images and run folder are not.
 
     Raises:
         ConfigError: The batch cannot be spread over the GPUs.
@@ -99,12 +100,28 @@ def plan(config: TrainConfig, *, gpus: int, gpu_memory: int | None, rates: Rates
         hours=config.steps * seconds / 3600,
         images_per_second=config.batch_size / seconds,
         rates=rates,
+        uncounted=list(_uncounted(rehearsal.config)),
     )
+
+
+def _uncounted(config: TrainConfig) -> Iterator[str]:
+    yield "evaluations, and waiting for data and for other GPUs"
+    if config.compile:
+        yield "compile, which saves time and memory"
+    if config.clip_weights and config.model.quick_gelu is None:
+        try:
+            find_clip_weights(config.clip_weights, config.model.clip)
+        except WeightsError:
+            yield f"the activation that clip_weights {config.clip_weights} need: they are not here"
 
 
 def rehearse(config: TrainConfig, gpus: int) -> Rehearsal:
     """A rehearsal of the training; errors of `plan`."""
     check_batch_size(config, gpus)
+    if config.clip_weights and config.model.quick_gelu is None:
+        with suppress(WeightsError):  # a dry run does without the file
+            quick_gelu = activation(config.model, find_clip_weights(config.clip_weights, config.model.clip))
+            config = replace(config, model=replace(config.model, quick_gelu=quick_gelu))
     samples = TrainSamples(config.data, config.model.structures, config.losses.lambda_sac > 0, config.seed)
     return Rehearsal(config, samples, gpus)
 
@@ -119,26 +136,21 @@ def usable_bytes(gpu_memory: int) -> int:
     return int(gpu_memory * (1 - FRAGMENTED)) - CONTEXT_BYTES
 
 
-def largest(rehearsal: Rehearsal, limit: int, **changes: bool) -> int:
+def largest(rehearsal: Rehearsal, limit: int) -> int:
     """The largest number of samples at once whose step holds at most `limit` bytes; 0 if there is none.
 
-    What a step holds is affine in them where the peak is always at the same moment, and else convex: few rehearsals,
-    on lines through the nearest two known, find it, and the answer and the number after it are rehearsed.
+    What a step holds is affine in them where the peak is always at the same moment, and else convex: few rehearsals, on
+    lines through the two nearest to the limit, find it, and the answer and the number after it are rehearsed.
     """
-    known: dict[int, int] = {}
-    guess = rehearsal.at_once
+    guess, known = rehearsal.at_once, {rehearsal.at_once + 2: rehearsal.step(rehearsal.at_once + 2).peak_bytes}
     while True:
-        known[guess] = rehearsal.step(guess, **changes).peak_bytes
+        known[guess] = rehearsal.step(guess).peak_bytes
         low = max((number for number, peak in known.items() if peak <= limit), default=0)
         high = min((number for number, peak in known.items() if peak > limit), default=16 * (low + 1))
         if high == low + 1:
             return low
-        numbers = sorted(known)
-        nearest = (low, high) if low and high in known else numbers[-2:] if low else numbers[:2]
-        if len(known) == 1:
-            guess += 2
-            continue
-        less, more = nearest
+        nearest = sorted(known, key=lambda number: abs(known[number] - limit))[:2]
+        less, more = (low, high) if low and high in known else sorted(nearest)
         each = max((known[more] - known[less]) / (more - less), 1)
         guess = min(max(int(less + (limit - known[less]) / each), low + 1), high - 1)
 
@@ -149,15 +161,12 @@ def fitting(rehearsal: Rehearsal, limit: int) -> dict[str, Any] | None:
     More passes come before recomputing, which takes a third more time.
     """
     config, share = rehearsal.config, rehearsal.config.batch_size // rehearsal.gpus
-    if rehearsal.step().peak_bytes <= limit:
-        return {"accumulate": config.accumulate, "recompute": config.recompute}
-    for recompute in dict.fromkeys((config.recompute, True)):
-        if rehearsal.step(share, recompute=recompute, several=False).peak_bytes <= limit:
-            return {"accumulate": 1, "recompute": recompute}
-        most = largest(rehearsal, limit, recompute=recompute, several=True)
-        for accumulate in range(2, share + 1):
-            if share % accumulate == 0 and share // accumulate <= most:
-                return {"accumulate": accumulate, "recompute": recompute}
+    passes = [number for number in range(1, share + 1) if share % number == 0]
+    choices = [(config.recompute, config.accumulate), *product((config.recompute, True), passes)]
+    for recompute, accumulate in dict.fromkeys(choices):
+        step = rehearsal.step(share // accumulate, recompute=recompute, several=accumulate > 1)
+        if step.peak_bytes <= limit:
+            return {"accumulate": accumulate, "recompute": recompute}
     return None
 
 
@@ -173,15 +182,12 @@ def refuse_what_cannot_fit(config: TrainConfig) -> None:
     device = choose_device(config.device)
     if (memory := device_memory(device)) is None:
         return
-    try:
+    with suppress(PlanningError):  # then it is not known
         rehearsal = rehearse(config, int(os.environ.get("WORLD_SIZE", "1")))
-        peak = rehearsal.step().peak_bytes
-    except PlanningError:
-        return  # not known
-    if peak > memory:
-        at_once = f"{counted(rehearsal.at_once, 'sample')} at once ({config.precision})"
-        fault = f"{at_once} take {format_bytes(peak)}, {device} has {format_bytes(memory)}"
-        raise ConfigError(fault, hint=advice(fitting(rehearsal, usable_bytes(memory))))
+        if (peak := rehearsal.step().peak_bytes) > memory:
+            at_once = f"{counted(rehearsal.at_once, 'sample')} at once ({config.precision})"
+            fault = f"{at_once} take {format_bytes(peak)}, {device} has {format_bytes(memory)}"
+            raise ConfigError(fault, hint=advice(fitting(rehearsal, usable_bytes(memory))))
 
 
 def advice(settings: dict[str, Any] | None) -> str:

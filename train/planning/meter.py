@@ -35,19 +35,15 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.part = "weights"
-        """What a storage made from now on is a part of."""
-        self.held: Counter[str] = Counter()
-        """Bytes held by part."""
+        self.part = "weights"  # of storages made from now on
+        self.held: Counter[str] = Counter()  # bytes by part
         self._live: dict[int, tuple[str, int, weakref.ref[torch.UntypedStorage]]] = {}
         self.restart()
 
     def restart(self) -> None:
         """Forget work and peak, not what is held."""
-        self.peak = self.held.copy()
-        """Bytes by part when most was held."""
-        self.work: Counter[str] = Counter()
-        """FLOP of "product" and "convolution", and "bytes" that all else reads and writes."""
+        self.peak = self.held.copy()  # bytes by part when most was held
+        self.work: Counter[str] = Counter()  # see rehearsal.Reading
 
     def claim(self, tensor: Tensor, part: str) -> None:
         """Say that a tensor is of another part than the current one."""

@@ -29,17 +29,15 @@ class Rates:
 
     def seconds(self, work: Mapping[str, float]) -> float:
         """Seconds of work as the meter counts it, one operation after the other."""
-        product, convolution = work["product"], work["convolution"]
         other = work["bytes"] / self.bandwidth if self.bandwidth else 0
-        return product / self.product + convolution / self.convolution + other
+        return work["product"] / self.product + work["convolution"] / self.convolution + other
 
     def describe(self) -> str:
         """All of it in words."""
         if self.bandwidth is None:
             return self.device
-        kinds = {"products": self.product, "convolutions": self.convolution}
-        measured = ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in kinds.items())
-        return f"{self.device}: {measured}, memory {format_bytes(self.bandwidth)}/s"
+        rates = f"products {self.product / 1e12:.3g} TFLOP/s, convolutions {self.convolution / 1e12:.3g} TFLOP/s"
+        return f"{self.device}: {rates}, memory {format_bytes(self.bandwidth)}/s"
 
 
 def named_rates(tflops: float) -> Rates:

@@ -1,7 +1,7 @@
 """The training step and a prediction with fake tensors: what they hold and compute, without memory, values or images.
 
 It is the trainer's own network, losses and optimizer. Kernels are the CPU's: where a GPU's keep other intermediate
-tensors (its autocast, cuDNN's workspaces), figures differ a little; report.py leaves room for them.
+tensors (its autocast, cuDNN's workspaces), figures differ a little; estimate.py leaves room for them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,10 @@ from torch._subclasses.fake_tensor import (
 from ...common.plugins import PluginError
 from .. import optim
 from ..config import TrainConfig
-from ..data.dataset import Batch, TrainSamples, to_device
+from ..data.dataset import TrainSamples, to_device
 from ..errors import PlanningError
 from ..loop.model_ema import ModelEma
 from ..loop.objective import Objective
-from ..losses.interface import Counted
 from ..model.bounded import bounded_parts
 from ..model.inference import PUBLISHED, class_texts, probability_maps
 from ..model.segmenter import Segmenter
@@ -52,14 +51,6 @@ class Reading:
     @property
     def peak_bytes(self) -> int:
         return sum(self.memory.values())
-
-    def beyond(self, smaller: "Reading", times: float) -> "Reading":
-        """What is so many times as far from this one as this one is from a smaller one: all of it is affine."""
-
-        def further(ours: dict[str, int], theirs: dict[str, int]) -> dict[str, int]:
-            return {name: round(value + times * (value - theirs[name])) for name, value in ours.items()}
-
-        return Reading(further(self.memory, smaller.memory), further(self.work, smaller.work))
 
 
 class Rehearsal:
@@ -86,7 +77,6 @@ class Rehearsal:
             self.averages = ModelEma(self.objective, config.ema_decay)
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._claim_gradient)
-        self.gradient_bytes = sum(parameter.nbytes for parameter in self.trained)
         self._rehearsed = cache(self._rehearse)
 
     def step(self, number: int | None = None, *, recompute: bool | None = None, several: bool | None = None) -> Reading:
@@ -100,7 +90,12 @@ class Rehearsal:
         if not recompute or number <= MOST_RECOMPUTED:
             return self._rehearsed(number, recompute, several)
         less, most = (self._rehearsed(each, recompute, several) for each in (MOST_RECOMPUTED - 2, MOST_RECOMPUTED))
-        return most.beyond(less, (number - MOST_RECOMPUTED) / 2)
+        times = (number - MOST_RECOMPUTED) / 2  # on the line through both: all of it is affine
+        memory, work = (
+            {name: round(value + times * (value - smaller[name])) for name, value in larger.items()}
+            for larger, smaller in ((most.memory, less.memory), (most.work, less.work))
+        )
+        return Reading(memory, work)
 
     def _rehearse(self, number: int, recompute: bool, several: bool) -> Reading:
         for part in bounded_parts(self.model):
@@ -109,12 +104,13 @@ class Rehearsal:
             # DDP's buckets are there from the beginning, and gradients are views of them; but where several passes add
             # up, those before the last one have made gradients of their own.
             buckets = [torch.empty_like(each) for each in self.trained] if several and self.gpus > 1 else []
-            if several or self.gpus > 1:
+            if spread := several or self.gpus > 1:
                 self._hold_gradients()
             self.meter.part = "activations"
             batch = to_device(self.samples.empty(number), torch.device("cpu"))
-            if several or self.gpus > 1:
-                self._count(batch)
+            if spread and self.objective.losses.keys() - self.objective.counts(batch).keys():
+                with torch.no_grad():  # another pass finds what losses divide by
+                    self.objective(batch)
             self.objective(batch)["loss"].backward()
             self._update()
             del buckets
@@ -144,13 +140,6 @@ class Rehearsal:
             where, got = "a step without values", f"{type(error).__name__}: {error}"
             hint = "a loss of another package reads or indexes by values; switch it off for the dry run"
             raise PlanningError.mismatch(where, "operations whose shapes alone decide", got, hint) from error
-
-    def _count(self, batch: Batch) -> None:
-        """What a spread step does first: find out what losses divide by, from another forward pass if need be."""
-        self.objective.counts(batch)
-        if not all(isinstance(loss, Counted) for loss, _ in self.objective.losses.values()):
-            with torch.no_grad():
-                self.objective(batch)
 
     def _hold_gradients(self) -> None:
         for parameter in self.trained:

@@ -1,6 +1,8 @@
 """What a dry run promises is what a step takes: held against real steps, counted and allocated by PyTorch itself."""
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from physseg.train.planning.rehearsal import Reading, Rehearsal
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
+
+from ...forked import Forked, calling
 
 Make = Callable[..., TrainConfig]
 aten = torch.ops.aten
@@ -157,11 +161,13 @@ class Affine:
     def __init__(self, batch_size: int, accumulate: int = 1, *, recompute: bool = False) -> None:
         self.config = SimpleNamespace(batch_size=batch_size, accumulate=accumulate, recompute=recompute)
         self.at_once = batch_size // accumulate
+        self.rehearsed = 0
 
     def step(self, number: int = 0, *, recompute: bool | None = None, several: bool | None = None) -> Reading:
         recompute = self.config.recompute if recompute is None else recompute
         several = self.config.accumulate > 1 if several is None else several
         each = 20 if recompute else 60
+        self.rehearsed += 1
         return Reading({"all": max(300, 100 + each * (number or self.at_once) + 10 * several)}, {})
 
 
@@ -169,7 +175,8 @@ class Affine:
 def test_the_largest_batch_is_found_on_lines(batch_size: int) -> None:
     stand_in: Any = Affine(batch_size)
     for limit, expected in ((299, 0), (300, 3), (339, 3), (340, 4), (100 + 60 * 77, 77), (100 + 60 * 77 - 1, 76)):
-        assert largest(stand_in, limit) == expected
+        stand_in.rehearsed = 0
+        assert largest(stand_in, limit) == expected and stand_in.rehearsed <= 6
 
 
 def test_settings_that_fit_change_little() -> None:
@@ -215,7 +222,7 @@ def test_the_command_says_it_and_writes_it(write_config: Callable[..., Path], tm
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
     assert written["fitting"] == {"accumulate": 1, "recompute": False} and written["settings"]["gpus"] == 3
-    assert "3 GPUs, 1 sample at once" in result.output and "fits    yes" in result.output
+    assert "3 GPUs, 1 sample at once" in result.output and re.search("fits +yes", result.output)
     assert not (tmp_path / "run").exists()
     measured = CliRunner().invoke(app, ["train", config, "--dry-run"])
     assert measured.exit_code == 0 and "this CPU in fp32, measured" in measured.output
@@ -237,21 +244,75 @@ def test_what_cannot_be_planned_is_said(make_config: Make, install_losses: Calla
         rehearse(make_config(losses={"picky": {}}), 1).step()
 
 
+Gpu = Callable[[int], None]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """`gpu(bytes)`: PyTorch says that there is a GPU of so much memory; nothing of ours is changed."""
+
+    def put(memory: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
+
+    return put
+
+
 @pytest.mark.torture
 def test_train_refuses_what_a_gpu_cannot_hold(
-    make_config: Make, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_config: Make, write_config: Callable[..., Path], gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(batch_size=16, steps=1)
-    rehearsal = rehearse(make_config(batch_size=16), 1)
+    """Half a GiB of a GPU is never a step's, so the settings that fit leave that much more."""
+    config, larger = write_config(batch_size=16, steps=1), make_config(batch_size=16, device="auto")
+    train = ["train", str(config), "--set", "device=auto"]
+    rehearsal = rehearse(larger, 1)
     memory = rehearsal.step().peak_bytes - 1
-    monkeypatch.setattr(estimate, "device_memory", lambda device: memory)
-    monkeypatch.setattr(estimate, "CONTEXT_BYTES", 0)
-    result = CliRunner().invoke(app, ["train", str(config)])
+    gpu(memory)
+    result = CliRunner().invoke(app, train)
     assert isinstance(result.exception, ConfigError)
-    assert "16 samples at once" in str(result.exception) and "accumulate = 2" in str(result.exception)
-    assert not make_config().run.exists()  # type: ignore[union-attr]
+    assert "16 samples at once" in str(result.exception) and "no `accumulate`" in (result.exception.hint or "")
+    monkeypatch.setattr(estimate, "CONTEXT_BYTES", 0)
+    result = CliRunner().invoke(app, train)
+    assert isinstance(result.exception, ConfigError) and "accumulate = 2" in (result.exception.hint or "")
+    assert not larger.run.exists()  # type: ignore[union-attr]
+    estimate.refuse_what_cannot_fit(replace(larger, accumulate=2))
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first rank speaks for all of a machine
-    estimate.refuse_what_cannot_fit(make_config(batch_size=16))
+    estimate.refuse_what_cannot_fit(larger)
     monkeypatch.delenv("LOCAL_RANK")
-    assert CliRunner().invoke(app, ["train", str(config), "--set", "accumulate=2"]).exit_code == 0
-    estimate.refuse_what_cannot_fit(make_config(batch_size=16))  # the run has a checkpoint: it did fit
+    (larger.run / "checkpoints/step_00000001").mkdir(parents=True)  # type: ignore[operator]
+    estimate.refuse_what_cannot_fit(larger)  # the run has a checkpoint: it did fit
+
+
+def test_a_refusal_is_one_line_of_a_process(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """A GPU of a megabyte, by PyTorch's word; where it is for its own use, PyTorch knows better."""
+    small = "import torch, types; from physseg.train.planning import estimate\n"
+    small += "estimate.choose_device = lambda _: torch.device('cuda')\n"
+    small += "torch.cuda.get_device_properties = lambda _: types.SimpleNamespace(total_memory=2**20)"
+    words = calling("train", write_config(batch_size=1), before=small)
+    with Forked(words, tmp_path / "output.txt") as process:
+        assert process.wait(240) == 1
+    error, hint = process.text().splitlines()
+    assert error.startswith("error: 1 sample at once (fp32) take ") and error.endswith("cuda has 1.0 MB")
+    assert "no `accumulate` and `recompute` fit" in hint and "Traceback" not in process.text()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.torture
+def test_activations_follow_the_weights(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GELU and QuickGELU have other operations: weights that are here are looked at. A plan says what it is without."""
+    monkeypatch.setenv("PHYSSEG_CACHE", str(tmp_path / "cache"))
+    absent = plan(make_config(clip_weights="openai", compile=True), gpus=1, gpu_memory=None, rates=named_rates(1.0))
+    assert len(absent.uncounted) == 3
+    assert all(word in absent.describe() for word in ("evaluations", "compile", "clip_weights openai"))
+    file, found = tmp_path / "cache/clip/tinier/openai/weights.pt", {}
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    record = {"clip": "tinier", "tag": "openai", "file": file.name, "url": "", "num_bytes": 7, "version": "0"}
+    record["sha256"] = hashlib.sha256(b"weights").hexdigest()
+    for quick in (True, False):
+        (file.parent / "weights.json").write_text(json.dumps(record | {"quick_gelu": quick}))
+        found[quick] = rehearse(make_config(clip_weights="openai"), 1).step()
+        assert found[quick] == rehearse(make_config(model={"quick_gelu": quick}), 1).step()
+    assert found[True].work["bytes"] > found[False].work["bytes"]
+    present = rehearse(make_config(clip_weights="openai"), 1)
+    assert len(list(estimate._uncounted(present.config))) == 1
