@@ -43,7 +43,6 @@ from ..fake_device import FakeDevice, fake_device
 from .conftest import MODEL, TINIER
 
 Make = Callable[..., TrainConfig]
-STEPS = 2
 VARIED = {
     "accumulate": 3,
     "recompute": True,
@@ -58,9 +57,9 @@ WORDS = ["ground", "a box, a crate", "disc", "square", "ball"]
 class Training:
     """The loop's own training, made on the CPU, that goes on upon another device with batches read before."""
 
-    def __init__(self, config: TrainConfig, run: Path) -> None:
+    def __init__(self, config: TrainConfig, run: Path, steps: int = 1) -> None:
         self.whole = loop._Training(config, RunFolder(run), Ranks(torch.device("cpu")))
-        self.batches = list(self.whole._stream(STEPS))
+        self.batches = list(self.whole._stream(steps))
 
     def move(self, device: FakeDevice) -> None:
         whole, config = self.whole, self.whole.config
@@ -72,22 +71,23 @@ class Training:
     def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(self.whole, "_stream", lambda stop_at: iter(self.batches))
         monkeypatch.setattr(self.whole, "_save", lambda: None)
-        with ProgressBar(total=STEPS, disable=True) as bar, StopSignals() as stop:
-            self.whole._loop(STEPS, SilentLog(), bar, stop)
+        with ProgressBar(disable=True) as bar, StopSignals() as stop:
+            self.whole._loop(len(self.batches), SilentLog(), bar, stop)
 
 
 @pytest.mark.parametrize(
-    "changes", [pytest.param({}, id="plain"), pytest.param(VARIED, marks=pytest.mark.torture, id="varied")]
+    ("steps", "changes"),
+    [pytest.param(1, {}, id="plain"), pytest.param(3, VARIED, marks=pytest.mark.torture, id="varied")],
 )
 def test_a_step_waits_for_the_device_once(
-    changes: dict[str, Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, changes: dict[str, Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = Training(make_config(**changes), tmp_path / "run")
+    training = Training(make_config(**changes), tmp_path / "run", steps)
     with fake_device("lazy") as device:
         training.move(device)
         training.run(monkeypatch)
-    assert training.whole.step == STEPS
-    assert len(device.waits) == STEPS, device.waits
+    assert training.whole.step == steps
+    assert len(device.waits) == steps, device.waits
     assert all(each.startswith("read") and "optim.py" in each for each in device.waits)
 
 

@@ -30,7 +30,7 @@ def one(function: Callable[..., Any]) -> Any:
     return torch.compile(function, backend="aot_eager", fullgraph=True)
 
 
-@pytest.mark.parametrize("mask_ignored", [False, True])
+@pytest.mark.parametrize("mask_ignored", [pytest.param(False, marks=pytest.mark.torture), True])
 def test_the_segmentation_loss_whatever_is_labelled(mask_ignored: bool) -> None:
     compiled = one(segmentation_loss)
     for ignored in (0, 5, 32):
