@@ -29,8 +29,9 @@ class TextArchitecture(Architecture):
     """Whether the activation is x sigmoid(1.702 x) instead of GELU; presets have what the best known weights need."""
 
     def __post_init__(self) -> None:
-        sizes_of = {field.name: "[1, 1e6]" for field in fields(self) if field.type in (int, "int")}
-        check_ranges(self, **sizes_of | {"vision_layers": "[1, 1000]", "text_layers": "[0, 1000]"})
+        limits = {"vision_layers": "[1, 1000]", "text_layers": "[0, 1000]"}
+        sizes = [field.name for field in fields(self) if field.type in (int, "int")]
+        check_ranges(self, **{name: limits.get(name, "[1, 1e6]") for name in sizes})
         Architecture.__post_init__(self)
         if self.text_width % self.text_heads:
             heads = f"text_width {self.text_width} is not a multiple of text_heads {self.text_heads}"

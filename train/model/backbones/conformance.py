@@ -7,9 +7,8 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from ....common.errors import ConfigError
+from ....common.errors import PhyssegError
 from ....common.plugins import ConformanceError
-from ...errors import CheckpointError
 from .clip_text import shared_prefix
 from .interface import Architecture
 
@@ -67,9 +66,9 @@ def _check_weights(where: str, arch: Architecture, model: Any) -> None:
     _require(found == expected, f"{where} on the meta device", "the same names and shapes", "others")
     try:
         model.from_published({"foreign.weight": torch.zeros(1)}, "weights.bin")
-    except CheckpointError:
+    except PhyssegError:
         return
-    raise ConformanceError.mismatch(f"{where}.from_published", "CheckpointError for a foreign state dict", "none")
+    raise ConformanceError.mismatch(f"{where}.from_published", "PhyssegError for a foreign state dict", "none")
 
 
 def _check_images(where: str, arch: Architecture, model: Any) -> None:
@@ -112,9 +111,9 @@ def _check_texts(where: str, arch: Architecture, model: Any) -> None:
     _near(f"{where}.encode_text, shorter", texts[:1], model.encode_text(model.tokenize(PROMPTS[:1])))
     try:
         model.tokenize(["cat " * arch.context_length])
-    except ConfigError:
+    except PhyssegError:
         return
-    raise ConformanceError.mismatch(f"{where}.tokenize", "ConfigError for a prompt longer than the context", "none")
+    raise ConformanceError.mismatch(f"{where}.tokenize", "PhyssegError for a prompt longer than the context", "none")
 
 
 def _check_training(where: str, arch: Architecture, model: Any) -> None:
@@ -123,8 +122,8 @@ def _check_training(where: str, arch: Architecture, model: Any) -> None:
     for rule in RULES:
         try:
             trains = model.trainable(rule)
-        except ConfigError:  # no sense here
-            _require(rule != arch.finetune, f"{where}.trainable", f"its default {rule!r}", "ConfigError")
+        except PhyssegError:  # no sense here
+            _require(rule != arch.finetune, f"{where}.trainable", f"its default {rule!r}", "PhyssegError")
             continue
         _require(trains <= names, f"{where}.trainable({rule!r})", "names of parameters", sorted(trains - names)[:3])
         _require(rule != "none" or not trains, f"{where}.trainable('none')", "none", sorted(trains)[:3])
