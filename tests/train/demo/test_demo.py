@@ -94,7 +94,7 @@ def test_page_holds_everything_and_needs_nothing(made: tuple[Path, Result]):
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert done.stdout.strip().endswith(str((out / "demo.html").resolve()))
     assert f"<b>{percent(results['seen']['miou'], digits=1)}</b>" in page
-    assert page.count("<polyline") == 8, "four loss curves, each raw and smoothed"
+    assert page.count("<polyline") == 14, "the sum, three losses and three structures, each raw and smoothed"
     assert page.count("data:image/") == 3 * 2 + 3 + 2 * 3, "scenes with labels, structures, predictions"
     assert "physseg preprocess small/train.parquet small/train.zarr" in page
     assert not re.search(r"https?://|<script|<link|url\(", page)
