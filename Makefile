@@ -57,7 +57,7 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu/start.py --folder $(FOLDER) --device $(DEVICE) --out $(OUT) --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
 
 # For a machine without a package index that has PyTorch: copy the clone with this folder, and `make gpu` there.
-# What that machine has beside PyTorch need not travel: `HAVE=numpy,pillow,pyarrow,opencv-python-headless`, or `HAVE=`.
+# What that machine has beside PyTorch need not travel: `HAVE=numpy,pillow,pyarrow,opencv-python-headless`, say.
 PYTHON_VERSION ?= 3.12
 HAVE ?= numpy,pillow
 gpu-wheels: $(INSTALLED)

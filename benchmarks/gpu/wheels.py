@@ -8,9 +8,11 @@ import argparse
 import fnmatch
 import io
 import lzma
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -25,13 +27,17 @@ LEFT_OUT = {
     # PyTorch and what comes with it.
     *("torch", "torchvision", "triton", "setuptools", "sympy", "networkx"),
     # For weights, masks of annotations, foreign readers of stores and parts of kornia, which the kit does not use.
-    *("huggingface-hub", "timm", "pycocotools", "zarr", "pydantic"),
+    *("huggingface-hub", "timm", "pycocotools", "zarr", "pydantic", "kornia-rs"),
     # For TensorBoard's server, and for colours of help pages.
     *("grpcio", "tensorboard-data-server", "markdown", "werkzeug", "rich", "markdown-it-py"),
     "opencv-contrib-python-headless",
 }
 INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3", "pytest-xdist>=3.6")
 """Of OpenCV only `analyse` needs contrib; these releases are smaller by 10 and 2 MB, packed."""
+STAND_INS = {"kornia_rs/__init__.py": b"io = None  # for kornia, which reads files by it\n"}
+"""Modules that are imported and never used: 4 MB, packed."""
+STRIPPED = "zstandard/backend_c*"
+"""Nine tenths of it are debug information."""
 TRIMMED = (
     "*/tests/*",
     "*.pyi",
@@ -41,7 +47,6 @@ TRIMMED = (
     "*.pxi",
     "*/include/*",
     "pyarrow/*flight*",
-    "pyarrow/*substrait*",
     "pyarrow/src/*",
     "pyarrow/*_tests*",
     "cv2/data/*",
@@ -143,24 +148,41 @@ def pack(wheels: Iterable[Path], archive: Path) -> dict[str, int]:
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_suffix(".partial")
     with lzma.open(partial, "w", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in STAND_INS.items():
+            tar.addfile(described(name, data), io.BytesIO(data))
         for wheel in wheels:
-            for info, data in content_of(wheel):
-                tar.addfile(info, io.BytesIO(data))
-                name = wheel.name.split("-")[0]
-                sizes[name] = sizes.get(name, 0) + len(data)
+            for name, data in content_of(wheel):
+                tar.addfile(described(name, data), io.BytesIO(data))
+                distribution = wheel.name.split("-")[0]
+                sizes[distribution] = sizes.get(distribution, 0) + len(data)
     partial.replace(archive)
     return sizes
 
 
-def content_of(wheel: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def described(name: str, data: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o755 if ".so" in name else 0o644
+    return info
+
+
+def content_of(wheel: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of what is packed of a wheel."""
     with zipfile.ZipFile(wheel) as content:
         for name in sorted(content.namelist()):
             if name.endswith("/") or any(fnmatch.fnmatch(name, pattern) for pattern in TRIMMED):
                 continue
             data = content.read(name)
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o755 if ".so" in name else 0o644
-            yield info, data
+            yield name, stripped(data) if fnmatch.fnmatch(name, STRIPPED) else data
+
+
+def stripped(library: bytes) -> bytes:
+    """A shared library without debug information, where binutils are there."""
+    if shutil.which("strip") is None:
+        return library
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(library)
+        subprocess.run(["strip", "--strip-debug", file.name], check=True)
+        return Path(file.name).read_bytes()
 
 
 if __name__ == "__main__":
