@@ -182,13 +182,13 @@ class Segmenter(nn.Module):
         return frozenset(name for name, _ in self.named_parameters() if name.startswith("clip."))
 
 
-def blank_segmenter(config: SegmenterConfig) -> Segmenter:
+def blank_segmenter(config: SegmenterConfig, kind: type[Segmenter] = Segmenter) -> Segmenter:
     """A segmenter of names and shapes on the meta device, to be filled by `load_state_dict(..., assign=True)`.
 
     It takes neither memory nor the time of drawing initial weights that a file would replace.
     """
     with torch.device("meta"), _NoInitialWeights():
-        return Segmenter(config)
+        return kind(config)
 
 
 class _NoInitialWeights(TorchFunctionMode):

@@ -29,7 +29,7 @@ from ..loop.model_ema import ModelEma
 from ..loop.objective import Objective
 from ..model.bounded import bounded_parts
 from ..model.inference import PUBLISHED, class_texts, probability_maps
-from ..model.segmenter import Segmenter
+from ..model.segmenter import Segmenter, blank_segmenter
 from .meter import Meter
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -66,8 +66,13 @@ class Rehearsal:
         self.at_once = config.batch_size // (gpus * config.accumulate)
         self.samples, self.gpus, self.classes = samples, gpus, vocabulary.classes
         self.meter, self.fake = Meter(), FakeTensorMode(allow_non_fake_inputs=True)
+        self.model = blank_segmenter(model, _Segmenter)  # not among fake tensors: timm reads values while it builds
         with self._counted("weights"):
-            self.model = _Segmenter(model)
+            weights = {
+                name: torch.empty(value.shape, dtype=value.dtype) for name, value in self.model.state_dict().items()
+            }
+            self.model.load_state_dict(weights, assign=True)
+            del weights
             self.objective = Objective(self.model, self.config, self.classes, vocabulary.ignore_index).train()
         with self._counted("optimizer"):
             self.optimizer = optim.build_optimizer(self.model, config.optim, self.objective.loss_modules)

@@ -18,7 +18,9 @@ from physseg.train.config import TrainConfig
 from physseg.train.data.dataset import TrainSamples, to_device
 from physseg.train.errors import PlanningError
 from physseg.train.loop.objective import Objective
+from physseg.train.model import config as model_config
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.model.bounded import bounded_parts
 from physseg.train.model.segmenter import Segmenter
 from physseg.train.planning import estimate
@@ -316,3 +318,17 @@ def test_activations_follow_the_weights(make_config: Make, tmp_path: Path, monke
     assert found[True].work["bytes"] > found[False].work["bytes"]
     present = rehearse(make_config(clip_weights="openai"), 1)
     assert len(list(estimate._uncounted(present.config))) == 1
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("clip", ["EVA02-B-16", "PE-Core-B-16"])
+def test_work_and_memory_of_image_encoders_of_timm(
+    clip: str, recompute: bool, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"embed_dim": 32, "vision_width": 64, "vision_layers": 4, "vision_heads": 4, "text_layers": 1}
+    arch = replace(find_architecture(clip), image_px=96, text_width=64, text_heads=2, **sizes)
+    monkeypatch.setattr(model_config, "find_architecture", lambda _: arch)
+    model = {"clip": clip, "architecture": None, "image_px": 0, "finetune": "qv", "alignment_dim": 0}
+    config = make_config(batch_size=2, recompute=recompute)
+    check_against_a_real_step(replace(config, model=replace(config.model, **model)), tmp_path)
