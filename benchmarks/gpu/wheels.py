@@ -36,7 +36,7 @@ INSTEAD = ("opencv-python-headless==4.11.0.86", "pyarrow<19", "pytest>=8.3", "py
 """Of OpenCV only `analyse` needs contrib; these releases are smaller by 10 and 2 MB, packed."""
 STAND_INS = {"kornia_rs/__init__.py": b"io = None  # for kornia, which reads files by it\n"}
 """Modules that are imported and never used: 4 MB, packed."""
-STRIPPED = "zstandard/backend_c*"
+STRIPPED = "zstandard/backend_c.*"
 """Nine tenths of it are debug information."""
 TRIMMED = (
     "*/tests/*",

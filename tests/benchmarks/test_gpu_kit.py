@@ -103,7 +103,7 @@ def test_the_whole_kit_runs_on_a_cpu(tmp_path: Path) -> None:
     """Every part ends or is cut short, none fails; and the tests that need a GPU pass where a CPU takes its place."""
     command = [sys.executable, "benchmarks/gpu/start.py", "--folder", str(tmp_path), "--device", "cpu"]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path), "--minutes", "30"],
+        [*command, "--out", str(tmp_path), "--minutes", "60"],
         cwd=ROOT,
         check=False,
         env=os.environ | {"PHYSSEG_GPU_TESTS": "cpu"},
