@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..common.text import Part, counted, format_bytes, parse_bytes, percent
+from ..common.text import Part, align, counted, format_bytes, parse_bytes, percent
 from ..manifests.commands import parsed, to_write
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def inference_settings(
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="TOML file, or a recipe: vit-b-16, vit-l-14, vit-h-14. See --example.")
+        Path | None, typer.Argument(help="TOML file, or a recipe such as vit-b-16. See --example, --list.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: `run` of the configuration.")] = None,
     settings: Annotated[
@@ -84,6 +84,7 @@ def train(
     ] = None,
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the recipes with their backbones, and exit.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a step takes on a GPU and what fits; train nothing.")
     ] = False,
@@ -102,13 +103,20 @@ def train(
     Before you ask for GPUs: `physseg train config.toml --dry-run --gpus 4 --gpu-memory 24GiB --device-rate 60` tells
     memory by part, the largest batch, what to set where it does not fit, hours, and images/s, on any machine.
     """
-    from .config import example_config, load_config
+    from .config import example_config, load_config, recipes
 
+    if listing:
+        found = [(name, load_config(name)) for name in recipes()]
+        rows = [(name, of.model.clip, of.clip_weights or "", f"{of.model.arch.image_px} px") for name, of in found]
+        typer.echo("\n".join(align([("recipe", "backbone", "weights", "input"), *rows], right=())))
+        return
     if example:
         typer.echo(example_config(), nl=False)
         return
     if config is None:
-        raise typer.BadParameter("name a TOML file, or print one with --example", param_hint="CONFIG")
+        raise typer.BadParameter(
+            "name a TOML file or a recipe (--list), or print a file with --example", param_hint="CONFIG"
+        )
     loaded = load_config(config, settings or (), run=out)
     if dry_run:
         typer.echo(f"{config}:")

@@ -257,6 +257,9 @@ def test_train_evaluate_predict_from_the_command_line(
 def test_example_and_errors_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    listed = CliRunner().invoke(app, ["train", "--list"]).stdout
+    assert re.search(r"^vit-l-14 +ViT-L-14-336 +openai +336 px$", listed, re.MULTILINE)
+    assert re.search(r"^eva02-b-16 +EVA02-B-16 +merged2b_s8b_b131k +384 px$", listed, re.MULTILINE)
     result = CliRunner().invoke(app, ["train", "--example"])
     assert result.exit_code == 0
     assert tomllib.loads(result.stdout)["data"] == {"store": "coco.zarr"}
