@@ -21,6 +21,7 @@ from physseg.train.errors import CheckpointError
 from physseg.train.model import config as model_config
 from physseg.train.model.backbones.clip import Clip
 from physseg.train.model.backbones.clip_presets import clip_architecture
+from physseg.train.model.backbones.conformance import check_backbone
 from physseg.train.model.backbones.eva import EvaArchitecture, EvaClip, eva02_architecture
 from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.model.backbones.pe_core import pe_core_architecture
@@ -148,6 +149,11 @@ def test_from_a_photograph_and_a_string_to_open_clips_numbers(
     assert arch.context_length == ids.shape[1]
     assert torch.equal(F.pad(ours, (0, ids.shape[1] - ours.shape[1])), ids)
     close(model.clip.encode_text(ours), theirs.encode_text(ids))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_contract_is_kept(name: str) -> None:
+    check_backbone(small(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
