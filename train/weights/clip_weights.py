@@ -73,12 +73,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _is_bare_state(path: Path) -> bool:
-    """Whether a torch file holds tensors by name at its top; an unreadable one does not."""
+    """Whether a torch file holds tensors by OpenAI's names at its top; an unreadable one does not."""
     try:
         content = read_tensors(path, fault=str(path))
     except CheckpointError:  # whatever is wrong with it, reading the weights will say
         return False
-    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+    named = isinstance(content, Mapping) and "visual.conv1.weight" in content
+    return named and all(isinstance(value, Tensor) for value in content.values())
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from physseg.common.errors import ConfigError
 from physseg.train.errors import CheckpointError
 from physseg.train.model import config as model_config
 from physseg.train.model.backbones.clip import Clip
@@ -27,7 +28,7 @@ from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.model.backbones.pe_core import pe_core_architecture
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter, blank_segmenter
-from physseg.train.weights.clip_weights import check_state, load_clip_weights
+from physseg.train.weights.clip_weights import check_state, is_openai_form, load_clip_weights
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -303,3 +304,12 @@ def test_normalisation_is_each_familys() -> None:
         facts, arch = open_clip.get_pretrained_cfg(name, TAGS[name]), find_architecture(name)
         assert (arch.image_mean, arch.image_std) == (tuple(facts["mean"]), tuple(facts["std"]))
     assert eva02_architecture("EVA02-L-14-336").adapted(image_px=448).grid == 32
+
+
+def test_activation_is_gelu(tmp_path: Path) -> None:
+    """Which tags say, and a bare state dict in a .pt file, as OpenAI's with QuickGELU are, does not deny."""
+    assert SegmenterConfig(clip="EVA02-B-16", quick_gelu=False).arch == find_architecture("EVA02-B-16")
+    with pytest.raises(ConfigError, match="quick_gelu"):
+        SegmenterConfig(clip="PE-Core-B-16", quick_gelu=True)
+    torch.save({"visual.trunk.pos_embed": torch.zeros(1)}, tmp_path / "weights.pt")
+    assert not is_openai_form(tmp_path / "weights.pt")

@@ -110,9 +110,9 @@ class Architecture(ABC):
         """The same for other images and other weights; None keeps what is.
 
         Raises:
-            ConfigError: The sizes do not fit, or the backbone has no choice of activation.
+            ConfigError: The sizes do not fit, or the backbone has no choice of activation, and QuickGELU is asked for.
         """
-        if quick_gelu is not None:
+        if quick_gelu:
             raise ConfigError("quick_gelu: this backbone has no choice of activation", hint="leave it out")
         mean, std = tuple(image_mean or self.image_mean), tuple(image_std or self.image_std)
         return replace(self, image_px=self.image_px if image_px is None else image_px, image_mean=mean, image_std=std)
