@@ -4,7 +4,7 @@ What a device may differ by comes from steps on a CPU that round otherwise. A lo
 whose errors cancel, so they are nearer than single values are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,14 +105,14 @@ def compare(precision: str, expected: Step, found: Step) -> Iterator[dict[str, o
         norms = float(before.norm()), float(gradient.norm())
         yield row(precision, f"gradient of {name}", *norms, f"{float((gradient - before).norm()) / norms[0]:.1e}")
     same = (found.probabilities.argmax(1) == expected.probabilities.argmax(1)).float().mean()
-    largest = float((found.probabilities - expected.probabilities).abs().max())
+    most = float((found.probabilities - expected.probabilities).abs().max())
     yield {
         "precision": precision,
         "what": "probabilities",
         "CPU": "",
         "device": f"{same:.2%} of pixels the same class",
     } | {
-        "difference": f"at most {largest:.1e}",
+        "difference": f"at most {most:.1e}",
         "of the whole vector": "",
     }
 
@@ -126,8 +126,8 @@ def difference(expected: Step, found: Step) -> Difference:
     pairs = [(before, found.gradients[name]) for name, before in expected.gradients.items()]
     return Difference(
         loss=relative(expected.losses["loss"], found.losses["loss"]),
-        norm=max(relative(float(before.norm()), float(after.norm())) for before, after in pairs),
-        gradient=max(float((after - before).norm() / before.norm()) for before, after in pairs),
+        norm=largest(relative(float(before.norm()), float(after.norm())) for before, after in pairs),
+        gradient=largest(float((after - before).norm() / before.norm()) for before, after in pairs),
         probability=float((found.probabilities - expected.probabilities).abs().max()),
     )
 
@@ -139,6 +139,11 @@ def judge(precision: str, seen: Difference, found: Difference) -> Iterator[Goal]
         limit, value = ALLOWED * getattr(seen, name), getattr(found, name)
         text = f"{precision}: {what} differs by at most {limit:.0e}"
         yield Goal(text=text, measured=f"{value:.1e}", met=value <= limit)
+
+
+def largest(values: Iterable[float]) -> float:
+    """NaN where one is, unlike Python's `max`."""
+    return torch.tensor(list(values)).max().item()
 
 
 def relative(expected: float, found: float) -> float:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
@@ -82,42 +83,33 @@ def main() -> None:
 def download(version: str, folder: Path, *, without: set[str]) -> list[Path]:
     """Wheels of what physseg needs, and of what these need, but for `without`."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*document["project"]["dependencies"], *INSTEAD]
-    environment = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
+    environment = {"python_version": version, "python_full_version": f"{version}.0"}
     environment |= {"sys_platform": "linux", "platform_system": "Linux", "implementation_name": "cpython"}
     known: dict[str, Path] = {}
-    said: dict[str, set[str]] = {}
+    versions: dict[str, SpecifierSet] = {}
+    wanted = list(applying([*document["project"]["dependencies"], *INSTEAD], set(), environment))
     while wanted:
-        for text in wanted:
-            need = Requirement(text)
+        extras: dict[str, set[str]] = {}
+        for need in wanted:
             name = canonicalize_name(need.name)
-            if name not in without and (need.marker is None or need.marker.evaluate(environment)):
-                said.setdefault(name, set()).update(filter(None, str(need.specifier).split(",")))
-                extras = need.extras
-                said[name].update(f"[{extra}]" for extra in extras)
+            if name not in without | known.keys():
+                extras.setdefault(name, set()).update(need.extras)
+                versions[name] = versions.get(name, SpecifierSet()) & need.specifier
+        if extras:
+            fetch(version, folder, [f"{name}{versions[name]}" for name in extras])
         wanted = []
-        new = {name: parts for name, parts in said.items() if name not in known}
-        if not new:
-            break
-        fetch(
-            version, folder, [name + ",".join(sorted(p for p in parts if p[0] != "[")) for name, parts in new.items()]
-        )
-        for name, parts in new.items():
+        for name, asked in extras.items():
             known[name] = wheel_of(folder, name)
-            for extra in ["", *(part[1:-1] for part in parts if part[0] == "[")]:
-                wanted += [
-                    str(need)
-                    for need in map(Requirement, needs_of(known[name]))
-                    if need.marker is None or need.marker.evaluate(environment | {"extra": extra})
-                ]
-        wanted = [str(_bare(Requirement(text))) for text in wanted]
+            wanted += applying(needs_of(known[name]), asked, environment)
     return list(known.values())
 
 
-def _bare(need: Requirement) -> Requirement:
-    """Without its marker, which has been looked at."""
-    need.marker = None
-    return need
+def applying(needs: Iterable[str], extras: set[str], environment: dict[str, str]) -> Iterator[Requirement]:
+    """Those that count on the other machine, for these extras."""
+    for need in map(Requirement, needs):
+        places = [environment | {"extra": extra} for extra in ("", *extras)]
+        if need.marker is None or any(map(need.marker.evaluate, places)):
+            yield need
 
 
 def fetch(version: str, folder: Path, requirements: list[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +97,23 @@ def test_a_second_run_keeps_the_parts_that_are_not_run_again(
     assert "| 1 |" in page and "| 5 |" in page and "| 9 |" not in page
     assert "**missed**: is one: 5" in page and "**not started: no time left**" in page
     assert any("what an earlier run found stays" in line for line in said)
+
+
+def test_a_difference_is_that_of_the_worst_part_and_no_number_is_none(kit: ModuleType) -> None:
+    """By hand: norms 5 and 13 become 5 and 12.5, and the second vector moves by (0, 0.5, 0)."""
+    agreement = importlib.import_module("gpu.agreement")
+
+    def step(loss: float, middle: float, probability: float) -> Any:
+        gradients = {"clip": torch.tensor([3.0, 4.0]), "head": torch.tensor([0.0, middle, 0.0])}
+        return agreement.Step({"loss": loss}, gradients, torch.tensor([[0.25, probability]]))
+
+    found = agreement.difference(step(2.0, 13.0, 0.5), step(2.1, 12.5, 0.75))
+    assert (found.loss, found.norm) == (pytest.approx(0.05), pytest.approx(0.5 / 13))
+    assert (found.gradient, found.probability) == (pytest.approx(0.5 / 13), 0.25)
+    seen = agreement.Difference(0.02, 0.001, 0.1, 0.1)
+    assert [goal.met for goal in agreement.judge("fp32", seen, found)] == [True, False, True, True]  # five times `seen`
+    nan = agreement.difference(step(2.0, 13.0, 0.5), step(2.0, float("nan"), 0.5))
+    assert [goal.met for goal in agreement.judge("fp32", seen, nan)] == [True, False, False, True]
 
 
 @pytest.mark.torture
