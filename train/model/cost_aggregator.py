@@ -185,7 +185,7 @@ class CostAggregator(nn.Module):
             chosen = preselect(cost, kept)
             text = F.normalize(text_features, dim=-1)[chosen]  # (B, kept, P, D); the reference normalises only here
             cost = cost.take_along_dim(chosen[:, :, None, None, None], dim=1)
-        x = _to_tokens(self.cost_embedding(_channels_last(cost.flatten(0, 1))), len(cost))
+        x = _to_tokens(self.cost_embedding(cost.flatten(0, 1)), len(cost))
         image_guidance = F.relu(self.image_guidance(image_features)).permute(0, 2, 3, 1)
         text_guidance = text.mean(dim=2)
         text_guidance = text_guidance / text_guidance.norm(dim=-1, keepdim=True)
@@ -250,12 +250,6 @@ def attend_in_rectangles(projected: Tensor, rows: list[int], columns: list[int])
         found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         attended |= zip(places, found.view(*parts.shape[:4], -1), strict=True)
     return torch.cat([torch.cat([attended[i, j] for j in range(len(columns))], 2) for i in range(len(rows))], 1)
-
-
-def _channels_last(maps: Tensor) -> Tensor:
-    """Maps (N, C, h, w), channels last in memory; of a single channel by its stride, which the kernel is chosen by."""
-    rows = maps.permute(0, 2, 3, 1)
-    return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)
 
 
 def _to_maps(x: Tensor) -> Tensor:
