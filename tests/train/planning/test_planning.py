@@ -19,7 +19,9 @@ from physseg.train.data.dataset import TrainSamples, to_device
 from physseg.train.errors import PlanningError
 from physseg.train.loop.objective import Objective
 from physseg.train.model import config as model_config
+from physseg.train.model import config as model_config
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.model.backbones.convnext import ConvNextArchitecture
 from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.model.bounded import bounded_parts
 from physseg.train.model.segmenter import Segmenter
@@ -120,6 +122,16 @@ def test_work_and_memory_of_larger_networks(clip: str, layers: int, make_config:
     model = {"clip": clip, "architecture": asdict(arch), "structures": ["canny", "sift"], "window": 6}
     config = make_config(batch_size=2)
     check_against_a_real_step(replace(config, model=replace(config.model, **model | {"architecture": arch})), tmp_path)
+
+
+def test_work_and_memory_of_a_pyramid(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of timm's, which reads values while it is built, and fake tensors have none."""
+    sizes = {"embed_dim": 32, "image_px": 96, "text_width": 32, "text_layers": 2, "text_heads": 2}
+    trunk = {"trunk": "test_convnext", "channels": (24, 32, 48, 64), "projection": "mlp"}
+    monkeypatch.setattr(model_config, "find_architecture", lambda _: ConvNextArchitecture(**sizes, **trunk))
+    config = make_config(batch_size=2)
+    model = {"structures": ("canny", "sift"), "window": 3, "finetune": "all", "image_px": 96, "alignment_dim": 32}
+    check_against_a_real_step(replace(config, model=replace(config.model, **model)), tmp_path)
 
 
 def test_an_empty_batch_has_the_shapes_of_a_real_one(make_config: Make) -> None:
