@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from physseg.common.errors import ConfigError
+from physseg.testing import check_backbone
 from physseg.train.errors import CheckpointError
 from physseg.train.model import config as model_config
 from physseg.train.model.backbones.convnext import ConvNextArchitecture, ConvNextClip
@@ -143,6 +144,11 @@ def test_gradients_reach_what_is_said_to_train(segmenter: Callable[..., Segmente
     assert clip.trainable("none") == frozenset()
     with pytest.raises(ConfigError, match="qv needs attention"):
         segmenter("mlp", finetune="qv")
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_the_contract_of_backbones_is_kept(projection: str) -> None:
+    check_backbone(small(projection))
 
 
 def test_another_models_weights_are_one_line(tmp_path: Path, segmenter: Callable[..., Segmenter]) -> None:

@@ -133,7 +133,7 @@ def _check_training(where: str, arch: Architecture, model: Any) -> None:
         found = each.encode_image(torch.randn(1, 3, arch.image_px, arch.image_px), levels=True)
         parts: Sequence[Tensor] = (found.patches, *found.guidance, each.encode_text(each.tokenize(PROMPTS)))
         if trains:
-            torch.autograd.backward([part.float().square().sum() for part in parts])
+            torch.autograd.backward([part.float().square().sum() for part in parts if part.requires_grad])
         left = [name for name, parameter in each.named_parameters() if name in trains and parameter.grad is None]
         _require(not left, f"{where}.trainable({rule!r})", "a gradient for each", f"none for {left[:3]}")
 
