@@ -49,7 +49,8 @@ class Steps:
         self.objective = objective.to(self.device).train()
         self.optimizer = build_optimizer(self.model, config.optim)
         if compiled:
-            self.objective.compile()
+            # Code for a CPU would take minutes to compile and say nothing of a GPU.
+            self.objective.compile(backend="inductor" if DEVICE == "cuda" else "aot_eager")
 
     def gradients(self, positions: range = range(3)) -> tuple[float, dict[str, Tensor]]:
         """The loss of a batch, and the gradients, on the CPU."""
