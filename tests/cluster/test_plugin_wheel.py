@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from physseg.common import plugins
 from PIL import Image
 
 from ..conftest import write_shapes
-from ..train.conftest import MODEL, TINIER
+from ..train.conftest import MODEL, to_toml
 from .commands import assert_same_tree, physseg, tree
 
 pytestmark = pytest.mark.cluster
@@ -295,15 +295,9 @@ def test_workers_of_others(folder: Path, made: Path, sobel: Installed, tmp_path:
 def test_training_on_it(made: Path, sobel: Installed, tmp_path: Path, present: bool) -> None:
     """Two steps with L^p on the layer; the same numbers without the package."""
     run, config = tmp_path / "run", tmp_path / "config.toml"
-    lists = {key: value for key, value in MODEL.items() if key not in ("clip", "structures")}
-    architecture = "\n".join(f"{key} = {json.dumps(value)}" for key, value in asdict(TINIER).items())
-    config.write_text(
-        f'run = "{run}"\nsteps = 2\nbatch_size = 2\nseed = 5\nlog_every = 1\ndevice = "cpu"\n'
-        f'[data]\nstore = "{made}"\ncrop = 96\nnum_workers = 0\n'
-        '[model]\nclip = "tiny"\nstructures = ["sobel"]\n'
-        + "\n".join(f"{key} = {json.dumps(value)}" for key, value in lists.items())
-        + f"\n[model.architecture]\n{architecture}\n"
-    )
+    values = {"run": str(run), "steps": 2, "batch_size": 2, "seed": 5, "log_every": 1, "device": "cpu"}
+    tables = {"data": {"store": str(made), "crop": 96, "num_workers": 0}, "model": MODEL | {"structures": ["sobel"]}}
+    config.write_text("\n".join(to_toml(values | tables)) + "\n")
     command("train", config, path=sobel.path if present else None)
     losses = [
         step["loss/structure/sobel"]

@@ -1,12 +1,11 @@
 """The batch scripts of docs/slurm, submitted as their first lines say: fewer, smaller jobs on pretended nodes."""
 
-import json
+import contextlib
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import physseg as package
@@ -18,7 +17,7 @@ from physseg.train.runs.run_log import read_log
 
 from ..conftest import write_shapes
 from ..forked import wait_until
-from ..train.conftest import MODEL, TINIER
+from ..train.conftest import MODEL, to_toml
 from . import slurm as slurm_server
 from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
 from .test_slurm import call
@@ -92,9 +91,18 @@ def wait_for(*jobs: str, seconds: float = 240) -> None:
 
 
 def hurry(job: str) -> None:
-    """Once it waits: Slurm lets a requeued job wait two minutes."""
-    wait_until(lambda: states(job) == {"PENDING"})
+    """Once it waits and its old script has said its end: Slurm lets a requeued job wait two minutes for that."""
+    wait_until(lambda: states(job) == {"PENDING"} and not num_scripts())
     call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def num_scripts() -> int:
+    """Number of Slurm's processes that each look after a batch script or a step."""
+    found = 0
+    for process in slurm_server.processes(Path(os.environ["SLURM_CONF"]).parent):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found += "slurmstepd" in Path(f"/proc/{process}/comm").read_text()
+    return found
 
 
 # --- preprocess ---
@@ -141,12 +149,8 @@ def write_config(site: Path, data: Path) -> Write:
 
     def write(**changes: object) -> None:
         values = {"batch_size": 4, "seed": 5, "log_every": 1, "device": "cpu", "checkpoint_every": 10**6} | changes
-        tables = {"data": {"store": str(data / "s.zarr"), "crop": 96, "num_workers": 0}}
-        tables |= {"model": MODEL | {"clip": "tiny"}, "model.architecture": asdict(TINIER)}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        for name, table in tables.items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        (site / "config.toml").write_text("\n".join(lines) + "\n")
+        tables = {"data": {"store": str(data / "s.zarr"), "crop": 96, "num_workers": 0}, "model": MODEL}
+        (site / "config.toml").write_text("\n".join(to_toml(values | tables)) + "\n")
 
     return write
 

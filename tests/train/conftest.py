@@ -115,7 +115,7 @@ def write_config(config_values: Callable[..., dict[str, Any]], tmp_path: Path) -
     def write(**changes: Any) -> Path:
         values = config_values(**changes)
         path = tmp_path / f"config{len(list(tmp_path.glob('config*.toml')))}.toml"
-        path.write_text("\n".join(_toml(values)) + "\n")
+        path.write_text("\n".join(to_toml(values)) + "\n")
         return path
 
     return write
@@ -132,11 +132,11 @@ def install_losses(install: Callable[..., Path]) -> Callable[..., Path]:
     return put
 
 
-def _toml(values: dict[str, Any], table: str = "") -> list[str]:
+def to_toml(values: dict[str, Any], table: str = "") -> list[str]:
     """Numbers, texts and lists look alike in TOML and JSON; None is left out."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict) and value is not None}
     lines = [f"[{table}]"] * bool(table) + [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in values.items():
         if isinstance(value, dict):
-            lines += _toml(value, f"{table}.{key}".lstrip("."))
+            lines += to_toml(value, f"{table}.{key}".lstrip("."))
     return lines

@@ -12,7 +12,7 @@ from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.store.frame import Frame
 
 from ..conftest import write_shapes
-from .conftest import MODEL, _toml
+from .conftest import MODEL, to_toml
 
 FOLDER = "manifest folder --images images --labels labels --classes classes.txt --out o.parquet"
 STUFF = (
@@ -88,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocess(manifest, folder / "s.zarr", structures=["canny", "sift"], frame=frame, scheduler="sync", progress=False)
     values = {"device": "cpu", "steps": 1, "batch_size": 1, "data": {"store": "s.zarr", "crop": 96, "num_workers": 0}}
     model = MODEL
-    (folder / "config.toml").write_text("\n".join(_toml(values | {"model": model})))
+    (folder / "config.toml").write_text("\n".join(to_toml(values | {"model": model})))
     (folder / "classes.txt").write_text("a\nb\n")
     (folder / "sequence").mkdir()
     for name in ("img1.jpg", "img2.jpg"):
