@@ -467,13 +467,14 @@ def export(
 
 @weights_app.command("list")
 def weights_list(
+    clip: Annotated[str | None, typer.Option(help="Only those of this backbone, such as ViT-L-14.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
 ) -> None:
     """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
     from .weights.cache import cache_folder
     from .weights.fetch import listing, listing_lines
 
-    entries = listing()
+    entries = listing(clip)
     if json_:
         typer.echo(json.dumps(entries, indent=1))
         return
@@ -485,7 +486,7 @@ def weights_list(
 @weights_app.command("fetch")
 def weights_fetch(
     tag: Annotated[str, typer.Argument(help="As `physseg weights list` shows it, for example openai.")],
-    clip: Annotated[str | None, typer.Option(help="Preset, if several have the tag: ViT-B-16, ViT-L-14-336.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Backbone, if several have the tag: ViT-B-16, ViT-L-14-336.")] = None,
     url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
 ) -> None:
     """Fetch pretrained CLIP weights into the cache. Then: clip_weights = "TAG".

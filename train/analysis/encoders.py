@@ -24,7 +24,7 @@ from ..runs.run_folder import RunFolder
 from ..weights.cache import find_clip_weights
 from ..weights.clip_weights import load_clip_weights
 from ..weights.export import is_export
-from ..weights.initial_weights import activation
+from ..weights.initial_weights import fitted_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,8 @@ def clip_of_weights(
     name: str, clip: str, *, prompts: str = "", synonyms: str | None = None, device: torch.device | str = "cpu"
 ) -> ClipEncoder:
     """Pretrained CLIP: a preset, and a fetched tag or a file. Raises WeightsError, CheckpointError or ConfigError."""
-    config = SegmenterConfig(clip=clip)
     weights = find_clip_weights(name, clip)
-    config = replace(config, quick_gelu=activation(config, weights))
+    config = fitted_to(weights, SegmenterConfig(clip=clip))
     model = Segmenter(_asked(config, prompts, synonyms)).eval()
     load_clip_weights(model.clip, weights.path)
     origin = {"clip": clip, "clip_weights": weights.facts(), "templates": list(model.config.templates)}

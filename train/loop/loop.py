@@ -33,7 +33,7 @@ from ..errors import CheckpointError, NonFiniteLossError, RankError
 from ..evaluation.evaluate import evaluate_model
 from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
-from ..model.backbones.clip_presets import PRETRAINED
+from ..model.backbones.interface import published_names
 from ..model.bounded import bounded_parts
 from ..model.device import matmul_precision
 from ..model.inference import InferenceSettings, class_texts
@@ -424,7 +424,7 @@ class _Training:
         if self.speaks and self.step < stop_at:
             known = {"samples": len(self.samples.usable), "classes": len(self.vocabulary.classes), "step": self.step}
             tqdm.write(words.beginning(self.config, device=self.device, ranks=self.ranks.size, **known))
-        if self.step == 0 and self.clip_weights is None and self.config.model.clip in PRETRAINED:
+        if self.step == 0 and self.clip_weights is None and self.config.model.clip in published_names():
             tqdm.write(f"{self.config.model.clip} begins with random weights; `clip_weights` names pretrained ones")
         if left_out:
             tqdm.write(f"left out: {counted(len(left_out), 'quarantined sample')}: {preview(left_out)}")

@@ -187,11 +187,11 @@ def blank_segmenter(config: SegmenterConfig, kind: type[Segmenter] = Segmenter) 
 
     It takes neither memory nor the time of drawing initial weights that a file would replace.
     """
-    with torch.device("meta"), _NoInitialWeights():
+    with torch.device("meta"), NoInitialWeights():
         return kind(config)
 
 
-class _NoInitialWeights(TorchFunctionMode):
+class NoInitialWeights(TorchFunctionMode):
     """Leaves out random initialisation, for which the meta device would load all of torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Pretrained CLIP weights on this machine: the cache of fetched ones, and what a run's `clip_weights` names.
 
     CACHE/clip/ViT-B-16/openai/ViT-B-16.pt      as it was published
-    CACHE/clip/ViT-B-16/openai/weights.json     where it came from, size, sha256, activation; written last
+    CACHE/clip/ViT-B-16/openai/weights.json     where it came from, size, sha256, what it needs; written last
 
 CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see fetch.py.
 """
@@ -17,9 +17,12 @@ from ...common.documents import parsing
 from ...common.regular_files import read_regular
 from ...common.settings import build, is_name
 from ..errors import WeightsError
+from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD
 from .clip_weights import is_openai_form
 
 RECORD_FILE = "weights.json"
+NEEDS = ("quick_gelu", "image_mean", "image_std")
+"""What weights decide of a model: settings of the same names, which nobody needs to set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,11 @@ class WeightsRecord:
     """Whether the weights were trained with QuickGELU instead of GELU."""
     version: str
     """Version of physseg that fetched the file."""
+    image_mean: tuple[float, ...] = OPENAI_MEAN
+    """Mean of red, green and blue that the weights were trained with. A record without one is of before others could be
+    fetched."""
+    image_std: tuple[float, ...] = OPENAI_STD
+    """Standard deviations that the weights were trained with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +60,10 @@ class ClipWeights:
     sha256: str
     quick_gelu: bool | None
     """Whether the weights need QuickGELU, or None if the file does not tell."""
+    image_mean: tuple[float, ...] = ()
+    """Mean that images are normalised by, or () if the file does not tell."""
+    image_std: tuple[float, ...] = ()
+    """Standard deviations that images are normalised by, or () if the file does not tell."""
 
     def facts(self) -> dict[str, Any]:
         """For a run's records."""
@@ -79,7 +91,7 @@ def read_record(clip: str, tag: str) -> WeightsRecord | None:
         return None
     with parsing(WeightsError, f"{path}: not a record of fetched weights", _fetch_hint(clip, tag)):
         content = json.loads(read_regular(path))
-        known = {field.name: content[field.name] for field in fields(WeightsRecord)}
+        known = {field.name: content[field.name] for field in fields(WeightsRecord) if field.name in content}
         return build(WeightsRecord, known, base=path.parent)
 
 
@@ -109,7 +121,8 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
     found = file_sha256(path) if path.is_file() else None
     if found != record.sha256:
         raise WeightsError.mismatch(path, f"sha256 {record.sha256}", found or "no file", _fetch_hint(clip, name))
-    return ClipWeights(name=name, path=path, sha256=found, quick_gelu=record.quick_gelu)
+    needs = {field: getattr(record, field) for field in NEEDS}
+    return ClipWeights(name=name, path=path, sha256=found, **needs)
 
 
 def _fetch_hint(clip: str, tag: str) -> str:

@@ -4,14 +4,17 @@ No code from a file is executed: see runs/tensor_files.py.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from ...common.text import preview
 from ..errors import CheckpointError
-from ..model.backbones.interface import Backbone
+from ..model.backbones.interface import Backbone, find_architecture, published_names
+from ..model.segmenter import NoInitialWeights
 from ..runs.tensor_files import check_weights, is_torchscript, read_tensors
 
 _OTHER_ARCHITECTURE = "the file belongs to another architecture; check the `clip` preset"
@@ -21,11 +24,17 @@ def load_clip_weights(model: Backbone, path: Path | str) -> None:
     """Fill both encoders from a file; float16 tensors are widened, positional embeddings resized to the model's grid.
 
     Raises:
-        CheckpointError: The file cannot be read, names are missing or unknown, or shapes differ.
+        CheckpointError: The file cannot be read, names are missing or unknown, or shapes differ; the hint
+            says which of physseg's own backbones they fit.
     """
     path = Path(path)
-    state = model.from_published(_read(path), str(path))
-    load_state(cast(nn.Module, model), state, source=str(path))
+    published = _read(path)
+    try:
+        load_state(cast(nn.Module, model), model.from_published(published, str(path)), source=str(path))
+    except CheckpointError as error:
+        if fits := _fitting(published):
+            error.hint = f"the file is of another model; it fits clip = {' or '.join(map(repr, fits))}"
+        raise
 
 
 def is_openai_form(path: Path | str) -> bool:
@@ -60,6 +69,19 @@ def check_state(
         if tensor.shape != own[name].shape:
             expected, got = f"shape {tuple(own[name].shape)}", tuple(tensor.shape)
             raise CheckpointError.mismatch(f"{source}: {shown(name)}", expected, got, _OTHER_ARCHITECTURE)
+
+
+def _fitting(published: Mapping[str, Tensor]) -> list[str]:
+    """Names of physseg's own backbones that a published state dict has the names and shapes of."""
+    published = {name: tensor.to("meta") for name, tensor in published.items()}
+    found = []
+    for name in published_names():
+        with torch.device("meta"), NoInitialWeights():
+            model = find_architecture(name).build()
+        with suppress(CheckpointError):
+            check_state(cast(nn.Module, model), model.from_published(published, name), source=name)
+            found.append(name)
+    return found
 
 
 def _read(path: Path) -> dict[str, Tensor]:

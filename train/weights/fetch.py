@@ -1,7 +1,6 @@
 """Fetch pretrained CLIP weights by open_clip's tag into the cache; the only part of physseg that uses a network.
 
-open_clip knows the tags, where each lies and which activation it needs. Weights with another normalisation of their
-input than OpenAI's are left out: the segmenter's is fixed.
+open_clip knows the tags, where each lies, and which activation and normalisation of images it needs.
 """
 
 import errno
@@ -22,7 +21,7 @@ from ...common.storage.credentials import masked
 from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
-from ..model.backbones.clip_presets import PRETRAINED
+from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
 from .cache import RECORD_FILE, WeightsRecord, file_sha256, read_record, weights_folder
 
 
@@ -40,73 +39,89 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedTag:
-    """Published weights of a preset; what they share with `WeightsRecord` has the same names."""
+    """Published weights of a backbone; what they share with `WeightsRecord` has the same names."""
 
     clip: str
     tag: str
     quick_gelu: bool
+    image_mean: tuple[float, ...] = OPENAI_MEAN
+    image_std: tuple[float, ...] = OPENAI_STD
     sources: tuple[Source, ...]
     """Places that have the weights, in the order in which they are tried."""
 
 
 @cache
 def pretrained_tags() -> tuple[PretrainedTag, ...]:
-    """All tags of all presets, in open_clip's order."""
+    """All tags of physseg's own backbones, in open_clip's order."""
     import open_clip
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     found = []
-    for clip in PRETRAINED:
+    for clip in published_names():
         for tag in open_clip.list_pretrained_tags_by_model(clip):
             facts = open_clip.get_pretrained_cfg(clip, tag)
-            if (tuple(facts["mean"]), tuple(facts["std"])) != (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD):
-                continue
-            sources = _sources(facts.get("url", ""), facts.get("hf_hub", ""))
-            found.append(PretrainedTag(clip=clip, tag=tag, quick_gelu=facts.get("quick_gelu", False), sources=sources))
+            one = PretrainedTag(
+                clip=clip,
+                tag=tag,
+                quick_gelu=facts.get("quick_gelu", False),
+                image_mean=tuple(facts["mean"]),
+                image_std=tuple(facts["std"]),
+                sources=_sources(facts.get("url", ""), facts.get("hf_hub", "")),
+            )
+            found.append(one)
     return tuple(found)
+
+
+def tags_of(clip: str | None) -> tuple[PretrainedTag, ...]:
+    """The tags of one backbone, or of all. Raises WeightsError, which lists those that have any, for one without."""
+    tags = pretrained_tags()
+    if found := tuple(one for one in tags if clip in (None, one.clip)):
+        return found
+    known = ", ".join(dict.fromkeys(one.clip for one in tags))
+    raise WeightsError(f"{clip!r} has no published weights", hint=f"those that have: {known}")
 
 
 def find_tag(tag: str, clip: str | None) -> PretrainedTag:
     """The tag of that name.
 
     Raises:
-        WeightsError: There is none, or several presets have it and `clip` is None.
+        WeightsError: There is none, or several backbones have it and `clip` is None.
     """
-    tags = pretrained_tags()
-    matching = [one for one in tags if one.tag == tag and clip in (None, one.clip)]
+    tags = tags_of(clip)
+    matching = [one for one in tags if one.tag == tag]
     if len(matching) == 1:
         return matching[0]
     if matching:
         names = ", ".join(one.clip for one in matching)
         raise WeightsError(f"{tag!r} is a tag of {names}", hint=f"say which, for example --clip {matching[0].clip}")
-    if clip is not None and clip not in PRETRAINED:
-        raise WeightsError(f"{clip!r} has no published weights", hint=f"those that have: {', '.join(PRETRAINED)}")
-    known = ", ".join(dict.fromkeys(one.tag for one in tags if clip in (None, one.clip)))
+    known = ", ".join(dict.fromkeys(one.tag for one in tags))
     raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}")
 
 
-def listing() -> list[dict[str, Any]]:
-    """All tags with what is known of them. Bytes, sha256 and file are None for what is not in the cache."""
+def listing(clip: str | None = None) -> list[dict[str, Any]]:
+    """Tags, of one backbone or of all, with what is known. Bytes, sha256 and file are None for what is not cached."""
     return [
         {
             "clip": one.clip,
             "tag": one.tag,
             "activation": "QuickGELU" if one.quick_gelu else "GELU",
+            "image_mean": one.image_mean,
+            "image_std": one.image_std,
             "bytes": record and record.num_bytes,
             "sha256": record and record.sha256,
             "file": record and str(weights_folder(one.clip, one.tag) / record.file),
             "sources": [masked(source.url) for source in one.sources],
         }
-        for one, record in ((one, read_record(one.clip, one.tag)) for one in pretrained_tags())
+        for one, record in ((one, read_record(one.clip, one.tag)) for one in tags_of(clip))
     ]
 
 
 def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The same as a table for the terminal."""
-    rows = [("clip", "tag", "activation", "")]
+    rows = [("clip", "tag", "activation", "image mean", "")]
     for entry in entries:
         known = f"cached, {format_bytes(entry['bytes'])}, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
-        rows.append((entry["clip"], entry["tag"], entry["activation"], known))
+        mean = "OpenAI's" if entry["image_mean"] == OPENAI_MEAN else " ".join(map(str, entry["image_mean"]))
+        rows.append((entry["clip"], entry["tag"], entry["activation"], mean, known))
     return align(rows, right=())
 
 
@@ -195,6 +210,8 @@ def _fetch_from(source: Source, tag: PretrainedTag, folder: Path) -> WeightsReco
             num_bytes=size,
             sha256=found,
             quick_gelu=tag.quick_gelu,
+            image_mean=tag.image_mean,
+            image_std=tag.image_std,
             version=__version__,
         )
         atomic_json(partial / RECORD_FILE, asdict(record))

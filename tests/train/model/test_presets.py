@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from physseg.train.model.backbones.clip import Clip, ClipArchitecture
-from physseg.train.model.backbones.clip_presets import PRETRAINED, clip_architecture
+from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.backbones.published import fit_positions, from_open_clip, resize_positions
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter, blank_segmenter
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .conftest import open_clip_model
 
 NAMES = ["person", "sofa", "traffic light"]
+PRETRAINED = ("ViT-B-16", "ViT-L-14-336", "ViT-H-14")
 
 
 def slim(preset: str) -> ClipArchitecture:

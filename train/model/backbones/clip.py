@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....common.errors import ConfigError
+from ....common.settings import check_ranges
 from .clip_text import TextArchitecture, TextEncoder, TextTransformer
 from .interface import Architecture, DenseFeatures, Level
 from .published import fit_positions, from_open_clip, resize_positions
@@ -29,9 +30,12 @@ class ClipArchitecture(TextArchitecture):
     """Number of attention heads of the image encoder."""
     guidance_blocks: tuple[int, int]
     """Image blocks whose outputs guide the decoder, counted from zero."""
+    mlp_ratio: float = 4.0
+    """Width of an image block's MLP over that of the block, rounded down to whole channels; texts have 4."""
 
     def __post_init__(self) -> None:
         TextArchitecture.__post_init__(self)
+        check_ranges(self, mlp_ratio="[1, 100]")
         if self.vision_width % self.vision_heads:
             heads = f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}"
             raise ConfigError(f"CLIP sizes: {heads}")
@@ -130,7 +134,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(arch.position_grid**2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, arch.vision_layers, arch.vision_heads, arch.quick_gelu)
+        self.transformer = Transformer(width, arch.vision_layers, arch.vision_heads, arch.quick_gelu, arch.mlp_ratio)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, arch.embed_dim))
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):

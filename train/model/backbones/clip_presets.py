@@ -1,9 +1,14 @@
-"""Sizes of the CLIP models that physseg knows, by name."""
+"""Sizes of CLIP models with a vision transformer, by open_clip's names."""
 
+import json
 from dataclasses import replace
+from functools import cache
 
+from ....common.documents import parsing
 from ....common.errors import ConfigError
+from ..text import open_clip_folder
 from .clip import ClipArchitecture
+from .interface import published_names
 
 _B16 = ClipArchitecture(
     embed_dim=512,
@@ -59,12 +64,54 @@ _TINY = replace(
 
 CLIP_PRESETS: dict[str, ClipArchitecture] = {"tiny": _TINY, "ViT-B-16": _B16, "ViT-L-14-336": _L14, "ViT-H-14": _H14}
 
-PRETRAINED = ("ViT-B-16", "ViT-L-14-336", "ViT-H-14")
-"""The presets that published weights exist for; open_clip's names."""
+# What a file of open_clip's says of a network that is ours. Any other key says that it is another one: no norm before
+# the blocks, an average for the class token and a BERT tokenizer (CLIPA), layer scale (ViT-M-16-alt), attention pooling
+# (CoCa), a tower of timm's (SigLIP), a multilingual tokenizer (worldwide), a text tower of Hugging Face's (nllb,
+# roberta). Those are not offered, nor are the "-quickgelu" twins: the activation follows from the weights.
+_KEYS = {
+    "": {"embed_dim", "vision_cfg", "text_cfg"},
+    "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
+}
 
 
+@cache
 def clip_architecture(name: str) -> ClipArchitecture:
-    """Sizes by name. Raises ConfigError, which lists the known names."""
-    if name not in CLIP_PRESETS:
-        raise ConfigError(f"clip: unknown preset {name!r}", hint=f"known presets: {', '.join(CLIP_PRESETS)}")
-    return CLIP_PRESETS[name]
+    """Sizes of a CLIP with a vision transformer by open_clip's name: physseg's own, or what open_clip's file says.
+
+    The grid has 24 patches a side, as CAT-Seg's has, whatever the patch size.
+
+    Raises:
+        ConfigError: open_clip has no model of that name (the message lists what there is), or it is another network.
+    """
+    if name in CLIP_PRESETS:
+        return CLIP_PRESETS[name]
+    hint = f"known presets: {', '.join(('tiny', *published_names()))}"
+    path = open_clip_folder() / "model_configs" / f"{name}.json"
+    if not path.is_file():
+        raise ConfigError(f"clip: unknown preset {name!r}", hint=hint)
+    with parsing(ConfigError, f"{path}: not sizes of a CLIP as expected"):
+        sizes = json.loads(path.read_bytes())
+        vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+        odd = [key for part, known in _KEYS.items() for key in (sizes[part] if part else sizes) if key not in known]
+        if odd:
+            raise ConfigError(f"clip: {name} is another network than CLIP's ({', '.join(odd)})", hint=hint)
+        width, layers = vision["width"], vision["layers"]
+        return ClipArchitecture(
+            embed_dim=sizes["embed_dim"],
+            image_px=24 * vision["patch_size"],
+            patch_px=vision["patch_size"],
+            position_grid=24,
+            vision_width=width,
+            vision_layers=layers,
+            vision_heads=width // vision.get("head_width", 64),
+            mlp_ratio=vision.get("mlp_ratio", 4.0),
+            context_length=text["context_length"],
+            vocabulary_size=text["vocab_size"],
+            text_width=text["width"],
+            text_layers=text["layers"],
+            text_heads=text["heads"],
+            guidance_blocks=(round(layers / 3) - 1, round(2 * layers / 3) - 1),
+            # Its only published weights, dfn5b, have QuickGELU.
+            quick_gelu=name == "ViT-H-14-378",
+        )

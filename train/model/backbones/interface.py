@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from ....common.errors import ConfigError
-from ....common.plugins import ConformanceError, find
+from ....common.plugins import OURS, ConformanceError, find, offers
 
 if TYPE_CHECKING:  # the public names load without torch
     from torch import Tensor
@@ -160,6 +160,11 @@ class Backbone(Protocol):
 
         Raises CheckpointError if it is of something else.
         """
+
+
+def published_names() -> tuple[str, ...]:
+    """Names of physseg's own backbones but "tiny": what open_clip describes under the same names."""
+    return tuple(offer.name for offer in offers("backbones") if offer.package == OURS and offer.name != "tiny")
 
 
 def find_architecture(name: str) -> Architecture:

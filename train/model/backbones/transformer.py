@@ -59,11 +59,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with GELU, or with CLIP's sigmoid approximation of it, between them."""
 
-    def __init__(self, width: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
         super().__init__()
         self.quick_gelu = quick_gelu
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.c_fc(x)
@@ -76,12 +76,12 @@ class Mlp(nn.Module):
 class ResidualBlock(nn.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, heads: int, quick_gelu: bool, mlp_ratio: float) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, quick_gelu)
+        self.mlp = Mlp(width, int(width * mlp_ratio), quick_gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -99,9 +99,9 @@ class ResidualBlock(nn.Module):
 class Transformer(Bounded):
     """A stack of blocks; a module of its own only so that parameter names match CLIP's."""
 
-    def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool, mlp_ratio: float = 4.0) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads, quick_gelu, mlp_ratio) for _ in range(layers))
         self._initialise(width, layers)
 
     def blocks(self) -> list[ResidualBlock]:
