@@ -22,7 +22,7 @@ from ...common.atomic import remove_partials
 from ...common.errors import ConfigError, PhyssegError
 from ...common.processes import keep_freed_memory
 from ...common.progress import ProgressBar
-from ...common.settings import to_dict
+from ...common.settings import build, to_dict
 from ...common.text import Part, counted, preview
 from ...manifests.manifest import Manifest
 from .. import optim
@@ -35,6 +35,7 @@ from ..evaluation.image_counts import ImageCounts
 from ..evaluation.result import Evaluation
 from ..model.backbones.interface import published_names
 from ..model.bounded import bounded_parts
+from ..model.config import SegmenterConfig
 from ..model.device import matmul_precision
 from ..model.inference import InferenceSettings, class_texts
 from ..model.segmenter import Segmenter
@@ -264,7 +265,10 @@ class _Training:
         model = settings.pop("model")
         if self.run.exists():
             current = {"model": model, "training": settings, "data": self.samples.identity}
-            self.run.check_same(current, resumable=RESUMABLE_KEYS)
+            saved = self.run.read()
+            # A run that was begun before a setting existed has its default.
+            saved["model"] = to_dict(build(SegmenterConfig, saved["model"], base=self.run.path))
+            self.run.check_same(current, saved=saved, resumable=RESUMABLE_KEYS)
         else:
             origin = {"clip_weights": self.clip_weights.facts()} if self.clip_weights else None
             data, classes = self.samples.identity, self.vocabulary.classes
@@ -276,7 +280,7 @@ class _Training:
         """Write a checkpoint of this step, unless there is one."""
         if not self.ranks.is_main or self.step == self.saved_step:
             return
-        model, data = to_dict(self.config.model), self.samples.identity
+        model, data = self.run.read()["model"], self.samples.identity
         state = CheckpointState(step=self.step, model=model, classes=self.vocabulary.classes, data=data)
         trainer = {"optimizer": self.optimizer.state_dict(), "random": random_state()} | self.ema.state()
         with self.ema.in_place():
@@ -301,7 +305,7 @@ class _Training:
             self.ema = ModelEma(self.objective, self.config.ema_decay)
             return 0
         path = checkpoint.path_of(self.run.checkpoints, None)
-        state = checkpoint.load_model(path, self.model, to_dict(self.config.model))
+        state = checkpoint.load_model(path, self.model, self.run.read()["model"])
         trainer = checkpoint.load_trainer(path)
         try:
             self.objective.loss_modules.load_state_dict(trainer.get("losses", {}))

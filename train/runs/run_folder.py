@@ -103,15 +103,22 @@ class RunFolder:
         """Replace what `best` returns."""
         atomic_write(self.best_file, (json.dumps(best) + "\n").encode())
 
-    def check_same(self, current: Mapping[str, Any], *, resumable: frozenset[str] = frozenset()) -> None:
+    def check_same(
+        self,
+        current: Mapping[str, Any],
+        *,
+        saved: Mapping[str, Any] | None = None,
+        resumable: frozenset[str] = frozenset(),
+    ) -> None:
         """Refuse to resume with other settings than the run began with.
 
-        `current` has the settings by part (model, training, data), `resumable` the dotted keys that may differ.
+        `current` has the settings by part (model, training, data), and so has `saved`, by default what `read` returns;
+        `resumable` has the dotted keys that may differ.
 
         Raises:
             RunFolderError: Names each other key that differs, and both values.
         """
-        saved = self.read()
+        saved = self.read() if saved is None else saved
         different: dict[str, tuple[Any, Any]] = {}
         for part, prefix in (("model", "model"), ("training", ""), ("data", "store")):
             different |= differing_keys(saved[part], current[part], prefix)

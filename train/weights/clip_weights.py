@@ -73,7 +73,6 @@ def check_state(
 
 def _fitting(published: Mapping[str, Tensor]) -> list[str]:
     """Names of physseg's own backbones that a published state dict has the names and shapes of."""
-    published = {name: tensor.to("meta") for name, tensor in published.items()}
     found = []
     for name in published_names():
         with torch.device("meta"), NoInitialWeights():
