@@ -195,7 +195,8 @@ class NoInitialWeights(TorchFunctionMode):
     """Leaves out random initialisation, for which the meta device would load all of torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
+        drawing = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+        if func in drawing or (func is Tensor.clamp_ and args[0].is_meta):  # timm's truncated normal, which clamps
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 

@@ -60,10 +60,10 @@ class ClipWeights:
     sha256: str
     quick_gelu: bool | None
     """Whether the weights need QuickGELU, or None if the file does not tell."""
-    image_mean: tuple[float, ...] = ()
-    """Mean that images are normalised by, or () if the file does not tell."""
-    image_std: tuple[float, ...] = ()
-    """Standard deviations that images are normalised by, or () if the file does not tell."""
+    image_mean: tuple[float, ...] | None = None
+    """Mean that images are normalised by, or None if the file does not tell."""
+    image_std: tuple[float, ...] | None = None
+    """Standard deviations that images are normalised by, or None if the file does not tell."""
 
     def facts(self) -> dict[str, Any]:
         """For a run's records."""

@@ -53,7 +53,7 @@ def fitted_to(weights: ClipWeights, model: SegmenterConfig) -> SegmenterConfig:
     """
     needs = {field: getattr(weights, field) for field in NEEDS}
     for field, needed in needs.items():
-        if is_name(weights.name) and getattr(model, field) not in (None, (), needed):
+        if is_name(weights.name) and getattr(model, field) not in (None, needed):
             fault = f"model.{field} is {getattr(model, field)}, but {weights.name!r} needs {needed}".lower()
             raise ConfigError(fault, hint=f"leave {field} out: it follows from the tag")
     if weights.quick_gelu is None and model.clip == "ViT-B-16":
@@ -63,9 +63,6 @@ def fitted_to(weights: ClipWeights, model: SegmenterConfig) -> SegmenterConfig:
 
 def _filled(model: SegmenterConfig, needs: Mapping[str, Any]) -> SegmenterConfig:
     """The settings, those of `NEEDS` that they leave open taken from `needs`."""
-    left_open = [field for field in NEEDS if getattr(model, field) in (None, ())]
-    given = {field: needs.get(field) for field in left_open}
-    changed: dict[str, Any] = {
-        field: tuple(value) if isinstance(value, list) else value for field, value in given.items() if value is not None
-    }
+    given = {field: needs.get(field) for field in NEEDS if getattr(model, field) is None}
+    changed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     return replace(model, **changed)

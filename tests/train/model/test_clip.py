@@ -12,7 +12,9 @@ from physseg.common.errors import ConfigError
 from physseg.train.model.backbones.clip import Clip, ClipArchitecture
 from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, clip_architecture
 from physseg.train.model.backbones.clip_text import shared_prefix
+from physseg.train.model.backbones.interface import published_names
 from physseg.train.model.backbones.published import fit_positions, from_open_clip, resize_positions
+from physseg.train.model.segmenter import NoInitialWeights
 from physseg.train.model.text import tokenize
 from physseg.train.weights.clip_weights import load_state
 from torch import Tensor
@@ -187,15 +189,56 @@ def test_contradicting_sizes(change: dict[str, object]) -> None:
         replace(SMALL, **change)
 
 
-@pytest.mark.parametrize("preset", ["ViT-B-16", "ViT-L-14-336", "ViT-H-14"])
+VITS = [name for name in published_names() if name.startswith("ViT-")]
+PLAIN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
+
+
+def test_every_vit_of_open_clips_is_offered_but_those_of_another_network() -> None:
+    """Read from open_clip's own descriptions: whatever names no more than sizes and CLIP's tokenizer."""
+    described = {name: open_clip.get_model_config(name) for name in open_clip.list_models() if "quickgelu" not in name}
+    plain = {
+        name
+        for name, config in described.items()
+        if not set(config["vision_cfg"]) - PLAIN
+        and config["text_cfg"].get("vocab_size") == 49408
+        and not {"hf_tokenizer_name", "pool_type"} & set(config["text_cfg"])
+        and isinstance(config["vision_cfg"]["layers"], int)  # a list of ResNets
+    }
+    assert set(VITS) == plain
+    assert len(VITS) >= 24
+    for name in ("ViT-L-14-CLIPA", "ViT-M-16-alt", "coca_ViT-B-32", "ViT-B-16-SigLIP", "ViT-H-14-worldwide"):
+        with pytest.raises(ConfigError, match=f"{name} is another network.*\n.*ViT-B-32, "):
+            clip_architecture(name)
+
+
+def test_offered_sizes_by_hand() -> None:
+    """Of the largest: 24x24 patches, blocks at a third and two thirds, widths that are no multiples of four."""
+    for name, image_px, heads, mlp, guidance in (
+        ("ViT-g-14", 336, 16, 6144, (12, 26)),
+        ("ViT-bigG-14", 336, 16, 8192, (15, 31)),
+        ("ViT-B-32", 768, 12, 3072, (3, 7)),
+        ("ViT-H-16", 384, 16, 5120, (10, 20)),
+    ):
+        arch = clip_architecture(name)
+        found = (arch.image_px, arch.vision_heads, int(arch.vision_width * arch.mlp_ratio), arch.guidance_blocks)
+        assert found == (image_px, heads, mlp, guidance), name
+        assert arch.grid == arch.position_grid == 24
+    # Its only weights were trained with it; of the others most were not, and a tag tells.
+    assert [name for name in VITS if clip_architecture(name).quick_gelu] == ["ViT-B-16", "ViT-H-14-378", "ViT-L-14-336"]
+
+
+@pytest.mark.parametrize(
+    "preset", [name for name in VITS if not name.endswith(("-256", "-240", "-280", "-320", "-378"))]
+)
 def test_presets_have_open_clips_names_and_shapes(preset: str) -> None:
     """Every parameter of open_clip's model of that name has its place in ours; nothing is allocated."""
     arch = clip_architecture(preset)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialWeights():
         model = open_clip.create_model(preset, pretrained=None, force_image_size=None, device="meta")
         clip = Clip(arch)
     renamed = from_open_clip(model.state_dict())
-    renamed = fit_positions(renamed, arch.position_grid)  # published for 224 px, stored for the size they are used at
+    name = "visual.positional_embedding"  # published for 224 px, stored for the size they are used at
+    renamed = fit_positions(renamed | {name: torch.zeros(renamed[name].shape)}, arch.position_grid)
     assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in clip.state_dict().items()}
     config = open_clip.get_model_config(preset)
     assert arch.vision_heads == arch.vision_width // config["vision_cfg"].get("head_width", 64)

@@ -12,6 +12,8 @@ from physseg.train.errors import CheckpointError
 from physseg.train.model.backbones.clip import Clip, ClipArchitecture
 from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.backbones.published import from_open_clip
+from physseg.train.model.segmenter import NoInitialWeights
+from physseg.train.weights import clip_weights
 from physseg.train.weights.clip_weights import is_openai_form, load_clip_weights
 from torch import Tensor, nn
 
@@ -109,6 +111,27 @@ def test_another_architecture_names_file_expected_and_found(tmp_path: Path) -> N
         load_clip_weights(Clip(replace(SMALL, vision_layers=3)), path)
     with pytest.raises(CheckpointError, match=r"plain\.pt: .*: expected shape \(12, 8\), got \(6, 8\)"):
         load_clip_weights(Clip(replace(SMALL, context_length=12)), path)
+
+
+@pytest.mark.parametrize(
+    ("described", "fits"),
+    [
+        ("ViT-L-14", "'ViT-L-14' or 'ViT-L-14-280' or 'ViT-L-14-336'"),
+        ("EVA02-B-16", "'EVA02-B-16'"),
+        ("ViT-L-14-CLIPA", None),
+    ],
+)
+def test_another_models_weights_say_what_they_fit(
+    described: str, fits: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of full sizes, on the meta device but for the positions, which are resized."""
+    with NoInitialWeights():
+        state = open_clip.create_model(described, pretrained=None, device="meta").state_dict()
+    state |= {name: torch.zeros(tensor.shape) for name, tensor in state.items() if name.startswith("visual.pos")}
+    monkeypatch.setattr(clip_weights, "_read", lambda _: state)
+    hint = rf"\n  hint: the file is of another model; it fits clip = {fits}$" if fits else r"\n  hint: .*check the"
+    with pytest.raises(CheckpointError, match=rf"^a\.bin: [^\n]*{hint}"):
+        load_clip_weights(Clip(SMALL), "a.bin")
 
 
 def test_missing_torn_and_foreign_files(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_tag_of_several_presets_needs_the_preset() -> None:
     with pytest.raises(WeightsError, match=r"'opemai' is no tag of ViT-B-16\n.*known: openai, laion400m"):
         find_tag("opemai", "ViT-B-16")
     for none in ("tiny", "ViT-L-16", "ViT-B-16-quickgelu"):
-        with pytest.raises(WeightsError, match=rf"'{none}' has no published weights\n.*have: ViT-B-16, "):
+        with pytest.raises(WeightsError, match=rf"'{none}' has no published weights\n.*have: .*ViT-B-16, "):
             find_tag("openai", none)
 
 
