@@ -19,7 +19,7 @@ from ..model.device import choose_device
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder
 from ..weights.cache import find_clip_weights
-from ..weights.initial_weights import activation
+from ..weights.initial_weights import fitted_to
 from .rate import Rates
 from .rehearsal import Rehearsal
 
@@ -118,10 +118,10 @@ def _uncounted(config: TrainConfig) -> Iterator[str]:
 def rehearse(config: TrainConfig, gpus: int) -> Rehearsal:
     """A rehearsal of the training; errors of `plan`."""
     check_batch_size(config, gpus)
-    if config.clip_weights and config.model.quick_gelu is None:
+    if config.clip_weights:
         with suppress(WeightsError):  # a dry run does without the file
-            quick_gelu = activation(config.model, find_clip_weights(config.clip_weights, config.model.clip))
-            config = replace(config, model=replace(config.model, quick_gelu=quick_gelu))
+            weights = find_clip_weights(config.clip_weights, config.model.clip)
+            config = replace(config, model=fitted_to(weights, config.model))
     samples = TrainSamples(config.data, config.model.structures, config.losses.lambda_sac > 0, config.seed)
     return Rehearsal(config, samples, gpus)
 
