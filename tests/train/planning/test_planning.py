@@ -330,7 +330,7 @@ def test_work_and_memory_of_image_encoders_of_timm(
     sizes = {"embed_dim": 32, "vision_width": 64, "vision_layers": 4, "vision_heads": 4, "text_layers": 1}
     arch = replace(find_architecture(clip), image_px=96, text_width=64, text_heads=2, **sizes)
     monkeypatch.setattr(model_config, "find_architecture", lambda _: arch)
-    model = {"clip": clip, "architecture": None, "image_px": 0, "finetune": "qv", "alignment_dim": 0}
+    model = {"clip": clip, "architecture": None, "image_px": None, "finetune": "qv", "alignment_dim": 0}
     config = make_config(batch_size=2, recompute=recompute)
     check_against_a_real_step(replace(config, model=replace(config.model, **model)), tmp_path)
 
