@@ -145,7 +145,6 @@ class Part:
     number: int
     """Which of the parts, from 1."""
     parts: int
-    """Number of parts."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.parts:
@@ -169,7 +168,6 @@ class Part:
         return index % self.parts == self.number - 1
 
     def of(self, items: Sequence[T]) -> list[T]:
-        """This part's items."""
         return list(items[self.number - 1 :: self.parts])
 
     def __str__(self) -> str:

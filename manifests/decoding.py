@@ -43,7 +43,6 @@ PLAIN_TIFF = {
 
 
 def is_png(data: bytes) -> bool:
-    """Whether a file's bytes begin as a PNG's."""
     return data.startswith(PNG_SIGNATURE)
 
 

@@ -29,7 +29,6 @@ class Request:
     package: str
     """Distribution that offers it, and its version."""
     settings: tuple[tuple[str, Any], ...]
-    """Its settings, by the names of its fields."""
 
     @classmethod
     def of(cls, extractor: Extractor) -> "Request":

@@ -23,7 +23,6 @@ class Builtin:
     """Names of the splits, the one that is evaluated first; empty where any name will do."""
 
     def find(self, root: Path | None, split: str, **options: Any) -> Any:
-        """What the function finds."""
         return import_module(f".{self.module}", __package__).FINDERS[self.name](root, split, **options)
 
 

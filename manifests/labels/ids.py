@@ -20,7 +20,6 @@ class LabelIds:
     """What the numbers in a data set's label files mean, and how its benchmark reads them."""
 
     vocabulary: Vocabulary
-    """The classes, in the order of their ids."""
     raw_to_class: Mapping[int, int]
     """Class id of each raw label id. An id in neither this nor `raw_ignore` is an error of the file."""
     raw_ignore: tuple[int, ...]

@@ -48,9 +48,7 @@ class Trial:
 
     images: int
     failed: int
-    """Number of images that could not be computed."""
     processes: int
-    """Number of processes measured at once."""
     busy: float
     """CPU seconds of those processes over wall seconds; well below one, they waited for files or for a core."""
     parts: dict[str, float]
@@ -64,7 +62,6 @@ class Trial:
     peak_bytes: int
     """Resident memory of the process that took most."""
     largest_pixels: int
-    """Pixels of the largest image that was computed."""
     array_bytes: dict[str, float]
     """Compressed bytes a sample of each array that was computed, without those of a few bytes."""
     record_bytes: int

@@ -111,7 +111,6 @@ def _tiles(summary: StoreSummary) -> list[tuple[str, str, bool]]:
 
 
 def _card(view: SampleView, labels: Layer) -> dict[str, Any]:
-    """The contact sheet's entry of one sample."""
     names = view.vocabulary.class_names
     classes = [names[class_id] for class_id, _ in view.shares]
     return {
@@ -123,7 +122,6 @@ def _card(view: SampleView, labels: Layer) -> dict[str, Any]:
 
 
 def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[str, Any]:
-    """What the large view shows of one sample."""
     weights = {class_id: weight_layer(view.patch_weights(class_id)) for class_id, _ in view.shares}
     return {
         "id": view.sample.sample_id,

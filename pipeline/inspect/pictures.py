@@ -20,7 +20,6 @@ from .sample_view import PATCH_PX, SampleView
 
 
 def structure_colour(position: int) -> Colour:
-    """Colour of the structure at a position of the store's list."""
     return STRUCTURE_COLOURS[position % len(STRUCTURE_COLOURS)]
 
 
@@ -66,7 +65,6 @@ def write_sample(view: SampleView, out: Path, class_ids: Sequence[int] = ()) -> 
 
 
 def _amount(spec: StoredArray, plane: npt.NDArray[Any]) -> str:
-    """How much a structure map holds."""
     if spec.drawn == KEYPOINTS:
         return f"{np.count_nonzero(plane):,} keypoints"
     if spec.drawn in (EDGES, CLASS_EDGES):
@@ -75,5 +73,4 @@ def _amount(spec: StoredArray, plane: npt.NDArray[Any]) -> str:
 
 
 def _safe(text: str) -> str:
-    """The text as the name of a file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:120] or "_"

@@ -29,7 +29,6 @@ class ArrayFacts:
     layer: str
     dtype: str
     shape: tuple[int, ...]
-    """Shape with the sample dimension."""
     meaning: str
     disk_bytes: int
     """Bytes of the files that commit records name."""
@@ -63,11 +62,8 @@ class StoreSummary:
     ignore_index: int
     samples: int
     done: int
-    """Number of samples that may be read."""
     missing: int
-    """Number of samples that are not computed."""
     quarantined: int
-    """Number of samples that cannot be computed."""
     quarantine: tuple[QuarantineEntry, ...]
     shards: int
     shards_committed: int
@@ -81,7 +77,6 @@ class StoreSummary:
     cell_px: int
     schema_version: int
     made_with: Mapping[str, str]
-    """Versions of the libraries that made the store."""
     manifest_fingerprint: str
     root: str
     """Place where the images are expected."""
@@ -91,9 +86,7 @@ class StoreSummary:
     bytes_per_image: float | None
     """Bytes on disk of one sample's arrays together."""
     projected_images: int
-    """Number of images that the size is projected to."""
     projected_bytes: float | None
-    """Bytes of a store of that many such images."""
     measured_samples: int
     """Number of samples that were read for `ArrayFacts.fill`."""
 

@@ -41,7 +41,6 @@ class Plan:
 
     @property
     def samples_to_compute(self) -> int:
-        """Number of samples in the tasks' shards."""
         return sum(stop - start for start, stop in (self.schema.shard_range(task.shard) for task in self.tasks))
 
 

@@ -33,10 +33,8 @@ class Job:
     """A run that is decided on but has not begun."""
 
     store: Storage
-    """Where the store is or will be."""
     manifest: Manifest
     schema: StoreSchema
-    """What the store will hold."""
     extractors: tuple[Extractor, ...]
     """One per layer, save for layers that the store has, that were not asked for and that cannot be made here."""
     plan: Plan
@@ -60,7 +58,6 @@ class Job:
 
     @property
     def todo(self) -> Plan:
-        """What this run computes."""
         if self.part is None:
             return self.plan
         return replace(self.plan, tasks=tuple(task for task in self.plan.tasks if self.part.owns(task.shard)))

@@ -50,9 +50,7 @@ class RunReport:
     samples_computed: int
     """Number of samples in the shards that were computed."""
     shards_computed: int
-    """Number of shards of which something was computed."""
     bytes_written: int
-    """Bytes of the shard files that were written."""
     seconds: float
     """Wall seconds of the whole run."""
     quarantine: tuple[QuarantineEntry, ...]

@@ -60,7 +60,6 @@ class ShardTask:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers that are computed."""
         return (*((LABELS_LAYER,) if self.with_labels else ()), *(extractor.name for extractor in self.extractors))
 
 
@@ -71,11 +70,9 @@ class ShardReport:
     shard: int
     num_samples: int
     quarantine: tuple[QuarantineEntry, ...]
-    """Samples of the shard that are in quarantine now."""
     dropped_pixels: int
     """Labelled pixels of the shard that found no slot in their cell."""
     bytes_written: int
-    """Bytes of the shard files that were written."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall seconds by part: `load`, one entry per layer, `compress`, `write`."""
 

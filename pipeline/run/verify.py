@@ -60,18 +60,14 @@ class VerifyReport:
     """Everything that was checked and found."""
 
     faults: tuple[Fault, ...]
-    """Everything that is not as a run would have left it."""
     num_shards: int
     files_checked: int
-    """Number of files of shards that were read."""
     bytes_checked: int
-    """Bytes of those files."""
     pictures_checked: int = 0
     """Number of images and label files that were read."""
 
     @property
     def faulty_shards(self) -> tuple[int, ...]:
-        """The shards to mend, in order."""
         return tuple(sorted({fault.shard for fault in self.faults if fault.shard is not None}))
 
 

@@ -24,7 +24,6 @@ class QuarantineEntry:
     """One sample that could not be computed, and why."""
 
     index: int
-    """Index of the sample in the store."""
     sample_id: str
     reason: str
     """What the extractors or the decoder said."""
@@ -52,7 +51,6 @@ class CommitRecord:
     layers: Mapping[str, LayerCommit]
     """Name of each layer that is committed -> its settings and files."""
     quarantine: tuple[QuarantineEntry, ...] = ()
-    """Samples of the shard that could not be computed, by index."""
     dropped_pixels: int = 0
     """Labelled pixels that found no slot in their cell."""
 
@@ -105,7 +103,6 @@ class CommitRecord:
 
 
 def commit_path(shard: int) -> str:
-    """Path inside the store of a shard's record."""
     return f"{PROVENANCE}/commits/{shard:06d}.json"
 
 

@@ -98,9 +98,7 @@ class StoreSchema:
     cell_px: int = CELL_PX
     """Side of the cells in which classes are counted, px."""
     samples_per_shard: int = SAMPLES_PER_SHARD
-    """Number of samples in each shard but the last."""
     version: int = SCHEMA_VERSION
-    """Schema version of the store's documents."""
 
     @property
     def specs(self) -> tuple[StoredArray, ...]:
@@ -137,13 +135,11 @@ class StoreSchema:
         return digest_of_json(identity)
 
     def sample_shape(self, spec: StoredArray) -> tuple[int, ...]:
-        """Shape of one sample of an array."""
         canvas, cells = self.frame.canvas, self.frame.canvas // self.cell_px
         sizes = {"y": canvas, "x": canvas, "edge": 2, "slot": spec.slots, "cell_y": cells, "cell_x": cells}
         return tuple(sizes[dim] for dim in spec.dims)
 
     def dtype(self, spec: StoredArray) -> np.dtype[Any]:
-        """Dtype of an array in this store."""
         return np.dtype(self.vocabulary.label_dtype if spec.dtype == "label" else spec.dtype)
 
     def fill(self, spec: StoredArray) -> int:

@@ -63,9 +63,7 @@ class DemoSettings:
     seed: int = 0
     """Seed of the scenes, the weights, the order and the augmentation."""
     num_train: int = 160
-    """Number of generated training scenes."""
     num_val: int = 40
-    """Number of generated validation scenes."""
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("num_train", 1), ("num_val", 1), ("seed", 0)):

@@ -29,7 +29,6 @@ class GroupScore:
 
     @property
     def chance(self) -> float:
-        """The better of the two chance levels."""
         return max(self.uniform, self.most_frequent)
 
 
@@ -108,7 +107,6 @@ class Results:
     classes: Sequence[str]
     """Names of the T classes."""
     unseen_classes: Sequence[str]
-    """Names of the classes that training never shows."""
     iou: Float64
     """(T,) IoU of each class, nan where a class has no pixel."""
     pixels: Int64
@@ -120,7 +118,6 @@ class Results:
 
 
 def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: Sequence[str]) -> Results:
-    """All numbers of one confusion matrix."""
     unseen = [index for index, name in enumerate(classes) if name in unseen_classes]
     seen = [index for index in range(len(classes)) if index not in unseen]
     return Results(

@@ -51,7 +51,6 @@ class Evaluation:
     seen: tuple[bool, ...] | None
     """Whether the training vocabulary names each class; None where the classes' names are not known."""
     num_images: int
-    """Number of images that were counted."""
     quarantined: tuple[str, ...]
     """Ids of samples that the manifest quarantines; they were left out."""
     source: Mapping[str, Any]

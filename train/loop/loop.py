@@ -69,7 +69,6 @@ class TrainResult:
     stopped_by: str | None
     """Name of the signal that ended the call early."""
     seconds: float
-    """Duration of the call."""
     rank: int = 0
     """Which of the processes that torchrun started this is."""
 

@@ -51,7 +51,6 @@ class LossSettings:
 
 
 def make_loss(settings: LossSettings) -> Loss:
-    """The loss with these settings."""
     values = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name != "weight"}
     loss: Loss = settings.OFFER.load()(**values)
     return loss

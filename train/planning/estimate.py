@@ -47,7 +47,6 @@ class Plan:
     """FLOP a step, of all GPUs."""
     step_seconds: float
     hours: float
-    """Hours of all steps."""
     images_per_second: float
     """Images that the data loaders of all GPUs must give."""
     rates: Rates

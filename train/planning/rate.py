@@ -33,7 +33,6 @@ class Rates:
         return work["product"] / self.product + work["convolution"] / self.convolution + other
 
     def describe(self) -> str:
-        """All of it in words."""
         if self.bandwidth is None:
             return self.device
         rates = f"products {self.product / 1e12:.3g} TFLOP/s, convolutions {self.convolution / 1e12:.3g} TFLOP/s"

@@ -30,7 +30,6 @@ SHOWN = 4
 LARGEST_PX = 480
 """Longest edge of a picture: four of that side fit a screen."""
 MOST_CLASSES = 24
-"""Number of classes in a legend."""
 
 Ids = npt.NDArray[Any]
 

@@ -46,7 +46,6 @@ class CheckpointState:
     model: Mapping[str, Any]
     """Settings of the segmenter as JSON values (`to_dict`)."""
     classes: tuple[str, ...]
-    """Class names of the training vocabulary."""
     data: Mapping[str, Any] | None
     """Identity of the data it was trained on; None for imported weights."""
     version: str = __version__

@@ -49,7 +49,6 @@ class RunFolder:
         self.evaluations = path / "evaluations"
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
         return self.config_file.exists()
 
     def create(
@@ -100,7 +99,6 @@ class RunFolder:
             return best
 
     def set_best(self, best: Mapping[str, Any]) -> None:
-        """Replace what `best` returns."""
         atomic_write(self.best_file, (json.dumps(best) + "\n").encode())
 
     def check_same(

@@ -25,9 +25,7 @@ class ClipArchitecture(TextArchitecture):
     vision_width: int
     """Channels of an image token."""
     vision_layers: int
-    """Number of blocks of the image encoder."""
     vision_heads: int
-    """Number of attention heads of the image encoder."""
     guidance_blocks: tuple[int, int]
     """Image blocks whose outputs guide the decoder, counted from zero."""
     mlp_ratio: float = 4.0

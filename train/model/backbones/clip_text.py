@@ -20,9 +20,7 @@ class TextArchitecture(Architecture):
     text_width: int
     """Channels of a text token."""
     text_layers: int
-    """Number of blocks of the text encoder."""
     text_heads: int
-    """Number of attention heads of the text encoder."""
     vocabulary_size: int = 49408
     """Number of tokens of CLIP's byte-pair tokeniser."""
     quick_gelu: bool = False
