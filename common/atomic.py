@@ -55,11 +55,7 @@ def atomic_json(path: Path, document: object) -> None:
 
 
 def atomic_create(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, as `atomic_write` does.
-
-    Raises:
-        FileExistsError: There is a file of that name; it stays as it is.
-    """
+    """Write a new file, as `atomic_write` does. Raises FileExistsError where there is one, which stays as it is."""
     with _flushed_beside(path, data) as partial:
         path.hardlink_to(partial)  # unlike a rename, this fails where the name is taken
 

@@ -71,11 +71,7 @@ def digest_of_json(value: Any) -> str:
 
 
 def parse_toml(text: str, error_class: type[PhyssegError], fault: str, hint: str | None = None) -> dict[str, Any]:
-    """What TOML says.
-
-    Raises:
-        PhyssegError: Of `error_class`. The text is no TOML, or nested deeper or of larger integers than any of ours.
-    """
+    """What TOML says. Raises `error_class` for no TOML, or one nested deeper or of larger integers than any of ours."""
     with parsing(error_class, fault, hint):
         document = tomllib.loads(text)
         _check_extent(document)

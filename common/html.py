@@ -39,10 +39,7 @@ def chart(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """What the macro `chart` of `parts.html` draws: values over steps, and a running mean on top.
 
     The axis holds zero. The mean is over a twentieth of the values; of fewer than 40 it is the values themselves.
-
-    Args:
-        title: Heading of the chart.
-        points: Step and value of each, in order; without any the chart says so.
+    `points` are step and value of each, in order; without any the chart says so.
     """
     if not points:
         return {"title": title, "raw": ""}

@@ -29,6 +29,12 @@ class ConformanceError(PhyssegError, AssertionError):
     """A part of another package does not keep its contract: what the checks of `physseg.testing` raise."""
 
 
+def require(kept: bool, where: object, expected: object, got: object) -> None:
+    """Raise ConformanceError unless a rule is kept."""
+    if not kept:
+        raise ConformanceError.mismatch(where, expected, got)
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One name that one package offers."""

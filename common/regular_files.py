@@ -51,11 +51,7 @@ def open_regular(path: Path | str) -> int:
 
 
 def read_regular(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """All bytes of the regular file at `path`.
-
-    Raises:
-        OSError: As by `open_regular`; of number EFBIG, and nothing was read, for a file of more than `max_bytes`.
-    """
+    """All bytes of the regular file at `path`. Raises OSError, as `open_regular`; EFBIG, unread, beyond `max_bytes`."""
     with open(open_regular(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:

@@ -76,6 +76,16 @@ def percent(fraction: float, digits: int = 2) -> str:
     return f"<{smallest:.{digits}f}%" if 0 < 100 * fraction < smallest else f"{100 * fraction:.{digits}f}%"
 
 
+def evenly(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, evenly spread and in order.
+
+    >>> evenly([0, 1, 2, 3, 4, 5], 3)
+    [0, 2, 4]
+    """
+    count = min(count, len(values))
+    return [values[i * len(values) // count] for i in range(count)]
+
+
 def align(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """Rows of cells as lines, with columns two spaces apart.
 

@@ -122,11 +122,7 @@ class Manifest(LabelIds):
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
-        """Read a manifest from a path or URL; `root` is where the data set lies now, if it was moved.
-
-        Raises:
-            ManifestError: There is no such file, or it is no manifest.
-        """
+        """Read a path or URL; `root` is where the data set lies now, if moved. Raises ManifestError for no manifest."""
         folder, name = split(str(path))
         try:
             data = folder.get(name)

@@ -73,11 +73,7 @@ class Side(NamedTuple):
 
 
 def matching_stems(one: Side, other: Side, listed: Path | None) -> list[str]:
-    """The stems that both sides have, all or those that the file `listed` names, sorted.
-
-    Raises:
-        ManifestError: One side lacks a stem of the other, or a listed one.
-    """
+    """Stems of both sides, or those that `listed` names, sorted. Raises ManifestError where one side lacks a stem."""
     if listed is not None:
         stems = read_list(listed)
         for side in (one, other):

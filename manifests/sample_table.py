@@ -196,11 +196,7 @@ class SampleTable(Sequence[Sample]):
 
 
 def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
-    """The metadata and the columns of a manifest's file, for `checked_rows`.
-
-    Raises:
-        ManifestError: The bytes are no Parquet file, or not one of ours. It names `path`.
-    """
+    """Metadata and columns of a manifest's file, for `checked_rows`. Raises ManifestError, which names `path`."""
     # In memory of pyarrow, and by one thread: a process aborts that ends while a thread of pyarrow's pool is still
     # starting, or still letting go of a Python object (1 in 4 commands on a busy machine).
     copy = pa.allocate_buffer(len(data))

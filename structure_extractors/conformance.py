@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import PhyssegError
-from ..common.plugins import ConformanceError
+from ..common.plugins import ConformanceError, require
 from ..common.settings import from_text
 from .interface import DRAWN, ArraySpec, Extractor, Image, Labels, check_made, identity, setting_fields
 from .registry import check_members
@@ -126,8 +126,8 @@ def _call(extractor: Extractor, picture: _Picture) -> Arrays:
         made = extractor(picture.image, picture.labels, ignore_index=picture.ignore_index)
     except Exception as error:
         raise ConformanceError.mismatch(where, "arrays of any picture", f"{type(error).__name__}: {error}") from error
-    _require(np.array_equal(before[0], picture.image), where, "the image unchanged", "another")
-    _require(np.array_equal(before[1], picture.labels), where, "the labels unchanged", "another")
+    require(np.array_equal(before[0], picture.image), where, "the image unchanged", "another")
+    require(np.array_equal(before[1], picture.labels), where, "the labels unchanged", "another")
     try:
         check_made(made, extractor, picture.labels)
     except ConformanceError as error:
@@ -135,7 +135,7 @@ def _call(extractor: Extractor, picture: _Picture) -> Arrays:
     for spec in extractor.arrays:
         strange = np.setdiff1d(made[spec.name], [*np.unique(picture.labels), picture.ignore_index])
         known = spec.target != "classes" or not strange.size
-        _require(known, where, f"{spec.name} of the picture's classes or ignored", strange[:1])
+        require(known, where, f"{spec.name} of the picture's classes or ignored", strange[:1])
     return {name: array.copy() for name, array in made.items()}
 
 
@@ -157,24 +157,24 @@ def _check_spec(extractor: Extractor, spec: ArraySpec, picture: _Picture) -> Non
     fill = picture.ignore_index if spec.fill == "ignore" else int(spec.fill)
     holds = spec.fills(np.dtype(dtype), fill)
     nothing = {"": spec.fill, "map": 0, "classes": "ignore"}.get(spec.target)
-    _require(holds, where, f"a fill that {dtype} can hold", repr(spec.fill))
-    _require(spec.drawn in ("", *DRAWN), where, f"drawn to be one of {', '.join(DRAWN)} or nothing", repr(spec.drawn))
+    require(holds, where, f"a fill that {dtype} can hold", repr(spec.fill))
+    require(spec.drawn in ("", *DRAWN), where, f"drawn to be one of {', '.join(DRAWN)} or nothing", repr(spec.drawn))
     expected = "a target without fill, `map` with fill 0 or `classes` with fill 'ignore'"
-    _require(spec.fill == nothing, where, expected, (spec.target, spec.fill))
+    require(spec.fill == nothing, where, expected, (spec.target, spec.fill))
 
 
 def _check_settings(extractor: Any) -> None:
     """Its settings are frozen and hashable, can be written as text, and come back from a store's document."""
     where, kind = extractor.name, type(extractor)
     frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    _require(frozen, where, "a frozen dataclass of settings", kind.__name__)
+    require(frozen, where, "a frozen dataclass of settings", kind.__name__)
     try:
         hash(extractor)
         again = pickle.loads(pickle.dumps(extractor))
     except Exception as error:
         expected = "to be hashed, and pickled by its name"
         raise ConformanceError.mismatch(where, expected, f"{type(error).__name__}: {error}") from error
-    _require(again == extractor, where, f"{extractor} after pickling", again)
+    require(again == extractor, where, f"{extractor} after pickling", again)
     hints = typing.get_type_hints(kind)
     for field in setting_fields(kind):
         value = getattr(extractor, field.name)
@@ -185,7 +185,7 @@ def _check_settings(extractor: Any) -> None:
             except Exception as error:
                 expected = f"a setting {field.name} of bool, int, float, str, Path, Literal, or one of them or None"
                 raise ConformanceError.mismatch(where, expected, repr(hints[field.name])) from error
-            _require(read == value, f"{where}.{field.name}", f"{value!r} from {written!r}", repr(read))
+            require(read == value, f"{where}.{field.name}", f"{value!r} from {written!r}", repr(read))
     _check_identity(extractor)
 
 
@@ -197,9 +197,9 @@ def _check_identity(extractor: Any) -> None:
     except (TypeError, ValueError) as error:
         raise ConformanceError.mismatch(where, "JSON", f"{found}: {error}") from error
     kept = read == found and type(found.get("revision")) is int
-    _require(kept, where, "JSON that stays as it is, with the integer `revision`", found)
+    require(kept, where, "JSON that stays as it is, with the integer `revision`", found)
     again = type(extractor)(**{f.name: read[f.name] for f in setting_fields(extractor) if f.init and f.name in read})
-    _require(identity(again) == found, where, f"{found} from these settings again", identity(again))
+    require(identity(again) == found, where, f"{found} from these settings again", identity(again))
 
 
 def _check_variants(extractor: Any, pictures: Sequence[_Picture], found: Sequence[Arrays]) -> None:
@@ -241,11 +241,6 @@ def _check_another_process(extractor: Extractor, pictures: Sequence[_Picture], f
         raise ConformanceError.mismatch(extractor.name, expected, " ".join(last) or f"exit code {ended.returncode}")
     theirs, made = pickle.loads(ended.stdout)
     ours = identity(extractor)
-    _require(theirs == ours, f"{extractor.name}: identity in another process", ours, theirs)
+    require(theirs == ours, f"{extractor.name}: identity in another process", ours, theirs)
     for picture, arrays, other in zip(pictures, found, reversed(made), strict=True):
         _same(extractor, picture, "another process", arrays, other)
-
-
-def _require(ok: bool, where: str, expected: object, got: object) -> None:
-    if not ok:
-        raise ConformanceError.mismatch(where, expected, got)

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from ...common.errors import PhyssegError
-from ...common.plugins import ConformanceError
+from ...common.plugins import ConformanceError, require
 from ..checking import CheckSettings, check_samples
 from .archive import Archive
 from .interface import Dataset
@@ -33,11 +33,10 @@ def check_dataset(
     """
     if isinstance(dataset, type):
         dataset = dataset()
-    if not isinstance(dataset, Dataset):
-        raise ConformanceError.mismatch(dataset, "name, description and find()", "an object without one of them")
+    require(isinstance(dataset, Dataset), dataset, "name, description and find()", "an object without one of them")
     for text in (dataset.name, dataset.description):
-        if not isinstance(text, str) or len(text.splitlines()) != 1:
-            raise ConformanceError.mismatch(dataset, "a name and a description of one line each", repr(text))
+        one_line = isinstance(text, str) and len(text.splitlines()) == 1
+        require(one_line, dataset, "a name and a description of one line each", repr(text))
     try:
         split = chosen_split(dataset, split)
         archive, again = (look(dataset, Path(root), split) for _ in range(2))

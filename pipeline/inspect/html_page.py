@@ -18,14 +18,14 @@ from ...common.images import data_url, encode_jpeg, shrink
 from ...common.progress import ProgressBar
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
-from ...common.text import format_bytes
+from ...common.text import evenly, format_bytes
 from .drawing.label_maps import class_shares
 from .drawing.layers import Layer, weight_layer
 from .drawing.palette import IGNORED, UInt8, css_colour, heat_colours, palette
 from .errors import InspectError
 from .pictures import map_layers, structure_colour
 from .sample_view import MOVED_HINT, PATCH_PX, SampleView, SampleViews
-from .summary import StoreSummary, evenly, summarise
+from .summary import StoreSummary, summarise
 from .table import NUMBERS, array_rows, facts, layer_rows, measured_note
 
 JPEG_QUALITY: Final = 82
@@ -54,11 +54,7 @@ def write_page(
     cache: ContentCache | None = None,
     progress: bool = False,
 ) -> PageReport:
-    """Write the page of the given samples, or of at most `max_samples` done ones, evenly spread over the store.
-
-    Raises:
-        InspectError: There is no sample to show, or none of their images can be read.
-    """
+    """Write the page of these samples, or of at most `max_samples`, evenly spread. Raises InspectError for none."""
     views = SampleViews(store, root=root, cache=cache)
     usable = views.reader.usable.tolist()
     chosen = list(samples) if samples is not None else evenly(usable, max_samples)

@@ -85,11 +85,7 @@ class SampleViews:
         return self.reader.vocabulary
 
     def find(self, text: str) -> int:
-        """Index of the sample with that id, or else with that index.
-
-        Raises:
-            InspectError: There is no such sample; the hint has close matches.
-        """
+        """Index of the sample with that id, or else with that index. Raises InspectError, with close matches."""
         rows = self.reader.manifest.table
         if (position := rows.find(text)) is not None:
             return position
@@ -101,11 +97,7 @@ class SampleViews:
         )
 
     def find_class(self, text: str) -> int:
-        """Class id of a name: a whole entry of its labelled classes, or a synonym of exactly one, in any case.
-
-        Raises:
-            InspectError: No class has that name, or several have.
-        """
+        """Class id of a labelled class's whole entry or a synonym of exactly one, in any case. Raises InspectError."""
         vocabulary, wanted = self.vocabulary, " ".join(text.lower().split())
         entries = [" ".join(entry.lower().split()) for entry in vocabulary.labelled_classes]
         if wanted in entries:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...common.storage.interface import Storage
 from ...common.storage.location import Location, open_storage
+from ...common.text import evenly
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreCorruptError
 from ..store.layout import open_schema
@@ -206,13 +207,3 @@ def _array_facts(spec: StoredArray, schema: StoreSchema, files: Counter[str], fi
         compression=raw / size if size else None,
         fill=fill,
     )
-
-
-def evenly(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, evenly spread and in order.
-
-    >>> evenly([0, 1, 2, 3, 4, 5], 3)
-    [0, 2, 4]
-    """
-    count = min(count, len(values))
-    return [values[i * len(values) // count] for i in range(count)]

@@ -32,11 +32,7 @@ WORKER_NUMBER = "PHYSSEG_WORKER_NUMBER"
 def read_detector(
     path: str | Path, *, precision: str = "float32", device: str = CPU, sha256: str | None = None
 ) -> "Detector":
-    """Read a file of weights into a detector that is ready to detect: batch normalisation folded, channels last.
-
-    Raises:
-        WeightsError: The file cannot be read, holds no detector, or has another sha256 than when the run began.
-    """
+    """A detector ready to detect: norms folded, channels last. Raises WeightsError for no such file of `sha256`."""
     import torch
 
     from .network import fold_normalisation
@@ -110,11 +106,7 @@ def check_gpu(extractors: Iterable[object]) -> None:
 
 
 def gpu_of_this_process() -> str:
-    """The GPU that this process uses: the workers of a machine take its GPUs in turn, by their number or process id.
-
-    Raises:
-        DeviceError: This machine has none.
-    """
+    """The GPU of this process: a machine's workers take them in turn, by number or process id. Raises DeviceError."""
     found = gpus()
     if not found:
         raise DeviceError(

@@ -99,11 +99,7 @@ class Detector:
 
 
 def load_detector(data: bytes, *, where: str) -> Detector:
-    """Make the detector of a weight file's bytes; `where` names it in messages.
-
-    Raises:
-        WeightsError: The file does not read, or does not hold exactly one detector.
-    """
+    """The detector of a weight file's bytes; `where` names it. Raises WeightsError unless they hold exactly one."""
     weights, found = recognise(_tensors(data, where), where=where)
     network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)
     return Detector(network=network, format=found.name, threshold=found.threshold)
@@ -140,11 +136,7 @@ def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, T
 
 
 def build_network(weights: Mapping[str, Tensor], found: WeightFormat, *, where: str) -> DetectorNetwork:
-    """Make the network that `weights` (named as ours) fit, in float32 and evaluation mode; widths follow from shapes.
-
-    Raises:
-        WeightsError: A shape does not follow from those of the other convolutions, or a value is not finite.
-    """
+    """The network that `weights` (named as ours) fit, float32, in evaluation, widths by shapes. Raises WeightsError."""
     widths = [(*weights[f"{unit}.conv.weight"].shape, 1)[0] for unit in UNITS]  # 1 if it has no dimension at all
     architecture = Architecture(
         widths=tuple(widths[:8]),

@@ -84,11 +84,7 @@ class Score:
 
 
 def read_table(name: str) -> Table:
-    """A table of the paper by name, or one of your own from a file of the same form.
-
-    Raises:
-        AnalysisError: There is no such table, or the file holds none.
-    """
+    """A table of the paper by name, or one of your own from such a file. Raises AnalysisError for neither."""
     file = Path(__file__).with_name(f"{name}.toml") if name in TABLES else Path(name)
     if not file.exists():
         raise AnalysisError(f"{name}: no such table or file", hint=f"Tables: {', '.join(TABLES)}.")
@@ -104,11 +100,7 @@ def read_table(name: str) -> Table:
 
 
 def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], settings: Sequence[str]) -> list[Run]:
-    """All runs, seed by seed.
-
-    Raises:
-        ConfigError: A row's settings do not give a configuration. It names the row.
-    """
+    """All runs, seed by seed. Raises ConfigError, which names the row, where its settings give no configuration."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise AnalysisError.mismatch("seeds", "different numbers", list(seeds))
     runs = []

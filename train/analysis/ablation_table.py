@@ -54,11 +54,7 @@ class Cell:
 
 
 def cells(scores: Sequence[Score]) -> list[Cell]:
-    """All cells, data set by data set, rows in the order of their first score.
-
-    Raises:
-        AnalysisError: Two scores that would be averaged or compared come from different protocols.
-    """
+    """All cells by data set, rows in the order of first scores. Raises AnalysisError where protocols differ."""
     rows = list(dict.fromkeys(score.row for score in scores))
     found = []
     for data in dict.fromkeys(score.data for score in scores):

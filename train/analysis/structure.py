@@ -152,11 +152,7 @@ def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tup
 
 
 def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArray[np.bool_]]]:
-    """An image (H, W, 3) RGB of BSDS500, and the boundaries (H, W) that each of several people drew.
-
-    Raises:
-        AnalysisError: A file is none of its kind, or boundaries and image differ in size. It names the file.
-    """
+    """An image (H, W, 3) RGB of BSDS500, and each person's boundaries (H, W). Raises AnalysisError, naming the file."""
     file = image_file
     try:
         image = as_rgb(file)

@@ -84,13 +84,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     """Batches by list of positions. Cheap to pickle; store and images are opened where they are read."""
 
     def __init__(self, config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> None:
-        """Open the training samples of a store.
-
-        Args:
-            config: Where they are and how they are cut.
-            structures: Names of the structures that a batch holds.
-            cells: Whether it holds the class counts of cells.
-            seed: Seed of order and augmentation.
+        """Open the training samples of a store; a batch holds `structures`, and the class counts of `cells`.
 
         Raises:
             TrainDataError: The store has not what the configuration wants, or no usable sample.
@@ -263,11 +257,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of a sampler, in order; the same ones with any number of workers.
-
-    Raises:
-        PhyssegError: What a worker met; TrainDataError if one died.
-    """
+    """A sampler's batches, in order, with any number of workers. Raises what one met; TrainDataError if one died."""
     hint = "usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch"
     return load_batches(
         samples,

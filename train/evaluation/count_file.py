@@ -24,11 +24,7 @@ TRANSPOSED = "rows are true, columns predicted; detectron2's own matrix has them
 
 
 def read_counts(path: Path) -> tuple[Counts, tuple[str, ...] | None, dict[str, Any]]:
-    """The matrix (C, C), the names of its classes where it has them, and the fields of an `Evaluation` that it fills.
-
-    Raises:
-        EvaluationError: It is no such file, or its arrays do not fit each other.
-    """
+    """Matrix (C, C), its classes' names if known, and `Evaluation` fields that it fills. Raises EvaluationError."""
     try:
         data = read_regular(path)
         with zipfile.ZipFile(BytesIO(data)) as archive:

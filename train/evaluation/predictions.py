@@ -62,11 +62,7 @@ class Predictions:
         return cls(path, manifest, kind, {sample_id: partial(_paint, of) for sample_id, of in masks.items()}, surplus)
 
     def class_ids(self, sample_id: str, size: tuple[int, int]) -> npt.NDArray[Any] | None:
-        """Class ids (H, W) as prompted, of a sample whose labels have this size; None, and a fault, if there are none.
-
-        Raises:
-            EvaluationError: So many samples have a fault that the file must be of something else.
-        """
+        """Class ids (H, W) as prompted; None, and a fault, without any. Raises EvaluationError at `MAX_FAULTS`."""
         try:
             raw = self.readers[sample_id](*size)
             if raw.shape != size:

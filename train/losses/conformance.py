@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from ...common.plugins import ConformanceError
+from ...common.plugins import ConformanceError, require
 from .interface import Counted, Loss, ModelView
 
 CROPS, CLASSES, STRUCTURES, GRID, SIDE = 4, 5, 2, 2, 32  # SIDE in pixels: patches of 16
@@ -123,7 +123,7 @@ def _call(
     except Exception as error:
         raise ConformanceError.mismatch(where, "a sum and a count", f"{type(error).__name__}: {error}") from error
     for name, value in given.items():
-        _require(torch.equal(value, torch.as_tensor(seen[name])), where, f"the batch's {name} unchanged", "another")
+        require(torch.equal(value, torch.as_tensor(seen[name])), where, f"the batch's {name} unchanged", "another")
     total, count = _returned(where, got)
     if isinstance(loss, Counted):
         _near(f"{where}, count(batch)", (count, count), (loss.count(seen).double(), count))
@@ -132,10 +132,10 @@ def _call(
 
 def _returned(where: str, got: Any) -> tuple[Tensor, Tensor]:
     tensors = isinstance(got, tuple) and all(isinstance(x, Tensor) and x.ndim < 2 and x.isfinite().all() for x in got)
-    _require(tensors and len(got) == 2, where, "a tuple (sum, count) of two finite tensors () or (K,)", got)
+    require(tensors and len(got) == 2, where, "a tuple (sum, count) of two finite tensors () or (K,)", got)
     total, count = got[0], got[1].detach().double()
     kept = not (count < 0).any() and not (total.detach() * (count == 0)).any()
-    _require(kept, where, "a count of 0 or more, with a sum of 0 where it is 0", (total.tolist(), count.tolist()))
+    require(kept, where, "a count of 0 or more, with a sum of 0 where it is 0", (total.tolist(), count.tolist()))
     return total, count
 
 
@@ -153,7 +153,7 @@ def _near(where: str, expected: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor
     for what, *pair in zip(("sum", "count"), expected, got, strict=True):
         wanted, found = (each.detach().double() for each in pair)
         near = wanted.shape == found.shape and torch.allclose(found, wanted, rtol=relative, atol=relative)
-        _require(near, where, f"the {what} {wanted.tolist()}", found.tolist())
+        require(near, where, f"the {what} {wanted.tolist()}", found.tolist())
 
 
 def _differentiate(where: str, loss: Any, batch: dict[str, Any], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def _differentiate(where: str, loss: Any, batch: dict[str, Any], outputs: Sequen
     found = _call(where, loss, batch, leaves)
     for gradient in torch.autograd.grad(found[0].sum(), leaves, allow_unused=True):
         finite = gradient is None or bool(gradient.isfinite().all())
-        _require(finite, where, "a finite gradient", "NaN or infinity in it")
+        require(finite, where, "a finite gradient", "NaN or infinity in it")
     return found
 
 
@@ -171,9 +171,9 @@ def _check_gradients(where: str, loss: Any, batch: dict[str, Any], outputs: Sequ
     parameters = [each for each in loss.parameters() if each.requires_grad] if isinstance(loss, nn.Module) else []
     total = _call(where, loss, batch, outputs)[0].sum()
     expected = "a sum with a gradient, in which every parameter takes part"
-    _require(total.requires_grad, where, expected, "one without")
+    require(total.requires_grad, where, expected, "one without")
     found = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
-    _require(all(each is not None for each in found), where, expected, "a parameter without")
+    require(all(each is not None for each in found), where, expected, "a parameter without")
 
     # Many losses make everything float32. Its rounding of the sum is then what differences are made of.
     of_float32 = {"eps": 1e-2, "rtol": 0.02, "atol": 3e-5 * max(1.0, abs(total.item()))}
@@ -199,9 +199,4 @@ def _check_ignored(where: str, loss: Any, batch: dict[str, Any], outputs: Sequen
     _near(where, _call(where, loss, changed, outputs, [0, 2, 3]), found)
     gradients = torch.autograd.grad(found[0].sum(), outputs[:3], allow_unused=True)
     silent = not any(gradient is not None and gradient[1].any() for gradient in gradients)
-    _require(silent, where, "no gradient there", "another than 0")
-
-
-def _require(ok: bool, where: str, expected: object, got: object) -> None:
-    if not ok:
-        raise ConformanceError.mismatch(where, expected, got)
+    require(silent, where, "no gradient there", "another than 0")

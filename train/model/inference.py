@@ -71,11 +71,7 @@ class InferenceSettings:
             raise ConfigError(f"{windows} do not cover {self.canvas_px} px exactly", hint=hint)
 
     def fitted(self, crop_px: int) -> "InferenceSettings":
-        """The same with sizes in full, for a model whose crops have this side. 384: windows of 384 at 256 on 640.
-
-        Raises:
-            ConfigError: The windows do not cover the canvas.
-        """
+        """Sizes in full, for crops of this side (384: windows of 384 at 256 on 640). Raises ConfigError for gaps."""
         window = self.window_px or crop_px
         stride = self.stride_px or round(window * 2 / 3)
         return replace(self, window_px=window, stride_px=stride, canvas_px=self.canvas_px or window + stride)

@@ -170,11 +170,7 @@ def fitting(rehearsal: Rehearsal, limit: int) -> dict[str, Any] | None:
 
 
 def refuse_what_cannot_fit(config: TrainConfig) -> None:
-    """Stop a training that a GPU is too small for before it begins; one that resumes has fitted before.
-
-    Raises:
-        ConfigError: A step holds more than the whole GPU; the hint has the settings that would fit.
-    """
+    """Raise ConfigError, with a hint that fits, for a step larger than the GPU; a training that resumes has fitted."""
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if config.run is None or not is_first or checkpoint.steps(RunFolder(config.run).checkpoints):
         return

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ...common.images import data_url, encode_jpeg, shrink
-from ...common.text import percent
+from ...common.text import evenly, percent
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
 from ...pipeline.inspect.drawing.label_maps import class_shares, legend_entries, overlay
@@ -63,22 +63,12 @@ class Row:
         return {"pictures": pictures, "legend": self.legend}
 
 
-def few(indices: Sequence[int]) -> list[int]:
-    """At most `SHOWN` of them, evenly spread.
-
-    >>> few(range(10)), few([7])
-    ([0, 2, 5, 8], [7])
-    """
-    number = min(SHOWN, len(indices))
-    return [indices[round(place * len(indices) / number)] for place in range(number)]
-
-
 def prediction_rows(
     model: Segmenter, manifest: Manifest, max_images: int | None, texts: Tensor, settings: InferenceSettings
 ) -> Iterator[Row]:
     """Predictions of a few of a manifest's first samples; `texts` are the text features of its classes."""
     vocabulary = manifest.vocabulary
-    for index in few(usable_samples(manifest, max_images)):
+    for index in evenly(usable_samples(manifest, max_images), SHOWN):
         image, labels = manifest.load(index)
         predicted = vocabulary.fold(segment_image(model, image, texts, settings))
         title = manifest.table.value("sample_id", index)
@@ -111,7 +101,7 @@ def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Ite
     drawn = [spec for spec in reader.schema.specs if spec.drawn in KINDS]
     known = {spec.name: (spec.drawn, colour) for spec, colour in zip(drawn, cycle(STRUCTURE_COLOURS), strict=False)}
     classes = {"num_classes": reader.vocabulary.num_classes, "ignore_index": reader.vocabulary.ignore_index}
-    for index in few(reader.usable.tolist()):
+    for index in evenly(reader.usable.tolist(), SHOWN):
         stored = cut_sample(reader, index)
         image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
         dark, panels = dim(image), [(image, stored.id)]

@@ -88,11 +88,9 @@ class SilentLog(RunLog):
 
     def __init__(self) -> None: ...
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def event(self, name: str, step: int, **facts: Any) -> None:
-        """Nothing."""
+    def event(self, name: str, step: int, **facts: Any) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
 

@@ -19,11 +19,7 @@ MAX_PROBLEMS_SHOWN = 10
 
 
 def read_annotation_file(path: Path, lists: Iterable[str], *, hint: str) -> dict[str, Any]:
-    """The content of a JSON file that holds a list of objects under each of the names `lists`.
-
-    Raises:
-        ManifestError: The file cannot be read, is no JSON, or lacks a list.
-    """
+    """The JSON of a file with a list of objects under each name of `lists`. Raises ManifestError for any other."""
     try:
         data = json.loads(read_regular(path))
     except OSError as error:

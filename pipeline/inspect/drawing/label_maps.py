@@ -27,8 +27,6 @@ def overlay(
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W), indices into `names` or `ignore_index`.
-        names: Name of each class.
-        ignore_index: Id of pixels without a class.
         alpha: Opacity of the colours, from 0 to 1.
         max_legend: Number of classes in the legend; 0 leaves it out.
 

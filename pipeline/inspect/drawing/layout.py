@@ -10,11 +10,7 @@ from .palette import UInt8
 
 
 def tile(panels: Sequence[tuple[UInt8, str]], *, columns: int, title: str = "") -> UInt8:
-    """Pictures (H, W, 3) uint8 RGB of any sizes in a grid, each under its caption, on paper under a heading.
-
-    Raises:
-        DrawError: There is no picture.
-    """
+    """Pictures (H, W, 3) uint8 RGB of any sizes in a grid, with captions and a heading. Raises DrawError for none."""
     if not panels:
         raise DrawError("expected at least one picture, got none")
     size_px = max(text_px(*image.shape[:2]) for image, _ in panels)

@@ -61,11 +61,7 @@ def palette(num_classes: int) -> UInt8:
 
 
 def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
-    """Class ids of any shape in their classes' colours, (..., 3) uint8 RGB; those of `ignore_index` grey.
-
-    Raises:
-        DrawError: A label is neither a class nor `ignore_index`, or that is also a class.
-    """
+    """Class ids of any shape as colours (..., 3) uint8 RGB, ignored ones grey. Raises DrawError for other ids."""
     if 0 <= ignore_index < num_classes:
         raise DrawError(f"ignore index {ignore_index} is also the id of one of {num_classes} classes")
     table = np.full((max(num_classes, ignore_index + 1), 3), IGNORED, np.uint8)

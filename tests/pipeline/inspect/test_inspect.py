@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from physseg.cli import main
 from physseg.common.storage.location import open_storage
+from physseg.common.text import evenly
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.label_maps import blend_labels
 from physseg.pipeline.inspect.drawing.layers import weight_layer
@@ -19,7 +20,7 @@ from physseg.pipeline.inspect.errors import InspectError
 from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.pictures import write_sample
 from physseg.pipeline.inspect.sample_view import SampleViews
-from physseg.pipeline.inspect.summary import evenly, summarise
+from physseg.pipeline.inspect.summary import summarise
 from physseg.pipeline.inspect.table import summary_lines
 from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.run.verify import verify
@@ -205,6 +206,7 @@ def test_many_quarantined_samples_are_cut(store: Path) -> None:
 
 def test_samples_are_chosen_evenly() -> None:
     assert evenly(range(10), 3) == [0, 3, 6]
+    assert evenly(range(100), 4) == [0, 25, 50, 75]
     assert evenly(range(3), 10) == [0, 1, 2]
     assert evenly([], 5) == []
 

@@ -22,7 +22,7 @@ from physseg.train.evaluation.metrics import ConfusionMatrix
 from physseg.train.evaluation.result import Evaluation
 from physseg.train.loop.loop import train
 from physseg.train.report import page
-from physseg.train.report.pictures import few, prediction_row, structure_rows
+from physseg.train.report.pictures import prediction_row, structure_rows
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
 from typer.testing import CliRunner
@@ -265,8 +265,3 @@ def test_structures_stand_beside_the_cached_ones(trained: Path) -> None:
 def cv2_grey(image: np.ndarray) -> np.ndarray:
     """Half the luma of BT.601, as a dimmed ground."""
     return image @ np.array([0.299, 0.587, 0.114]) / 2
-
-
-def test_few_are_evenly_spread_and_the_same_each_time() -> None:
-    assert few(range(100)) == [0, 25, 50, 75]
-    assert few([3, 9]) == [3, 9] and few([]) == []

@@ -24,11 +24,7 @@ def find_pictures(folder: Path) -> list[str]:
 
 
 def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read a picture as grey (H, W) uint8, resized by area to `size` (h, w) if one is given.
-
-    Raises:
-        ExtractorError: There is no such file, or it is no whole picture.
-    """
+    """A picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError for none."""
     try:
         data = read_regular(path)
         check_image(data, formats=FORMATS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....common.errors import PhyssegError
-from ....common.plugins import ConformanceError
+from ....common.plugins import ConformanceError, require
 from .clip_text import shared_prefix
 from .interface import Architecture
 
@@ -32,7 +32,7 @@ def check_backbone(described: Architecture | Callable[[str], Architecture], name
     """
     arch = described if isinstance(described, Architecture) else described(name)
     where = type(arch).__name__
-    _require(isinstance(arch, Architecture), where, "an Architecture", type(arch).__name__)
+    require(isinstance(arch, Architecture), where, "an Architecture", type(arch).__name__)
     _check_description(where, arch)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(16)
@@ -43,18 +43,18 @@ def check_backbone(described: Architecture | Callable[[str], Architecture], name
         _check_training(where, arch, model)
         larger = arch.adapted(image_px=arch.image_px + arch.patch_px)
         again = cast(Any, larger.build()).eval()
-        _require([*again.state_dict()] == [*model.state_dict()], where, "the same names at any image_px", "others")
+        require([*again.state_dict()] == [*model.state_dict()], where, "the same names at any image_px", "others")
         _shapes(f"{where} at image_px {larger.image_px}", larger, again)
 
 
 def _check_description(where: str, arch: Architecture) -> None:
-    _require(len(arch.levels) == 4, where, "four levels, the deepest first", len(arch.levels))
+    require(len(arch.levels) == 4, where, "four levels, the deepest first", len(arch.levels))
     for level, factor in zip(arch.guidance, (2, 4), strict=True):
         fits = level.stride * factor % arch.patch_px == 0
-        _require(fits, f"{where}.guidance", f"a stride that is a multiple of {arch.patch_px}/{factor} px", level.stride)
+        require(fits, f"{where}.guidance", f"a stride that is a multiple of {arch.patch_px}/{factor} px", level.stride)
     for level in (*arch.levels, *arch.guidance):
-        _require(arch.image_px % level.stride == 0, f"{where}.levels", f"strides that divide {arch.image_px}", level)
-    _require(arch.adapted() == arch, where, "adapted() that changes nothing", arch.adapted())
+        require(arch.image_px % level.stride == 0, f"{where}.levels", f"strides that divide {arch.image_px}", level)
+    require(arch.adapted() == arch, where, "adapted() that changes nothing", arch.adapted())
 
 
 def _check_weights(where: str, arch: Architecture, model: Any) -> None:
@@ -63,7 +63,7 @@ def _check_weights(where: str, arch: Architecture, model: Any) -> None:
         blank = cast(Any, arch.build())
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in blank.state_dict().items()}
-    _require(found == expected, f"{where} on the meta device", "the same names and shapes", "others")
+    require(found == expected, f"{where} on the meta device", "the same names and shapes", "others")
     try:
         model.from_published({"foreign.weight": torch.zeros(1)}, "weights.bin")
     except PhyssegError:
@@ -81,7 +81,7 @@ def _check_images(where: str, arch: Architecture, model: Any) -> None:
     changed = images.clone()
     changed[0, :, row * arch.patch_px :, : arch.patch_px] += 3.0
     moved = (model.encode_image(changed).patches - patches)[0].abs().sum(-1).argmax().item()
-    _require(moved == row * arch.grid + column, f"{where}.encode_image", "patches row by row", f"number {moved} moved")
+    require(moved == row * arch.grid + column, f"{where}.encode_image", "patches row by row", f"number {moved} moved")
 
 
 def _shapes(where: str, arch: Architecture, model: Any) -> tuple[Tensor, Tensor]:
@@ -90,22 +90,20 @@ def _shapes(where: str, arch: Architecture, model: Any) -> tuple[Tensor, Tensor]
     found = model.encode_image(images, levels=True)
     sizes = [(2, level.channels, *[arch.image_px // level.stride] * 2) for level in (*arch.guidance, *arch.levels)]
     got = [tuple(each.shape) for each in (found.patches, *found.guidance, *found.levels)]
-    _require(got == [(2, arch.grid**2, arch.embed_dim), *sizes], f"{where}: patches, guidance, levels", sizes, got)
-    _require(bool(found.patches.isfinite().all()), f"{where}.encode_image", "finite patches", "others")
-    _require(not model.encode_image(images).levels, f"{where}.encode_image", "levels only where asked for", "levels")
+    require(got == [(2, arch.grid**2, arch.embed_dim), *sizes], f"{where}: patches, guidance, levels", sizes, got)
+    require(bool(found.patches.isfinite().all()), f"{where}.encode_image", "finite patches", "others")
+    require(not model.encode_image(images).levels, f"{where}.encode_image", "levels only where asked for", "levels")
     return images, found.patches
 
 
 def _check_texts(where: str, arch: Architecture, model: Any) -> None:
     tokens = model.tokenize(PROMPTS)
     fits = tokens.dtype == torch.int64 and tokens.ndim == 2 and tokens.shape[1] <= arch.context_length
-    _require(fits, f"{where}.tokenize", f"int64 (M, L <= {arch.context_length})", (tokens.dtype, tuple(tokens.shape)))
-    _require(
-        bool((tokens[:, 0] != 0).all()), f"{where}.tokenize", "no prompt that begins with 0", tokens[:, 0].tolist()
-    )
+    require(fits, f"{where}.tokenize", f"int64 (M, L <= {arch.context_length})", (tokens.dtype, tuple(tokens.shape)))
+    require(bool((tokens[:, 0] != 0).all()), f"{where}.tokenize", "no prompt that begins with 0", tokens[:, 0].tolist())
     texts = model.encode_text(tokens)
     size = (len(PROMPTS), arch.embed_dim)
-    _require(tuple(texts.shape) == size, f"{where}.encode_text", size, tuple(texts.shape))
+    require(tuple(texts.shape) == size, f"{where}.encode_text", size, tuple(texts.shape))
     _near(f"{where}.encode_text, one row by itself", texts[1:2], model.encode_text(tokens[1:2]))
     _near(f"{where}.encode_text, shared", texts, model.encode_text(tokens, shared_prefix(tokens)))
     _near(f"{where}.encode_text, shorter", texts[:1], model.encode_text(model.tokenize(PROMPTS[:1])))
@@ -123,10 +121,10 @@ def _check_training(where: str, arch: Architecture, model: Any) -> None:
         try:
             trains = model.trainable(rule)
         except PhyssegError:  # no sense here
-            _require(rule != arch.finetune, f"{where}.trainable", f"its default {rule!r}", "PhyssegError")
+            require(rule != arch.finetune, f"{where}.trainable", f"its default {rule!r}", "PhyssegError")
             continue
-        _require(trains <= names, f"{where}.trainable({rule!r})", "names of parameters", sorted(trains - names)[:3])
-        _require(rule != "none" or not trains, f"{where}.trainable('none')", "none", sorted(trains)[:3])
+        require(trains <= names, f"{where}.trainable({rule!r})", "names of parameters", sorted(trains - names)[:3])
+        require(rule != "none" or not trains, f"{where}.trainable('none')", "none", sorted(trains)[:3])
         each = copy.deepcopy(model).train()
         for name, parameter in each.named_parameters():
             parameter.requires_grad = name in trains
@@ -135,14 +133,9 @@ def _check_training(where: str, arch: Architecture, model: Any) -> None:
         if trains:
             torch.autograd.backward([part.float().square().sum() for part in parts if part.requires_grad])
         left = [name for name, parameter in each.named_parameters() if name in trains and parameter.grad is None]
-        _require(not left, f"{where}.trainable({rule!r})", "a gradient for each", f"none for {left[:3]}")
+        require(not left, f"{where}.trainable({rule!r})", "a gradient for each", f"none for {left[:3]}")
 
 
 def _near(where: str, expected: Tensor, found: Tensor) -> None:
     apart = float(((expected - found).abs().max() / expected.abs().max()).detach())
-    _require(apart < 1e-3, where, "the same numbers", f"{apart:.1g} of the largest apart")
-
-
-def _require(kept: bool, where: str, expected: object, got: object) -> None:
-    if not kept:
-        raise ConformanceError.mismatch(where, str(expected), got)
+    require(apart < 1e-3, where, "the same numbers", f"{apart:.1g} of the largest apart")
