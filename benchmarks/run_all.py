@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import backbones
 import memory_growth
 import plan_accuracy
 import preprocess
@@ -147,6 +148,12 @@ def _training(bench: Bench) -> Iterator[Section]:
         yield sliding_window.measure(bench.device, ("1GiB", "4GiB"))
 
 
+def _backbones(bench: Bench) -> Iterator[Section]:
+    if not bench.quick:
+        classes = len(bench.samples.manifest.vocabulary.classes)
+        yield backbones.measure(bench.store(), f"{bench.samples.description}, {classes} classes", rounds=3)
+
+
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
     "store": _store,
     "plan": _plan,
@@ -155,6 +162,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
     "superpoint": _superpoint,
     "quality": _quality,
     "training": _training,
+    "backbones": _backbones,
 }
 
 

@@ -29,7 +29,7 @@ from physseg.train.planning import rate
 from physseg.train.planning.estimate import rehearse
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from train_step import Case, Trained
+from train_step import Case, Trained, configuration
 
 from common import Goal, Section, machine, spread
 
@@ -73,22 +73,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         samples = open_samples(args.manifest, 12, Path(name))
         store = write_store(samples.manifest, Path(name) / "store.zarr")
-        options = ["--rounds", str(args.rounds), "--threads", str(args.threads)]
         results = {}
         for case in (CASES[index] for index in args.cases):
-            command = [
-                sys.executable,
-                __file__,
-                *options,
-                "--run",
-                json.dumps(asdict(case) | {"clip": args.clip}),
-                store,
-            ]
-            results[case] = json.loads(
-                subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]
-            )
-            print(f"{case.name}: done", file=sys.stderr, flush=True)
+            results[case] = run_alone(replace(case, clip=args.clip), store, args.rounds, args.threads)
     print(f"{machine()}\n\n{section(results, f'{args.clip}, {samples.description}', args.threads).markdown()}")
+
+
+def run_alone(case: Case, store: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """`measure_case` in a process of its own."""
+    command = [sys.executable, __file__, "--rounds", str(rounds), "--threads", str(threads)]
+    command += ["--run", json.dumps(asdict(case)), str(store)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    print(f"{case.clip}, {case.name}: done", file=sys.stderr, flush=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def section(results: dict[Case, dict[str, Any]], what: str, threads: int) -> Section:
@@ -123,28 +121,31 @@ def section(results: dict[Case, dict[str, Any]], what: str, threads: int) -> Sec
 
 
 def measure_case(case: Case, store: Path, rounds: int) -> dict[str, Any]:
-    """FLOP and bytes of a step, its seconds in each round, and the same as planned."""
+    """FLOP and bytes of a step, its seconds and its loss in each round, and the first three as planned."""
     keep_freed_memory()
-    trained = Trained(case, store, losses=True)
+    trained = Trained(configuration(case, store, losses=True))
     batch = to_device(next(trained.stream(1)), torch.device("cpu"))
     trained.step(batch, 0)  # from the second step on there are optimizer states
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         trained.step(batch, 0)
-    reading = rehearse(replace(trained.config, recompute=case.recompute), 1).step()
-    seconds, planned = [], []
+    reading = rehearse(trained.config, 1).step()
+    seconds, planned, losses = [], [], []
     for number in range(rounds):
         with cpu_time() if torch.get_num_threads() == 1 else nullcontext():
             planned.append(rate.measured_rates(torch.device("cpu"), trained.config.precision).seconds(reading.work))
             started = time.perf_counter()
-            trained.step(batch, number + 1)
+            loss = trained.step(batch, number + 1)
             seconds.append(time.perf_counter() - started)
+            losses.append(float(loss))
     return {
         "seconds": seconds,
+        "losses": losses,
         "planned_seconds": planned,
         "flop": counter.get_total_flops(),
         "planned_flop": reading.work["product"] + reading.work["convolution"],
         "bytes": allocated_by_a_step(trained, batch),
         "planned_bytes": reading.peak_bytes - reading.memory["weights"] - reading.memory["optimizer"],
+        "kept_bytes": reading.memory["weights"] + reading.memory["optimizer"],
     }
 
 

@@ -222,10 +222,12 @@ class Trained:
         sampler = PositionBatches(start=0, stop=steps, batch_size=self.config.batch_size)
         return batches(self.samples, sampler, pin_memory=self.config.device != "cpu")
 
-    def step(self, batch: Batch, number: int) -> None:
+    def step(self, batch: Batch, number: int) -> torch.Tensor:
+        """One step on a batch; its loss before the step."""
         parts = self.objective(batch)
         parts["loss"].backward()
         self.update(parts, batch, number)
+        return parts["loss"].detach()
 
     def update(self, parts: dict[str, torch.Tensor], batch: Batch, number: int) -> None:
         parts["norm"] = clip_gradients(self.optimizer, self.config.optim.max_gradient_norm)
