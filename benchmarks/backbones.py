@@ -1,4 +1,4 @@
-"""One training step on each backbone, beside ViT-B-16's: seconds, memory, FLOP, and whether the loss falls.
+"""One training step on each backbone, beside ViT-B-16's: seconds, memory, FLOP, and what the loss does.
 
     python benchmarks/backbones.py [--manifest M.parquet] [--rounds 3]
 
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data import open_samples, write_samples, write_store
-from physseg.train.model.backbones.interface import find_architecture
+from data import Samples, open_samples, write_samples, write_store
 from physseg.train.planning.estimate import rehearse
 from train_plan import run_alone
 from train_step import Case, configuration
@@ -29,17 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, help="Your own data; default: generated pictures.")
     parser.add_argument("--rounds", type=int, default=3, help="Steps that count; two before them do not.")
-    parser.add_argument("--measured", nargs="*", default=BASE, help="Backbones that take real steps.")
-    parser.add_argument("--planned", nargs="*", default=LARGE, help="Backbones that do not.")
+    parser.add_argument("--measured", nargs="*", default=BASE)
+    parser.add_argument("--planned", nargs="*", default=LARGE)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         samples = open_samples(args.manifest, 12, Path(name))
         store = write_store(samples.manifest, Path(name) / "store.zarr")
-        what = f"{samples.description}, {len(samples.manifest.vocabulary.classes)} classes"
-        print(f"{machine()}\n\n{measure(store, what, args.rounds, args.measured, args.planned).markdown()}")
+        print(f"{machine()}\n\n{measure(samples, store, args.rounds, args.measured, args.planned).markdown()}")
 
 
-def measure(store: Path, what: str, rounds: int, base: Sequence[str] = BASE, large: Sequence[str] = LARGE) -> Section:
+def measure(samples: Samples, store: Path, rounds: int, base: Sequence[str], large: Sequence[str]) -> Section:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         many = write_store(write_samples(Path(folder), 2), Path(folder) / "many.zarr")
@@ -55,17 +53,16 @@ def measure(store: Path, what: str, rounds: int, base: Sequence[str] = BASE, lar
                     "GB": f"{(one['bytes'] + one['kept_bytes']) / 1e9:.3g}",
                     "loss": " ".join(f"{loss:.3f}" for loss in one["losses"]),
                 }
-            flop = plan.work["product"] + plan.work["convolution"]
-            planned = {"planned TFLOP": f"{flop / 1e12:.3g}", "planned GB": f"{plan.peak_bytes / 1e9:.3g}"}
-            rows.append({"backbone": clip, "input": f"{find_architecture(clip).image_px} px"} | row | planned)
+            flop = (plan.work["product"] + plan.work["convolution"]) / 1e12
+            planned = {"planned TFLOP": f"{flop:.3g}", "planned GB": f"{plan.peak_bytes / 1e9:.3g}"}
+            rows.append({"backbone": clip, "input": f"{config.model.arch.image_px} px"} | row | planned)
             print(rows[-1], file=sys.stderr, flush=True)
-    return Section(
-        title="Backbones",
-        text=f"A step, batch 1, float32, both losses, random weights, crops of 384 px; {what}. Median (smallest-largest) "
-        f"CPU seconds on one thread, and losses, of {rounds} steps after two, all on one image. GB at the peak, weights "
-        "and optimizer included. Planned: 171 classes, with `recompute`.",
-        tables=[rows],
+    text = (
+        f"{samples.description}, {len(samples.manifest.vocabulary.classes)} classes; batch 1, float32, both losses, "
+        f"random weights. CPU seconds on one thread, and losses, of {rounds} steps after two, all on one image. GB at "
+        "the peak, weights and optimizer included. Planned: 171 classes, `recompute`."
     )
+    return Section(title="Backbones", text=text, tables=[rows])
 
 
 if __name__ == "__main__":

@@ -150,8 +150,7 @@ def _training(bench: Bench) -> Iterator[Section]:
 
 def _backbones(bench: Bench) -> Iterator[Section]:
     if not bench.quick:
-        classes = len(bench.samples.manifest.vocabulary.classes)
-        yield backbones.measure(bench.store(), f"{bench.samples.description}, {classes} classes", rounds=3)
+        yield backbones.measure(bench.samples, bench.store(), 3, backbones.BASE, backbones.LARGE)
 
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
