@@ -1,5 +1,6 @@
 """The training loop: exact resume, clean ends, and a bad number that changes no weight."""
 
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from physseg.common.documents import digest_of_json
 from physseg.common.errors import ConfigError
 from physseg.manifests.errors import ContentError
 from physseg.manifests.manifest import Manifest
@@ -177,6 +179,24 @@ def test_a_tiny_run_keeps_the_clip_scale_it_began_with(make_config: Make, tmp_pa
         assert run.read()["training"]["optim"]["clip_scale"] == scales[0]
     with pytest.raises(RunFolderError, match=r"--set optim\.clip_scale=0\.01"):
         train(replace(config, optim=replace(config.optim, clip_scale=1.0)), progress=False)
+
+
+def test_a_run_of_before_some_settings_of_the_model_resumes(make_config: Make, tmp_path: Path) -> None:
+    """Earlier versions wrote neither the normalisation nor what an architecture has since."""
+    config, run = make_config(steps=2), RunFolder(tmp_path / "run")
+    train(config, stop_at=1, progress=False)
+    for file in (run.config_file, run.checkpoints / "step_00000001/state.json"):
+        document = json.loads(file.read_text())
+        for part, new in ((document["model"], "image_"), (document["model"]["architecture"], "mlp_ratio")):
+            for key in [key for key in part if key.startswith(new)]:
+                del part[key]
+        if document.pop("sha256", None):
+            document["sha256"] = digest_of_json(document)
+        file.write_text(json.dumps(document))
+    with pytest.raises(RunFolderError, match=r"model\.architecture\.mlp_ratio: run 4\.0, now 3\.0"):
+        train(make_config(steps=2, model={"architecture": asdict(replace(TINIER, mlp_ratio=3.0))}), progress=False)
+    assert train(config, progress=False).finished
+    assert load_run(run.path).step == 2
 
 
 def test_another_store_in_the_same_place_is_refused(
