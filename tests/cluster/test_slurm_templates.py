@@ -167,10 +167,12 @@ def ends() -> list[tuple[str | None, bool]]:
     return [(entry["stopped_by"], entry["finished"]) for entry in read_log(RUN.log_file, "end")]
 
 
-def submit_training(*options: str, time_limit: str = "24:00:00", warning: int = 300, ranks: int = 2) -> str:
-    """The job's number. Steps of a model so small are over before anybody can signal: here each takes half a second."""
+def submit_training(
+    *options: str, time_limit: str = "24:00:00", warning: int = 300, ranks: int = 2, seconds: float = 0.5
+) -> str:
+    """The job's number. Steps of a model so small are over before anybody can signal: here each takes so long."""
     slow = "import time; from physseg.train import optim; from physseg.cli import main; clip = optim.clip_gradients\n"
-    slow += "optim.clip_gradients = lambda *words: (time.sleep(0.5), clip(*words))[1]\nmain()\n"
+    slow += f"optim.clip_gradients = lambda *words: (time.sleep({seconds}), clip(*words))[1]\nmain()\n"
     Path("bin/slow_physseg.py").write_text(slow)
     changes = {"--gpus-per-node=4": f"--gpus-per-node={ranks}", "-m physseg.cli": "bin/slow_physseg.py"}
     changes |= {"--time=24:00:00": f"--time={time_limit}", "USR1@300": f"USR1@{warning}"}
@@ -179,23 +181,26 @@ def submit_training(*options: str, time_limit: str = "24:00:00", warning: int = 
     return job
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])
-def test_train_is_requeued_and_resumes(write_config: Write, number: int) -> None:
-    """Signalled as before a time limit; it ends with the steps of an undisturbed training."""
-    write_config(steps=12)
-    job = submit_training(f"--nodes={number}")
-    wait_until(lambda: num_steps() >= 2, 120)
+@pytest.mark.parametrize(("number", "steps", "seconds"), [(1, 5, 8), (2, 12, 0.5)], ids=["one node", "two nodes"])
+def test_train_is_requeued_and_resumes(write_config: Write, number: int, steps: int, seconds: float) -> None:
+    """Signalled as before a time limit; it ends with the steps of an undisturbed training.
+
+    A step of eight seconds takes longer than Slurm waits before it kills what it has asked to end.
+    """
+    write_config(steps=steps)
+    job = submit_training(f"--nodes={number}", seconds=seconds)
+    wait_until(lambda: num_steps() >= 2, 240)
     call("scancel", "--batch", "--signal=USR1", job)
     hurry(job)
     assert ends() == [("SIGTERM", False)]
-    assert checkpoint.steps(RUN.checkpoints) == [num_steps()] and num_steps() < 12
+    assert checkpoint.steps(RUN.checkpoints) == [num_steps()] and num_steps() < steps
     wait_for(job)
     assert ends() == [("SIGTERM", False), (None, True)]
     starts = read_log(RUN.log_file, "start")
     assert [start["ranks"] for start in starts] == [2 * number] * 2 and starts[1]["step"] >= 2
     physseg("train", "config.toml", "--out", "runs/whole")
     expected = losses(RunFolder(Path("runs/whole")))
-    assert len(expected) == 12 and losses(RUN) == pytest.approx(expected, rel=2e-4)
+    assert len(expected) == steps and losses(RUN) == pytest.approx(expected, rel=2e-4)
 
 
 def test_train_is_signalled_before_its_time_limit(write_config: Write) -> None:
@@ -211,7 +216,7 @@ def test_train_is_signalled_before_its_time_limit(write_config: Write) -> None:
 def test_a_cancelled_training_has_a_checkpoint_and_stays_away(write_config: Write) -> None:
     write_config(steps=100_000)
     job = submit_training()
-    wait_until(lambda: num_steps() >= 2, 120)
+    wait_until(lambda: num_steps() >= 2, 240)
     call("scancel", job)
     wait_until(lambda: states(job) == {"CANCELLED"})
     wait_until(ends)
