@@ -239,12 +239,15 @@ def test_a_step_trains_with_both_heads(name: str, segmenter: Callable[..., Segme
     for recompute in (False, True):
         model = segmenter(name, structures=("canny",), alignment=True, finetune="all").train()
         model.clip.visual.recompute = recompute
+        runs: list[int] = []
+        model.clip.visual.trunk.blocks[0].register_forward_hook(lambda *_, runs=runs: runs.append(1))
         text = model.encode_text(model.tokenize(["cat", "dog"]))
         torch.manual_seed(2)
         output = model(torch.rand(2, 3, 80, 80) * 255, text)
         assert output.logits.shape == (2, 2, 32, 32) and output.structure_logits.shape == (2, 1, 32, 32)
         assert output.similarity.shape == (2, 64, 2)
         (output.logits.square().mean() + output.structure_logits.square().mean() + output.similarity.mean()).backward()
+        assert len(runs) == 1 + recompute
         gradients.append({key: value.grad for key, value in model.named_parameters() if value.requires_grad})
     kept, recomputed = gradients
     for key, gradient in kept.items():
