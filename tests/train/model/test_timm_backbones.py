@@ -240,7 +240,7 @@ def test_a_step_trains_with_both_heads(name: str, segmenter: Callable[..., Segme
         model = segmenter(name, structures=("canny",), alignment=True, finetune="all").train()
         model.clip.visual.recompute = recompute
         runs: list[int] = []
-        model.clip.visual.trunk.blocks[0].register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        model.clip.visual.trunk.blocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         text = model.encode_text(model.tokenize(["cat", "dog"]))
         torch.manual_seed(2)
         output = model(torch.rand(2, 3, 80, 80) * 255, text)
