@@ -83,10 +83,7 @@ def check_ranges(settings: Any, **ranges: str) -> None:
 
     A tuple is checked item by item; None is left alone, and NaN is in no range. Saved settings meet these ranges too:
     an upper end lies where nothing could be trained or loaded (beyond 1e18, squares of float32 overflow), and may be
-    lower only for a key that may differ when a run is resumed.
-
-    Raises:
-        ConfigError: It names the field, its range and the value.
+    lower only for a key that may differ when a run is resumed. Raises ConfigError with field, range and value.
     """
     for name, written in ranges.items():
         low, high = map(float, written[1:-1].split(","))

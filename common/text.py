@@ -27,13 +27,10 @@ def format_bytes(size: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size as people write it: a number, and a unit of 1000s or 1024s, in any case.
+    """Bytes of a size as people write it: a number, and a unit of 1000s or 1024s, in any case. Raises ConfigError.
 
     >>> parse_bytes("2GiB"), parse_bytes("1.5 kB"), parse_bytes("1e9"), parse_bytes("64")
     (2147483648, 1500, 1000000000, 64)
-
-    Raises:
-        ConfigError: The text is no size.
     """
     found = re.fullmatch(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e\+?\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
     size = float(found[1]) * _BYTES[(found[2] or "").lower()] if found else math.inf

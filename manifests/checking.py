@@ -100,11 +100,8 @@ def check_samples(
 ) -> Checked:
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
 
-    Content problems become the `problem` of a row.
-
-    Raises:
-        ManifestError: There is no pair, or every single one has a problem. Then something is wrong with the arguments
-            rather than with the files.
+    Content problems become the `problem` of a row. Raises ManifestError where there is no pair, or every one has a
+    problem: then something is wrong with the arguments rather than with the files.
     """
     if not pairs:
         raise ManifestError("expected at least one image with its label, got none")

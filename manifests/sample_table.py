@@ -233,10 +233,7 @@ def _bounded_table(file: pq.ParquetFile) -> pa.Table:
 def checked_rows(table: pa.Table, path: str) -> SampleTable:
     """A file's columns as rows, after the checks of `Sample` for all of them at once.
 
-    Samples are made lazily, and must not fail in the middle of a run.
-
-    Raises:
-        ManifestError: A column or a row is wrong. It names `path`.
+    Samples are made lazily, and must not fail in the middle of a run. Raises ManifestError, which names `path`.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:

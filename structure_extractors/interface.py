@@ -138,11 +138,9 @@ def setting_fields(extractor: Any) -> "list[Field[Any]]":
 
 
 def settings_identity(extractor: Any, *, revision: int | None = None, without: tuple[str, ...] = ()) -> dict[str, JSON]:
-    """The settings of a dataclass as JSON, with the revision of its algorithm.
+    """The settings of a dataclass as JSON, with the revision of its algorithm, or another one that a setting decides.
 
-    Args:
-        revision: Another one than the extractor's own, where it depends on a setting.
-        without: Fields that may not enter (paths, speed).
+    `without` are fields that may not enter (paths, speed).
     """
     names = [field.name for field in setting_fields(extractor) if field.name not in without]
     settings: dict[str, JSON] = {name: getattr(extractor, name) for name in names}
@@ -183,12 +181,7 @@ def check_option(extractor: Any, option: str, ok: bool, expected: str) -> None:
 def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
     """Refuse what an extractor promised otherwise: a missing array, or a part of one, would be stored as fill.
 
-    Args:
-        made: What the extractor returned.
-        labels: (H, W) what it was called with.
-
-    Raises:
-        ConformanceError: These are not its arrays, or one has another shape or dtype.
+    `labels` (H, W) is what it was called with. Raises ConformanceError for other arrays, shapes or dtypes.
     """
     where, hint = f"extractor {extractor.name}", "this is a bug of the extractor"
     specs = {spec.name: spec for spec in extractor.arrays}

@@ -28,18 +28,10 @@ def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[
 def score_map(
     keypoints: npt.NDArray[np.floating[Any]], scores: npt.NDArray[np.floating[Any]], size: tuple[int, int]
 ) -> Scores:
-    """Put keypoints on a map; of several on a pixel the strongest wins.
+    """Put keypoints (N, 2) x, y px with confidences (N,) in (0, 1] on a map; of several on a pixel the strongest wins.
 
-    Args:
-        keypoints: Points (N, 2) x, y in pixels.
-        scores: Their confidences (N,) in (0, 1].
-        size: Height and width of the map.
-
-    Returns:
-        Confidences (H, W) float32, 0 where there is no keypoint.
-
-    Raises:
-        ExtractorError: A point lies outside the map, or a confidence outside (0, 1].
+    The map is (H, W) float32 of `size` (h, w), 0 where there is no keypoint. Raises ExtractorError for a point outside
+    the map, or a confidence outside (0, 1].
     """
     height, width = size
     if keypoints.shape != (len(scores), 2) or scores.ndim != 1:

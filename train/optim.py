@@ -146,9 +146,7 @@ def require_finite(parts: Mapping[str, Tensor], *, step: int, sample_ids: Sequen
     Called before the optimiser's step, the weights are still those of the last good one.
 
     `parts` are losses by name, and the gradient norm: scalars on one device. They are returned as floats, for the log.
-
-    Raises:
-        NonFiniteLossError: One is not finite. It has the fields `step`, `parts` and `sample_ids`.
+    Raises NonFiniteLossError with the fields `step`, `parts` and `sample_ids`.
     """
     values = torch.stack([value.detach().double() for value in parts.values()]).tolist()
     read = dict(zip(parts, values, strict=True))

@@ -20,15 +20,9 @@ class ContentCache:
         self.folder = Path(folder)
 
     def file(self, sha256: str, fetch: Callable[[], bytes], where: str) -> Path:
-        """The local file with that content.
+        """The local file with the content of that hash (hex), which `fetch` brings the first time from `where`.
 
-        Args:
-            sha256: Hash of the content, hex.
-            fetch: Brings the content the first time.
-            where: What it is brought from, for messages.
-
-        Raises:
-            StorageError: What was brought is something else, or cannot be kept.
+        Raises StorageError for a content that is something else, or cannot be kept.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):  # of a manifest or store from elsewhere
             raise StorageError.mismatch(where, "a sha256 in hex", repr(sha256), hint="make the manifest again")

@@ -137,11 +137,8 @@ def spread_of(seconds: Sequence[float]) -> float:
 def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> list[tuple[float, list[Timed], int]]:
     """Compute each share of the tasks in a process of its own, and no further task when the time is over.
 
-    Returns:
-        From each process the monotonic time when it was ready, its shards (the first takes longer) and its peak bytes.
-
-    Raises:
-        ExecutorError: A process died.
+    Returns from each process the monotonic time when it was ready, its shards (the first takes longer) and its peak
+    bytes. Raises ExecutorError if a process died.
     """
     with (
         environment(WORKER_ENVIRONMENT),

@@ -117,11 +117,8 @@ class SampleViews:
     def view(self, index: int, *, need_image: bool = True) -> SampleView:
         """The view of one sample; its image must be the one the store was computed from.
 
-        `need_image` makes an image that cannot be read an error. Otherwise it is grey.
-
-        Raises:
-            StoreIncompleteError: The sample is not computed, or quarantined.
-            InspectError: Its image cannot be read.
+        `need_image` makes an image that cannot be read an InspectError. Otherwise it is grey. Raises
+        StoreIncompleteError for a sample that is not computed, or quarantined.
         """
         reader = self.reader
         stored = cut_sample(reader, index)

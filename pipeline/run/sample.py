@@ -65,12 +65,7 @@ def compute_planes(
     extractors: Sequence[Extractor],
     clock: Clock | None = None,
 ) -> Planes:
-    """All arrays of one sample at frame size.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) class ids.
-        extractors: What is computed besides `labels` and `frame_size`.
+    """All arrays of one sample at frame size, from an image (H, W, 3) uint8 RGB and class ids (H, W).
 
     Raises:
         PluginError: An extractor of another package failed.

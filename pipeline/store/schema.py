@@ -255,12 +255,6 @@ class StoreSchema:
             schema.check()
         return schema
 
-    def _check_fills(self) -> None:
-        for spec in self.arrays:
-            dtype, fill = self.dtype(spec), self.fill(spec)
-            if not spec.fills(dtype, fill):
-                raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
-
     def check(self) -> None:
         """Refuse what no store holds: they come from other people, and sizes are asked for as memory. ValueError."""
         sizes = {
@@ -275,7 +269,10 @@ class StoreSchema:
         if self.cell_px != CELL_PX:
             raise ValueError(f"expected cells of {CELL_PX} px, got {self.cell_px!r}")
         self._check_arrays()
-        self._check_fills()
+        for spec in self.arrays:
+            dtype, fill = self.dtype(spec), self.fill(spec)
+            if not spec.fills(dtype, fill):
+                raise ValueError(f"expected a fill of {spec.name} that {dtype} can hold, got {fill}")
 
     def _check_arrays(self) -> None:
         """Each array once, of a layer that is there; those that every store has."""

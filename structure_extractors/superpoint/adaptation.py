@@ -25,19 +25,11 @@ _CHUNK = 8  # warped pictures per forward pass; more is no faster on a CPU and c
 
 @torch.inference_mode()
 def adapted_probabilities(network: DetectorNetwork, images: Tensor, number: int) -> Tensor:
-    """Mean probability of a keypoint at each pixel.
+    """Mean probability of a keypoint at each pixel of pictures (B, 1, H, W) float in [0, 1]: (B, H, W) float32.
 
     The picture as it is and `number` - 1 warped ones: each answer is warped back, and divided is by how often a pixel
     was seen. Unless `number` is 1 the mean is smoothed over `SPREAD_PX`. The homographies depend on number and size
-    alone, so equal pictures get equal answers. Each picture is computed by itself.
-
-    Args:
-        network: A network in evaluation mode.
-        images: Pictures (B, 1, H, W) float in [0, 1].
-        number: Number of homographies, the identity among them.
-
-    Returns:
-        Probabilities (B, H, W) float32.
+    alone, so equal pictures get equal answers. Each picture is computed by itself, by a network in evaluation mode.
     """
     size = (images.shape[-2], images.shape[-1])
     forth, back, seen = (each.to(images.device, non_blocking=True) for each in _homographies(number, size))

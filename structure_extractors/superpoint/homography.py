@@ -26,17 +26,9 @@ class HomographySettings:
 def random_homographies(
     number: int, size: tuple[int, int], settings: HomographySettings, generator: torch.Generator
 ) -> Tensor:
-    """Draw homographies from pictures to warped ones of the same size.
+    """Draw N homographies (N, 3, 3) float32 from pictures of `size` (h, w) to warped ones, on the CPU as the generator.
 
     A patch in the middle of the picture is bent, scaled, turned and moved, and becomes the warped picture.
-
-    Args:
-        number: Number of homographies, N.
-        size: Height and width of the pictures.
-        generator: Source of the random numbers, on the CPU.
-
-    Returns:
-        (N, 3, 3) float32, on the CPU.
     """
 
     def normal(*shape: int) -> Tensor:

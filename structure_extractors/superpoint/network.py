@@ -131,7 +131,6 @@ def keypoint_probabilities(network: DetectorNetwork, images: Tensor) -> Tensor:
     together took twice as long), and so no answer depends on its batch.
 
     Args:
-        network: A network in evaluation mode.
         images: Pictures (B, 1, H, W) float in [0, 1] of any size.
 
     Returns:

@@ -131,10 +131,7 @@ def match_bsds(
 def find_bsds(root: Path, split: str, max_images: int | None = None) -> list[tuple[Path, Path]]:
     """Image and ground truth of a split of BSDS500: `images/SPLIT/ID.jpg`, `groundTruth/SPLIT/ID.mat`.
 
-    The archive's own top folders (`BSR/BSDS500/data`) may be left out.
-
-    Raises:
-        AnalysisError: Anything is missing.
+    The archive's own top folders (`BSR/BSDS500/data`) may be left out. Raises AnalysisError where anything is missing.
     """
     for top in (root, root / "data", root / "BSDS500/data", root / "BSR/BSDS500/data"):
         images, truths = top / "images" / split, top / "groundTruth" / split

@@ -57,10 +57,7 @@ def chosen_precision(precision: str, device: str, recorded: str | None = None) -
 
     `recorded` is the precision of the work that is resumed, which "auto" keeps. Without one it is bfloat16 where the
     device has instructions for it (a CPU without them takes 2.5 times as long as in float32), and float32 elsewhere.
-
-    Raises:
-        ExtractorError: The precision is unknown.
-        ConfigError: PyTorch cannot use the device.
+    Raises ExtractorError for an unknown precision, ConfigError for a device that PyTorch cannot use.
     """
     if precision == "auto":
         return recorded or ("bfloat16" if _computes_in_bfloat16(choose_device(device)) else "float32")

@@ -10,17 +10,10 @@ DUSTBIN = CELL_PX * CELL_PX  # class of a cell without a keypoint
 
 
 def cell_classes(keypoints: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """The class of each 8x8 cell: which of its pixels holds a keypoint, or none.
+    """The class of each 8x8 cell, (B, H/8, W/8) int64, 0..64: which of its pixels holds a keypoint, or none.
 
-    Channel 8 dy + dx is pixel (8 cy + dy, 8 cx + dx). Of several keypoints in a cell one is taken at random.
-
-    Args:
-        keypoints: Points (B, N, 2) float x, y; those outside the picture do not count.
-        size: Height and width of the pictures, multiples of 8.
-        generator: Source of the random numbers, on the keypoints' device.
-
-    Returns:
-        Classes (B, H/8, W/8) int64, 0..64.
+    Channel 8 dy + dx is pixel (8 cy + dy, 8 cx + dx). Of several keypoints in a cell one is taken at random. Keypoints
+    are (B, N, 2) float x, y; those outside the picture of `size` (h, w), multiples of 8, do not count.
     """
     height, width = size
     number = len(keypoints)

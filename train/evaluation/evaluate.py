@@ -81,9 +81,7 @@ def score(
 ) -> Evaluation:
     """Count pixels of anybody's predictions: what `evaluate_model` and `evaluate_predictions` have in common.
 
-    Args:
-        chosen: Indices of the samples.
-        predict: Class ids (H, W) as prompted, of a sample's id and image; None leaves the sample out.
+    `predict` gives class ids (H, W) as prompted, of a sample's id and image; None leaves the sample out.
     """
     vocabulary = manifest.vocabulary
     classes = vocabulary.class_names

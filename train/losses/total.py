@@ -31,10 +31,8 @@ __all__ = ["LossConfig", "build_losses", "loss_counts", "loss_sums", "segmentati
 class LossConfig:
     """Which losses are used, and in which form. The paper's Table 3 is the four settings of the two lambdas, 0 or 1.
 
-    A table `[losses.NAME]` among the settings is the loss of that name of another package.
-
-    Raises:
-        ConfigError: A form is unknown, a number is out of its range, or form and targets do not go together.
+    A table `[losses.NAME]` among the settings is the loss of that name of another package. Raises ConfigError for what
+    is unknown or out of its range, and for form and targets that do not go together.
     """
 
     lambda_p: float = 1.0

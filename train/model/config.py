@@ -28,10 +28,7 @@ class SegmenterConfig:
 
     Fields left at 0, () or "preset" take the published sizes, or small ones for `clip = "tiny"`; after construction
     every field holds its resolved value (but for those whose None says otherwise), so that a saved configuration is
-    complete.
-
-    Raises:
-        ConfigError: A name is unknown, or sizes do not fit together.
+    complete. Raises ConfigError for a name that is unknown, or sizes that do not fit together.
     """
 
     clip: str = "ViT-B-16"

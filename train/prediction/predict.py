@@ -145,21 +145,9 @@ def read_words(words: str | None, file: Path | None) -> Vocabulary:
 
 def _sources(images: Manifest | Sequence[Path]) -> list[tuple[str, str, Callable[[], npt.NDArray[np.uint8]]]]:
     """Name of what is written, path, and what loads the image. Raises PredictionError where two have one name."""
-    if not isinstance(images, Manifest):
-        _check_names(images)
-        return [(path.stem, str(path), partial(as_rgb, path)) for path in images]
-    ids, paths = (images.table.values(column) for column in ("sample_id", "image_path"))
-    return [(ids[index], paths[index], partial(images.load_image, index, verify=True)) for index in images.usable]
-
-
-def _write(path: Path, pixels: npt.NDArray[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)  # a sample's id may name folders
-    atomic_write(path, encode_png(pixels))
-    return path
-
-
-def _check_names(images: Sequence[Path]) -> None:
-    """Two pictures of one name would overwrite each other's results."""
+    if isinstance(images, Manifest):
+        ids, paths = (images.table.values(column) for column in ("sample_id", "image_path"))
+        return [(ids[index], paths[index], partial(images.load_image, index, verify=True)) for index in images.usable]
     if not images:
         raise PredictionError("no image given")
     first: dict[str, Path] = {}
@@ -168,3 +156,10 @@ def _check_names(images: Sequence[Path]) -> None:
             fault = f"{first[path.stem]} and {path} would both write {path.stem}_labels.png"
             raise PredictionError(fault, hint="Predict them in two calls with different --out.")
         first[path.stem] = path
+    return [(path.stem, str(path), partial(as_rgb, path)) for path in images]
+
+
+def _write(path: Path, pixels: npt.NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)  # a sample's id may name folders
+    atomic_write(path, encode_png(pixels))
+    return path

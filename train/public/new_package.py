@@ -21,14 +21,9 @@ _USES: Final = {
 
 
 def write_package(name: str, kind: str, folder: Path) -> list[str]:
-    """Write a package into a new folder, atomically; returns the names of its files.
+    """Write a package physseg-NAME, of module physseg_NAME, into a new folder, atomically; returns its files' names.
 
-    Args:
-        name: Name of the part. The package is then physseg-NAME, its module physseg_NAME.
-        folder: Where it will be. It must not exist.
-
-    Raises:
-        PluginError: The name is none that a part can have, or it is taken; or the folder exists.
+    Raises PluginError for a name that no part can have, or that is taken, and where the folder exists.
     """
     if not re.fullmatch("[a-z]([a-z0-9_]{0,38}[a-z0-9])?", name) or iskeyword(name):
         expected = "small letters, digits and underscores within, 40 at most, a letter first, and no word of Python's"

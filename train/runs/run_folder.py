@@ -64,9 +64,7 @@ class RunFolder:
 
         `model` and `training` are settings (`to_dict`), `data` the identity of the data; the last two are None for
         imported weights. A detector of keypoints has no classes. `origin` says where the first weights come from.
-
-        Raises:
-            RunFolderError: The folder holds something else.
+        Raises RunFolderError for a folder that holds something else.
         """
         if self.path.exists() and not self.exists() and any(self.path.iterdir()):
             hint = "Choose another folder, or empty it."
@@ -111,10 +109,7 @@ class RunFolder:
         """Refuse to resume with other settings than the run began with.
 
         `current` has the settings by part (model, training, data), and so has `saved`, by default what `read` returns;
-        `resumable` has the dotted keys that may differ.
-
-        Raises:
-            RunFolderError: Names each other key that differs, and both values.
+        `resumable` has the dotted keys that may differ. Raises RunFolderError with each other key and both values.
         """
         saved = self.read() if saved is None else saved
         different: dict[str, tuple[Any, Any]] = {}

@@ -41,15 +41,10 @@ def check_new_folder(out: Path) -> None:
 
 
 def paint_folder(stems: Collection[str], paint: Callable[[str], npt.NDArray[Any]], out: Path, workers: int) -> None:
-    """Write one label picture per image into a new folder, which appears with the last one.
+    """Write a label picture `STEM.png` per image into a new folder, which appears with the last one.
 
-    Args:
-        paint: Makes the picture of a stem, (H, W) uint8 or uint16, or raises ManifestError.
-        out: The folder of `STEM.png`.
-        workers: Number of threads; 0 for all CPUs.
-
-    Raises:
-        ManifestError: `paint` raised one; the message lists the first few and nothing is written.
+    `paint` makes the picture of a stem, (H, W) uint8 or uint16; `workers` is a number of threads, 0 for all CPUs.
+    Where `paint` raises ManifestErrors, one lists the first few, and nothing is written.
     """
     problems = []
     with (

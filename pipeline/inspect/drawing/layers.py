@@ -37,14 +37,9 @@ class Layer:
     """Opacity of the whole layer on a photograph, from 0 to 1."""
 
     def over(self, image: UInt8, *, side: int = 1) -> UInt8:
-        """The layer on a photograph.
+        """The layer on a photograph (H, W, 3) uint8 RGB. Raises DrawError where it does not cover that.
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            side: Edge in image px of one of the layer's pixels. The last ones may reach over the image's border.
-
-        Raises:
-            DrawError: The layer does not cover the image.
+        `side` is the edge in image px of one of the layer's pixels; the last ones may reach over the image's border.
         """
         height, width = image.shape[:2]
         pixels = np.repeat(np.repeat(self.pixels, side, axis=0), side, axis=1)[:height, :width]
@@ -86,16 +81,10 @@ def map_layer(
 
 
 def structure_layer(plane: UInt8, kind: str, colour: Colour) -> Layer:
-    """A structure map (h, w) in one colour.
+    """A structure map (h, w) uint8, as the store has it, in one colour. Raises DrawError for an unknown kind.
 
-    Args:
-        plane: uint8 map as the store has it.
-        kind: `edges` (every pixel that is not 0 is opaque), `keypoints` (a dot each, larger and more opaque the more
-            confident) or `density` (more opaque the more confident).
-        colour: RGB.
-
-    Raises:
-        DrawError: The kind is unknown.
+    The kinds are `edges` (every pixel that is not 0 is opaque), `keypoints` (a dot each, larger and more opaque the
+    more confident) and `density` (more opaque the more confident).
     """
     alpha = structure_alpha(plane, kind)
     pixels = np.rint(alpha * (LEVELS - 1)).astype(np.uint8)

@@ -42,13 +42,8 @@ def evaluate(
 ) -> Rows:
     """All figures, by measure, of a network as it is and adapted, and of the classical detectors.
 
-    Adapted networks are left out on shapes: the question there is what a single look finds.
-
-    Args:
-        network: A network in evaluation mode.
-        sequences: Pairs of pictures by the sequence's name.
-        photographs: Folder of pictures; the first `MAX_PHOTOGRAPHS` are warped, and changed in light and noise.
-        per_kind: Number of held-out pictures of each kind of shape.
+    Adapted networks are left out on shapes (`per_kind` held-out pictures of each): the question there is what a single
+    look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped, and changed in light and noise.
     """
     ours = {"ours": network_detector(network), "ours, adaptation 16": network_detector(network, 16)}
     everyone = ours | CLASSICAL

@@ -32,16 +32,9 @@ class PhotometricSettings:
 
 
 def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
-    """Change pictures, each in its own way.
+    """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is on their device.
 
     In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
-
-    Args:
-        images: Pictures (B, 1, H, W) float in [0, 1].
-        generator: Source of the random numbers, on the images' device.
-
-    Returns:
-        Changed pictures of the same shape and range.
     """
     number, device = len(images), images.device
 

@@ -18,14 +18,9 @@ NONE: Points = np.zeros((0, 2))
 def draw_shape(
     rng: np.random.Generator, size: tuple[int, int], kind: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Draw one picture with its keypoints.
+    """Draw a picture (H, W) uint8 of `size` (h, w) with its keypoints (N, 2) float32 x, y, in no special order.
 
-    Args:
-        size: Height and width.
-        kind: A key of `KINDS`; None draws one by its share.
-
-    Returns:
-        Picture (H, W) uint8 and keypoints (N, 2) float32 x, y, in no special order.
+    `kind` is a key of `KINDS`; None draws one by its share.
     """
     if kind is None:
         kind = str(rng.choice(list(KINDS), p=_SHARES / _SHARES.sum()))

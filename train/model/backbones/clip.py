@@ -1,9 +1,9 @@
 """OpenAI's CLIP with a vision transformer, and its dense image features."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,17 +54,10 @@ class ClipArchitecture(TextArchitecture):
     def in_full(self) -> Self:
         return self
 
-    def adapted(
-        self,
-        *,
-        image_px: int | None = None,
-        image_mean: Sequence[float] | None = None,
-        image_std: Sequence[float] | None = None,
-        quick_gelu: bool | None = None,
-    ) -> Self:
+    def adapted(self, *, quick_gelu: bool | None = None, **images: Any) -> Self:
         """Positional embeddings of another resolution are kept at that one's grid, as CAT-Seg keeps them."""
-        changed = Architecture.adapted(self, image_px=image_px, image_mean=image_mean, image_std=image_std)
-        grid = changed.grid if image_px not in (None, self.image_px) else self.position_grid
+        changed = Architecture.adapted(self, **images)
+        grid = changed.grid if changed.image_px != self.image_px else self.position_grid
         activation = self.quick_gelu if quick_gelu is None else quick_gelu
         return replace(changed, position_grid=grid, quick_gelu=activation)
 
