@@ -61,11 +61,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run. What is not said in the file has the value given here.
-
-    Raises:
-        ConfigError: A value is out of its range, or values do not fit together.
-    """
+    """One training run; what a file does not say has the value here. Raises ConfigError for values that do not fit."""
 
     data: DataConfig
     model: SegmenterConfig = field(default_factory=SegmenterConfig)

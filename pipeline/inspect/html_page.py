@@ -54,7 +54,7 @@ def write_page(
     cache: ContentCache | None = None,
     progress: bool = False,
 ) -> PageReport:
-    """Write the page of these samples, or of at most `max_samples`, evenly spread. Raises InspectError for none."""
+    """Write the page of these samples, or of `max_samples`, evenly spread. Raises InspectError if none can be shown."""
     views = SampleViews(store, root=root, cache=cache)
     usable = views.reader.usable.tolist()
     chosen = list(samples) if samples is not None else evenly(usable, max_samples)

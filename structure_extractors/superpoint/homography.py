@@ -26,7 +26,7 @@ class HomographySettings:
 def random_homographies(
     number: int, size: tuple[int, int], settings: HomographySettings, generator: torch.Generator
 ) -> Tensor:
-    """Draw N homographies (N, 3, 3) float32 from pictures of `size` (h, w) to warped ones, on the CPU as the generator.
+    """Draw N homographies (N, 3, 3) float32 from pictures of `size` (h, w) to warped ones, on the CPU with `generator`.
 
     A patch in the middle of the picture is bent, scaled, turned and moved, and becomes the warped picture.
     """

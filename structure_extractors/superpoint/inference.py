@@ -32,7 +32,7 @@ WORKER_NUMBER = "PHYSSEG_WORKER_NUMBER"
 def read_detector(
     path: str | Path, *, precision: str = "float32", device: str = CPU, sha256: str | None = None
 ) -> "Detector":
-    """A detector ready to detect: norms folded, channels last. Raises WeightsError for no such file of `sha256`."""
+    """A file's detector, made ready: norms folded, channels last. Raises WeightsError, also for another `sha256`."""
     import torch
 
     from .network import fold_normalisation

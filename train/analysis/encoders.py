@@ -77,7 +77,7 @@ def find_encoder(
     synonyms: str | None = None,
     device: torch.device | str = "cpu",
 ) -> ClipEncoder:
-    """CLIP of a run or an exported model, or with `clip` of weights. Raises AnalysisError if they do not fit."""
+    """CLIP of a run or exported model, or with `clip` of weights. Raises AnalysisError where `source` is the other."""
     path = Path(source)
     is_run = path.is_dir() and (RunFolder(path).exists() or is_export(path))
     if is_run and clip is None:

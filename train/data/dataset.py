@@ -84,7 +84,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     """Batches by list of positions. Cheap to pickle; store and images are opened where they are read."""
 
     def __init__(self, config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> None:
-        """Open the training samples of a store; a batch holds `structures`, and the class counts of `cells`.
+        """Open the training samples of a store; a batch holds `structures`, and with `cells` class counts.
 
         Raises:
             TrainDataError: The store has not what the configuration wants, or no usable sample.
@@ -257,7 +257,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
-    """A sampler's batches, in order, with any number of workers. Raises what one met; TrainDataError if one died."""
+    """The batches of a sampler, in order. Raises what a worker met; TrainDataError if one died."""
     hint = "usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch"
     return load_batches(
         samples,

@@ -39,11 +39,7 @@ class PredictionCounter:
             self._sizes = np.zeros((len(SIZES), 3, self.num_classes), dtype=np.int64)
 
     def update(self, sample_id: str, prediction: Integers, labels: Integers) -> None:
-        """Count one image: a prediction (H, W) and labels of the same shape.
-
-        Raises:
-            ShapeError: As `ConfusionMatrix.update` raises it; then nothing was counted.
-        """
+        """Count a prediction and labels (H, W). Raises ShapeError, and counts nothing, as `ConfusionMatrix.update`."""
         self._images[sample_id] = self.confusion.update(prediction, labels)
         self._bands[sample_id] = boundary_counts(prediction, labels, self.num_classes, self.ignore_index)
         if self._sizes is not None:

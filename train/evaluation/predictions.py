@@ -62,7 +62,7 @@ class Predictions:
         return cls(path, manifest, kind, {sample_id: partial(_paint, of) for sample_id, of in masks.items()}, surplus)
 
     def class_ids(self, sample_id: str, size: tuple[int, int]) -> npt.NDArray[Any] | None:
-        """Class ids (H, W) as prompted; None, and a fault, without any. Raises EvaluationError at `MAX_FAULTS`."""
+        """Class ids (H, W) as prompted, or None and a fault. Raises EvaluationError once there are `MAX_FAULTS`."""
         try:
             raw = self.readers[sample_id](*size)
             if raw.shape != size:

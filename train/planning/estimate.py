@@ -170,7 +170,7 @@ def fitting(rehearsal: Rehearsal, limit: int) -> dict[str, Any] | None:
 
 
 def refuse_what_cannot_fit(config: TrainConfig) -> None:
-    """Raise ConfigError, with a hint that fits, for a step larger than the GPU; a training that resumes has fitted."""
+    """Raise ConfigError, with a hint that fits, for a step larger than the GPU. What resumes has fitted before."""
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if config.run is None or not is_first or checkpoint.steps(RunFolder(config.run).checkpoints):
         return

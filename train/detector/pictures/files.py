@@ -24,7 +24,7 @@ def find_pictures(folder: Path) -> list[str]:
 
 
 def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """A picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError for none."""
+    """A file's picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError."""
     try:
         data = read_regular(path)
         check_image(data, formats=FORMATS)
