@@ -256,7 +256,7 @@ def test_evaluation_during_training_is_logged(make_config: Make, tmp_path: Path,
     assert (kept.source["step"], kept.num_images, kept.part) == (3, 1, None)
     assert kept.confusion.miou() == logged[1]["eval/miou"]
     board = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-    chosen = {f"structures/{name}" for name in ("000", "002", "004", "005")}  # of seven, evenly spread
+    chosen = {f"structures/{name}" for name in ("000", "001", "003", "005")}  # of seven, evenly spread
     assert set(board.Tags()["images"]) == {"predictions/000", *chosen}
     assert [event.step for event in board.Images("predictions/000")] == [2, 3]
     other = make_config(steps=3, run=str(tmp_path / "without"))
