@@ -8,6 +8,8 @@ from physseg.cli import app
 from physseg.common import plugins
 from physseg.pipeline.store.schema import LABEL_ARRAYS, STATUS, arrays_of
 from physseg.structure_extractors.registry import build
+from physseg.train.model.backbones.interface import find_architecture
+from physseg.train.model.inference import InferenceSettings
 from typer.main import get_command
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,35 @@ def test_every_command_of_a_page_exists_and_takes_its_options(page: Path) -> Non
         for word in words:
             if word.startswith("--"):
                 assert word.split("=")[0] in options, f"{line}: no option {word}"
+
+
+def rows_of(page: str, first_cell: str) -> list[list[str]]:
+    """Cells of a page's rows whose first cell begins in this way."""
+    rows = [
+        line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line.startswith("|")
+    ]
+    return [row for row in rows if re.match(first_cell, row[0])]
+
+
+def test_the_pages_of_backbones_and_resolutions_say_what_the_architectures_say() -> None:
+    page = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    rows = [row for row in rows_of(page, "`(ViT|EVA|PE|convnext)") if len(row) == 6]
+    said = {name: row for row in rows for name in re.findall("`(.+?)`", row[0])}
+    others = {name for name in plugins.names("backbones") if name.startswith(("ViT", "tiny"))}
+    assert set(said) | others == set(plugins.names("backbones"))
+    for name, (_, image, patch, *numbers, trained) in said.items():
+        arch = find_architecture(name)
+        assert [image, patch] == [f"{arch.image_px} px", str(arch.patch_px)], name
+        assert numbers == [str(arch.embed_dim), str(arch.context_length)], name
+        assert ("image encoder" in trained) == (arch.finetune == "all"), name
+    resolutions = rows_of(page, r"\d+x\d+$")
+    assert len(resolutions) == 5
+    for grid, by_16, by_14, by_32, crop, windows, canvas in resolutions:
+        for name, image in (("ViT-B-16", by_16), ("ViT-L-14-336", by_14), ("convnext_base_w_320", by_32)):
+            arch = find_architecture(name).adapted(image_px=int(image))
+            assert (f"{arch.grid}x{arch.grid}", str(arch.crop_px)) == (grid, crop)
+        found = InferenceSettings().fitted(int(crop))
+        assert (windows, canvas) == (f"{found.window_px}, {found.stride_px} px", f"{found.canvas_px} px")
 
 
 def test_files_and_pictures_of_the_readme_exist() -> None:
