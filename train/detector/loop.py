@@ -1,9 +1,9 @@
 """The training loop of a detector: seeded, logged, and resumable at any step with the same result.
 
 Nothing random is carried from step to step. Pictures, homographies and noise follow from the seed and the step, and the
-learning rate from the step. So pictures may as well be drawn by other
-processes, ahead of the step that needs them. The same result means the same bytes on a CPU with one number of threads.
-On a GPU, whose sums may come in any order, it means the same up to rounding.
+learning rate from the step. So pictures may as well be drawn by other processes, ahead of the step that needs them. The
+same result means the same bytes on a CPU with one number of threads. On a GPU, whose sums may come in any order, it
+means the same up to rounding.
 """
 
 import hashlib
