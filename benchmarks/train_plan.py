@@ -27,6 +27,7 @@ from physseg.common.processes import keep_freed_memory
 from physseg.train.data.dataset import Batch, to_device
 from physseg.train.planning import rate
 from physseg.train.planning.estimate import rehearse
+from physseg.train.planning.meter import FLOP_FORMULAS
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import Case, Trained, configuration
@@ -50,11 +51,12 @@ def attention_backward(_: Any, query: Sequence[int], key: Sequence[int], *__: An
     return 5 * attention(query, key) // 2
 
 
-CPU_ATTENTION = {
+FORMULAS = {
+    torch.ops.aten.convolution_backward: FLOP_FORMULAS[torch.ops.aten.convolution_backward],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
 }
-"""What PyTorch's counter does not know."""
+"""What PyTorch's counter does not know, or not rightly: groups of convolutions."""
 
 
 def main() -> None:
@@ -126,7 +128,7 @@ def measure_case(case: Case, store: Path, rounds: int) -> dict[str, Any]:
     trained = Trained(configuration(case, store, losses=True))
     batch = to_device(next(trained.stream(1)), torch.device("cpu"))
     trained.step(batch, 0)  # from the second step on there are optimizer states
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         trained.step(batch, 0)
     reading = rehearse(trained.config, 1).step()
     seconds, planned, losses = [], [], []

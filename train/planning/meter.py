@@ -23,7 +23,18 @@ _CPU_KERNELS = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
+
+
+def _convolution_backward(*args: Any, out_val: Any) -> int:
+    """PyTorch's formula, but for the weight's gradient: that takes all channels together, whatever the groups."""
+    *before, groups, (image, weight, bias) = args
+    formula = flop_registry[_aten.convolution_backward]
+    of_weight = formula(*before, groups, [False, weight, bias], out_val=out_val) // groups
+    return int(formula(*before, groups, [image, False, bias], out_val=out_val) + of_weight)
+
+
 FLOP_FORMULAS = flop_registry | {cpu: flop_registry[gpu] for cpu, gpu in _CPU_KERNELS.items()}
+FLOP_FORMULAS[_aten.convolution_backward] = _convolution_backward
 """FLOP of the operations that have any to speak of: matrix products, convolutions, attention."""
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -48,7 +49,14 @@ def attention_backward(_: Any, query: tuple[int, ...], key: tuple[int, ...], *__
     return 5 * attention(query, key) // 2
 
 
-CPU_ATTENTION = {
+def convolution_backward(grad: Any, image: Any, weight: Any, *args: Any, **_: Any) -> int:
+    """FLOP of the gradients that are wanted: each those of the forward pass. PyTorch's formula ignores groups."""
+    *_, transposed, _, _, wanted = args
+    return 2 * math.prod(image if transposed else grad) * math.prod(weight[1:]) * sum(wanted[:2])
+
+
+FORMULAS = {
+    aten.convolution_backward: convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
 }
@@ -76,7 +84,7 @@ class RealStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def flop(self) -> int:
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             self()
         return counter.get_total_flops()
 
