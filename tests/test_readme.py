@@ -48,9 +48,8 @@ def test_every_command_of_a_page_exists_and_takes_its_options(page: Path) -> Non
 
 def rows_of(page: str, first_cell: str) -> list[list[str]]:
     """Cells of a page's rows whose first cell begins in this way."""
-    rows = [
-        line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line.startswith("|")
-    ]
+    lines = (line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|"))
+    rows = [[cell.strip() for cell in line] for line in lines]
     return [row for row in rows if re.match(first_cell, row[0])]
 
 
