@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from .errors import ConfigError, PhyssegError
-from .text import preview
+from .text import did_you_mean, preview
 
 OURS: Final = "physseg"
 KINDS: Final = {"extractors": "structure extractor", "losses": "loss", "datasets": "data set", "backbones": "backbone"}
@@ -125,8 +125,9 @@ def find(kind: str, name: str) -> Offer:
     """
     found = [offer for offer in offers(kind) if offer.name == name]
     if not found:
-        message = f"unknown {KINDS[kind]} {name!r}, expected one of: {', '.join(names(kind))}"
-        hint = "is the package that offers it installed here? `physseg plugins` lists what was found"
+        message = f"unknown {KINDS[kind]} {name!r}, expected one of: {preview(names(kind), 12)}"
+        hint = "is the package that offers it installed here? `physseg plugins` lists what was found; "
+        hint += did_you_mean(name, names(kind))
         if not any(offer.package == OURS for offer in offers(kind)):
             hint = "physseg's own are missing: what is installed is older than its code, run `pip install` again"
         raise PluginError(message, hint=hint)

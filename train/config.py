@@ -130,7 +130,7 @@ class TrainConfig:
             ("lambda_p", self.losses.lambda_p, grid * 4),
         ):
             if weight > 0 and self.data.crop % multiple:
-                fits = max(1, round(self.data.crop / multiple)) * multiple
+                fits = max(1, self.data.crop // multiple) * multiple
                 hint = f"Set data.crop to {fits} (0 takes {self.model.arch.crop_px}), or {name} to 0."
                 needs = (
                     f"losses.{name} with the {grid}x{grid} patches of {self.model.clip} needs a multiple of {multiple}"

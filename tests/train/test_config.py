@@ -163,7 +163,7 @@ ABSURD = ["losses.lambda_p=inf", "losses.lambda_sac=nan", "losses.lambda_p=1e30"
 ABSURD += ["data.num_workers=1_000_000", "data.prefetch=1_000_000", "model.hidden_dim=1_000_000_000"]
 ABSURD += ["model.num_layers=2000", "model.decoder_dims=[1_000_000_000, 16]", "batch_size=1_000_000_000"]
 ABSURD += ["ema_decay=1", "losses.sigma_cells=0", "losses.gamma=nan", "optim.max_gradient_norm=inf"]
-ABSURD += ["model.pooling=25"]
+ABSURD += ["model.pooling=25", "model.image_std=[0.5, 0, 0.5]", "model.image_std=[0.5, 0.5, -0.5]"]
 
 
 @pytest.mark.parametrize("form", ["option", "file"])

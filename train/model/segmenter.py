@@ -13,7 +13,7 @@ from ...common.errors import ConfigError
 from ..errors import ShapeError
 from .alignment_head import AlignmentHead
 from .backbones.clip import as_map
-from .backbones.interface import Backbone, DenseFeatures, Level
+from .backbones.interface import Backbone, DenseFeatures, Level, build_backbone
 from .config import SegmenterConfig
 from .cost_aggregator import CostAggregator
 from .structure_head import StructureHead
@@ -45,7 +45,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.arch = arch = config.arch
-        self.clip: Backbone = arch.build(text=config.text_encoder)
+        self.clip: Backbone = build_backbone(config.clip, arch, text=config.text_encoder)
         near, fine = config.decoder_guidance_dims
         self.upsample1 = _upsampling(arch.guidance[0], near, arch.patch_px // 2)
         self.upsample2 = _upsampling(arch.guidance[1], fine, arch.patch_px // 4)

@@ -69,7 +69,7 @@ def _load_checkpoint(run: Path, step: int | Literal["best", "previous"] | None) 
     try:
         model = blank_segmenter(build(SegmenterConfig, document["model"], base=folder.path))
     except ConfigError as error:
-        hint = f"it was written by physseg {document['version']}, this is {__version__}"
+        hint = error.hint or f"it was written by physseg {document['version']}, this is {__version__}"
         raise CheckpointError(f"{folder.config_file}: {error.args[0]}", hint=hint) from error
     state = checkpoint.load_model(path, model, document["model"])
     origin = {"run": run.absolute().name, "data": state.data, **(document.get("origin") or {})}

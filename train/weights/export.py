@@ -101,7 +101,7 @@ def read_export(path: Path) -> tuple[Segmenter, dict[str, Any]]:
     try:
         model = blank_segmenter(build(SegmenterConfig, settings, base=path))
     except ConfigError as error:
-        raise CheckpointError(f"{config_file}: {error.args[0]}", hint=hint) from error
+        raise CheckpointError(f"{config_file}: {error.args[0]}", hint=error.hint or hint) from error
     read = read_tensors(weights, fault=f"{weights}: cannot be read", hint=again)
     check_weights(read, weights, again)
     # Copied: in the file they lie at any multiple of 8 bytes, and on some CPUs the last bits of a matrix product depend

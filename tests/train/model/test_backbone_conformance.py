@@ -8,11 +8,14 @@ from pathlib import Path
 import physseg
 import pytest
 import torch
-from physseg.common.plugins import ConformanceError
+from physseg.common.plugins import ConformanceError, PluginError, offers
 from physseg.testing import check_backbone
 from physseg.train.config import TrainConfig
+from physseg.train.errors import CheckpointError
 from physseg.train.loop.loop import train
 from physseg.train.model.backbones.interface import find_architecture
+from physseg.train.model.config import SegmenterConfig
+from physseg.train.model.segmenter import Segmenter
 from physseg.train.prediction.load_run import load_run
 
 PAGE = (Path(physseg.__file__).parent / "docs/backbones.md").read_text(encoding="utf-8")
@@ -82,7 +85,7 @@ def test_a_backbone_of_a_package_trains_and_is_loaded(
     install: Callable[..., Path], make_config: Callable[..., TrainConfig]
 ) -> None:
     source = EXAMPLE.replace("image_px=768", "image_px=192").replace("text_layers=6", "text_layers=1")
-    install("far-backbones", "pyramid = far_backbones:pyramid", source, "backbones")
+    site = install("far-backbones", "pyramid = far_backbones:pyramid", source, "backbones")
     config = make_config(steps=1, model={"clip": "pyramid", "architecture": None}, data={"crop": 96})
     assert (config.model.finetune, config.model.arch.grid) == ("all", 6)
     train(config, progress=False)
@@ -90,3 +93,29 @@ def test_a_backbone_of_a_package_trains_and_is_loaded(
     assert type(model.clip).__name__ == "Pyramid"
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 96, 96), torch.ones(2, 1, 256)).logits.shape == (1, 2, 24, 24)
+    (site / "far_backbones-1.5.dist-info/entry_points.txt").unlink()
+    offers.cache_clear()
+    with pytest.raises(CheckpointError, match="unknown backbone 'pyramid'") as gone:
+        load_run(config.run, device="cpu")
+    assert "the package that offers it installed" in (gone.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("built", "told"),
+    [
+        ('raise RuntimeError("no weights on\\nthis moon")', "building it fails: RuntimeError: no weights on this moon"),
+        ("return None", "expected a Backbone with encode_image, got NoneType"),
+    ],
+)
+def test_what_fails_to_be_built_is_told_of_its_package(built: str, told: str, install: Callable[..., Path]) -> None:
+    source = EXAMPLE.replace("return Pyramid(self, text=text)", built)
+    install("far-backbones", "pyramid = far_backbones:pyramid", source, "backbones")
+    with pytest.raises((PluginError, ConformanceError)) as caught:
+        Segmenter(SegmenterConfig(clip="pyramid"))
+    assert caught.value.args[0] == f"backbone pyramid of the package far-backbones 1.5: {told}"
+
+
+def test_of_many_names_some_are_listed_and_the_like_are_told() -> None:
+    with pytest.raises(PluginError) as caught:
+        find_architecture("ViT-B/16")
+    assert len(caught.value.args[0]) < 250 and "did you mean 'ViT-B-16'" in (caught.value.hint or "")

@@ -182,11 +182,17 @@ def test_unknown_preset_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_px": 30}, {"vision_heads": 3}, {"text_heads": 3}, {"guidance_blocks": (0, 3)}]
+    "change",
+    [{"image_px": 30}, {"vision_heads": 3}, {"text_heads": 3}, {"guidance_blocks": (0, 3)}, {"guidance_blocks": (1,)}],
 )
 def test_contradicting_sizes(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="CLIP sizes"):
         replace(SMALL, **change)
+
+
+def test_a_text_encoder_has_blocks() -> None:
+    with pytest.raises(ConfigError, match=r"text_layers: expected a number in \[1, 1000\], got 0"):
+        replace(SMALL, text_layers=0)
 
 
 VITS = [name for name in published_names() if name.startswith("ViT-")]

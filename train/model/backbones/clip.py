@@ -37,9 +37,9 @@ class ClipArchitecture(TextArchitecture):
         if self.vision_width % self.vision_heads:
             heads = f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}"
             raise ConfigError(f"CLIP sizes: {heads}")
-        if not all(0 <= block < self.vision_layers for block in self.guidance_blocks):
-            limits = f"0..{self.vision_layers - 1}"
-            raise ConfigError(f"CLIP sizes: guidance_blocks {self.guidance_blocks} must lie in {limits}")
+        if len(self.guidance_blocks) != 2 or not all(0 <= block < self.vision_layers for block in self.guidance_blocks):
+            limits = f"two, in 0..{self.vision_layers - 1}"
+            raise ConfigError(f"CLIP sizes: guidance_blocks {self.guidance_blocks} must be {limits}")
 
     @property
     def levels(self) -> tuple[Level, Level, Level, Level]:

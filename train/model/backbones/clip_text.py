@@ -27,7 +27,7 @@ class TextArchitecture(Architecture):
     """Whether the activation is x sigmoid(1.702 x) instead of GELU; presets have what the best known weights need."""
 
     def __post_init__(self) -> None:
-        limits = {"vision_layers": "[1, 1000]", "text_layers": "[0, 1000]"}
+        limits = dict.fromkeys(("vision_layers", "text_layers"), "[1, 1000]")
         sizes = [field.name for field in fields(self) if field.type in (int, "int")]
         check_ranges(self, **{name: limits.get(name, "[1, 1e6]") for name in sizes})
         Architecture.__post_init__(self)

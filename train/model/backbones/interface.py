@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from ....common.errors import ConfigError
 from ....common.plugins import OURS, ConformanceError, find, offers
+from ....common.settings import check_ranges
 
 if TYPE_CHECKING:  # the public names load without torch
     from torch import Tensor
@@ -63,6 +64,7 @@ class Architecture(ABC):
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ConfigError.mismatch(name, "three numbers, for red, green and blue", getattr(self, name))
+        check_ranges(self, image_mean="[-1e3, 1e3]", image_std="[1e-3, 1e3]")
 
     @property
     def grid(self) -> int:
@@ -179,3 +181,20 @@ def find_architecture(name: str) -> Architecture:
     if not isinstance(found, Architecture):
         raise ConformanceError.mismatch(offer.where, "a function of its name to an Architecture", type(found).__name__)
     return found
+
+
+def build_backbone(name: str, arch: Architecture, *, text: bool) -> Backbone:
+    """The backbone of an architecture that was found by this name, or given in full under any.
+
+    Raises:
+        PluginError: Its package fails to build it.
+        ConformanceError: It builds something else.
+    """
+    offer = next((offer for offer in offers("backbones") if offer.name == name), None)
+    if offer is None or offer.package == OURS:
+        return arch.build(text=text)
+    with offer.blamed("building it fails: "):
+        built = arch.build(text=text)
+    if missing := [member for member in ("encode_image", "trainable") if not hasattr(built, member)]:
+        raise ConformanceError.mismatch(offer.where, f"a Backbone with {missing[0]}", type(built).__name__)
+    return built
