@@ -24,7 +24,7 @@ def beginning(config: TrainConfig, *, device: torch.device, ranks: int, samples:
         "data": f"{config.data.store}: {counted(samples, 'sample')}, {counted(classes, 'class')}",
         "structures": ", ".join(config.model.structures) or "none",
         "begins with": f"step {step}, {checkpoint.path_of(run.checkpoints, step)}" if step else weights,
-        "steps": f"{config.steps:,}, each of {config.batch_size} samples ({spread}: {at_once} at once)",
+        "steps": f"{config.steps:,}, each of {counted(config.batch_size, 'sample')} ({spread}: {at_once} at once)",
         "evaluation": f"{manifest}, every {config.eval.every:,} steps" if manifest else "none: no eval.manifest",
         "run": str(run.path),
         "watch": shlex.join(["tensorboard", "--logdir", str(run.path)]),

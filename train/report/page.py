@@ -38,7 +38,8 @@ Log = Sequence[Mapping[str, Any]]
 def write_report(run: Path, output: Path, *, step: int | Literal["best", "previous"] | None, device: Any) -> list[str]:
     """Write the page of a run, its pictures by the checkpoint of `step` (see `load_run`).
 
-    Returns what could not be shown, as the page says it. Raises RunFolderError for what is no run folder.
+    Returns what could not be shown, as the page says it. Raises RunFolderError for what is no run folder, and
+    CheckpointError for a checkpoint that was asked for and is not there.
     """
     folder, missing = RunFolder(run), list[str]()
     document = folder.read()
@@ -52,7 +53,8 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
             return None
 
     log: Log = tried("curves", read_log, folder.log_file) or []
-    loaded = tried("pictures", partial(load_run, run, step=step, device=device))
+    load = partial(load_run, run, step=step, device=device)
+    loaded = load() if step is not None else tried("pictures", load)
     files = [*sorted(folder.path.glob("evaluation*.json")), *sorted(folder.evaluations.glob("*.json"))]
     results = [tried("a result", read_evaluation, path) for path in files if ".part-" not in path.name]
     text = render(

@@ -17,7 +17,7 @@ from ...common.documents import parsing
 from ...common.regular_files import read_regular
 from ...common.settings import build, is_name
 from ..errors import WeightsError
-from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD
+from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
 from .clip_weights import is_openai_form
 
 RECORD_FILE = "weights.json"
@@ -115,7 +115,8 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
     record = read_record(clip, name)
     if record is None:
-        hint = f"{_fetch_hint(clip, name)}; `physseg weights list` shows all tags; a file needs a slash or a dot"
+        fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"
+        hint = f"{fetch}; `physseg weights list` shows all tags; a file needs a slash or a dot"
         raise WeightsError(f"clip_weights: {name!r} for {clip} is not in the cache {cache_folder()}", hint=hint)
     path = weights_folder(clip, name) / record.file
     found = file_sha256(path) if path.is_file() else None

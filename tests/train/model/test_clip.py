@@ -249,3 +249,9 @@ def test_presets_have_open_clips_names_and_shapes(preset: str) -> None:
     config = open_clip.get_model_config(preset)
     assert arch.vision_heads == arch.vision_width // config["vision_cfg"].get("head_width", 64)
     assert arch.text_heads == config["text_cfg"]["heads"]
+
+
+def test_a_vocabulary_without_clips_tokens_is_told() -> None:
+    clip = Clip(replace(SMALL, vocabulary_size=300))
+    with pytest.raises(ConfigError, match=r"vocabulary_size: expected more than the 49407 .*, got 300"):
+        clip.tokenize(["cat"])

@@ -194,6 +194,8 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
         WeightsError, match=r"'openai' for ViT-B-16 is not in the cache .*\n.*weights fetch openai --clip"
     ):
         find_clip_weights("openai", "ViT-B-16")
+    with pytest.raises(WeightsError, match=r"not in the cache .*\n.*nobody has published weights for tiny"):
+        find_clip_weights("openai", "tiny")
     with pytest.raises(WeightsError, match=r"none\.pt: no such file"):
         find_clip_weights(str(tmp_path / "none.pt"), "ViT-B-16")
     folder = weights_folder("ViT-B-16", "torn")

@@ -33,7 +33,7 @@ class ClipArchitecture(TextArchitecture):
 
     def __post_init__(self) -> None:
         TextArchitecture.__post_init__(self)
-        check_ranges(self, mlp_ratio="[1, 100]")
+        check_ranges(self, mlp_ratio="[1, 100]", position_grid="[1, 1000]")
         if self.vision_width % self.vision_heads:
             heads = f"vision_width {self.vision_width} is not a multiple of vision_heads {self.vision_heads}"
             raise ConfigError(f"CLIP sizes: {heads}")

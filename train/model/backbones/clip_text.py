@@ -41,12 +41,16 @@ class TextEncoder(nn.Module):
 
     def __init__(self, arch: TextArchitecture, *, text: bool) -> None:
         super().__init__()
-        self.context_length = arch.context_length
+        self.context_length, self.vocabulary_size = arch.context_length, arch.vocabulary_size
         self.text: TextTransformer | None = TextTransformer(arch) if text else None
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids by CLIP's tokenizer (`text.clip_tokens`)."""
-        return clip_tokens(prompts, self.context_length)
+        """Token ids by CLIP's tokenizer (`text.clip_tokens`). Raises ConfigError where the encoder lacks some."""
+        tokens = clip_tokens(prompts, self.context_length)
+        if (most := int(tokens.max())) >= self.vocabulary_size:
+            expected = f"more than the {most} of CLIP's end-of-text token"
+            raise ConfigError.mismatch("CLIP sizes: vocabulary_size", expected, self.vocabulary_size)
+        return tokens
 
     def encode_text(self, tokens: Tensor, shared: int | None = None) -> Tensor:
         """Features (M, D) of token ids (M, L). Raises ConfigError if there is no text encoder."""
