@@ -55,6 +55,7 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
     log: Log = tried("curves", read_log, folder.log_file) or []
     load = partial(load_run, run, step=step, device=device)
     loaded = load() if step is not None else tried("pictures", load)
+    trained = loaded and training
     files = [*sorted(folder.path.glob("evaluation*.json")), *sorted(folder.evaluations.glob("*.json"))]
     results = [tried("a result", read_evaluation, path) for path in files if ".part-" not in path.name]
     text = render(
@@ -66,8 +67,8 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
         last={key: value for entry in log for key, value in entry.items()},
         charts=partial(charts, log),
         step=loaded.step if loaded else None,
-        predictions=tried("predictions", _predictions, loaded, training) if loaded and training else None,
-        structures=tried("structure maps", _structures, loaded, training) if loaded and training else None,
+        predictions=tried("predictions", _predictions, loaded, training) if trained else None,
+        structures=tried("structure maps", _structures, loaded, training) if trained else None,
         results=_latest([found for found in results if found]),
         confusions=_confusions,
         settings={key: value for key, (_, value) in differing_keys({}, document).items()},

@@ -1,13 +1,12 @@
 """Sizes of CLIP models with a vision transformer, by open_clip's names."""
 
-import json
 from dataclasses import replace
 from functools import cache
 
-from ....common.documents import parsing
 from ....common.errors import ConfigError
 from ..text import open_clip_folder
 from .clip import ClipArchitecture
+from .clip_text import described_by_open_clip
 from .interface import published_names
 
 _B16 = ClipArchitecture(
@@ -87,31 +86,24 @@ def clip_architecture(name: str) -> ClipArchitecture:
     if name in CLIP_PRESETS:
         return CLIP_PRESETS[name]
     hint = f"known presets: {', '.join(('tiny', *published_names()))}"
-    path = open_clip_folder() / "model_configs" / f"{name}.json"
-    if not path.is_file():
+    if not (open_clip_folder() / "model_configs" / f"{name}.json").is_file():
         raise ConfigError(f"clip: unknown preset {name!r}", hint=hint)
-    with parsing(ConfigError, f"{path}: not sizes of a CLIP as expected"):
-        sizes = json.loads(path.read_bytes())
-        vision, text = sizes["vision_cfg"], sizes["text_cfg"]
-        odd = [key for part, known in _KEYS.items() for key in (sizes[part] if part else sizes) if key not in known]
-        if odd:
-            raise ConfigError(f"clip: {name} is another network than CLIP's ({', '.join(odd)})", hint=hint)
-        width, layers = vision["width"], vision["layers"]
-        return ClipArchitecture(
-            embed_dim=sizes["embed_dim"],
-            image_px=24 * vision["patch_size"],
-            patch_px=vision["patch_size"],
-            position_grid=24,
-            vision_width=width,
-            vision_layers=layers,
-            vision_heads=width // vision.get("head_width", 64),
-            mlp_ratio=vision.get("mlp_ratio", 4.0),
-            context_length=text["context_length"],
-            vocabulary_size=text["vocab_size"],
-            text_width=text["width"],
-            text_layers=text["layers"],
-            text_heads=text["heads"],
-            guidance_blocks=(round(layers / 3) - 1, round(2 * layers / 3) - 1),
-            # Its only published weights, dfn5b, have QuickGELU.
-            quick_gelu=name == "ViT-H-14-378",
-        )
+    described, text = described_by_open_clip(name)
+    vision = described["vision_cfg"]
+    odd = [key for part, known in _KEYS.items() for key in (described[part] if part else described) if key not in known]
+    if odd:
+        raise ConfigError(f"clip: {name} is another network than CLIP's ({', '.join(odd)})", hint=hint)
+    width, layers = vision["width"], vision["layers"]
+    return ClipArchitecture(
+        **text,
+        image_px=24 * vision["patch_size"],
+        patch_px=vision["patch_size"],
+        position_grid=24,
+        vision_width=width,
+        vision_layers=layers,
+        vision_heads=width // vision.get("head_width", 64),
+        mlp_ratio=vision.get("mlp_ratio", 4.0),
+        guidance_blocks=(round(layers / 3) - 1, round(2 * layers / 3) - 1),
+        # Its only published weights, dfn5b, have QuickGELU.
+        quick_gelu=name == "ViT-H-14-378",
+    )

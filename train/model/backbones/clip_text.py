@@ -1,14 +1,17 @@
 """CLIP's text encoder, which computes no position twice, with its tokenizer."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ....common.documents import parsing, read_text
 from ....common.errors import ConfigError
 from ....common.settings import check_ranges
-from ..text import clip_tokens
+from ..text import clip_tokens, open_clip_folder
 from .interface import Architecture
 from .transformer import ResidualBlock, Transformer
 
@@ -34,6 +37,27 @@ class TextArchitecture(Architecture):
         if self.text_width % self.text_heads:
             heads = f"text_width {self.text_width} is not a multiple of text_heads {self.text_heads}"
             raise ConfigError(f"CLIP sizes: {heads}")
+
+
+def described_by_open_clip(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What open_clip's own file says of a model, and the fields of `TextArchitecture` in it; open_clip is not imported.
+
+    Raises:
+        ConfigError: open_clip does not describe this model, or in another form: it is too old, or too new.
+    """
+    path = open_clip_folder() / "model_configs" / f"{name}.json"
+    fault, hint = f"open_clip's description of {name}", "pip install --upgrade physseg open_clip_torch"
+    with parsing(ConfigError, f"{path}: not {fault}", hint):
+        sizes = json.loads(read_text(path, ConfigError, fault, hint))
+        text = sizes["text_cfg"]
+        return sizes, {
+            "embed_dim": sizes["embed_dim"],
+            "context_length": text["context_length"],
+            "vocabulary_size": text["vocab_size"],
+            "text_width": text["width"],
+            "text_layers": text["layers"],
+            "text_heads": text["heads"],
+        }
 
 
 class TextEncoder(nn.Module):

@@ -3,18 +3,15 @@
 Its dense features are those of FC-CLIP (Yu et al. 2023, 2308.02487) and SED (Xie et al. 2024, 2311.15537).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from ....common.documents import parsing
 from ....common.errors import ConfigError
 from ..bounded import Bounded
-from ..text import open_clip_folder
-from .clip_text import TextArchitecture, TextEncoder
+from .clip_text import TextArchitecture, TextEncoder, described_by_open_clip
 from .interface import DenseFeatures, Finetune, Level
 from .published import from_open_clip
 
@@ -109,19 +106,8 @@ class ConvNextClip(TextEncoder, Bounded):
 
 
 def convnext_architecture(name: str) -> ConvNextArchitecture:
-    """Sizes by open_clip's name, from its file. Raises ConfigError if it does not describe a ConvNeXt that is known."""
-    path = open_clip_folder() / "model_configs" / f"{name}.json"
-    with parsing(ConfigError, f"{path}: not sizes of a ConvNeXt CLIP as expected"):
-        sizes = json.loads(path.read_bytes())
-        vision, text = sizes["vision_cfg"], sizes["text_cfg"]
-        return ConvNextArchitecture(
-            embed_dim=sizes["embed_dim"],
-            trunk=vision["timm_model_name"],
-            channels=_CHANNELS[vision["timm_model_name"]],
-            projection=vision["timm_proj"],
-            context_length=text["context_length"],
-            vocabulary_size=text["vocab_size"],
-            text_width=text["width"],
-            text_layers=text["layers"],
-            text_heads=text["heads"],
-        )
+    """Sizes by open_clip's name, from its file. Raises ConfigError if open_clip lacks it."""
+    described, text = described_by_open_clip(name)
+    vision = described["vision_cfg"]
+    trunk = vision["timm_model_name"]
+    return ConvNextArchitecture(**text, trunk=trunk, channels=_CHANNELS[trunk], projection=vision["timm_proj"])

@@ -1,6 +1,5 @@
 """EVA02-CLIP: timm's `Eva` transformer beside CLIP's text encoder, and its dense image features."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,12 +8,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from ....common.documents import parsing, read_text
-from ....common.errors import ConfigError
 from ..bounded import Bounded
-from ..text import open_clip_folder
 from .clip import as_map
-from .clip_text import TextArchitecture, TextEncoder
+from .clip_text import TextArchitecture, TextEncoder, described_by_open_clip
 from .interface import DenseFeatures, Level
 from .published import from_open_clip
 
@@ -68,31 +64,17 @@ def eva02_architecture(name: str) -> EvaArchitecture:
 
 
 def eva_sizes(name: str, vision: tuple[int, int, int, int]) -> dict[str, Any]:
-    """Fields of an architecture from open_clip's file and a family's table; 24 patches a side, as CAT-Seg has them.
-
-    Raises:
-        ConfigError: open_clip does not describe this model: it is too old.
-    """
+    """Fields of an architecture from open_clip's file and a family's table; 24 patches a side, as CAT-Seg has them."""
     width, layers, heads, patch_px = vision
-    path = open_clip_folder() / "model_configs" / f"{name}.json"
-    fault, hint = f"open_clip's description of {name}", "pip install --upgrade open_clip_torch"
-    with parsing(ConfigError, f"{path}: not {fault}", hint):
-        described = json.loads(read_text(path, ConfigError, fault, hint))
-        text = described["text_cfg"]
-        return {
-            "embed_dim": described["embed_dim"],
-            "image_px": 24 * patch_px,
-            "patch_px": patch_px,
-            "timm_name": described["vision_cfg"]["timm_model_name"],
-            "vision_width": width,
-            "vision_layers": layers,
-            "vision_heads": heads,
-            "context_length": text["context_length"],
-            "vocabulary_size": text["vocab_size"],
-            "text_width": text["width"],
-            "text_layers": text["layers"],
-            "text_heads": text["heads"],
-        }
+    described, text = described_by_open_clip(name)
+    return text | {
+        "image_px": 24 * patch_px,
+        "patch_px": patch_px,
+        "timm_name": described["vision_cfg"]["timm_model_name"],
+        "vision_width": width,
+        "vision_layers": layers,
+        "vision_heads": heads,
+    }
 
 
 class EvaVision(Bounded):
