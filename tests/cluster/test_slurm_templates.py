@@ -124,6 +124,7 @@ def test_preprocess(of_shapes: Path, shapes: Shapes, monkeypatch: pytest.MonkeyP
     assert len(list(Path().glob("physseg-preprocess-*_[123].txt"))) == 3
 
 
+@pytest.mark.torture
 def test_preprocess_by_dask(of_shapes: Path, shapes: Shapes) -> None:
     (line,) = shrunk("preprocess_dask.sh")
     wait_for(*submit(line.replace("--workers 64", f"--workers 2 {' '.join(SETTINGS)}")))
@@ -181,6 +182,7 @@ def submit_training(
     return job
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(("number", "steps", "seconds"), [(1, 5, 8), (2, 12, 0.5)], ids=["one node", "two nodes"])
 def test_train_is_requeued_and_resumes(write_config: Write, number: int, steps: int, seconds: float) -> None:
     """Signalled as before a time limit; it ends with the steps of an undisturbed training.
@@ -203,6 +205,7 @@ def test_train_is_requeued_and_resumes(write_config: Write, number: int, steps: 
     assert len(expected) == steps and losses(RUN) == pytest.approx(expected, rel=2e-4)
 
 
+@pytest.mark.torture
 def test_train_is_signalled_before_its_time_limit(write_config: Write) -> None:
     """Slurm may signal a minute too early: between half a minute and a minute and a half after the start."""
     write_config(steps=100_000)
@@ -213,6 +216,7 @@ def test_train_is_signalled_before_its_time_limit(write_config: Write) -> None:
     assert ends() == [("SIGTERM", False)] and checkpoint.steps(RUN.checkpoints) == [num_steps()]
 
 
+@pytest.mark.torture
 def test_a_cancelled_training_has_a_checkpoint_and_stays_away(write_config: Write) -> None:
     write_config(steps=100_000)
     job = submit_training()
@@ -223,6 +227,7 @@ def test_a_cancelled_training_has_a_checkpoint_and_stays_away(write_config: Writ
     assert ends() == [("SIGTERM", False)] and checkpoint.steps(RUN.checkpoints) == [num_steps()]
 
 
+@pytest.mark.torture
 def test_a_training_that_fails_stays_away(write_config: Write) -> None:
     write_config(steps=0)
     job = submit_training(ranks=1)

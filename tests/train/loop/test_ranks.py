@@ -173,12 +173,12 @@ def test_a_failing_rank_ends_all_with_a_checkpoint(write_config: Write, tmp_path
 def test_an_evaluation_that_fails_on_one_rank_loses_no_step(
     write_config: Write, tmp_path: Path, train_manifest: Manifest
 ) -> None:
-    """The second rank cannot read its second image: both end, and the steps before the evaluation are there."""
+    """The second rank cannot read its third image, which no picture shows: both end, and no step is lost."""
     other = tmp_path / "val"
     shutil.copytree(train_manifest.root, other)
     replace(train_manifest, root=str(other)).write(tmp_path / "val.parquet")
-    (other / train_manifest.samples[3].image_path).unlink()
-    evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 3}
+    (other / train_manifest.samples[5].image_path).unlink()
+    evaluation = {"manifest": str(tmp_path / "val.parquet"), "every": 3, "max_images": 6}
     done = in_ranks(2, write_config(steps=6, batch_size=2, eval=evaluation))
     assert 0 not in [process.returncode for process in done]
     assert "because rank 1 failed" in "".join(process.text() for process in done)
