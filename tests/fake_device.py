@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from physseg.train.planning.meter import tensors_in
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     FakeTensor,
@@ -53,7 +54,7 @@ class FakeDevice(TorchDispatchMode):
         if func.has_kernel_for_dispatch_key(COMPOSITE):  # of inference tensors; autograd has taken others apart
             with self:
                 return func.decompose(*args, **kwargs)
-        given = list(_tensors((args, tuple(kwargs.values()))))
+        given = list(tensors_in((args, tuple(kwargs.values()))))
         here = any(isinstance(each, FakeTensor) for each in given)
         to = kwargs.get("device") and torch.device(kwargs["device"]).type
         if not here and to != self.name:
@@ -110,11 +111,3 @@ def fake_device(name: str) -> Iterator[FakeDevice]:
             patch.setattr(torch, "autocast", lambda kind, *args, **kwargs: autocast("cpu", *args, **kwargs))
         with mode, device:
             yield device
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

@@ -66,13 +66,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors((args, tuple(kwargs.values()))))
+        given = list(tensors_in((args, tuple(kwargs.values()))))
         made_here = func is _aten.lift_fresh.default  # by torch.tensor, which ends in this
         if given and not made_here and not any(isinstance(tensor, FakeTensor) for tensor in given):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        made = list(_tensors((out,)))
+        made = list(tensors_in((out,)))
         if formula := FLOP_FORMULAS.get(func._overloadpacket):
             kind = "convolution" if "convolution" in func.name() else "product"
             self.work[kind] += formula(*args, **kwargs, out_val=out)
@@ -97,10 +97,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.held[part] -= size
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
     """The tensors of an operation's arguments. torch.utils._pytree would do, but holds them in cycles until a gc."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)

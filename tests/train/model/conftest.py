@@ -1,6 +1,10 @@
 """open_clip's own models, which ours are held against."""
 
+import builtins
+from typing import Any
+
 import open_clip
+import pytest
 from physseg.train.model.backbones.clip import ClipArchitecture
 from torch import nn
 
@@ -25,3 +29,15 @@ def open_clip_model(arch: ClipArchitecture, grid: int, *, std: float) -> open_cl
     for parameter in model.parameters():  # biases and norms too: zeros and ones would hide a mistake
         nn.init.normal_(parameter, std=std)
     return model.eval()
+
+
+@pytest.fixture
+def heavy_imports_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever imports timm or open_clip, which take seconds, fails."""
+    statement = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        assert name.split(".", maxsplit=1)[0] not in ("timm", "open_clip"), name
+        return statement(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)

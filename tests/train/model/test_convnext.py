@@ -3,7 +3,6 @@
 Names and shapes of the full sizes are checked on the meta device, where nothing is allocated.
 """
 
-import builtins
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,15 +207,7 @@ def test_full_sizes_have_open_clips_names_and_shapes(name: str) -> None:
     assert arch.grid == 24
 
 
-def test_describing_imports_neither_timm_nor_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which take seconds."""
-    statement = builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        assert name.split(".", maxsplit=1)[0] not in ("timm", "open_clip"), name
-        return statement(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+def test_describing_imports_neither_timm_nor_open_clip(heavy_imports_refused: None) -> None:
     for name in FULL:
         assert SegmenterConfig(clip=name).finetune == "all"
 

@@ -17,15 +17,35 @@ from .transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipArchitecture(TextArchitecture):
-    """Sizes of OpenAI's CLIP with a vision transformer."""
+class TransformerArchitecture(TextArchitecture):
+    """Sizes of a CLIP whose image encoder is a plain transformer: every level lies on the patch grid."""
 
-    position_grid: int
-    """Side of the positional embedding's grid; published ones are resized to it on loading."""
     vision_width: int
     """Channels of an image token."""
     vision_layers: int
     vision_heads: int
+
+    @property
+    def levels(self) -> tuple[Level, Level, Level, Level]:
+        level = Level(self.vision_width, self.patch_px)
+        return level, level, level, level
+
+    @property
+    def guidance(self) -> tuple[Level, Level]:
+        return self.levels[:2]
+
+    @property
+    def structure_blocks(self) -> tuple[int, ...]:
+        """Four equally spaced blocks, zero-based, the last one last: the levels of the structure head."""
+        return tuple(math.ceil(self.vision_layers * part / 4) - 1 for part in (1, 2, 3, 4))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipArchitecture(TransformerArchitecture):
+    """Sizes of OpenAI's CLIP with a vision transformer."""
+
+    position_grid: int
+    """Side of the positional embedding's grid; published ones are resized to it on loading."""
     guidance_blocks: tuple[int, int]
     """Image blocks whose outputs guide the decoder, counted from zero."""
     mlp_ratio: float = 4.0
@@ -42,15 +62,6 @@ class ClipArchitecture(TextArchitecture):
             raise ConfigError(f"CLIP sizes: guidance_blocks {self.guidance_blocks} must be {limits}")
 
     @property
-    def levels(self) -> tuple[Level, Level, Level, Level]:
-        level = Level(self.vision_width, self.patch_px)
-        return level, level, level, level
-
-    @property
-    def guidance(self) -> tuple[Level, Level]:
-        return self.levels[:2]
-
-    @property
     def in_full(self) -> Self:
         return self
 
@@ -63,11 +74,6 @@ class ClipArchitecture(TextArchitecture):
 
     def build(self, *, text: bool = True) -> "Clip":
         return Clip(self, text=text)
-
-    @property
-    def structure_blocks(self) -> tuple[int, ...]:
-        """Four equally spaced blocks, zero-based, the last one last: the levels of the structure head."""
-        return tuple(math.ceil(self.vision_layers * part / 4) - 1 for part in (1, 2, 3, 4))
 
 
 class Clip(TextEncoder):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..bounded import Bounded
-from .clip import as_map
-from .clip_text import TextArchitecture, TextEncoder, described_by_open_clip
-from .interface import DenseFeatures, Level
+from .clip import TransformerArchitecture, as_map
+from .clip_text import TextEncoder, described_by_open_clip
+from .interface import DenseFeatures
 from .published import from_open_clip
 
 # Of each image encoder: channels of a token, blocks, attention heads, side of a patch.
@@ -23,31 +23,11 @@ _SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaArchitecture(TextArchitecture):
+class EvaArchitecture(TransformerArchitecture):
     """Sizes of a CLIP whose image encoder is timm's `Eva`."""
 
     timm_name: str
     """timm's name of the image encoder, which decides all that the sizes here leave open."""
-    vision_width: int
-    """Channels of an image token."""
-    vision_layers: int
-    """Number of blocks of the image encoder."""
-    vision_heads: int
-    """Number of attention heads of the image encoder."""
-
-    @property
-    def levels(self) -> tuple[Level, Level, Level, Level]:
-        level = Level(self.vision_width, self.patch_px)
-        return level, level, level, level
-
-    @property
-    def guidance(self) -> tuple[Level, Level]:
-        return self.levels[:2]
-
-    @property
-    def level_blocks(self) -> tuple[int, ...]:
-        """Blocks at quarters of the depth, counted from zero, the last one first."""
-        return tuple(math.ceil(self.vision_layers * part / 4) - 1 for part in (4, 3, 2, 1))
 
     @property
     def guidance_blocks(self) -> tuple[int, int]:
@@ -143,7 +123,7 @@ class EvaClip(TextEncoder):
     def encode_image(self, images: Tensor, *, levels: bool = False) -> DenseFeatures:
         """Dense features of normalised crops (B, 3, S, S)."""
         arch = self.arch
-        deep = arch.level_blocks if levels else ()
+        deep = tuple(reversed(arch.structure_blocks)) if levels else ()
         patches, blocks = self.visual(images, {*arch.guidance_blocks, *deep})
         maps = {index: as_map(tokens, arch.grid) for index, tokens in blocks.items()}
         near, fine = (maps[index] for index in arch.guidance_blocks)
