@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from physseg.train.demo import scenes
+from physseg.train.demo import drawing, scenes
 from physseg.train.demo.scenes import SceneFolders, write_scenes
 from PIL import Image
 
@@ -76,25 +76,25 @@ def test_label_maps_fit_the_pictures(drawn: SceneFolders):
 
 
 def test_convention_pixel_edges_are_at_whole_numbers():
-    covered = scenes._coverage(np.array([(3.0, 2), (9, 2), (9, 7), (3, 7)]), 12, 14)
+    covered = drawing.coverage(np.array([(3.0, 2), (9, 2), (9, 7), (3, 7)]), 12, 14)
     expected = np.zeros((12, 14))
     expected[2:7, 3:9] = 1
     np.testing.assert_array_equal(covered, expected)
-    half = scenes._coverage(np.array([(3.5, 2), (9, 2), (9, 7), (3.5, 7)]), 12, 14)
+    half = drawing.coverage(np.array([(3.5, 2), (9, 2), (9, 7), (3.5, 7)]), 12, 14)
     np.testing.assert_array_equal(half[2:7, 3], 0.5)
 
 
 @pytest.mark.parametrize(
     "corners",
-    [scenes._polar(np.full(64, 0.9)), scenes._pebble(np.random.default_rng(0)), scenes._polar(np.tile((1.1, 0.5), 5))],
+    [drawing.polar(np.full(64, 0.9)), drawing.pebble(np.random.default_rng(0)), drawing.polar(np.tile((1.1, 0.5), 5))],
 )
 def test_coverage_sums_to_the_area_of_the_outline(corners: np.ndarray):
     corners = corners * 41.7 + 60.3
     x, y = corners.T
     area = abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
-    covered = scenes._coverage(corners, 120, 120)
+    covered = drawing.coverage(corners, 120, 120)
     assert covered.sum() == pytest.approx(area, rel=0.005)
-    partly_outside = scenes._coverage(corners - (60.3, 0), 120, 120)
+    partly_outside = drawing.coverage(corners - (60.3, 0), 120, 120)
     assert 0.2 * area < partly_outside.sum() < 0.8 * area
 
 
@@ -103,16 +103,15 @@ def test_coverage_sums_to_the_area_of_the_outline(corners: np.ndarray):
 )
 def test_shapes_cover_their_share_whatever_the_turn(shape: str, share: float):
     for seed in range(5):
-        painted = scenes._painted(shape, (240, 320), np.random.default_rng(seed))
+        painted = drawing.painted(shape, (240, 320), 12, np.random.default_rng(seed))
         assert painted.mean() == pytest.approx(share, abs=0.03)
         assert (painted.min(), painted.max()) == ((1, 1) if shape == "plain" else (0, 1))
 
 
 def test_shapes_differ_in_the_way_their_names_say():
     """Along a stripe nothing changes; every dot is an island; the corners of checks touch."""
-    flat = [
-        scenes._painted(shape, (240, 240), np.random.default_rng(1)) > 0.5 for shape in ("stripes", "dots", "checks")
-    ]
+    shapes = ("stripes", "dots", "checks")
+    flat = [drawing.painted(shape, (240, 240), 12, np.random.default_rng(1)) > 0.5 for shape in shapes]
     islands = [cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] for mask in flat]
     assert islands[0] < 40 < islands[1]
     assert cv2.connectedComponents((~flat[1]).astype(np.uint8))[0] < 60, "the ground between dots hangs together"
