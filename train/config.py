@@ -25,7 +25,8 @@ from .optim import OptimConfig
 _DATA_KEYS = ("store", "images", "cache", "verify", "num_workers", "prefetch")  # a store is compared on its own
 _EVAL_KEYS = ("manifest", "every", "max_images", "windows", "classes_kept", "keep_best")
 _OWN_KEYS = ("run", "device", "log_every", "checkpoint_every", "keep_last", "accumulate", "recompute", "compile")
-_KEYS = (*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS, "log.wandb")
+_LOG_KEYS = ("log.wandb", "log.gradients")
+_KEYS = (*(f"data.{key}" for key in _DATA_KEYS), *(f"eval.{key}" for key in _EVAL_KEYS), *_OWN_KEYS, *_LOG_KEYS)
 RESUMABLE_KEYS = frozenset(_KEYS)
 """Keys of settings that may differ when a run is resumed: none of them touches a weight but by rounding."""
 
@@ -53,10 +54,16 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
-    """Where numbers and pictures go besides the run folder."""
+    """What is logged, and where numbers and pictures go besides the run folder. Raises ConfigError for a bad number."""
 
     wandb: bool = False
     """Whether they go to Weights & Biases, too, which is a package of its own (`pip install "physseg[wandb]"`)."""
+    gradients: int = 0
+    """Number of steps between looks at each loss's gradient in the image encoder: norms, and cosines between losses.
+    A look takes a backward pass more per loss. 0: none."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, gradients="[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +117,9 @@ class TrainConfig:
         structures = self.model.structures if self.losses.lambda_p > 0 else ()
         classes = self.model.structure_classes if structures else None
         alignment = self.losses.lambda_sac > 0
+        if self.compile and self.log.gradients:
+            hint = "set one of them to its default; a run resumes with either"
+            raise ConfigError("log.gradients needs a graph for each loss, compile = true makes one of all", hint=hint)
         model = replace(self.model, structures=structures, structure_classes=classes, alignment=alignment)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "data", replace(self.data, crop=self.data.crop or model.arch.crop_px))

@@ -48,6 +48,7 @@ from ..runs.weights_and_biases import find_wandb, open_wandb
 from ..weights.clip_weights import load_clip_weights
 from ..weights.initial_weights import settle_clip_weights
 from . import words
+from .loss_gradients import LossGradients
 from .meter import AverageMeter
 from .model_ema import ModelEma
 from .objective import Objective, check_batch_size, micro_batches
@@ -125,6 +126,7 @@ class _Training:
         objective = Objective(self.model, config, self.vocabulary.classes, self.vocabulary.ignore_index)
         self.objective = objective.to(self.device).train()
         self.optimizer = optim.build_optimizer(self.model, config.optim, objective.loss_modules)
+        self.loss_gradients = LossGradients(self.model, objective.losses, config.log.gradients)
         self.step = self.saved_step = self._resume_or_begin()
         with ranks.main_process_first():  # only now, so that weights that do not fit leave no run behind
             if not begun:
@@ -183,6 +185,8 @@ class _Training:
             parts["gradient_norm"] = optim.clip_gradients(self.optimizer, config.optim.max_gradient_norm)
             data.fetch()  # while the device is at work
             self._take_step(log, batch, parts, meter)
+            if pulls := self.loss_gradients.take(self.ranks):
+                log.scalars(self.step, pulls)
             bar.update()
             if self.step % config.log_every == 0:
                 self._log_means(log, bar, meter)
@@ -206,6 +210,8 @@ class _Training:
         for part in micro_batches(batch, number):
             with no_sync(self.shared) if len(losses) + 1 < number else nullcontext():
                 parts = self.shared(part, counts)
+                if self.loss_gradients.is_due(self.step):
+                    self.loss_gradients.add(parts, 1 / number)
                 (parts["loss"] / number).backward()
             losses.append({name: value.detach() for name, value in parts.items()})
         return self.ranks.mean({name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]})

@@ -60,8 +60,14 @@ def in_ranks(number: int, config: Path, *options: str) -> list[Forked]:
 
 def losses(run: Path) -> list[list[float]]:
     """Every loss part and the gradient norm of every step of a run."""
+    return values_of(run, "loss/", "gradient/")
+
+
+def values_of(run: Path, *prefixes: str) -> list[list[float]]:
+    """Of every line of a run's log that has them, the numbers whose names begin so."""
     entries = read_log(RunFolder(run).log_file, "step")
-    return [[value for key, value in entry.items() if key.startswith(("loss/", "gradient/"))] for entry in entries]
+    found = [[value for key, value in entry.items() if key.startswith(prefixes)] for entry in entries]
+    return [values for values in found if values]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -77,7 +83,7 @@ def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_co
 
     The samples differ in valid pixels, labelled patches and edges, so means of each part's own means would not agree.
     """
-    shared = {"steps": 4, "batch_size": 4, "losses": {"mask_ignored": True}}
+    shared = {"steps": 4, "batch_size": 4, "losses": {"mask_ignored": True}, "log": {"gradients": 2}}
     train(make_config(run=str(tmp_path / "whole"), **shared), progress=False)
     for number in (2, 4):
         train(make_config(run=str(tmp_path / f"micro{number}"), accumulate=number, **shared), progress=False)
@@ -94,6 +100,9 @@ def test_ranks_and_micro_batches_take_the_same_steps(make_config: Make, write_co
         torch.testing.assert_close(
             torch.tensor(losses(tmp_path / name)), torch.tensor(expected), rtol=2e-4, atol=1e-6, msg=name
         )
+        pulls = [torch.tensor(values_of(tmp_path / run, "gradient_")) for run in (name, "whole")]
+        assert pulls[1].shape == (2, 6)  # norms and cosines of three losses at two of the steps
+        torch.testing.assert_close(pulls[0], pulls[1], rtol=1e-3, atol=1e-5, msg=f"{name}: gradients of losses")
     assert not torch.allclose(torch.tensor(expected[0]), torch.tensor(expected[3]), rtol=1e-2)  # they did train
 
 
