@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from physseg.common import plugins
 from physseg.common.documents import digest_of_json
+from physseg.common.progress import ProgressBar
 from physseg.manifests.manifest import Manifest, Sample, Vocabulary
+from physseg.pipeline.run import run
 from physseg.pipeline.store.schema import to_json
 from PIL import Image
 
@@ -106,6 +108,21 @@ def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
         return write_shapes(tmp_path / name, count, sizes)
 
     return make
+
+
+@pytest.fixture
+def bar_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every number of samples that the bar of preprocess stands at from now on."""
+
+    class Recorded(ProgressBar):
+        def update(self, n: float | None = 1) -> bool | None:
+            moved = super().update(n)
+            positions.append(self.n)
+            return moved
+
+    positions: list[int] = []
+    monkeypatch.setattr(run, "ProgressBar", Recorded)
+    return positions
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ..store.locks import StillOurs
 from .errors import ShardFailedError
 from .executors.interface import say
 from .executors.worker import WORKER_ENVIRONMENT
-from .task import ShardReport, ShardTask, compute_shard
+from .task import OnSample, ShardReport, ShardTask, compute_shard
 
 DEATHS = 2
 """Number of deaths at one sample after which that sample is refused."""
@@ -28,7 +28,9 @@ MAX_FATAL_SAMPLES = 4
 TICK_SECONDS = 1.0
 
 
-def compute_alone(task: ShardTask, *, memory_limit: int, still_ours: StillOurs) -> ShardReport:
+def compute_alone(
+    task: ShardTask, *, memory_limit: int, still_ours: StillOurs, on_sample: OnSample = lambda _: None
+) -> ShardReport:
     """Compute one shard, refusing exactly the samples that kill, and name them in its quarantine.
 
     A process over `memory_limit` bytes is killed (watched on Linux only). `still_ours` is called about once a
@@ -37,7 +39,7 @@ def compute_alone(task: ShardTask, *, memory_limit: int, still_ours: StillOurs) 
     deaths: Counter[_Death] = Counter()
     fatal = 0
     while True:
-        end = _attempt(task, memory_limit, still_ours)
+        end = _attempt(task, memory_limit, still_ours, on_sample)
         if isinstance(end, ShardReport):
             return end
         if isinstance(end, ShardFailedError):
@@ -69,7 +71,9 @@ class _Death:
     """Number of samples that the process had begun."""
 
 
-def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> ShardReport | ShardFailedError | _Death:
+def _attempt(
+    task: ShardTask, memory_limit: int, still_ours: StillOurs, on_sample: OnSample
+) -> ShardReport | ShardFailedError | _Death:
     context = multiprocessing.get_context("spawn")
     ours, childs = context.Pipe(duplex=False)
     process = context.Process(target=_compute, args=(task, childs), daemon=True)
@@ -100,6 +104,7 @@ def _attempt(task: ShardTask, memory_limit: int, still_ours: StillOurs) -> Shard
                 by_memory = True
                 break
             samples.append(sample)
+            on_sample(sample)
     finally:
         process.kill()
         process.join()

@@ -35,6 +35,8 @@ from .sample import Clock, Fetch, compute_sample
 
 FETCHED_AHEAD = 8
 """Samples whose files are on their way where each takes tens of milliseconds of waiting."""
+OnSample = Callable[[int], None]
+"""Hears the index of a sample before it is computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +79,8 @@ class ShardReport:
     """Wall seconds by part: `load`, one entry per layer, `compress`, `write`."""
 
 
-def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = None) -> ShardReport:
-    """Run one task; returns after its commit record is on disk. `on_sample` hears each index before it is computed.
+def compute_shard(task: ShardTask, on_sample: OnSample = lambda _: None) -> ShardReport:
+    """Run one task; returns after its commit record is on disk.
 
     Raises StoreError where the store's settings are not those that the task was planned for.
     """
@@ -101,7 +103,7 @@ def compute_shard(task: ShardTask, on_sample: Callable[[int], None] | None = Non
 
 
 def _compute(
-    task: ShardTask, schema: StoreSchema, manifest: Manifest, clock: Clock, on_sample: Callable[[int], None] | None
+    task: ShardTask, schema: StoreSchema, manifest: Manifest, clock: Clock, on_sample: OnSample
 ) -> tuple[ShardBuffer, list[QuarantineEntry]]:
     buffer = ShardBuffer(schema, [spec for spec in schema.specs if spec.layer in task.layers])
     extractors = [request.make(schema.layers[request.name]) for request in task.extractors]
@@ -111,8 +113,7 @@ def _compute(
         reason = manifest.table.value("problem", index) or task.refused.get(index, "")
         planes: Planes = {}
         if not reason:
-            if on_sample is not None:
-                on_sample(index)
+            on_sample(index)
             reason, planes = compute_sample(manifest, index, fetch, schema, extractors, clock)
         with clock.part("compress"):
             buffer.append(planes)

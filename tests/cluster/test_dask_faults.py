@@ -6,6 +6,7 @@ After each fault the same command is run again, and the store must be that of an
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import threading
@@ -32,7 +33,7 @@ from physseg.pipeline.store.frame import Frame
 from physseg.pipeline.store.layout import create_store
 
 from ..forked import Forked, calling, wait_until
-from .commands import SETTINGS, Shapes, assert_same_tree, physseg, tree
+from .commands import NUM_SAMPLES, SETTINGS, Shapes, assert_same_tree, physseg, tree
 
 pytestmark = pytest.mark.cluster
 FRAME = Frame(short_edge=192, max_long_edge=384, canvas=384)  # as SETTINGS
@@ -95,8 +96,14 @@ def assert_whole(store: Path, shapes: Shapes) -> None:
     assert_same_tree(tree(store), shapes.files)
 
 
-def preprocess(shapes: Shapes, store: Path, *words: object) -> str:
-    return calling("preprocess", shapes.manifest, store, *SETTINGS, *words)
+def assert_counts_samples(positions: list[int]) -> None:
+    """Of a run of all shapes: it moves within shards, never back, and ends where it should."""
+    assert positions == sorted(positions) and positions[-1] == NUM_SAMPLES
+    assert any(position % 64 for position in positions[:-1])
+
+
+def preprocess(shapes: Shapes, store: Path, *words: object, before: str = "") -> str:
+    return calling("preprocess", shapes.manifest, store, *SETTINGS, *words, before=before)
 
 
 # --- processes that die ---------------------------------------------------------------------------------------------
@@ -211,12 +218,18 @@ def test_a_cluster_survives_a_client_and_a_whole_worker(start: Start, shapes: Sh
     wait_for_commits(store, 1, client)
     client.kill()
     client.wait(10)
-    again = start(preprocess(shapes, store, "--scheduler", cluster.address))
+    lines = "from physseg.common import progress; progress.LINE_SECONDS = 0"
+    again = start(preprocess(shapes, store, "--scheduler", cluster.address, before=lines))
     wait_for_commits(store, 3, again)
     for each in (*children(cluster.workers[0].pid), cluster.workers[0]):
         each.kill()
     assert again.wait(90) == 0
     assert_whole(store, shapes)
+    shown = re.findall(r"(\d+) of (\d+) img, \S+ img/s", again.text())
+    (total,) = {int(total) for _, total in shown}
+    positions = [int(position) for position, _ in shown]
+    assert positions == sorted(positions) and positions[-1] == total, "bar"
+    assert any(position % 32 for position in positions), "a shard has 64 samples, the last one 32"
 
 
 # --- samples that kill ----------------------------------------------------------------------------------------------
@@ -251,13 +264,14 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exactly_the_samples_that_kill_are_quarantined(
-    importable: None, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    importable: None, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar_positions: list[int]
 ) -> None:
     """Two in one shard, by signal and by exit; one in another, by memory; the memory of all others is let be."""
     monkeypatch.setitem(dask_cluster.CONFIGURATION, "distributed.scheduler.allowed-failures", 1)  # fewer restarts
     reasons = {70: SIGKILL, 101: EXIT, 200: HOG}
     job = faulty_job(shapes, tmp_path / "s.zarr", {70: "kill", 101: "exit", 200: "hog"})
-    report = run.execute(job, LocalExecutor(workers=2, memory_limit=MEMORY_LIMIT), progress=False)
+    report = run.execute(job, LocalExecutor(workers=2, memory_limit=MEMORY_LIMIT))
+    assert_counts_samples(bar_positions)
     assert {entry.index: entry.reason for entry in report.quarantine} == reasons
     assert report.shards_computed == 6
     run.execute(refusing_job(shapes, tmp_path / "told.zarr", reasons), SyncExecutor(), progress=False)
@@ -321,7 +335,9 @@ def test_a_lone_process_dies_with_its_parent(importable: None, start: Start, sha
 # --- Slurm ----------------------------------------------------------------------------------------------------------
 
 
-def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(slurm: Path, shapes: Shapes, tmp_path: Path) -> None:
+def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(
+    slurm: Path, shapes: Shapes, tmp_path: Path, bar_positions: list[int]
+) -> None:
     """Both jobs are cancelled on the way, and others take their place."""
     pytest.importorskip("dask_jobqueue")
     options = {
@@ -341,8 +357,9 @@ def test_slurm_jobs_that_dask_asks_for_leave_the_same_bytes(slurm: Path, shapes:
     thread.start()
     settings = {f"jobqueue.slurm.{name}": value for name, value in options.items()}
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s", **settings}):
-        report = run.preprocess(shapes.manifest, store, scheduler="slurm", workers=2, frame=FRAME, progress=False)
+        report = run.preprocess(shapes.manifest, store, scheduler="slurm", workers=2, frame=FRAME)
     thread.join()
+    assert_counts_samples(bar_positions)
     assert report.shards_computed == 6
     assert_whole(store, shapes)
 

@@ -86,8 +86,8 @@ def test_a_failed_run_ends_with_1_and_an_interrupted_one_says_how_to_go_on(
 ) -> None:
     """2 is a wrong command line, 3 quarantine."""
 
-    def end(error: BaseException) -> Callable[[object], None]:
-        def compute(_: object) -> None:
+    def end(error: BaseException) -> Callable[..., None]:
+        def compute(*_: object) -> None:
             raise error
 
         return compute

@@ -14,15 +14,18 @@ from ....common.text import format_duration
 from ...store.locks import StillOurs
 from ..errors import ExecutorError, ShardFailedError
 from ..lone_shards import compute_alone
-from ..task import ShardReport, ShardTask, compute_shard
+from ..task import OnSample, ShardReport, ShardTask
 from .dask_library import USUALLY_MEMORY, import_dask, one_line
 from .interface import Executor, say
-from .worker import WORKER_ENVIRONMENT
+from .worker import WORKER_ENVIRONMENT, compute_and_tell
 
 TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
 TICK_SECONDS = 1.0
 """How often the loop looks up from waiting for results."""
+WORD_SECONDS, WORDS_PER_SECOND = 0.5, 100
+"""How often a worker tells at which sample it is, and how many such words may reach the scheduler, however many workers
+it has."""
 SAY_AFTER_SECONDS = 30.0
 """How long there may be no worker before that is said."""
 OWN_PORT = "127.0.0.1:0"
@@ -76,42 +79,75 @@ class DaskExecutor(Executor):
             yield client
 
     def run(
-        self, tasks: Sequence[ShardTask], *, memory_needed: int = 0, still_ours: StillOurs = lambda: None
+        self,
+        tasks: Sequence[ShardTask],
+        *,
+        memory_needed: int = 0,
+        still_ours: StillOurs = lambda: None,
+        on_sample: OnSample = lambda _: None,
     ) -> Iterator[ShardReport]:
         """Run the tasks on the workers, a few for each at a time."""
         if not tasks:
             return  # a cluster takes seconds to start
         killers: list[ShardTask] = []
-        with self.connected(memory_needed) as client:
-            yield from run_windowed(client, tasks, Watch(client, self.patience, still_ours), killers)
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self.connected(memory_needed) as client, _hearing(client, ended):
+            watch = Watch(client, self.patience, still_ours)
+            yield from run_windowed(client, tasks, watch, ended, killers, on_sample)
         for task in killers:  # after the cluster, so that they have the machine for themselves
             from distributed.system import MEMORY_LIMIT
 
             say(f"shard {task.shard}: its worker was killed again and again; trying it alone")
             limit = self.memory_limit or int(0.8 * MEMORY_LIMIT)  # the rest keeps the machine alive
-            yield compute_alone(task, memory_limit=limit, still_ours=still_ours)
+            yield compute_alone(task, memory_limit=limit, still_ours=still_ours, on_sample=on_sample)
+
+
+@contextlib.contextmanager
+def _hearing(client: Any, words: "queue.SimpleQueue[Any]") -> Iterator[None]:
+    """For the length of the block, put what workers tell of their place there: indices of samples.
+
+    The topic is the client's own, which the scheduler forgets with the client.
+    """
+
+    def hear(event: tuple[float, Any]) -> None:
+        if isinstance(event[1], int):  # the scheduler, too, writes of a client to its topic
+            words.put(event[1])
+
+    with contextlib.suppress(Exception):  # a client that was closed meanwhile: submitting says so
+        client.subscribe_topic(client.id, hear)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            client.unsubscribe_topic(client.id)
 
 
 def run_windowed(
-    client: Any, tasks: Iterable[ShardTask], watch: "Watch", killers: list[ShardTask]
+    client: Any,
+    tasks: Iterable[ShardTask],
+    watch: "Watch",
+    ended: "queue.SimpleQueue[Any]",
+    killers: list[ShardTask],
+    on_sample: OnSample,
 ) -> Iterator[ShardReport]:
     """Keep a few tasks per worker on the cluster; those that kill their workers go to `killers` instead.
 
-    A queue, not `as_completed`: waiting for it can time out, and neither its length nor that of the window costs.
+    `ended` gets the futures, and what workers tell of their place. A queue, not `as_completed`: waiting for it can time
+    out, and neither its length nor that of the window costs.
     """
     from distributed.scheduler import KilledWorker
 
     remaining = iter(tasks)
     running: dict[str, ShardTask] = {}
-    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def top_up() -> None:
         watch.look()
         window = max(1, watch.threads) * TASKS_IN_FLIGHT_PER_WORKER
+        seconds = max(WORD_SECONDS, watch.threads / WORDS_PER_SECOND)
         for task in itertools.islice(remaining, max(0, window - len(running))):
             key = f"shard-{task.shard}-{os.urandom(4).hex()}"
             try:
-                future = client.submit(compute_shard, task, pure=False, key=key)
+                future = client.submit(compute_and_tell, task, client.id, seconds, pure=False, key=key)
             except Exception as error:  # nothing can be sent, and the task cannot be the reason
                 raise _lost(task, watch.address) from error
             running[key] = task
@@ -119,9 +155,12 @@ def run_windowed(
 
     top_up()
     while running:
-        try:
+        future = None
+        with contextlib.suppress(queue.Empty):
             future = ended.get(timeout=TICK_SECONDS)
-        except queue.Empty:
+        if future is None or isinstance(future, int):
+            if future is not None:
+                on_sample(future)
             top_up()
             continue
         task = running.pop(future.key)

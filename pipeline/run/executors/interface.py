@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from ...store.locks import StillOurs
-from ..task import ShardReport, ShardTask
+from ..task import OnSample, ShardReport, ShardTask
 
 
 def say(text: str) -> None:
@@ -29,7 +29,12 @@ class Executor(ABC):
 
     @abstractmethod
     def run(
-        self, tasks: Sequence[ShardTask], *, memory_needed: int = 0, still_ours: StillOurs = lambda: None
+        self,
+        tasks: Sequence[ShardTask],
+        *,
+        memory_needed: int = 0,
+        still_ours: StillOurs = lambda: None,
+        on_sample: OnSample = lambda _: None,
     ) -> Iterator[ShardReport]:
         """Run tasks and yield their reports as they complete, in no particular order.
 
@@ -37,6 +42,8 @@ class Executor(ABC):
             tasks: What to run.
             memory_needed: Bytes that one worker needs at its peak.
             still_ours: Called about once a second; raises to stop the run.
+            on_sample: Hears now and then which sample is about to be computed, by its index in the store. A shard that
+                is tried again begins anew.
 
         Raises:
             ExecutorError: Workers are not available, or have less memory than `memory_needed`.

@@ -1,10 +1,12 @@
 """What a worker process of ours begins with: its environment, and what it does first."""
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from ....structure_extractors.superpoint.inference import WORKER_NUMBER
+from ..task import ShardReport, ShardTask, compute_shard
 
 # One thread per process: the parallelism is over shards. What malloc does with freed memory, each task says itself.
 WORKER_ENVIRONMENT: Mapping[str, str] = {
@@ -17,6 +19,25 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
 }
+_next_word = [0.0]
+"""Time of the monotonic clock at which this process may tell again where it is, whatever shards it is at."""
+
+
+def compute_and_tell(task: ShardTask, topic: str, seconds: float) -> ShardReport:
+    """`compute_shard` on a Dask worker that tells a topic which sample it is at, once in `seconds` at most.
+
+    Whether anybody hears it changes nothing: a word that cannot be sent is dropped.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    def tell(index: int) -> None:
+        if (now := time.monotonic()) >= _next_word[0]:
+            _next_word[0] = now + seconds
+            worker.log_event(topic, index)
+
+    return compute_shard(task, tell)
 
 
 def dask_setup(worker: Any) -> None:

@@ -339,7 +339,7 @@ def test_runs_that_would_hang_are_refused(
 def test_the_hint_of_a_failed_task_is_its_own(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise StoreError("the reason", hint="the way out")
 
     monkeypatch.setattr(sync, "compute_shard", fail)

@@ -80,6 +80,7 @@ class PlayedClient:
         self.threads, self.results = threads, results
         self.running: deque[tuple[PlayedFuture, Callable[[Any], None]]] = deque()
         self.most_running = self.looks_at_futures = 0
+        self.id, self.seconds_between_words = "Client-1", set[float]()
         self.seconds = 0.0
         self.scheduler = type("Scheduler", (), {"address": ADDRESS})
 
@@ -94,7 +95,19 @@ class PlayedClient:
             callback(future)
         return {f"worker{number}": 1 for number in range(threads)}
 
-    def submit(self, _: object, task: ShardTask, *, key: str, pure: bool) -> PlayedFuture:
+    def subscribe_topic(self, topic: str, handler: Callable[[tuple[float, Any]], None]) -> None:
+        assert topic == self.id, "the scheduler forgets that one with the client"
+        self.hear = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        assert topic == self.id
+        del self.hear
+
+    def submit(self, _: object, task: ShardTask, topic: str, seconds: float, *, key: str, pure: bool) -> PlayedFuture:
+        assert topic == self.id
+        self.seconds_between_words.add(seconds)
+        self.hear((0.0, {"action": "the scheduler's own words"}))
+        self.hear((0.0, 64 * task.shard))
         assert not pure, "Dask would take two equal tasks for one"
         results, status = self.results.get(task.shard, ([report_of(task)], "finished"))
         return PlayedFuture(self, key, list(results), status)
@@ -137,9 +150,11 @@ def run(count: int, scheduler: str = ADDRESS, *, memory_limit: int | None = None
 
 
 def test_few_tasks_are_in_flight_and_all_are_run(play: Play) -> None:
-    client = play(3)
-    assert sorted(run(50)) == list(range(50))
+    client, heard = play(3), list[int]()
+    assert sorted(run(50, on_sample=heard.append)) == list(range(50))
     assert client.most_running == 3 * dask_cluster.TASKS_IN_FLIGHT_PER_WORKER
+    assert heard == [64 * shard for shard in range(50)]
+    assert client.seconds_between_words == {dask_cluster.WORD_SECONDS}
 
 
 def test_a_thousand_workers_cost_a_task_no_more_than_one(play: Play) -> None:
@@ -147,6 +162,7 @@ def test_a_thousand_workers_cost_a_task_no_more_than_one(play: Play) -> None:
     client = play(2000)
     assert len(run(20_000)) == 20_000
     assert client.most_running == 4000
+    assert client.seconds_between_words == {2000 / dask_cluster.WORDS_PER_SECOND}
     assert client.looks_at_futures <= 3 * 20_000
 
 
@@ -175,7 +191,7 @@ def test_whoever_lost_the_store_stops(scheduler: str, play: Play, monkeypatch: p
 
     looks: list[int] = []
     play(1)
-    monkeypatch.setattr(sync, "compute_shard", report_of)
+    monkeypatch.setattr(sync, "compute_shard", lambda task, _: report_of(task))
     with pytest.raises(StoreError, match="taken the store over"):
         run(1000, scheduler=scheduler, still_ours=still_ours)
 

@@ -290,10 +290,10 @@ def test_a_task_that_fails_is_named_and_what_is_committed_stays(
 ) -> None:
     real = sync.compute_shard
 
-    def full_disk(task: ShardTask) -> ShardReport:
+    def full_disk(task: ShardTask, on_sample: Callable[[int], None]) -> ShardReport:
         if task.shard == 1:
             raise OSError(28, "No space left on device")
-        return real(task)
+        return real(task, on_sample)
 
     monkeypatch.setattr(sync, "compute_shard", full_disk)
     with pytest.raises(ShardFailedError, match=r"shard 1 .*No space left"):
