@@ -1,23 +1,25 @@
 """A PyTorch DataLoader in the order of its sampler, whose errors are ours: what a worker met, or that one died."""
 
+import io
+import mmap
 import multiprocessing.queues
 import os
-import shutil
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import OPEN_FILES, PhyssegError
 from .processes import end_with_parent, ignore_stop_signals
-from .text import format_bytes
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
 
 T = TypeVar("T")
 
-_SHARED_MEMORY = "/dev/shm"
+_ALIGNMENT = 64  # bytes
 
 
 def load_batches(
@@ -50,7 +52,7 @@ def load_batches(
     import torch
     from torch.utils.data import DataLoader
 
-    workers: dict[str, Any] = {"collate_fn": lambda batch: batch}
+    workers: dict[str, Any] = {"collate_fn": _as_it_is}
     if num_workers:
         # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
         context = multiprocessing.get_context("forkserver")
@@ -59,7 +61,7 @@ def load_batches(
             "multiprocessing_context": context,
             "prefetch_factor": prefetch,
             "worker_init_fn": partial(_start, start_worker),
-            "collate_fn": partial(_share, death),
+            "collate_fn": _Packed if hasattr(os, "memfd_create") else _as_it_is,
         }
     loader = DataLoader(
         dataset,
@@ -107,17 +109,38 @@ def _die(error: Exception, _: Any) -> None:
     os._exit(1)
 
 
-def _share(death: PhyssegError, batch: Any) -> Any:
-    """The batch with its tensors in shared memory, or what says that they do not fit."""
-    from torch import Tensor
-
-    found = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else ()
-    tensors = [part for part in found if isinstance(part, Tensor)]
-    try:
-        for part in tensors:
-            part.share_memory_()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        needed, free = sum(part.nbytes for part in tensors), shutil.disk_usage(_SHARED_MEMORY).free
-        room = f"{format_bytes(needed)} for a batch, {format_bytes(free)} free"
-        return type(death)(f"shared memory ({_SHARED_MEMORY}) is full: {room}: {error}", hint=death.hint)
+def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class _Packed:
+    """A batch on its way, its tensors one after the other in a nameless file in memory; it arrives as the batch.
+
+    PyTorch's way has a file for each tensor, under /dev/shm, of which containers grant 64 MB, and fills it through a
+    mapping, page by page: 0.8 ms of a core for 1.4 MB, where writing takes 0.3.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import torch
+
+        rest, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+        pickler = pickle.Pickler(rest, protocol=5, buffer_callback=buffers.append)
+        pickler.dispatch_table = {torch.Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
+        pickler.dump(self.batch)
+        extents = []
+        with os.fdopen(os.memfd_create("batch"), "wb") as file:
+            for raw in map(pickle.PickleBuffer.raw, buffers):
+                start = file.seek(-file.tell() % _ALIGNMENT, os.SEEK_CUR)
+                extents.append((start, start + file.write(raw)))
+            file.truncate(file.tell() + 1)  # nobody can map an empty file
+            return _unpacked, (DupFd(file.fileno()), rest.getvalue(), extents)
+
+
+def _unpacked(sent: Any, rest: bytes, extents: list[tuple[int, int]]) -> Any:
+    """The batch, whose tensors are the file's memory."""
+    with os.fdopen(sent.detach(), "rb+") as file:
+        memory = memoryview(mmap.mmap(file.fileno(), 0))
+    return pickle.loads(rest, buffers=[memory[start:stop] for start, stop in extents])

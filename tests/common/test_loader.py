@@ -1,5 +1,6 @@
 """A loader of batches whose processes cannot hand them over, or take long."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -53,16 +54,49 @@ def in_small_shared_memory(size: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_a_full_shared_memory_ends_the_loading_in_words() -> None:
+def test_batches_are_handed_over_beside_the_little_shared_memory_of_a_container() -> None:
     done = in_small_shared_memory("64k")
-    assert done.returncode == 3, done.stderr
-    assert "1.0 MB for a batch" in done.stdout and "KB free" in done.stdout, done.stdout
-    assert "lower data.num_workers" in done.stdout
-    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
 
 
-def test_enough_shared_memory_loads_every_batch() -> None:
-    assert in_small_shared_memory("64m").stdout.split() == ["0", "1", "2", "3"]
+def little_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BATCH // 2, BATCH // 2))  # which nameless files in memory heed, too
+
+
+@pytest.mark.torture
+def test_no_memory_for_a_batch_ends_the_loading_in_words(capfd: pytest.CaptureFixture[str]) -> None:
+    death = PhyssegError("a data worker died", hint="lower data.num_workers")
+    with pytest.raises(PhyssegError, match="a data worker died"):
+        list(load_batches(Batches(), num_workers=1, start_worker=little_memory, death=death))
+    assert "could not send a batch: OSError" in capfd.readouterr().err
+
+
+class Mixed(Dataset[Any]):
+    """What a batch may hold: tensors of every size and kind, nested, empty, not contiguous, and what is no tensor."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        tensors = [torch.arange(7, dtype=torch.int16)[::2], torch.tensor([True, False, True]), torch.tensor(0.5)]
+        empty = torch.zeros((2, 0, 3), dtype=torch.uint8)
+        return {"index": index, "tensors": tensors, "empty": empty}, torch.full((3, 5), index, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_batches_arrive_as_they_were(pin_memory: bool) -> None:
+    if pin_memory and not torch.cuda.is_available():
+        pytest.skip("no device to pin memory for")
+    death = PhyssegError("a data worker died")
+    arrived = list(load_batches(Mixed(), num_workers=2, start_worker=nothing, death=death, pin_memory=pin_memory))
+    for index, (batch, last) in enumerate(arrived):
+        assert batch["index"] == index and batch["empty"].shape == (2, 0, 3) and batch["empty"].dtype == torch.uint8
+        assert [part.tolist() for part in batch["tensors"]] == [[0, 2, 4, 6], [True, False, True], 0.5]
+        assert [part.dtype for part in batch["tensors"]] == [torch.int16, torch.bool, torch.float32]
+        assert last.tolist() == [[index] * 5] * 3 and last.dtype == torch.float64
+        assert last.data_ptr() % 64 == 0
+        assert last.add_(1).min() == index + 1  # it may be written to
+    assert len(arrived) == 3
 
 
 @pytest.mark.torture

@@ -258,7 +258,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
 def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool = False) -> Iterator[Batch]:
     """The batches of a sampler, in order. Raises what a worker met; TrainDataError if one died."""
-    hint = "usually memory, the node's or its shared memory's: lower data.num_workers or data.prefetch"
+    hint = "usually memory: lower data.num_workers or data.prefetch"
     return load_batches(
         samples,
         sampler,
