@@ -192,11 +192,14 @@ def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
     sizes |= {f"cell_{axis}": -(-sizes[axis] // CELL_PX) for axis in "yx"}
     for name, spec in specs.items():
         dtype = labels.dtype if spec.dtype == "label" else np.dtype(spec.dtype)
-        expected = f"{dtype} {tuple(sizes[dim] for dim in spec.dims)}"
-        if (got := _describe(made[name])) != expected:
-            raise ConformanceError.mismatch(where, f"{name} as {expected}", got, hint)
+        shape, value = tuple(sizes[dim] for dim in spec.dims), made[name]
+        if not (_is_plain(value) and value.dtype == dtype and value.shape == shape):
+            raise ConformanceError.mismatch(where, f"{name} as {dtype} {shape}", _describe(value), hint)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)  # the mask would be lost
 
 
 def _describe(value: Any) -> str:
-    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)  # the mask would be lost
-    return f"{value.dtype} {value.shape}" if plain else type(value).__name__
+    return f"{value.dtype} {value.shape}" if _is_plain(value) else type(value).__name__

@@ -92,6 +92,8 @@ def clear_border(scores: Scores, border_px: int) -> Scores:
 
 def keep_strongest(scores: Scores, max_keypoints: int | None) -> Scores:
     """Return the map with its max_keypoints best points (equal ones: first in row-major order); None keeps all."""
+    if max_keypoints is None:
+        return scores
     points = np.flatnonzero(scores > 0)
     best = points[np.argsort(-scores.ravel()[points], kind="stable")[:max_keypoints]]
     out = np.zeros_like(scores)

@@ -26,6 +26,7 @@ CHANGES = {
     },
     "mask_edges": {"radius_px": "2", "ignore_borders": "no"},
     "sift": {
+        "first_octave": "0",
         "octave_layers": "4",
         "contrast_threshold": "0.1",
         "edge_threshold": "5",

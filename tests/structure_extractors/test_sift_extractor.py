@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
+from physseg.structure_extractors.interface import identity
 from physseg.structure_extractors.sift import Sift
 
 LABELS = np.zeros((1, 1), np.uint8)
@@ -22,6 +23,14 @@ def texture(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = cv2.GaussianBlur(rng.standard_normal((120, 160, 3)), (0, 0), 2)
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def fine_texture(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """Noise of a 1/f spectrum up to the finest detail, as photographs have."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(size)) / np.maximum(frequency, 0.01), s=size)
+    return np.clip(128 + 45 * noise / noise.std(), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
 def extract(image: np.ndarray, **settings: object) -> np.ndarray:
@@ -57,6 +66,62 @@ def test_mirrored_image_gives_the_mirrored_points():
     strong = response > 0.03  # points near the threshold come and go with rounding
     assert strong.sum() > 50
     assert np.mean(distance[strong] < 0.1) > 0.95
+
+
+def test_each_point_comes_once_by_x_then_y():
+    image = texture(0)
+    points, responses = Sift().detect(image)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    found = cv2.SIFT.create(enable_precise_upscale=True).detect(grey, None)
+    every = np.array([(*point.pt, point.response) for point in found], np.float32)
+    expected = np.unique(every, axis=0)
+    assert len(expected) < len(every)  # some have several orientations
+    np.testing.assert_array_equal(np.column_stack([points, responses]), expected)
+
+
+def points_without_the_first_octave(image: np.ndarray) -> np.ndarray:
+    """Points (N, 2) x, y that OpenCV finds in the picture's own pixels, or coarser, after it has doubled it."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    found = cv2.SIFT.create(enable_precise_upscale=True).detect(grey, None)
+    return np.array([point.pt for point in found if point.octave & 255 != 255])  # 255 stands for -1
+
+
+@pytest.mark.parametrize("size", [(240, 320), (239, 317)])
+def test_an_undoubled_picture_gives_the_points_of_its_own_pixels(size):
+    recall, precision = [], []
+    for seed in range(3):
+        image = fine_texture(seed, size)
+        expected = points_without_the_first_octave(image)
+        points, _ = Sift(first_octave=0).detect(image)
+        distance = np.abs(expected[:, None] - points[None]).max(axis=2)
+        recall.append(np.mean(distance.min(axis=1) < 1))
+        precision.append(np.mean(distance.min(axis=0) < 1))
+    assert np.mean(recall) > 0.8
+    assert np.mean(precision) > 0.8
+
+
+def test_an_undoubled_picture_has_the_same_points_but_for_the_smallest():
+    fine = blobs((70.0, 41.0), sigma=1.2)
+    assert len(Sift().detect(fine)[0]) == 1
+    assert len(Sift(first_octave=0).detect(fine)[0]) == 0
+    for centre in ((70.0, 41.0), (71.0, 42.0)):  # pixels that stay, pixels that are dropped
+        points, _ = Sift(first_octave=0).detect(blobs(centre, sigma=3.0))
+        np.testing.assert_allclose(points, [centre], atol=0.05)
+
+
+def test_the_layer_of_stores_from_before_the_first_octave_was_a_choice():
+    assert identity(Sift()) == {
+        "extractor": "sift",
+        "revision": 1,
+        "octave_layers": 3,
+        "contrast_threshold": 0.04,
+        "edge_threshold": 10.0,
+        "sigma": 1.6,
+        "full_response": 0.1,
+        "nms_radius": 2,
+        "max_keypoints": None,
+    }
+    assert identity(Sift(first_octave=0)) == identity(Sift()) | {"first_octave": 0}
 
 
 def test_confidence_is_the_response_over_a_fixed_reference():
@@ -112,7 +177,7 @@ def test_flat_and_tiny_images_have_no_points(size):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"octave_layers": 0}, {"full_response": 0}, {"nms_radius": -1}, {"max_keypoints": 0}]
+    "wrong", [{"first_octave": 1}, {"octave_layers": 0}, {"full_response": 0}, {"nms_radius": -1}, {"max_keypoints": 0}]
 )
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ExtractorError, match=rf"sift\.{next(iter(wrong))}: expected "):
