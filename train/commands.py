@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .prediction.load_run import LoadedRun
 
 app = typer.Typer()
+demo_app = typer.Typer()
+app.add_typer(demo_app, name="demo")
 weights_app = typer.Typer(
     help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
 )
@@ -503,8 +505,9 @@ def weights_fetch(
     typer.echo(f"{record.num_bytes} bytes, sha256 {record.sha256}")
 
 
-@app.command()
+@demo_app.callback(invoke_without_command=True)
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: about three minutes.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes, weights and order.")] = 0,
@@ -514,7 +517,28 @@ def demo(
 
     Re-running the command resumes it; with other settings it starts over.
     """
+    if context.invoked_subcommand:
+        return
     from .demo.chain import DEFAULT_STEPS, DemoSettings, run_demo
 
     settings = DemoSettings(steps=steps or DEFAULT_STEPS, seed=seed, num_train=images, num_val=max(1, images // 4))
     run_demo(out, settings, say=typer.echo)
+
+
+@demo_app.command("pretrain")
+def demo_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the weights, checkpoint and log.")] = Path("physseg_pretrain"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the package's own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes, captions and order.")] = 0,
+) -> None:
+    """Pretrain the small CLIP whose weights are in the package, on generated scenes with captions, and judge it.
+
+    Under an hour on two idle cores. Re-running the command resumes it.
+    """
+    from .demo.pretrain import PretrainSettings, judge, pretrain
+
+    settings = PretrainSettings(seed=seed) if steps is None else PretrainSettings(seed=seed, steps=steps)
+    weights = pretrain(out, settings, say=typer.echo)
+    typer.echo(f"{weights}: {format_bytes(weights.stat().st_size)}")
+    rows = [(name, percent(value, digits=1)) for name, value in judge(weights).items()]
+    typer.echo("\n".join(align(rows, right={1})))

@@ -45,14 +45,14 @@ def write_regime(root: Path, *, num_train: int = 400, num_test: int = 100, seed:
     """Write `train` and the test splits under `root`, as `scenes.write_scenes` does."""
     folders = SceneFolders(root=root)
     classes = [name for group in GROUPS.values() for name in group]
-    write_split(folders, "train", GROUPS["seen"], _drawn("train", GROUPS["seen"], num_train, seed), num_train)
+    write_split(folders, "train", GROUPS["seen"], drawn("train", GROUPS["seen"], num_train, seed), num_train)
     for split in TEST_SPLITS:
-        write_split(folders, split, classes, _drawn(split, classes, num_test, seed), num_test)
+        write_split(folders, split, classes, drawn(split, classes, num_test, seed), num_test)
     return folders
 
 
-def _drawn(split: str, classes: tuple[str, ...] | list[str], count: int, seed: int) -> Iterator[tuple[UInt8, UInt8]]:
-    """Images and label maps of a split."""
+def drawn(split: str, classes: tuple[str, ...] | list[str], count: int, seed: int) -> Iterator[tuple[UInt8, UInt8]]:
+    """Images (H, W, 3) and label maps (H, W), places in `classes`, of a split."""
     things = {"combinations": COMBINATIONS, "words": WORD_THINGS}.get(split, SEEN_THINGS)
     number = ("train", *TEST_SPLITS).index(split)
     dealt = deal(things, np.random.default_rng([seed, number]))

@@ -19,7 +19,8 @@ import numpy as np
 
 from .drawing import BALL, IGNORE_INDEX, Float32, Float64, Pose, UInt8, landscape, paint, painted, pebble, polar, posed
 
-SIDE_PX = 192
+SIDE_PX, MARGIN_PX = 192, 16
+"""Side of the pictures that the CLIP takes, and how much larger the scenes are that they are cut from."""
 WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("world.toml").read_text(encoding="utf-8"))
 COLOURS, PATTERNS, GROUNDS = WORLD["colours"], WORLD["patterns"], WORLD["grounds"]
 _TURN = np.linspace(0, 2 * np.pi, 60, endpoint=False)
@@ -74,11 +75,12 @@ class Scene(NamedTuple):
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A square scene of anything."""
+    """A square scene of anything, `MARGIN_PX` larger than the CLIP's pictures."""
+    side = SIDE_PX + MARGIN_PX
     grounds = rng.permutation(list(GROUNDS))[: rng.integers(1, 4)]
     kinds = (list(COLOURS), list(PATTERNS), list(OUTLINES))
     things = [Thing(*(str(rng.choice(kind)) for kind in kinds)) for _ in range(rng.integers(2, 7))]
-    return draw(things, [str(ground) for ground in grounds], rng)
+    return draw(things, [str(ground) for ground in grounds], rng, size=(side, side))
 
 
 def draw(
@@ -86,7 +88,7 @@ def draw(
     grounds: Sequence[str],
     rng: np.random.Generator,
     *,
-    size: tuple[int, int] = (SIDE_PX, SIDE_PX),
+    size: tuple[int, int],
     shifted: bool = False,
 ) -> Scene:
     """Draw a scene of these things, the first at the back.

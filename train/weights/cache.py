@@ -21,6 +21,8 @@ from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
 from .clip_weights import is_openai_form
 
 RECORD_FILE = "weights.json"
+PACKAGED = {("tiny", "scenes"): Path(__file__).parents[1] / "demo" / "weights" / "scenes.safetensors"}
+"""Weights that are in the package, by preset and tag: nobody fetches them."""
 NEEDS = ("quick_gelu", "image_mean", "image_std")
 """What weights decide of a model: settings of the same names, which nobody needs to set."""
 
@@ -102,7 +104,7 @@ def file_sha256(path: Path) -> str:
 
 
 def find_clip_weights(name: str, clip: str) -> ClipWeights:
-    """The file that `clip_weights = name`, a fetched tag or a path, means for the preset `clip`; hashed.
+    """The file that `clip_weights = name`, a tag or a path, means for the preset `clip`; hashed.
 
     Raises:
         WeightsError: The tag was not fetched, the file is not there, or a cached file is not the one that was fetched.
@@ -113,6 +115,9 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
             raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
         quick_gelu = True if is_openai_form(path) else None
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
+    path = PACKAGED.get((clip, name))
+    if path and path.is_file():
+        return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=False)
     record = read_record(clip, name)
     if record is None:
         fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"

@@ -12,7 +12,7 @@ from ....common.errors import ConfigError
 from ....common.settings import check_ranges
 from .clip_text import TextArchitecture, TextEncoder, TextTransformer
 from .interface import Architecture, DenseFeatures, Level
-from .published import fit_positions, from_open_clip, resize_positions
+from .published import fit_positions, from_open_clip, resize_positions, with_all_rows
 from .transformer import Transformer
 
 
@@ -107,7 +107,8 @@ class Clip(TextEncoder):
 
     def from_published(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """OpenAI's or open_clip's names under ours, positional embeddings at the grid that the model keeps."""
-        return fit_positions(from_open_clip(state, source=source), self.arch.position_grid)
+        named = with_all_rows(from_open_clip(state, source=source), self.vocabulary_size, source)
+        return fit_positions(named, self.arch.position_grid)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,22 @@ def fit_positions(
     return fitted
 
 
+def with_all_rows(state: Mapping[str, Tensor], rows: int, source: str) -> dict[str, Tensor]:
+    """The state dict with a whole token embedding where it has one of some tokens, by their ids; the others get zeros.
+
+    Raises CheckpointError for ids that do not fit.
+    """
+    whole, name = dict(state), "text.token_embedding.weight"
+    ids = whole.pop("text.token_embedding.rows", None)
+    if ids is not None:
+        if name not in whole or ids.shape != whole[name].shape[:1] or not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+            raise CheckpointError.mismatch(
+                f"{source}: {name}", f"a row for each of {len(ids)} ids below {rows}", "others"
+            )
+        whole[name] = whole[name].new_zeros(rows, whole[name].shape[1]).index_copy(0, ids, whole[name])
+    return whole
+
+
 def from_open_clip(
     state: Mapping[str, Tensor],
     *,
