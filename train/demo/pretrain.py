@@ -94,7 +94,7 @@ class Contrast(nn.Module):
 
 def known_tokens() -> Tensor:
     """Ids of the tokens of all captions, ascending, and so that of the text's end last."""
-    return torch.unique(clip_tokens(words()))
+    return clip_tokens(words()).flatten().sort().values.unique_consecutive()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def patch_embeds(clip: Clip, images: Tensor) -> Tensor:

@@ -115,9 +115,9 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
             raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
         quick_gelu = True if is_openai_form(path) else None
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
-    path = PACKAGED.get((clip, name))
-    if path and path.is_file():
-        return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=False)
+    packaged = PACKAGED.get((clip, name))
+    if packaged and packaged.is_file():
+        return ClipWeights(name=name, path=packaged, sha256=file_sha256(packaged), quick_gelu=False)
     record = read_record(clip, name)
     if record is None:
         fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"
