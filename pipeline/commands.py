@@ -75,6 +75,9 @@ def preprocess(
         bool, typer.Option("--dry-run", help="Print what would be done, and its cost, and stop.")
     ] = False,
     log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve Dask's on 127.0.0.1, and print its address; needs bokeh.")
+    ] = False,
 ) -> None:
     """Compute structure maps and patch counts of every image into a Zarr store.
 
@@ -96,7 +99,7 @@ def preprocess(
     if cluster and scheduler != LOCAL:
         raise typer.BadParameter("starts a scheduler of its own: leave --scheduler out", param_hint="--cluster")
     memory = parsed(parse_bytes, memory_limit, "--memory-limit")
-    executor = choose_executor(cluster or scheduler, workers=workers, memory_limit=memory)
+    executor = choose_executor(cluster or scheduler, workers=workers, memory_limit=memory, dashboard=dashboard)
     chosen_part = Part.parse(part) if part else None
     job = run.prepare(
         Manifest.read(manifest, root=root),

@@ -23,9 +23,9 @@ TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
 TICK_SECONDS = 1.0
 """How often the loop looks up from waiting for results."""
-WORD_SECONDS, WORDS_PER_SECOND = 0.5, 100
+WORD_SECONDS, WORDS_PER_SECOND = 0.5, 20
 """How often a worker tells at which sample it is, and how many such words may reach the scheduler, however many workers
-it has."""
+it has. One costs 0.6 ms of the worker's core and 0.8 ms of client and scheduler."""
 SAY_AFTER_SECONDS = 30.0
 """How long there may be no worker before that is said."""
 OWN_PORT = "127.0.0.1:0"
@@ -55,6 +55,8 @@ class DaskExecutor(Executor):
 
     memory_limit: int | None = None
     """Bytes that a worker may hold; None: what the cluster gives it."""
+    dashboard: bool = False
+    """Whether Dask's dashboard is served, to this machine alone, and its address told."""
 
     patience: ClassVar[float | None] = None
     """Seconds without any worker after which none will come; None waits for ever."""
@@ -76,6 +78,8 @@ class DaskExecutor(Executor):
             except Exception as error:  # also: no TLS files; no such kind of address; a wrong setting of Dask's
                 hint = "is it running, and reachable from here? For TLS, give its files in Dask's configuration"
                 raise one_line(f"scheduler: {self.name} does not answer", error, hint) from error
+            if self.dashboard:
+                say(f"dashboard: http://127.0.0.1:{client.scheduler_info()['services']['dashboard']}/status")
             yield client
 
     def run(

@@ -44,7 +44,7 @@ class LocalExecutor(DaskExecutor):
         _check_terminate(limit, memory_needed)
         with contextlib.ExitStack() as stack:
             with children_without_ctrl_c():
-                cluster = stack.enter_context(_start(workers, limit))
+                cluster = stack.enter_context(_start(workers, limit, self.dashboard))
             yield cluster
 
 
@@ -62,7 +62,7 @@ def _check_terminate(limit: int, memory_needed: int) -> None:
         raise ExecutorError.mismatch(key, expected, repr(share), hint)
 
 
-def _start(workers: int, memory_limit: int) -> Any:
+def _start(workers: int, memory_limit: int, dashboard: bool) -> Any:
     import dask
     from distributed import LocalCluster
 
@@ -76,7 +76,7 @@ def _start(workers: int, memory_limit: int) -> Any:
                     processes=True,
                     memory_limit=memory_limit,
                     dashboard_address=None,
-                    scheduler_kwargs={"dashboard_address": OWN_PORT},
+                    scheduler_kwargs={"dashboard": dashboard, "dashboard_address": OWN_PORT},
                     silence_logs=log_level(),
                 )
         except Exception as error:  # raised by Dask: a worker died, or its configuration holds what it cannot use

@@ -47,7 +47,7 @@ class SlurmExecutor(DaskExecutor):
         except ImportError:
             hint = "install it with: pip install 'physseg[slurm]'"
             raise ExecutorError("slurm: dask-jobqueue is not installed", hint=hint) from None
-        options = job_options(self.memory_limit, memory_needed)
+        options = job_options(self.memory_limit, memory_needed, self.dashboard)
         accepted: Future[None] = Future()
         try:
             cluster = SLURMCluster(job_cls=patient_job(), accepted=accepted, **options)
@@ -65,7 +65,7 @@ class SlurmExecutor(DaskExecutor):
             yield cluster
 
 
-def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
+def job_options(memory_limit: int | None, memory_needed: int, dashboard: bool = False) -> dict[str, Any]:
     """What has to be said besides Dask's configuration; `memory_limit` and `memory_needed` in bytes per process.
 
     One process of one thread per job, or `cores` processes of one thread, unless the configuration says otherwise.
@@ -97,7 +97,7 @@ def job_options(memory_limit: int | None, memory_needed: int) -> dict[str, Any]:
         "memory": f"{memory}B",
         # What the user configured comes last and so may say otherwise.
         "scheduler_options": {
-            "dashboard": False,
+            "dashboard": dashboard,
             "dashboard_address": OWN_PORT,
             **(configured.get("scheduler-options") or {}),
         },

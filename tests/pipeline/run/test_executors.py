@@ -1,6 +1,7 @@
 """What the loop over tasks does between results, without a cluster: a client of our own plays Dask's part."""
 
 import asyncio
+import importlib.util
 import os
 import queue
 import subprocess
@@ -413,6 +414,20 @@ def test_slurm_is_asked_again_longer_if_it_has_accepted_a_job_before(
 def test_a_word_that_means_no_executor_is_named() -> None:
     with pytest.raises(ExecutorError, match="'threads'"):
         choose_executor("threads")
+
+
+@pytest.mark.parametrize("scheduler", ["sync", ADDRESS, "tls://head:8786"])
+def test_a_dashboard_is_that_of_a_scheduler_that_is_started_here(scheduler: str) -> None:
+    with pytest.raises(ExecutorError, match=f"--dashboard: .*{scheduler}") as error:
+        choose_executor(scheduler, dashboard=True)
+    assert "its own" in str(error.value.hint)
+
+
+def test_a_dashboard_needs_bokeh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ExecutorError, match="bokeh") as error:
+        choose_executor("local", dashboard=True)
+    assert "pip install 'physseg[dashboard]'" in str(error.value.hint)
 
 
 def test_executors_that_run_elsewhere_say_so() -> None:
