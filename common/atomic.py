@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,8 +29,11 @@ from .regular_files import regular_status
 PARTIAL_SUFFIX = ".partial"
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file, and missing folders above it: a reader, or a crash at any moment, sees the old one or the new."""
+def atomic_write(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, of bytes or of pieces of them, and missing folders above it.
+
+    A reader, or a crash at any moment, sees the old file or the new one.
+    """
     with _flushed_beside(path, data) as partial:
         partial.replace(path)
 
@@ -134,12 +137,12 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _flushed_beside(path: Path, data: bytes) -> Iterator[Path]:
+def _flushed_beside(path: Path, data: bytes | Iterable[bytes]) -> Iterator[Path]:
     _make_folder(path.parent)
     partial = _beside(path)
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         yield partial

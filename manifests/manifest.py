@@ -25,13 +25,15 @@ from .errors import ContentError, DecodeError, ManifestError
 from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import cap_image, cap_labels
-from .sample_table import REBUILD_HINT, Sample, SampleTable, checked_rows, read_parquet
+from .row_groups import REBUILD_HINT, ROWS_PER_GROUP, ParquetRows
+from .sample_table import COLUMNS, Sample, SampleTable, checked_columns
 from .vocabulary import Vocabulary
 
 __all__ = ["Manifest", "Sample", "SampleTable", "Vocabulary"]
 
-FORMAT_VERSIONS = (1, 2)
-"""2: with the fields of a benchmark's protocol. Written only where one is set; readers of 1 must not ignore it."""
+FORMAT_VERSIONS = (1, 2, 3)
+"""2: with the fields of a benchmark's protocol, of which readers of 1 must not ignore one that is set. 3: with a digest
+for each column of each group of rows, where there are several groups. Each is written only where it is needed."""
 PROTOCOL: dict[str, Any] = {"label_form": "ids", "max_short_side_px": None, "fold_from": None}
 """These fields, and what holds where a file has none of them."""
 
@@ -56,9 +58,8 @@ class Manifest(LabelIds):
                 "name of the data set", "printable characters", found, hint="give another --name"
             )
         without_credentials(self.root)
-        if repeated := table.repeated:
-            got = f"sample id {repeated[0]!r} stands in {repeated[1]} rows"
-            raise ManifestError(f"{got}; expected every id once", hint=REBUILD_HINT)
+        if table.file is None:  # of others `read` looks at all rows, and workers need some only
+            self._check_ids()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,7 +77,7 @@ class Manifest(LabelIds):
     @property
     def usable(self) -> list[int]:
         """Indices of the samples that carry no problem, ascending."""
-        return [index for index, problem in enumerate(self.table.values("problem")) if not problem]
+        return list(self.table.usable.tolist())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -103,51 +104,80 @@ class Manifest(LabelIds):
     def write(self, path: Path | str) -> None:
         """Write as Parquet to a path or URL, atomically."""
         folder, name = split(str(path))
-        folder.put(name, self.to_bytes())
+        folder.put(name, self.chunks)
 
     def to_bytes(self) -> bytes:
         """The Parquet file; equal manifests give equal bytes (from one version of pyarrow)."""
+        return b"".join(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the Parquet file, piece by piece, from the file it is read from where that says the same."""
         shown = vars(self) | {"fold_from": self.vocabulary.fold_from}
         protocol = {name: shown[name] for name in PROTOCOL}
         header = {
-            "format_version": 1 if protocol == PROTOCOL else 2,
+            "format_version": 3 if self.table.is_grouped else 1 if protocol == PROTOCOL else 2,
             "root": self.root,
             "dataset": self.dataset,
             "vocabulary": {"name": self.vocabulary.name, "classes": list(self.vocabulary.classes)},
             "raw_to_class": list(self.raw_to_class.items()),
             "raw_ignore": list(self.raw_ignore),
         } | ({} if protocol == PROTOCOL else protocol)
-        header["sha256"] = _sealed(header, self.table)
-        return self.table.to_parquet(json.dumps(header, ensure_ascii=False).encode())
+        if self.table.is_grouped:
+            header["groups"] = self.table.digests
+        header["sha256"] = _sealed(header, self.table.digest)
+        metadata = json.dumps(header, ensure_ascii=False).encode()
+        file = self.table.file
+        return file.chunks() if file and file.metadata == metadata else self.table.to_parquet(metadata)
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 (hex) of the bytes of the Parquet file."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _check_ids(self, where: str = "") -> None:
+        if repeated := self.table.repeated:
+            got = f"sample id {repeated[0]!r} stands in {repeated[1]} rows"
+            raise ManifestError(f"{where}{got}; expected every id once", hint=REBUILD_HINT)
 
     @classmethod
     def read(cls, path: Path | str, *, root: str | None = None) -> "Manifest":
         """Read a path or URL; `root` is where the data set lies now, if moved. Raises ManifestError for no manifest."""
         folder, name = split(str(path))
         try:
-            data = folder.get(name)
+            file = ParquetRows.find(folder, name, str(path))
         except FileNotFoundError as error:
             raise ManifestError(f"{path}: no such manifest", hint="make one with `physseg manifest`") from error
         except IsADirectoryError as error:
             raise ManifestError.mismatch(path, "a manifest (Parquet)", "a folder", hint=REBUILD_HINT) from error
-        return cls.parse(data, str(path), root=root)
+        manifest = cls.parse(file, root=root)
+        manifest._check_ids(f"{path}: ")
+        return manifest
 
     @classmethod
-    def parse(cls, data: bytes, path: str, *, root: str | None = None, hashed: bool = False) -> "Manifest":
-        """A manifest from the bytes of its file, which the caller may compare with a hash of its own (`hashed`).
+    def parse(cls, file: ParquetRows, *, root: str | None = None, hashed: bool = False) -> "Manifest":
+        """The manifest in a file, which the caller may compare with a hash of its own (`hashed`).
+
+        Of a file with several groups of rows only the header is read, and each group when somebody asks for it.
 
         Raises:
-            ManifestError: It is no manifest, or its content is not what its digest says. It names `path`.
+            ManifestError: It is no manifest, or its content is not what its digest says. It names the file.
         """
-        metadata, table = read_parquet(data, path)
+        path = file.path
         with parsing(ManifestError, f"{path}: its metadata is not a manifest's", REBUILD_HINT):
-            header = dict(json.loads(metadata))
+            header = dict(json.loads(file.metadata))
             if (version := header.get("format_version")) not in FORMAT_VERSIONS:
                 expected = f"manifest format {' or '.join(map(str, FORMAT_VERSIONS))}"
                 raise ManifestError.mismatch(path, expected, version, hint=REBUILD_HINT)
             said = header.pop("sha256", None)
-        rows = checked_rows(table, path)
-        if said is not None and said != _sealed(header, rows):
+            if version == 3:
+                rows = SampleTable.of_file(file, header["groups"])
+            else:
+                table = checked_columns(file.read(COLUMNS), path)
+                rows = SampleTable(table, rows_per_group=max(ROWS_PER_GROUP, table.num_rows))
+        if said != _sealed(header, rows.digest) and (said is not None or version == 3):
             damaged = f"{path}: damaged or changed since it was written: its digest differs"
             raise ManifestError(damaged, hint=f"copy it again, or {REBUILD_HINT}")
         if said is None and not hashed:
@@ -248,9 +278,9 @@ class Manifest(LabelIds):
             raise _content_error(sample, path, expected, error.strerror or type(error).__name__) from error
 
 
-def _sealed(header: Mapping[str, Any], rows: SampleTable) -> str:
-    """sha256 (hex) over all that a manifest's file says."""
-    return digest_of_json([header, rows.digest])
+def _sealed(header: Mapping[str, Any], rows: str) -> str:
+    """sha256 (hex) over all that a manifest's file says; `rows` is the digest of its rows."""
+    return digest_of_json([header, rows])
 
 
 def _content_error(sample: Sample, path: str, expected: str, got: str, *, hint: str | None = None) -> ContentError:

@@ -1,31 +1,32 @@
 """Rows of a manifest: one image with its label picture each, and the table they stand in.
 
 Rows live in columns (a pyarrow table): 118k of them take 30 MB, read in a third of a second, and travel to worker
-processes as a few buffers; a `Sample` is made when somebody asks for one.
+processes as a few buffers; a `Sample` is made when somebody asks for one. Of millions only the group of rows that was
+asked for last is in memory; the others are in their file.
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..common.documents import parsing
+from ..common.documents import digest_of_json
+from ..common.storage.local import LocalStorage
 from ..common.text import CONTROL
 from .errors import ManifestError
-
-METADATA_KEY = b"physseg.manifest"
-MAX_ROWS, MAX_TABLE_BYTES, BATCH_ROWS = 10**7, 10**9, 256
-"""COCO's 118,287 rows take 30 MB."""
-REBUILD_HINT = "write it again with `physseg manifest`"
+from .row_groups import METADATA_KEY, REBUILD_HINT, ROWS_PER_GROUP, ParquetRows, column_digest, encode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,61 +79,146 @@ CONTENT_COLUMNS = ("sample_id", "height", "width", "image_sha256", "label_sha256
 
 
 class SampleTable(Sequence[Sample]):
-    """Rows held in columns; behaves as a tuple of Samples."""
+    """Rows held in columns, or in a file; behaves as a tuple of Samples."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()
-        # Looking columns up by name takes half of the time to make a row.
-        self._columns = [(name, self._table.column(name)) for name in COLUMNS]
+    def __init__(
+        self,
+        rows: pa.Table | ParquetRows,
+        *,
+        rows_per_group: int | None = None,
+        digests: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """Rows of a file need its `digests`: of each group, one for each of `COLUMNS`."""
+        self.rows_per_group = rows_per_group or ROWS_PER_GROUP
+        self._file = None if isinstance(rows, pa.Table) else rows
+        self._digests = digests
+        self._length = rows.num_rows if isinstance(rows, pa.Table) else sum(rows.group_sizes)
+        self._group = _Group(0, rows.combine_chunks() if isinstance(rows, pa.Table) else SCHEMA.empty_table())
 
-    def __reduce__(self) -> tuple[type["SampleTable"], tuple[pa.Table]]:
-        return SampleTable, (self._table,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (self._file or self._group.table, self.rows_per_group, self._digests)
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "SampleTable":
-        if isinstance(samples, SampleTable):
-            return samples
-        columns = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
-        return cls(pa.table(columns, schema=SCHEMA))
+        return samples if isinstance(samples, SampleTable) else cls(_columns_of(samples))
+
+    @classmethod
+    def spooled(cls, samples: Iterable[Sample]) -> "SampleTable":
+        """The rows of an iterator; more than a group of them are in a temporary file, gone with the table."""
+        remaining, size = iter(samples), ROWS_PER_GROUP
+        first, second = (list(islice(remaining, size)) for _ in range(2))
+        if not second:
+            return cls.of(first)
+        digests: list[list[str]] = []
+
+        def tables() -> Iterator[pa.Table]:
+            rows = second
+            yield _columns_of(first)
+            while rows:
+                yield _columns_of(rows)
+                rows = list(islice(remaining, size))
+
+        def digested() -> Iterator[pa.Table]:
+            for table in tables():
+                digests.append(_digests_of(table))
+                yield table
+
+        folder = TemporaryDirectory(prefix="physseg-")
+        with Path(folder.name, "rows.parquet").open("xb") as file:
+            file.writelines(encode(digested(), SCHEMA.with_metadata({METADATA_KEY: b'{"groups": []}'})))
+        found = cls.of_file(ParquetRows.find(LocalStorage(Path(folder.name)), "rows.parquet", file.name), digests)
+        found._folder = folder  # type: ignore[attr-defined]
+        return found
+
+    @classmethod
+    def of_file(cls, file: ParquetRows, digests: Sequence[Sequence[str]]) -> "SampleTable":
+        """The rows of a file that is read group by group; raises ManifestError where it has other groups."""
+        sizes = file.group_sizes
+        equal = len({*sizes[:-1], max(sizes, default=0)}) == 1
+        if not equal or len(digests) != len(sizes) or any(len(group) != len(COLUMNS) for group in digests):
+            raise ManifestError.mismatch(file.path, f"{len(digests)} groups of equal size", sizes[:9], REBUILD_HINT)
+        return cls(file, rows_per_group=sizes[0], digests=digests)
+
+    def loaded(self) -> "SampleTable":
+        """The same rows, all in memory."""
+        if self._file is None:
+            return self
+        return SampleTable(pa.concat_tables(self._tables()), rows_per_group=self.rows_per_group)
+
+    @property
+    def file(self) -> ParquetRows | None:
+        """The file that the rows are read from; None where they are in memory."""
+        return self._file
+
+    def check(self) -> None:
+        """Read all rows once: raises ManifestError where a file does not hold what was written."""
+        for _ in self._tables() if self._file else ():
+            pass
 
     def value(self, name: str, index: int) -> Any:
         """One cell, faster than the whole row."""
-        return self._table.column(name)[index].as_py()
+        group, row = self._at(index)
+        return group.table.column(name)[row].as_py()
 
-    def values(self, name: str) -> list[Any]:
-        """All cells of a column, in order."""
-        return list(self._table.column(name).to_pylist())
+    def values(self, name: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        """The cells of a column, in order; those of rows [start, stop), if given."""
+        return [value for table in self._tables((name,), start, stop) for value in table.column(0).to_pylist()]
 
     def find(self, sample_id: str) -> int | None:
         """Index of the row with that id."""
-        index = pc.index(self._table.column("sample_id"), sample_id).as_py()
-        return None if index < 0 else int(index)
+        start = 0
+        for table in self._tables(("sample_id",)):
+            if (index := pc.index(table.column(0), sample_id).as_py()) >= 0:
+                return start + int(index)
+            start += table.num_rows
+        return None
 
     @property
     def pixels(self) -> npt.NDArray[np.int64]:
         """Height times width of each row's image."""
-        height, width = (np.asarray(self._table.column(name), np.int64) for name in ("height", "width"))
-        return height * width
+        sides = [[np.asarray(of, np.int64) for of in table.columns] for table in self._tables(("height", "width"))]
+        return np.concatenate([np.zeros(0, np.int64), *(height * width for height, width in sides)])
+
+    @property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """Indices of the rows that carry no problem, ascending."""
+        return np.flatnonzero(self._is_usable)
+
+    @property
+    def _is_usable(self) -> npt.NDArray[np.bool_]:
+        good = [pc.equal(table.column(0), "").to_numpy() for table in self._tables(("problem",))]
+        return np.concatenate([np.zeros(0, np.bool_), *good])
 
     def take(self, indices: Iterable[int]) -> "SampleTable":
         """The rows of these indices, in the given order."""
-        return SampleTable(self._table.take(pa.array(indices, pa.int64())))
+        wanted = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
+        order = np.argsort(wanted, kind="stable")
+        ascending, pieces = wanted[order], [SCHEMA.empty_table()]
+        while ascending.size:
+            group, _ = self._at(ascending[0])
+            here = np.searchsorted(ascending, group.start + group.table.num_rows)
+            pieces.append(group.table.take(pa.array(ascending[:here] - group.start)))
+            ascending = ascending[here:]
+        return SampleTable(pa.concat_tables(pieces).take(pa.array(np.argsort(order, kind="stable"))))
 
-    @property
+    @cached_property
     def repeated(self) -> tuple[str, int] | None:
         """A sample id that several rows have, and their number; None where every id stands once."""
-        counts = pc.value_counts(self._table.column("sample_id").combine_chunks())
-        for entry in counts.filter(pc.greater(counts.field("counts"), 1)).slice(0, 1).to_pylist():
-            return entry["values"], entry["counts"]
-        return None
+        ids = (table.column(0).to_pylist() for table in self._tables(("sample_id",)))
+        hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(_hashes(of) for of in ids)]))
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if not suspects:
+            return None
+        counts = Counter(id_ for id_ in self.values("sample_id") if hash(id_) in suspects)
+        return next(((id_, count) for id_, count in counts.items() if count > 1), None)
 
     @property
     def quarantined(self) -> "SampleTable":
         """The rows that carry a problem."""
-        return SampleTable(self._table.filter(pc.not_equal(self._table.column("problem"), "")))
+        return self.take(np.flatnonzero(~self._is_usable))
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -141,31 +227,29 @@ class SampleTable(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
-        position = int(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"sample {position} of {len(self)}")
-        return Sample(**{name: column[position].as_py() for name, column in self._columns})
+        group, row = self._at(index)
+        return Sample(**{name: column[row].as_py() for name, column in group.columns})
 
     def image_facts(self, index: int) -> tuple[str, int, tuple[int, int]] | None:
         """Path, orientation and size (height, width) of a row's image, faster than all of it; None if quarantined."""
-        paths, numbers = self._image_columns
-        orientation, height, width, quarantined = numbers[index].tolist()
-        return None if quarantined else (paths[index].as_py(), orientation, (height, width))
-
-    @cached_property
-    def _image_columns(self) -> tuple[pa.ChunkedArray, npt.NDArray[np.int32]]:
-        numbers = [self._table.column(name).to_numpy() for name in ("orientation", "height", "width")]
-        quarantined = pc.not_equal(self._table.column("problem"), "").to_numpy()
-        return self._table.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
+        group, row = self._at(index)
+        paths, numbers = group.image_columns
+        orientation, height, width, quarantined = numbers[row].tolist()
+        return None if quarantined else (paths[row].as_py(), orientation, (height, width))
 
     def __iter__(self) -> Iterator[Sample]:
-        for batch in self._table.to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
-                yield Sample(**row)
+        for table in self._tables():
+            for batch in table.to_batches(max_chunksize=1024):
+                for row in batch.to_pylist():
+                    yield Sample(**row)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SampleTable):
-            return bool(self._table.equals(other._table))
+            if len(self) != len(other):
+                return False
+            step = self.rows_per_group
+            parts = ((start, start + step) for start in range(0, len(self), step))
+            return all(self._slice(*part).equals(other._slice(*part)) for part in parts)
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
@@ -174,9 +258,23 @@ class SampleTable(Sequence[Sample]):
     def __repr__(self) -> str:
         return f"SampleTable of {len(self)} samples"
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether there are several groups of rows, of which each column has a digest."""
+        return len(self) > self.rows_per_group
+
+    @cached_property
+    def digests(self) -> list[list[str]]:
+        """Of each group, the sha256 (hex) of each of `COLUMNS`."""
+        if self._digests is not None:
+            return [list(group) for group in self._digests]
+        return [_digests_of(table) for table in self._groups()]
+
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of all rows, however they lie in memory or on disk."""
+        """sha256 (hex) of all rows, whether they lie in memory or on disk."""
+        if self.is_grouped:
+            return digest_of_json(self.digests)
         digest = hashlib.sha256()
         for name in COLUMNS:
             digest.update(json.dumps([name, self.values(name)]).encode())
@@ -184,80 +282,129 @@ class SampleTable(Sequence[Sample]):
 
     def row_digests(self, start: int, stop: int, meaning: str) -> tuple[str, ...]:
         """64 bits (hex) for each of rows [start, stop), of `meaning` and what the content of its files depends on."""
-        columns = [self._table.column(name).slice(start, stop - start).to_pylist() for name in CONTENT_COLUMNS]
-        rows = (json.dumps([meaning, *row]) for row in zip(*columns, strict=True))
-        return tuple(hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows)
+        table = self._slice(start, stop)
+        rows = zip(*(table.column(name).to_pylist() for name in CONTENT_COLUMNS), strict=True)
+        return tuple(hashlib.sha256(json.dumps([meaning, *row]).encode()).hexdigest()[:16] for row in rows)
 
-    def to_parquet(self, metadata: bytes) -> bytes:
-        """The bytes of a manifest's file; equal rows and metadata give equal bytes (from one version of pyarrow)."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(self._table.replace_schema_metadata({METADATA_KEY: metadata}), sink, compression="zstd")
-        return bytes(sink.getvalue().to_pybytes())
+    def to_parquet(self, metadata: bytes) -> Iterator[bytes]:
+        """The bytes of a manifest's file, piece by piece.
+
+        Equal rows and metadata give equal bytes (from one version of pyarrow).
+        """
+        return encode(self._groups(), SCHEMA.with_metadata({METADATA_KEY: metadata}))
+
+    def _groups(self) -> Iterator[pa.Table]:
+        """The rows as a file has them, group after group."""
+        if self._file is not None:
+            yield from self._tables()
+        else:  # an empty table is a group, too
+            for start in range(0, max(1, len(self)), self.rows_per_group):
+                yield self._group.table.slice(start, self.rows_per_group)
+
+    def _at(self, index: int) -> tuple["_Group", int]:
+        """The group that a row is in, and the row's number there."""
+        position = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {int(index)} of {len(self)}")
+        group = self._group
+        if not group.start <= position < group.start + group.table.num_rows:
+            number = position // self.rows_per_group
+            self._group = group = _Group(number * self.rows_per_group, self._read(number, COLUMNS))
+        return group, position - group.start
+
+    def _slice(self, start: int, stop: int) -> pa.Table:
+        """Rows [start, stop)."""
+        if start < len(self):
+            self._at(start)
+        return pa.concat_tables([*self._tables(COLUMNS, start, stop)] or [SCHEMA.empty_table()])
+
+    def _tables(self, names: Sequence[str] = COLUMNS, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
+        """Columns of rows [start, stop), by default of all, as they lie together; of a file only these are read."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        while start < stop:
+            first, table = self._group.start, self._group.table.select(names)
+            if not first <= start < first + table.num_rows:
+                number = start // self.rows_per_group
+                first, table = number * self.rows_per_group, self._read(number, names)
+            part = table.slice(start - first, stop - start)
+            start += part.num_rows
+            yield part
+
+    def _read(self, number: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a file's group; raises ManifestError if they are not what was written."""
+        assert self._file is not None and self._digests is not None
+        start = number * self.rows_per_group
+        where = f"{self._file.path}: rows {start} to {min(start + self.rows_per_group, len(self))}"
+        table = checked_columns(self._file.read(names, [number]), where, names)
+        for name in names:
+            if column_digest(table.column(name)) != self._digests[number][COLUMNS.index(name)]:
+                damaged = f"{where}: damaged or changed since they were written: the digest of {name} differs"
+                raise ManifestError(damaged, hint=f"copy it again, or {REBUILD_HINT}")
+        return table
 
 
-def read_parquet(data: bytes, path: str) -> tuple[bytes, pa.Table]:
-    """Metadata and columns of a manifest's file, for `checked_rows`. Raises ManifestError, which names `path`."""
-    # In memory of pyarrow, and by one thread: a process aborts that ends while a thread of pyarrow's pool is still
-    # starting, or still letting go of a Python object (1 in 4 commands on a busy machine).
-    copy = pa.allocate_buffer(len(data))
-    memoryview(copy).cast("B")[:] = data
-    with parsing(ManifestError, f"{path}: expected a manifest (Parquet)", REBUILD_HINT):
-        try:
-            table = _bounded_table(pq.ParquetFile(pa.BufferReader(copy)))
-        except (pa.ArrowException, OSError, MemoryError) as error:
-            raise ValueError(error) from error
-    metadata = (table.schema.metadata or {}).get(METADATA_KEY)
-    if metadata is None:
-        lacks = f"no {METADATA_KEY.decode()!r} metadata"
-        raise ManifestError(f"{path}: a Parquet file, but not a manifest of physseg ({lacks})", hint=REBUILD_HINT)
-    return metadata, table
+class _Group:
+    """Rows that are in memory, the first of which is number `start` of its table."""
+
+    def __init__(self, start: int, table: pa.Table) -> None:
+        self.start, self.table = start, table
+        # Looking columns up by name takes half of the time to make a row.
+        self.columns = list(zip(COLUMNS, table.columns, strict=True))
+
+    @cached_property
+    def image_columns(self) -> tuple[pa.ChunkedArray, npt.NDArray[np.int32]]:
+        """Paths; orientation, height, width and whether a row is quarantined, (N, 4)."""
+        numbers = [self.table.column(name).to_numpy() for name in ("orientation", "height", "width")]
+        quarantined = pc.not_equal(self.table.column("problem"), "").to_numpy()
+        return self.table.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
 
 
-def _bounded_table(file: pq.ParquetFile) -> pa.Table:
-    """All rows, unless they claim or take more than a manifest does: a few KB of Parquet can stand for terabytes."""
-    claimed = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
-    if any(pa.types.is_dictionary(field.type) for field in file.schema_arrow):
-        raise ValueError("columns of an enumerated type")
-    if file.metadata.num_rows > MAX_ROWS or claimed > MAX_TABLE_BYTES:
-        raise ValueError(f"{file.metadata.num_rows} rows of {claimed} bytes; at most {MAX_ROWS} of {MAX_TABLE_BYTES}")
-    batches, taken = [], 0
-    for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-        batch.validate(full=True)  # that text is text, which nothing else looks at
-        batches.append(batch)
-        taken += batch.nbytes
-        if taken > MAX_TABLE_BYTES:
-            raise ValueError(f"more than {MAX_TABLE_BYTES} bytes in {len(batches) * BATCH_ROWS} rows")
-    return pa.Table.from_batches(batches, file.schema_arrow)
+def _remade(rows: pa.Table | ParquetRows, rows_per_group: int, digests: Any) -> SampleTable:
+    return SampleTable(rows, rows_per_group=rows_per_group, digests=digests)
 
 
-def checked_rows(table: pa.Table, path: str) -> SampleTable:
-    """A file's columns as rows, after the checks of `Sample` for all of them at once.
+def _columns_of(samples: Sequence[Sample]) -> pa.Table:
+    return pa.table({name: [getattr(sample, name) for sample in samples] for name in COLUMNS}, schema=SCHEMA)
+
+
+def _digests_of(table: pa.Table) -> list[str]:
+    return [column_digest(table.column(name)) for name in COLUMNS]
+
+
+def _hashes(texts: list[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, texts), np.int64, len(texts))
+
+
+def checked_columns(table: pa.Table, path: str, names: Sequence[str] = COLUMNS) -> pa.Table:
+    """A file's columns, after the checks of `Sample` for all rows at once, as far as they can be made of these columns.
 
     Samples are made lazily, and must not fail in the middle of a run. Raises ManifestError, which names `path`.
     """
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in names if name not in table.column_names]
     if missing:
         raise ManifestError(f"{path}: columns {missing} are missing", hint=REBUILD_HINT)
-    if any(table.column(name).null_count for name in COLUMNS):
+    if any(table.column(name).null_count for name in names):
         raise ManifestError.mismatch(path, "a value in every cell", "none", hint=REBUILD_HINT)
     try:
-        table = table.select(COLUMNS).replace_schema_metadata(None).cast(SCHEMA)
+        schema = pa.schema([SCHEMA.field(name) for name in names])
+        table = table.select(names).replace_schema_metadata(None).cast(schema).combine_chunks()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: a column of another type: {error}", hint=REBUILD_HINT) from error
     column = table.column
-    outside = r"^$|^/|(^|/)\.\.(/|$)|" + CONTROL
-    suspicious = [
-        pc.match_substring_regex(column("sample_id"), "^$|" + CONTROL),
-        pc.match_substring_regex(column("image_path"), outside),
-        pc.match_substring_regex(column("label_path"), outside),
-        pc.less(column("orientation"), 1),
-        pc.greater(column("orientation"), 8),
-        pc.and_(pc.equal(column("problem"), ""), pc.less(column("height"), 1)),
-        pc.and_(pc.equal(column("problem"), ""), pc.less(column("width"), 1)),
-    ]
-    for row in table.filter(reduce(pc.or_, suspicious)).slice(0, 1).to_pylist():
+    suspicious = [pc.match_substring_regex(column(name), _REFUSED[name]) for name in names if name in _REFUSED]
+    if "orientation" in names:
+        suspicious.append(pc.invert(pc.is_in(column("orientation"), pa.array(range(1, 9), pa.int32()))))
+    if {"problem", "height", "width"} <= set(names):
+        empty = pc.less(pc.min_element_wise(column("height"), column("width")), 1)
+        suspicious.append(pc.and_(pc.equal(column("problem"), ""), empty))
+    for row in table.filter(reduce(pc.or_, suspicious)).slice(0, 1).to_pylist() if suspicious else ():
         try:
-            Sample(**row)
+            Sample(**(_HARMLESS | row))
         except ManifestError as error:
             raise error.prefixed(path) from error
-    return SampleTable(table)
+    return table
+
+
+_OUTSIDE = r"^$|^/|(^|/)\.\.(/|$)|" + CONTROL
+_REFUSED = {"sample_id": "^$|" + CONTROL, "image_path": _OUTSIDE, "label_path": _OUTSIDE}
+_HARMLESS: dict[str, Any] = dict.fromkeys(COLUMNS, "x") | {"orientation": 1, "height": 1, "width": 1}

@@ -6,10 +6,15 @@ both kinds give the same guarantees.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
+Data = bytes | Callable[[], Iterable[bytes]]
+"""What is put: bytes, or a function that yields them piece by piece, from the first on at each call."""
+CHUNK_BYTES = 2**23
+"""Size of the pieces in which a large file is read."""
 
 
 class Storage(ABC):
@@ -40,7 +45,7 @@ class Storage(ABC):
         """A file to read parts of."""
 
     @abstractmethod
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: Data) -> None:
         """Write a file atomically: a reader, or a crash at any moment, sees the old one or the new one."""
 
     @abstractmethod
@@ -48,7 +53,7 @@ class Storage(ABC):
         """Write a file that is not there yet; FileExistsError, and nothing written, where it is."""
 
     @abstractmethod
-    def create(self, files: Mapping[str, bytes]) -> None:
+    def create(self, files: Mapping[str, Data]) -> None:
         """Write the files of a new folder, which appears with the last one; FileExistsError where that is there."""
 
     @abstractmethod
@@ -67,6 +72,12 @@ class Storage(ABC):
     def list(self, under: str = "") -> dict[str, int]:
         """Path -> bytes of every file below the folder `under`, at any depth."""
 
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """All bytes of a file, piece by piece."""
+        with closing(self.open(path)) as file:
+            for offset in range(0, file.size, CHUNK_BYTES):
+                yield file.read_at(CHUNK_BYTES, offset)
+
     def oddities(self) -> Mapping[str, str]:
         """Path -> what it is, of all below that is neither a file nor a folder of some: links to folders, say."""
         return {}  # where there are only files
@@ -79,7 +90,7 @@ class Storage(ABC):
         """The function of each item, in order; where a file takes long to arrive, of many items at a time."""
         return map(function, items)
 
-    def put_many(self, files: Mapping[str, bytes]) -> None:
+    def put_many(self, files: Mapping[str, Data]) -> None:
         """Write several files, each atomically, in no particular order."""
         for _ in self.each(lambda path: self.put(path, files[path]), files):
             pass
@@ -97,3 +108,8 @@ class RandomAccess(ABC):
 
     def close(self) -> None:  # noqa: B027 (nothing to close where nothing is held)
         """Let go of what is held."""
+
+
+def pieces(data: Data) -> Iterable[bytes]:
+    """What is to be put, piece by piece."""
+    return [data] if isinstance(data, bytes) else data()

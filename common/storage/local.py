@@ -10,7 +10,7 @@ from pathlib import Path
 from ..atomic import PARTIAL_SUFFIX, atomic_create, atomic_folder, atomic_write, sync
 from ..errors import StorageError
 from ..regular_files import open_regular, read_regular
-from .interface import RandomAccess, Storage
+from .interface import Data, RandomAccess, Storage, pieces
 
 
 class LocalStorage(Storage):
@@ -26,20 +26,21 @@ class LocalStorage(Storage):
     def open(self, path: str) -> "LocalFile":
         return LocalFile(self.path / path)
 
-    def put(self, path: str, data: bytes) -> None:
-        atomic_write(self._to_write(path), data)
+    def put(self, path: str, data: Data) -> None:
+        atomic_write(self._to_write(path), data if isinstance(data, bytes) else data())
 
     def put_if_absent(self, path: str, data: bytes) -> None:
         atomic_create(self._to_write(path), data)
 
-    def create(self, files: Mapping[str, bytes]) -> None:
+    def create(self, files: Mapping[str, Data]) -> None:
         if self.path.exists():
             raise FileExistsError(self.url)
         try:
             with atomic_folder(self.path) as partial:
                 for path, data in files.items():
                     (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / path).write_bytes(data)
+                    with (partial / path).open("xb") as file:
+                        file.writelines(pieces(data))
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # somebody else was faster
                 raise FileExistsError(self.url) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
-from .interface import RandomAccess, S, Storage, T
+from .interface import Data, RandomAccess, S, Storage, T, pieces
 
 PARALLEL_REQUESTS = 16
 """Requests in flight to an object store where many files are asked for: each takes tens of milliseconds of waiting."""
@@ -66,7 +66,7 @@ class ObjectStorage(Storage):
             self.get(path)  # says whether it is missing, as the answer to HEAD cannot
             raise
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: Data) -> None:
         self._put(path, data, mode="overwrite")
 
     def put_if_absent(self, path: str, data: bytes) -> None:
@@ -78,12 +78,12 @@ class ObjectStorage(Storage):
                     return
             raise
 
-    def create(self, files: Mapping[str, bytes]) -> None:
+    def create(self, files: Mapping[str, Data]) -> None:
         *before, last = files
         if self.exists(last):
             raise FileExistsError(self.at(last))
         self.put_many({path: files[path] for path in before})
-        self.put_if_absent(last, files[last])
+        self.put_if_absent(last, b"".join(pieces(files[last])))
 
     def delete(self, paths: Iterable[str]) -> None:
         # One by one: a bulk request is not tried again, and on some services ends at the first file that is missing.
@@ -132,10 +132,16 @@ class ObjectStorage(Storage):
             for start in range(0, len(wanted), size):
                 yield from pool.map(function, wanted[start : start + size])
 
-    def _put(self, path: str, data: bytes, *, mode: str) -> None:
+    def _put(self, path: str, data: Data, *, mode: str) -> None:
+        whole = isinstance(data, bytes)  # else in parts, which appear together
+
+        def request() -> None:
+            body = data if isinstance(data, bytes) else iter(data())
+            self._api.put(self._store, path, body, mode=mode, use_multipart=not whole)
+
         with self._named(path):
             try:
-                self._again(lambda: self._api.put(self._store, path, data, mode=mode, use_multipart=False))
+                self._again(request)
             except FileNotFoundError as error:
                 raise self._refused(path, error) from error  # there is nothing to find in writing: no such bucket
 

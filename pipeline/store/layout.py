@@ -14,6 +14,7 @@ from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...manifests.manifest import Manifest
+from ...manifests.row_groups import ParquetRows
 from .commits import PROVENANCE, sha256
 from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
@@ -143,18 +144,23 @@ def open_schema(store: Location, document: str = ROOT) -> StoreSchema:
 
 
 def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
-    """The manifest the store was computed from; `root` overrides where its paths start."""
+    """The manifest the store was computed from; `root` overrides where its paths start.
+
+    Of a large one the header is read and compared; groups of rows are when somebody asks for them.
+    """
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
     try:
-        data = store.get(MANIFEST_FILE)
+        file = ParquetRows.find(store, MANIFEST_FILE, where)
     except OSError as error:
         hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
         raise StoreError(f"{where}: cannot be read: {error.strerror or 'no such file'}", hint=hint) from error
-    manifest = Manifest.parse(data, where, root=root, hashed=True)
-    found = sha256(data)
-    if found != schema.manifest_sha256:
-        hashes = f"expected sha256 {schema.manifest_sha256[:12]}, got {found[:12]}"
+    manifest = Manifest.parse(file, root=root, hashed=True)
+    found, expected = manifest.fingerprint, schema.manifest_fingerprint
+    if isinstance(file.source, bytes):
+        found, expected = sha256(file.source), schema.manifest_sha256
+    if found != expected:
+        hashes = f"expected sha256 {expected[:12]}, got {found[:12]}"
         hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
         raise StoreError(f"{where}: not the manifest of this store ({hashes})", hint=hint)
     if len(manifest) != schema.num_samples:  # before anybody loops over what a store from elsewhere claims to have

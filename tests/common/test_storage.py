@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from physseg.common.errors import StorageError
@@ -76,13 +77,13 @@ def test_a_file_that_is_not_there_keeps_none_from_being_removed(folder: Storage)
 
 
 def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> int:
+    def full(path: Path, *args: Any) -> Any:
         if path.name == "root":
             raise OSError(28, "No space left on device")
-        return write(path, data)
+        return opened(path, *args)
 
-    write = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", full)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="No space left"):
         LocalStorage(tmp_path / "a").create({"b/y": b"1", "root": b"2"})
     assert list(tmp_path.iterdir()) == []

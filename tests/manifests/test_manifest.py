@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.common.text import control_character
-from physseg.manifests import sample_table
+from physseg.manifests import row_groups
 from physseg.manifests.errors import ContentError, ManifestError
 from physseg.manifests.manifest import Manifest
-from physseg.manifests.sample_table import METADATA_KEY
+from physseg.manifests.row_groups import METADATA_KEY, ParquetRows
 from physseg.manifests.vocabulary import Vocabulary
 
 from ..fuzzing import as_json, bounded, mutants, mutated, survives
@@ -207,7 +207,7 @@ def test_a_manifest_of_before_opens_with_one_line(tmp_path, capsys):
     path = rewritten(tmp_path / "m.parquet", lambda table: table)
     assert Manifest.read(path).fingerprint == manifest().fingerprint
     assert capsys.readouterr().err.count("without a digest") == 1
-    assert Manifest.parse(path.read_bytes(), "store", hashed=True) == manifest()
+    assert Manifest.parse(ParquetRows(path.read_bytes(), "store"), hashed=True) == manifest()
     manifest().write(path)
     Manifest.read(path)
     assert capsys.readouterr().err == ""
@@ -224,15 +224,19 @@ def test_what_is_changed_by_hand_is_noticed(part, tmp_path):
         Manifest.read(path)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(10**7 + 1, 1), (3 * 10**5, 20_000)])
+@pytest.mark.parametrize(("rows", "length"), [(10**6 + 1, 1), (3 * 10**5, 20_000)])
 def test_a_small_file_of_many_bytes_is_refused(rows, length, tmp_path, monkeypatch):
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), ["x" * length])
-    pq.write_table(pa.table({"sample_id": column}), tmp_path / "bomb.parquet", store_schema=False)
+    table = pa.table({"sample_id": column})
+    with pq.ParquetWriter(tmp_path / "bomb.parquet", table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({METADATA_KEY: '{"format_version": 1}'})
     assert (tmp_path / "bomb.parquet").stat().st_size < 10**5
-    monkeypatch.setattr(sample_table, "MAX_TABLE_BYTES", 10**8)  # so that the test itself takes little
+    monkeypatch.setattr(row_groups, "MAX_GROUP_BYTES", 10**8)  # so that the test itself takes little
+    monkeypatch.setattr(row_groups, "MAX_ROWS", 10**6)
     with pytest.raises(ManifestError, match=r"bomb\.parquet: .*rows"), bounded():
         Manifest.read(tmp_path / "bomb.parquet")
-    pq.write_table(pa.table({"sample_id": column}), tmp_path / "bomb.parquet")
+    pq.write_table(table, tmp_path / "bomb.parquet")
     with pytest.raises(ManifestError, match="enumerated"), bounded():
         Manifest.read(tmp_path / "bomb.parquet")
 
@@ -253,7 +257,7 @@ def test_damaged_manifests_are_read_or_refused(tmp_path):
 
 def test_an_error_of_ours_is_not_taken_for_the_manifests(tmp_path, monkeypatch):
     manifest().write(tmp_path / "m.parquet")
-    monkeypatch.setattr(sample_table, "_bounded_table", lambda _: 1 / 0)
+    monkeypatch.setattr(row_groups.pq, "ParquetFile", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Manifest.read(tmp_path / "m.parquet")
 
