@@ -78,7 +78,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     clip_weights: NameOrPath | None = None
     """Pretrained CLIP to begin with: a tag of `physseg weights list`, or a file (OpenAI's .pt, open_clip's .bin or
-    .safetensors). Without one the weights are random."""
+    .safetensors). Without one, or with "", the weights are random."""
     run: Path | None = None
     """Run folder; `--out` says the same on the command line."""
     seed: int = 0
@@ -113,6 +113,7 @@ class TrainConfig:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
         counts = ("steps", "accumulate", "log_every", "checkpoint_every", "keep_last")
         check_ranges(self, **dict.fromkeys(counts, "[1, inf)"), batch_size="[1, 1e7]", ema_decay="[0, 1)")
+        object.__setattr__(self, "clip_weights", self.clip_weights or None)  # a row of a table sets "", not None
         # The losses are the switches; a head without its loss would only take memory.
         structures = self.model.structures if self.losses.lambda_p > 0 else ()
         classes = self.model.structure_classes if structures else None

@@ -1,19 +1,24 @@
 """Train the rows of a table with several seeds, evaluate them on several data sets: `physseg analyse ablation`.
 
-A row is a list of settings on top of one configuration (table3.toml and table4.toml here are the paper's, edges.toml is
-ours). Every run has a folder of its own, OUT/ROW/seed_K, and is nothing but a `physseg train` command (`--dry-run`
-prints them), so the runs may as well be jobs of a cluster: what is there already is not computed again.
+A row is a list of settings on top of one configuration (table3.toml and table4.toml here are the paper's, edges.toml
+is ours). Every run has a folder of its own, OUT/ROW/seed_K, and is nothing but a `physseg train`
+command (`--dry-run` prints them), so the runs may as well be jobs of a cluster: what is there already is not computed
+again.
 """
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from ...common.documents import parse_toml, parsing, read_text
 from ...common.errors import ConfigError
+from ...common.processes import available_cpus, children_without_ctrl_c, end_with_parent, environment
 from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ..config import TrainConfig, load_config
@@ -37,6 +42,8 @@ class Row:
     name: str
     settings: tuple[str, ...]
     """KEY=VALUE settings, as for `physseg train --set`."""
+    against: str
+    """Name of the row that this one is compared with: the first one, if the table does not say."""
 
     @property
     def folder(self) -> str:
@@ -46,10 +53,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A set of rows; the first one is what the others are compared with."""
+    """A set of rows, each of which is compared with another."""
 
     title: str
     rows: tuple[Row, ...]
+    harmonic: tuple[tuple[str, str], ...] = ()
+    """Pairs of data sets; the harmonic mean of the scores on both is a score of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +100,19 @@ def read_table(name: str) -> Table:
     fault, hint = f"{name}: not a table of rows", 'It needs title = "...", and [[rows]] with name and set.'
     document = parse_toml(read_text(file, AnalysisError, "a table of rows"), AnalysisError, fault, hint)
     with parsing(AnalysisError, fault, hint):
-        rows = tuple(Row(str(row["name"]), tuple(map(str, row["set"]))) for row in document["rows"])
-        title = str(document["title"])
+        first, title = document["rows"][0], str(document["title"])
+        rows = tuple(
+            Row(str(row["name"]), tuple(map(str, row["set"])), str(row.get("against", first["name"])))
+            for row in document["rows"]
+        )
+        harmonic = tuple((str(one), str(other)) for one, other in document.get("harmonic", ()))
     folders = [row.folder for row in rows]
     if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
         raise AnalysisError.mismatch(name, "two rows or more with names of their own", [row.name for row in rows])
-    return Table(title, rows)
+    for row in rows:
+        if row.against not in [other.name for other in rows]:
+            raise AnalysisError.mismatch(f"{name}: {row.name}", "`against` to name a row", row.against)
+    return Table(title, rows, harmonic)
 
 
 def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], settings: Sequence[str]) -> list[Run]:
@@ -116,22 +132,52 @@ def plan(table: Table, config: Path | str, *, out: Path, seeds: Sequence[int], s
 
 
 def run_all(
-    runs: Sequence[Run], manifests: dict[str, Manifest], *, windows: bool, say: Callable[[str], None]
-) -> Iterator[Score]:
+    runs: Sequence[Run],
+    manifests: dict[str, Manifest],
+    *,
+    windows: bool,
+    say: Callable[[str], None],
+    progress: bool = True,
+) -> list[Score]:
     """Train and evaluate whatever is not there yet, in order, and give every score."""
+    scores = []
     for number, run in enumerate(runs, start=1):
         say(f"[{number}/{len(runs)}] {run.row.name}, seed {run.seed}: {run.folder.path}")
-        result = train(run.config)
+        result = train(run.config, progress=progress)
         if not result.finished:
             hint = "re-running the command resumes"
             raise AnalysisError(f"{run.folder.path}: stopped at step {result.step}", hint=hint)
         for name, manifest in manifests.items():
-            score = _score(run, name, manifest, windows=windows)
-            say(f"  {name}: mIoU {percent(score.miou)}")
-            yield score
+            scores.append(_score(run, name, manifest, windows=windows, progress=progress))
+            say(f"  {run.row.name}, seed {run.seed}, {name}: mIoU {percent(scores[-1].miou)}")
+    return scores
 
 
-def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
+def run_at_once(runs: Sequence[Run], manifests: dict[str, Manifest], jobs: int, **options: Any) -> list[Score]:
+    """As `run_all`, by processes that share runs and CPUs.
+
+    Raises what the first of them raises, and AnalysisError where one was killed; the others save and end.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, available_cpus() // jobs))}
+    with environment(threads), ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
+        with children_without_ctrl_c():  # it is for this one, which then ends them
+            parts = [runs[part::jobs] for part in range(jobs)]
+            shares = [pool.submit(run_all, part, manifests, progress=False, **options) for part in parts]
+        processes = [*(pool._processes or {}).values()]
+        try:
+            scores = [score for share in as_completed(shares) for score in share.result()]
+        except BaseException as error:  # leaving the block would wait for all that is left to train
+            for process in processes:
+                process.terminate()
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            hint = "usually memory: try fewer --jobs; re-running the command resumes"
+            raise AnalysisError("a process that trained was killed", hint=hint) from None
+    order = [(run.row.name, run.seed) for run in runs]
+    return sorted(scores, key=lambda score: order.index((score.row, score.seed)))
+
+
+def _score(run: Run, name: str, manifest: Manifest, *, windows: bool, progress: bool) -> Score:
     folder = run.folder.evaluations
     stem = f"{name}-{'windows' if windows else 'whole'}-{manifest.fingerprint[:12]}-step_{run.config.steps:08d}"
     file = folder / f"{stem}.json"
@@ -142,6 +188,7 @@ def _score(run: Run, name: str, manifest: Manifest, *, windows: bool) -> Score:
             manifest,
             trained_on=loaded.classes,
             settings=InferenceSettings(windows=windows),
+            progress=progress,
             source={"run": str(run.folder.path), "step": loaded.step},
         ).write(folder, stem)
     found = read_evaluation(file)

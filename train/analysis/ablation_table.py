@@ -1,4 +1,4 @@
-"""Scores of an ablation to a table: means, their spread over seeds, and paired differences to the first row.
+"""Scores of an ablation to tables: means, their spread over seeds, and paired differences to another row.
 
 Two things make a difference uncertain, and each has its interval of 95 %. Other seeds would give other models:
 Student's t over the per-seed differences, of runs that share initial weights, sample order and augmentation. Other test
@@ -6,7 +6,7 @@ images would give another score of the same models: the bootstrap over images, t
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ _NOT_KNOWN = "Boundary IoU is not known: a result is of an earlier version. With
 
 
 Interval = tuple[float, float]
+Float64 = npt.NDArray[np.float64]
+_Measured = tuple[Float64, Float64]
+"""mIoU of one row on one data set: of each seed, and of each seed on every sample of images (seeds, samples)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,30 @@ class Cell:
     deviation: float | None
     """Sample standard deviation over seeds, or None with one seed."""
     difference: float | None = None
-    """Mean over seeds of this row minus the first one, or None for the first one itself."""
+    """Mean over seeds of this row minus the one that it is compared with, or None for that one itself."""
     difference_over_seeds: Interval | None = None
     """95 % interval of the difference over seeds, or None with one seed."""
     difference_over_images: Interval | None = None
     """95 % interval of the difference over images."""
+    against: str | None = None
+    """Name of the row that this one is compared with."""
 
 
-def cells(scores: Sequence[Score]) -> list[Cell]:
-    """All cells by data set, rows in the order of first scores. Raises AnalysisError where protocols differ."""
+def cells(
+    scores: Sequence[Score], against: Mapping[str, str] | None = None, harmonic: Sequence[tuple[str, str]] = ()
+) -> list[Cell]:
+    """All cells by data set, rows in the order of first scores.
+
+    Args:
+        against: Name of the row that each is compared with; the first one of those that are not in it.
+        harmonic: Pairs of data sets whose scores' harmonic mean has cells, too.
+
+    Raises AnalysisError where protocols differ.
+    """
     rows = list(dict.fromkeys(score.row for score in scores))
-    found = []
-    for data in dict.fromkeys(score.data for score in scores):
+    references = dict.fromkeys(rows, rows[0]) | dict(against or {})
+    measured: dict[str, dict[str, _Measured]] = {}
+    for number, data in enumerate(dict.fromkeys(score.data for score in scores)):
         by_run = {(score.row, score.seed): score for score in scores if score.data == data}
         seeds = sorted({seed for _, seed in by_run})
         for row in rows:
@@ -65,21 +80,39 @@ def cells(scores: Sequence[Score]) -> list[Cell]:
             _require_same_protocol(by_run[rows[0], seeds[0]], first, of_rows=_PROTOCOL_OF_ROWS)
             for seed in seeds:
                 _require_same_protocol(first, by_run[row, seed])
-        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), 2000, seed=0)
-        baseline = _samples([by_run[rows[0], seed] for seed in seeds], weights)
-        for row in rows:
-            own = [by_run[row, seed] for seed in seeds]
-            miou = tuple(score.miou for score in own)
-            deviation = float(np.std(miou, ddof=1)) if len(miou) > 1 else None
-            scored = (row, data, miou, float(np.mean(miou)), deviation)
-            if row == rows[0]:
-                found.append(Cell(*scored))
-                continue
-            pairs = np.array([score.miou - by_run[rows[0], score.seed].miou for score in own])
-            drawn = (_samples(own, weights) - baseline).mean(axis=0)
-            over_images = normal_interval(float(pairs.mean()), drawn)
-            found.append(Cell(*scored, float(pairs.mean()), student_interval(pairs), over_images))
-    return found
+        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), 2000, seed=number)
+        measured[data] = {row: _measured([by_run[row, seed] for seed in seeds], weights) for row in rows}
+    for one, other in harmonic:
+        both = {row: _harmonic(measured[one][row], measured[other][row]) for row in rows}
+        measured[f"harmonic mean of {one} and {other}"] = both
+    return [
+        _cell(row, data, of_rows[row], references[row], of_rows[references[row]])
+        for data, of_rows in measured.items()
+        for row in rows
+    ]
+
+
+def _measured(scores: Sequence[Score], weights: Float64) -> _Measured:
+    drawn = np.stack([score.images.resampled_miou(weights) for score in scores])
+    return np.array([score.miou for score in scores]), drawn
+
+
+def _harmonic(one: _Measured, other: _Measured) -> _Measured:
+    """0 where both are."""
+    means = [2 * a * b / np.where(a + b == 0, 1.0, a + b) for a, b in zip(one, other, strict=True)]
+    return means[0], means[1]
+
+
+def _cell(row: str, data: str, own: _Measured, reference: str, other: _Measured) -> Cell:
+    miou, drawn = own
+    deviation = float(miou.std(ddof=1)) if len(miou) > 1 else None
+    scored = (row, data, tuple(miou.tolist()), float(miou.mean()), deviation)
+    if row == reference:
+        return Cell(*scored)
+    pairs = miou - other[0]
+    difference = float(pairs.mean())
+    over_images = normal_interval(difference, (drawn - other[1]).mean(axis=0))
+    return Cell(*scored, difference, student_interval(pairs), over_images, reference)
 
 
 def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
@@ -97,27 +130,28 @@ def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
 
 
 def markdown(title: str, found: Sequence[Cell], score: str = "mIoU") -> str:
-    """The table, and a line that says what it holds."""
-    rows, data = (list(dict.fromkeys(getattr(cell, part) for cell in found)) for part in ("row", "data"))
-    by_place = {(cell.row, cell.data): cell for cell in found}
-    parts = ("", ", difference in points", ", points over seeds", ", points over images")
-    header = ["", *(f"{name}{part}" for name in data for part in parts)]
-    lines = [f"## {title}", "", _line(header), _line(["---"] * len(header))]
-    lines += [_line([row, *(text for name in data for text in _texts(by_place[row, name]))]) for row in rows]
+    """A table for each data set, and a line that says what they hold."""
+    first, lines = found[0].row, [f"## {title}"]
+    header = (score, "difference in points", "over seeds", "over images")
+    for data in dict.fromkeys(cell.data for cell in found):
+        lines += ["", _line([data, *header]), _line(["---"] * 5)]
+        for cell in (cell for cell in found if cell.data == data):
+            other = "" if cell.against in (None, first) else f" (against {cell.against})"
+            lines.append(_line([cell.row + other, *_texts(cell)]))
     legend = (
         f"{score} over the classes of the ground truth, mean ± standard deviation over "
-        f"{counted(len(found[0].miou), 'seed')}; difference to {rows[0]} in percentage points with 95 % intervals: "
+        f"{counted(len(found[0].miou), 'seed')}; difference to {first} in percentage points with 95 % intervals: "
         "over seeds by Student's t, over images by bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"
 
 
-def write_table(out: Path, title: str, scores: Sequence[Score]) -> str:
-    """Write `ablation.md` and `ablation.json` into a folder; returns the text of the former."""
-    found, environment = cells(scores), merged_environment(score.source for score in scores)
+def write_table(out: Path, title: str, scores: Sequence[Score], **compared: Any) -> str:
+    """Write `ablation.md` and `ablation.json` into a folder; returns the former's text. `compared`: see `cells`."""
+    found, environment = cells(scores, **compared), merged_environment(score.source for score in scores)
     note = environment_note(environment)
-    text, boundary = markdown(title, found), _boundary_cells(scores)
+    text, boundary = markdown(title, found), _boundary_cells(scores, **compared)
     known = markdown(f"{title}: Boundary IoU", boundary, "Boundary IoU") if boundary else f"{_NOT_KNOWN}\n"
     text += f"\n{known}" + (f"\n{note}\n" if note else "")
     atomic_write(out / "ablation.md", text.encode())
@@ -127,10 +161,10 @@ def write_table(out: Path, title: str, scores: Sequence[Score]) -> str:
     return text
 
 
-def _boundary_cells(scores: Sequence[Score]) -> list[Cell] | None:
+def _boundary_cells(scores: Sequence[Score], **compared: Any) -> list[Cell] | None:
     """The cells with Boundary IoU in place of mIoU; None where any score lacks it."""
     bands = [replace(each, miou=each.boundary.miou(), images=each.boundary) for each in scores if each.boundary]
-    return cells(bands) if len(bands) == len(scores) else None
+    return cells(bands, **compared) if len(bands) == len(scores) else None
 
 
 def _renamed(cell: dict[str, Any]) -> dict[str, Any]:
@@ -144,11 +178,6 @@ def _require_same_protocol(ours: Score, theirs: Score, *, of_rows: Collection[st
         fault = f"{first} and {second} were evaluated on {ours.data} by protocols that differ in {', '.join(different)}"
         folders = " or ".join(dict.fromkeys(f"{score.source['run']}/evaluations" for score in (ours, theirs)))
         raise AnalysisError(fault, hint=f"Move away {folders} and re-run the command: it evaluates again.")
-
-
-def _samples(scores: Sequence[Score], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """mIoU of every seed on every sample of images: (seeds, samples)."""
-    return np.stack([score.images.resampled_miou(weights) for score in scores])
 
 
 def _texts(cell: Cell) -> tuple[str, str, str, str]:

@@ -1,5 +1,6 @@
 """`physseg analyse ...`: what trained models say about the method."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,10 +42,11 @@ def ablation(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting in all rows.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the CPUs.")] = 1,
     no_windows: NoWindows = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the training commands and stop.")] = False,
 ) -> None:
-    """Train every row of a table with several seeds, and print their mIoU with paired differences to the first row.
+    """Train every row of a table with several seeds, and print their mIoU with paired differences to another row.
 
     Re-running the command resumes. Runs that were trained elsewhere into the same folders count.
     """
@@ -65,8 +67,13 @@ def ablation(
     if len({path.stem for path in manifests}) < len(manifests):
         raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
     tables = {path.stem: Manifest.read(path) for path in manifests}
-    scores = list(runs_of.run_all(runs, tables, windows=not no_windows, say=typer.echo))
-    text = ablation_table.write_table(out, chosen.title, scores)
+    if missing := {name for pair in chosen.harmonic for name in pair}.difference(tables):
+        expected = f"{table} has the harmonic mean of {min(missing)} and another: name {min(missing)}.parquet, too"
+        raise typer.BadParameter(expected, param_hint="--eval")
+    several = partial(runs_of.run_at_once, jobs=jobs) if jobs > 1 else runs_of.run_all
+    scores = several(runs, tables, windows=not no_windows, say=typer.echo)
+    against = {row.name: row.against for row in chosen.rows}
+    text = ablation_table.write_table(out, chosen.title, scores, against=against, harmonic=chosen.harmonic)
     typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
 
 

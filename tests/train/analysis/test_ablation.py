@@ -1,6 +1,7 @@
 """The ablation: rows and seeds to runs, what is there is not computed again, and statistics by hand."""
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,14 @@ from physseg.train.config import load_config, recipes
 from physseg.train.errors import AnalysisError
 from physseg.train.evaluation.image_counts import ImageCounts, bootstrap_weights
 from physseg.train.evaluation.metrics import ConfusionMatrix
+from physseg.train.loop.loop import train
+from physseg.train.runs import checkpoint
+from physseg.train.runs.run_folder import RunFolder
+from physseg.train.runs.run_log import read_log
 from typer.testing import CliRunner
+
+from ...forked import Forked, calling, wait_until
+from ..loop.test_ranks import same_bits, weights
 
 Write = Callable[..., Path]
 
@@ -131,6 +139,40 @@ def test_cells_by_hand() -> None:
     assert "| +15.00 | -48.53 to +78.53 | +15.00 to +15.00 |" in text
 
 
+def test_rows_compared_with_others_and_harmonic_means_by_hand() -> None:
+    """One seed, two data sets of two equal images: seen .8 and unseen .2 have a harmonic mean of .32, 0 and 0 have 0."""
+    scores = []
+    for row, *hits in (("base", 8, 2), ("other", 0, 0), ("ours", 5, 5)):
+        for data, hit in zip(("seen", "unseen"), hits, strict=True):
+            images = counts([hit, hit], [hit, hit])
+            scores.append(Score(row, 0, data, hit / 10, images, evaluated()))
+    found = cells(scores, against={"ours": "other"}, harmonic=[("seen", "unseen")])
+    assert [cell.data for cell in found[::3]] == ["seen", "unseen", "harmonic mean of seen and unseen"]
+    assert [(cell.row, cell.against) for cell in found[:3]] == [("base", None), ("other", "base"), ("ours", "other")]
+    both = found[6:]
+    assert [cell.mean for cell in both] == pytest.approx([0.32, 0, 0.5])
+    assert [cell.difference for cell in both] == [None, pytest.approx(-0.32), pytest.approx(0.5)]
+    assert both[2].difference_over_images == pytest.approx((0.5, 0.5))
+    text = markdown("T", found)
+    assert "| harmonic mean of seen and unseen | mIoU | difference in points |" in text
+    assert "| ours (against other) | 50.00% | +50.00 |" in text and "| other | 0.00% | -32.00 |" in text
+
+
+def test_images_of_both_sets_are_drawn_for_a_harmonic_mean() -> None:
+    """Halves of the images are right in one row and none in the other, in two sets; another bootstrap says the same."""
+    rng = np.random.default_rng(3)
+    right = rng.random((2, 40)) < 0.5
+    scores = [
+        Score(row, 0, data, float(hits.mean()), counts(*(10 * hits[:, None]).astype(int).tolist()), evaluated())
+        for row, all_hits in (("base", np.zeros((2, 40))), ("ours", right))
+        for data, hits in zip(("a", "b"), all_hits, strict=True)
+    ]
+    low, high = cells(scores, harmonic=[("a", "b")])[-1].difference_over_images or (0, 0)
+    drawn = [[hits[rng.integers(0, 40, 40)].mean() for hits in right] for _ in range(4000)]
+    deviation = np.std([2 * a * b / (a + b) for a, b in drawn])
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation, rel=0.06)
+
+
 def test_other_protocols_are_not_averaged_or_compared() -> None:
     same, whole, prompted = evaluated(), evaluated(windows=False), evaluated(templates=["{}"])
     old = {key: value for key, value in same.items() if key != "environment"}
@@ -213,23 +255,61 @@ def test_bootstrap_weights_draw_with_replacement() -> None:
 
 
 def test_the_command_trains_scores_and_resumes(write_config: Write, tmp_path: Path, train_manifest: Manifest) -> None:
+    """One seed by this process, one more by two others, which share the runs: their bits are those of `train`."""
     train_manifest.write(tmp_path / "val.parquet")
     config = write_config(steps=2)
-    arguments = ["analyse", "ablation", "table3", str(config), "--out", str(tmp_path / "out"), "--seeds", "0,1"]
-    arguments += ["--eval", str(tmp_path / "val.parquet"), "--no-windows"]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    arguments = ["analyse", "ablation", "table3", str(config), "--out", str(tmp_path / "out")]
+    arguments += ["--eval", str(tmp_path / "val.parquet"), "--no-windows", "--seeds"]
+    done = CliRunner().invoke(app, [*arguments, "0"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    rows = ["baseline", "+L^p", "+L^sac", "+L^p +L^sac"]
+    assert [cell["row"] for cell in json.loads((tmp_path / "out/ablation.json").read_text())["cells"]] == rows
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert len(before) == 4
+    again = CliRunner().invoke(app, [*arguments, "0,1", "--jobs", "2"], catch_exceptions=False)
+    assert again.exit_code == 0, again.output
     document = json.loads((tmp_path / "out/ablation.json").read_text())
-    assert [cell["row"] for cell in document["cells"]] == ["baseline", "+L^p", "+L^sac", "+L^p +L^sac"]
+    assert [cell["row"] for cell in document["cells"]] == rows
     assert all(len(cell["miou"]) == 2 for cell in document["cells"])
     assert document["cells"][0]["difference"] is None
     assert document["cells"][3]["difference_over_images"] is not None
     assert document["boundary_iou_cells"][3]["difference_over_images"] is not None
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    assert len(before) == 8
-    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert again.output.split("## ")[1] == done.output.split("## ")[1]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == before
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert len(after) == 8 and {path: after[path] for path in before} == before
+    settings = ["losses.lambda_p=0", "losses.lambda_sac=1", "seed=1"]
+    train(load_config(config, settings, run=tmp_path / "alone"), progress=False)
+    assert same_bits(weights(tmp_path / "out/l-sac/seed_1"), weights(tmp_path / "alone"))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stop", ["interrupt", "failure"])
+def test_runs_at_once_end_together(
+    write_config: Write, tmp_path: Path, train_manifest: Manifest, store: Path, stop: str
+) -> None:
+    """After Ctrl-C, and when one of them fails: the other saves, nobody is left, and the command ends at once."""
+    train_manifest.write(tmp_path / "val.parquet")
+    table = tmp_path / "rows.toml"
+    missing = '"data.store=gone.zarr"' if stop == "failure" else ""
+    rows = f'[[rows]]\nname = "a"\nset = []\n[[rows]]\nname = "b"\nset = [{missing}]\n'
+    table.write_text(f'title = "t"\n{rows}')
+    words = ["analyse", "ablation", table, write_config(steps=100_000), "--out", tmp_path / "out", "--seeds", "0"]
+    words += ["--eval", tmp_path / "val.parquet", "--jobs", "2"]
+    with Forked(calling(*words), tmp_path / "said.txt") as process:
+        if stop == "interrupt":
+            for row in ("a", "b"):
+                wait_until(lambda row=row: steps_of(tmp_path / f"out/{row}/seed_0") > 1)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        process.wait_until_gone()
+    for row in "a" if stop == "failure" else "ab":
+        reached = steps_of(tmp_path / f"out/{row}/seed_0")
+        assert checkpoint.steps(tmp_path / f"out/{row}/seed_0/checkpoints") == ([reached] if reached else [])
+    assert stop == "interrupt" or "gone.zarr" in process.text()
+
+
+def steps_of(run: Path) -> int:
+    log = RunFolder(run).log_file
+    return len(read_log(log, "step")) if log.exists() else 0
 
 
 def test_bad_input_names_the_place(tmp_path: Path, write_config: Write) -> None:
@@ -238,6 +318,12 @@ def test_bad_input_names_the_place(tmp_path: Path, write_config: Write) -> None:
     own = tmp_path / "own.toml"
     own.write_text('title = "t"\n[[rows]]\nname = "only"\nset = []\n')
     with pytest.raises(AnalysisError, match="two rows or more"):
+        read_table(str(own))
+    own.write_text('title = "t"\n[[rows]]\nname = "a"\nset = []\n[[rows]]\nname = "b"\nset = []\nagainst = "c"\n')
+    with pytest.raises(AnalysisError, match="b: expected `against` to name a row, got c"):
+        read_table(str(own))
+    own.write_text('title = "t"\nrows = []\n')
+    with pytest.raises(AnalysisError, match="not a table of rows"):
         read_table(str(own))
     own.write_text('title = "t"\n[[rows]]\nname = "a"\nset = []\n[[rows]]\nname = "b"\nset = ["losses.lambda_q=1"]\n')
     with pytest.raises(ConfigError, match=r"row 'b'.*lambda_q"):
