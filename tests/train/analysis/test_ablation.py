@@ -140,7 +140,7 @@ def test_cells_by_hand() -> None:
 
 
 def test_rows_compared_with_others_and_harmonic_means_by_hand() -> None:
-    """One seed, two data sets of two equal images: seen .8 and unseen .2 have a harmonic mean of .32, 0 and 0 have 0."""
+    """One seed, two sets of two equal images: .8 and .2 have a harmonic mean of .32, 0 and 0 have 0."""
     scores = []
     for row, *hits in (("base", 8, 2), ("other", 0, 0), ("ours", 5, 5)):
         for data, hit in zip(("seen", "unseen"), hits, strict=True):
