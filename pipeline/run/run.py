@@ -117,33 +117,24 @@ def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, 
     needed = memory_per_worker(job.schema, job.manifest, tasks)
     total = job.todo.samples_to_compute
     with ProgressBar(total=total, unit="img", disable=not progress, smoothing=0.01, miniters=1) as bar:
-        reached = _Reached(bar, job.schema.samples_per_shard)
-        for report in executor.run(tasks, memory_needed=needed, still_ours=still_ours, on_sample=reached.at_sample):
+        most: dict[int, int] = {}  # samples of each shard; one that is tried again, or told late, counts once
+
+        def reach(shard: int, samples: int) -> None:
+            if not most:
+                bar.unpause()  # rate and time left are those of computing: workers take seconds to start
+            before = most.get(shard, 0)
+            most[shard] = max(before, samples)
+            bar.update(most[shard] - before)
+
+        def on_sample(index: int) -> None:
+            reach(*divmod(index, job.schema.samples_per_shard))
+
+        for report in executor.run(tasks, memory_needed=needed, still_ours=still_ours, on_sample=on_sample):
             reports.append(report)
-            reached.advance(report.shard, report.num_samples)
+            reach(report.shard, report.num_samples)
             _log(log, event="shard", **asdict(report))
     _log(log, event="end", seconds=time.perf_counter() - started)
     return reports
-
-
-class _Reached:
-    """Moves a bar to the number of samples that are computed, of whole shards and of those that workers are at."""
-
-    def __init__(self, bar: ProgressBar, samples_per_shard: int) -> None:
-        self._bar, self._samples_per_shard = bar, samples_per_shard
-        self._most: dict[int, int] = {}  # of each shard: what is tried again, or told late, counts once
-
-    def at_sample(self, index: int) -> None:
-        """All samples of a shard before this one are computed."""
-        self.advance(*divmod(index, self._samples_per_shard))
-
-    def advance(self, shard: int, samples: int) -> None:
-        """So many of a shard's samples are computed."""
-        if not self._most:
-            self._bar.unpause()  # rate and time left are those of computing: workers take seconds to start
-        before = self._most.get(shard, 0)
-        self._most[shard] = max(before, samples)
-        self._bar.update(self._most[shard] - before)
 
 
 def _initialise(job: Job) -> None:

@@ -17,7 +17,7 @@ from ..lone_shards import compute_alone
 from ..task import OnSample, ShardReport, ShardTask
 from .dask_library import USUALLY_MEMORY, import_dask, one_line
 from .interface import Executor, say
-from .worker import WORKER_ENVIRONMENT, compute_and_tell
+from .worker import TOPIC, WORKER_ENVIRONMENT, compute_and_tell
 
 TASKS_IN_FLIGHT_PER_WORKER = 2
 """One running, one waiting: keeps workers busy without a scheduler that holds every shard of a large data set."""
@@ -94,10 +94,8 @@ class DaskExecutor(Executor):
         if not tasks:
             return  # a cluster takes seconds to start
         killers: list[ShardTask] = []
-        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with self.connected(memory_needed) as client, _hearing(client, ended):
-            watch = Watch(client, self.patience, still_ours)
-            yield from run_windowed(client, tasks, watch, ended, killers, on_sample)
+        with self.connected(memory_needed) as client:
+            yield from run_windowed(client, tasks, Watch(client, self.patience, still_ours), killers, on_sample)
         for task in killers:  # after the cluster, so that they have the machine for themselves
             from distributed.system import MEMORY_LIMIT
 
@@ -106,43 +104,23 @@ class DaskExecutor(Executor):
             yield compute_alone(task, memory_limit=limit, still_ours=still_ours, on_sample=on_sample)
 
 
-@contextlib.contextmanager
-def _hearing(client: Any, words: "queue.SimpleQueue[Any]") -> Iterator[None]:
-    """For the length of the block, put what workers tell of their place there: indices of samples.
-
-    The topic is the client's own, which the scheduler forgets with the client.
-    """
-
-    def hear(event: tuple[float, Any]) -> None:
-        if isinstance(event[1], int):  # the scheduler, too, writes of a client to its topic
-            words.put(event[1])
-
-    with contextlib.suppress(Exception):  # a client that was closed meanwhile: submitting says so
-        client.subscribe_topic(client.id, hear)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(Exception):
-            client.unsubscribe_topic(client.id)
-
-
 def run_windowed(
-    client: Any,
-    tasks: Iterable[ShardTask],
-    watch: "Watch",
-    ended: "queue.SimpleQueue[Any]",
-    killers: list[ShardTask],
-    on_sample: OnSample,
+    client: Any, tasks: Iterable[ShardTask], watch: "Watch", killers: list[ShardTask], on_sample: OnSample
 ) -> Iterator[ShardReport]:
     """Keep a few tasks per worker on the cluster; those that kill their workers go to `killers` instead.
 
-    `ended` gets the futures, and what workers tell of their place. A queue, not `as_completed`: waiting for it can time
-    out, and neither its length nor that of the window costs.
+    A queue, not `as_completed`: waiting for it can time out, and neither its length nor that of the window costs.
     """
     from distributed.scheduler import KilledWorker
 
     remaining = iter(tasks)
     running: dict[str, ShardTask] = {}
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def hear(event: tuple[float, Any]) -> None:
+        of, index = event[1]
+        if of == client.id:  # one topic for all clients: the scheduler keeps a topic for ever
+            ended.put(index)
 
     def top_up() -> None:
         watch.look()
@@ -157,6 +135,8 @@ def run_windowed(
             running[key] = task
             future.add_done_callback(ended.put)
 
+    with contextlib.suppress(Exception):  # of a client that was closed meanwhile: submitting says so
+        client.subscribe_topic(TOPIC, hear)
     top_up()
     while running:
         future = None

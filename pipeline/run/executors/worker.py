@@ -19,14 +19,16 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
 }
+TOPIC = "physseg-samples"
+"""Of Dask's events that tell which client's task is at which sample."""
 _next_word = [0.0]
 """Time of the monotonic clock at which this process may tell again where it is, whatever shards it is at."""
 
 
-def compute_and_tell(task: ShardTask, topic: str, seconds: float) -> ShardReport:
-    """`compute_shard` on a Dask worker that tells a topic which sample it is at, once in `seconds` at most.
+def compute_and_tell(task: ShardTask, client: str, seconds: float) -> ShardReport:
+    """`compute_shard` on a Dask worker that tells a client which sample it is at, once in `seconds` at most.
 
-    Whether anybody hears it changes nothing: a word that cannot be sent is dropped.
+    Dask drops a word that cannot be sent.
     """
     from distributed import get_worker
 
@@ -35,7 +37,7 @@ def compute_and_tell(task: ShardTask, topic: str, seconds: float) -> ShardReport
     def tell(index: int) -> None:
         if (now := time.monotonic()) >= _next_word[0]:
             _next_word[0] = now + seconds
-            worker.log_event(topic, index)
+            worker.log_event(TOPIC, (client, index))
 
     return compute_shard(task, tell)
 

@@ -20,7 +20,7 @@ from distributed.scheduler import KilledWorker, WorkerState
 from physseg.common.processes import memory_of
 from physseg.pipeline.run import lone_shards
 from physseg.pipeline.run.errors import ExecutorError, ShardFailedError
-from physseg.pipeline.run.executors import dask_cluster, local, slurm, sync
+from physseg.pipeline.run.executors import dask_cluster, local, slurm, sync, worker
 from physseg.pipeline.run.executors.choose import choose_executor
 from physseg.pipeline.run.executors.dask_cluster import DaskExecutor
 from physseg.pipeline.run.executors.local import LocalExecutor
@@ -97,18 +97,14 @@ class PlayedClient:
         return {f"worker{number}": 1 for number in range(threads)}
 
     def subscribe_topic(self, topic: str, handler: Callable[[tuple[float, Any]], None]) -> None:
-        assert topic == self.id, "the scheduler forgets that one with the client"
+        assert topic == worker.TOPIC
         self.hear = handler
 
-    def unsubscribe_topic(self, topic: str) -> None:
-        assert topic == self.id
-        del self.hear
-
-    def submit(self, _: object, task: ShardTask, topic: str, seconds: float, *, key: str, pure: bool) -> PlayedFuture:
-        assert topic == self.id
+    def submit(self, _: object, task: ShardTask, client: str, seconds: float, *, key: str, pure: bool) -> PlayedFuture:
+        assert client == self.id
         self.seconds_between_words.add(seconds)
-        self.hear((0.0, {"action": "the scheduler's own words"}))
-        self.hear((0.0, 64 * task.shard))
+        self.hear((0.0, ("another client", 7)))
+        self.hear((0.0, (client, 64 * task.shard)))
         assert not pure, "Dask would take two equal tasks for one"
         results, status = self.results.get(task.shard, ([report_of(task)], "finished"))
         return PlayedFuture(self, key, list(results), status)

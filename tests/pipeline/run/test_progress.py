@@ -49,12 +49,12 @@ def test_in_this_process_every_sample_moves_the_bar(
 
 
 def test_a_worker_tells_where_it_is_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards of 64 samples of a tenth of a second, told every two seconds, whatever the shard."""
+    """Two shards of 64 samples of an eighth of a second, told every three seconds, whatever the shard."""
 
     class Worker:
-        def log_event(self, topic: str, index: int) -> None:
-            assert topic == "topic"
-            told.append(index)
+        def log_event(self, topic: str, word: tuple[str, int]) -> None:
+            assert (topic, word[0]) == (worker.TOPIC, "client")
+            told.append(word[1])
 
     def compute(task: int, on_sample: Callable[[int], None]) -> int:
         for index in range(64):
@@ -68,5 +68,5 @@ def test_a_worker_tells_where_it_is_now_and_then(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(worker, "_next_word", [0.0])
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
     for shard in (0, 1):
-        assert worker.compute_and_tell(shard, "topic", 3.0) == shard  # type: ignore[arg-type, comparison-overlap]
+        assert worker.compute_and_tell(shard, "client", 3.0) == shard  # type: ignore[arg-type, comparison-overlap]
     assert told == list(range(0, 128, 24))
