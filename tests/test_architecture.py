@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
         *("train.model", "train.runs", "train.weights"),
     },
     "train.public": {*STORE, *MODEL, "train.losses", "train.data"},
-    "train.demo": {*DATA, *MODEL, "train.runs", "train.weights", "train.evaluation", "train.report"},
+    "train.demo": {*DATA, *MODEL, "train.optim", "train.runs", "train.weights", "train.evaluation", "train.report"},
     "train.commands": {
         *TRAINED,
         "train.config",

@@ -26,6 +26,7 @@ from ..evaluation.metrics import ConfusionMatrix
 from ..model.backbones.clip import Clip, as_map
 from ..model.backbones.clip_presets import CLIP_PRESETS
 from ..model.text import clip_tokens
+from ..optim import learning_rate_factor
 from ..runs import checkpoint
 from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
@@ -62,19 +63,14 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         check_ranges(self, steps="[1, 1e7]", seed="[0, 1e18]", scenes="[1, 1e6]", batch_size="[1, 1e4]")
 
-    def learning_rate_at(self, step: int) -> float:
-        rise = max(1, self.steps // 50)
-        if step < rise:
-            return self.learning_rate * (step + 1) / rise
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
-
 
 class Contrast(nn.Module):
     """A CLIP that knows the words of the captions only, and the logit that captions are compared with pictures by."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.known = known_tokens()
+        # Ascending, so that the last of them ends a text, as in the whole vocabulary.
+        self.known = torch.from_numpy(np.unique(clip_tokens(words()).numpy()))
         self.clip = Clip(replace(ARCHITECTURE, vocabulary_size=len(self.known)))
         self.logit_scale = nn.Parameter(torch.tensor(2.3))
         self.logit_bias = nn.Parameter(torch.tensor(-3.0))
@@ -90,11 +86,6 @@ class Contrast(nn.Module):
         """A safetensors file in half precision, of the token embedding the rows of known tokens."""
         state = {name: value.detach().half().contiguous() for name, value in self.clip.state_dict().items()}
         return save(state | {"text.token_embedding.rows": self.known})
-
-
-def known_tokens() -> Tensor:
-    """Ids of the tokens of all captions, ascending, and so that of the text's end last."""
-    return clip_tokens(words()).flatten().sort().values.unique_consecutive()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def patch_embeds(clip: Clip, images: Tensor) -> Tensor:
@@ -140,8 +131,8 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
         bar = ProgressBar(_batches(settings, range(step, last)), total=last, initial=step, desc="pretrain", unit="step")
         with RunLog(folder.log_file, folder.tensorboard, start_step=step) as log:
             for images, texts, fits in bar:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate_at(step)
+                factor = learning_rate_factor(step, settings.steps, warmup=settings.steps // 50)
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
                 loss = F.binary_cross_entropy_with_logits(model(images, texts), fits)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -115,10 +115,9 @@ def captions(contents: Sequence[Thing | str], number: int, rng: np.random.Genera
 
 def claims_of(contents: Sequence[Thing | str]) -> set[Thing | str]:
     """All that a caption may say of one of the contents and be right."""
-    parts = (product(*((part, "") for part in thing)) for thing in contents if isinstance(thing, Thing))
-    return {content for content in contents if isinstance(content, str)} | {
-        Thing(*some) for each in parts for some in each
-    }
+    things = [content for content in contents if isinstance(content, Thing)]
+    claims = {Thing(*some) for thing in things for some in product(*((part, "") for part in thing))}
+    return claims.union(content for content in contents if isinstance(content, str))
 
 
 def words() -> list[str]:
