@@ -51,22 +51,25 @@ def load(path: str | Path, *, device: str = "auto", step: int | None = None, win
     return load_trained(path, device=device, step=step, windows=windows)
 
 
-def open_store(path: str | Path) -> "Store":
+def open_store(path: str | Path, *, images: str | None = None) -> "Store":
     """A store that `physseg preprocess` wrote, as a sequence of its samples.
 
         store = physseg.open_store("train.zarr")
         sample = store[3]                    # or store["000000000139"]
         edges = sample.arrays["canny"]       # uint8 of sample.size, (height, width)
+        pixels = store.image(3)              # uint8 RGB, (height, width, 3)
 
     Args:
         path: Folder or URL of the store.
+        images: Root folder or URL of the images, where they have moved since the manifest was made, or where their
+            files are to be read although the store has the layer `image`.
 
     Raises:
         StoreError: There is no store, or another tool has changed it.
     """
     from .pipeline.store.open_store import Store
 
-    return Store(path)
+    return Store(path, images=images)
 
 
 def evaluate_predictions(

@@ -13,9 +13,14 @@ def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
     return _encode(".png", pixels, [], (np.uint8, np.uint16))
 
 
-def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88) -> bytes:
-    """A lossy picture of (H, W) or (H, W, 3) uint8, grey or RGB; `quality` 1 to 100. Raises ValueError for others."""
-    return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality], (np.uint8,))
+def encode_jpeg(pixels: npt.NDArray[np.uint8], quality: int = 88, chroma: str = "420") -> bytes:
+    """A lossy picture of (H, W) or (H, W, 3) uint8, grey or RGB; `quality` 1 to 100. Raises ValueError for others.
+
+    `chroma` "420" keeps colours at half the resolution, "444" at the full one.
+    """
+    sampling = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    return _encode(".jpg", pixels, options, (np.uint8,))
 
 
 def data_url(data: bytes, kind: str) -> str:

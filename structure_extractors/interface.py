@@ -30,6 +30,8 @@ SHAPES: Final = (
     ("slot", "y", "x"),
     ("cell_y", "cell_x"),
     ("slot", "cell_y", "cell_x"),
+    ("y", "x", "channel"),
+    ("byte",),
 )
 _MAP, _PLANES = ("uint8", ("y", "x")), ("label", ("slot", "y", "x"))
 DRAWN: Final = {"edges": _MAP, "keypoints": _MAP, "density": _MAP, "class_edges": _PLANES}
@@ -48,7 +50,8 @@ class ArraySpec:
     """One of `DTYPES`: NumPy's name, or `label`, which is uint8 for up to 255 classes and uint16 beyond."""
     dims: tuple[str, ...]
     """One of `SHAPES`. `y` and `x` are pixels of the frame, `cell_y` and `cell_x` its cells of 8 px (the last ones may
-    reach beyond it), `slot` as many as the extractor's `slots` says."""
+    reach beyond it), `slot` as many as the extractor's `slots` says, `channel` red, green and blue. `byte` are those of
+    a file, as many as it has; a store has room for one for each pixel of its canvas."""
     fill: int | str
     """Value outside the frame, and of samples that are not there; `ignore` is the vocabulary's ignore index."""
     meaning: str
@@ -80,7 +83,7 @@ class ArraySpec:
     @property
     def is_sharded(self) -> bool:
         """Whether each sample is a chunk of its own, 64 to a file; arrays of a few bytes a sample are one chunk."""
-        return len(self.dims) >= 2
+        return len(self.dims) >= 2 or self.dims == ("byte",)
 
     @property
     def is_target(self) -> bool:
@@ -189,10 +192,11 @@ def check_made(made: Any, extractor: Extractor, labels: Labels) -> None:
         got = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
         raise ConformanceError.mismatch(where, f"the arrays {', '.join(specs)}", got or "none", hint)
     sizes = {"y": labels.shape[0], "x": labels.shape[1], "slot": getattr(extractor, "slots", 0), "edge": 2}
-    sizes |= {f"cell_{axis}": -(-sizes[axis] // CELL_PX) for axis in "yx"}
+    sizes |= {f"cell_{axis}": -(-sizes[axis] // CELL_PX) for axis in "yx"} | {"channel": 3}
     for name, spec in specs.items():
         dtype = labels.dtype if spec.dtype == "label" else np.dtype(spec.dtype)
-        shape, value = tuple(sizes[dim] for dim in spec.dims), made[name]
+        value = made[name]
+        shape = tuple((sizes | {"byte": np.size(value)})[dim] for dim in spec.dims)
         if not (_is_plain(value) and value.dtype == dtype and value.shape == shape):
             raise ConformanceError.mismatch(where, f"{name} as {dtype} {shape}", _describe(value), hint)
 

@@ -78,7 +78,7 @@ class SampleViews:
         schema = open_schema(store)
         self.drawn = tuple(spec for spec in schema.specs if spec.drawn in KINDS)
         names = ["labels", *(spec.name for spec in self.drawn), "cell_classes", "cell_counts"]
-        self.reader = StoreReader(store, names, root=root, cache=cache)
+        self.reader = StoreReader(store, names, root=root, cache=cache, images=True)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -125,7 +125,7 @@ class SampleViews:
         (height, width), arrays = stored.size, stored.arrays
         problem = ""
         try:
-            image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
+            image = reader.image(index)
         except ContentError as error:
             if need_image:
                 raise InspectError(error.args[0], hint=MOVED_HINT) from error

@@ -83,8 +83,18 @@ def compute_planes(
         with clock.part(extractor.name):
             made = _called(extractor, *seen, schema.vocabulary.ignore_index)
         check_made(made, extractor, labels)
+        _check_room(extractor, made, schema)
         planes |= made
     return planes
+
+
+def _check_room(extractor: Extractor, made: Planes, schema: StoreSchema) -> None:
+    """Raise ExtractorError, which is a reason for quarantine, for a file that has more bytes than the canvas pixels."""
+    room = schema.frame.canvas**2
+    for spec in extractor.arrays:
+        if spec.dims == ("byte",) and (size := made[spec.name].size) > room:
+            expected = f"at most {room} bytes, one for each pixel of the canvas"
+            raise ExtractorError.mismatch(spec.name, expected, f"{size}; lower {extractor.name}.quality")
 
 
 def _called(extractor: Extractor, image: npt.NDArray[np.uint8], labels: Labels, ignore_index: int) -> Any:

@@ -18,7 +18,7 @@ from ...manifests.row_groups import ParquetRows
 from .commits import PROVENANCE, sha256
 from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
-from .schema import COMPRESSION, STATUS, StoreSchema, to_json
+from .schema import STATUS, StoreSchema, compression, to_json
 from .shard_codec import compress
 
 MANIFEST_FILE = f"{PROVENANCE}/manifest.parquet"
@@ -44,7 +44,7 @@ def metadata_documents(schema: StoreSchema) -> dict[str, bytes]:
     told = "the folder of this document holds the manifest and the commit records"
     nothing = _column_metadata(schema, [], "uint8", 0, [{"name": "bytes"}], told)
     documents[f"{PROVENANCE}/zarr.json"] = to_json(nothing)
-    codecs = [{"name": "vlen-utf8", "configuration": {}}, *COMPRESSION]
+    codecs = [{"name": "vlen-utf8", "configuration": {}}, *compression()]
     for name in ID_ARRAYS:
         meaning = "id of the sample, as in the manifest"
         ids = _column_metadata(schema, [schema.num_samples], "string", "", codecs, meaning)
@@ -174,8 +174,10 @@ def migrate_store(store: Storage, schema: StoreSchema, manifest: Manifest, touch
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
     unpublish_shards(store, schema, touched_shards)
-    for name in set(open_schema(store).array_names) - set(schema.array_names):  # all of its layer is computed again
-        store.delete_folder(name)
+    dims = {spec.name: spec.dims for spec in schema.arrays}
+    for spec in open_schema(store).arrays:
+        if dims.get(spec.name) != spec.dims:  # all of its layer is computed again, into files of other names
+            store.delete_folder(spec.name)
     documents = {MANIFEST_FILE: manifest.to_bytes(), **id_files(schema, manifest), **metadata_documents(schema)}
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
     for path, data in (documents | root_documents).items():

@@ -25,16 +25,18 @@ class StoredSample:
     size: tuple[int, int]
     """Height and width of the sample's frame, px."""
     arrays: dict[str, npt.NDArray[Any]] = field(repr=False)
-    """Arrays by name, cut to the frame: pixels (height, width), cells (..., ceil(height / 8), ceil(width / 8))."""
+    """Arrays by name, cut to the frame: pixels (height, width), cells (..., ceil(height / 8), ceil(width / 8)).
+
+    The layer `image` is (height, width, 3) uint8 RGB, in whatever form the store has it."""
 
 
 class Store(Sequence[StoredSample]):
     """The samples of a store by index or id, quarantined and missing ones included: those raise when they are read."""
 
-    def __init__(self, path: Location) -> None:
+    def __init__(self, path: Location, *, images: str | None = None) -> None:
         storage = open_storage(path)
         names = [spec.name for spec in open_schema(storage).specs if spec.layer]
-        self._reader = StoreReader(storage, names)
+        self._reader = StoreReader(storage, names, root=images, images=True)
         self.path: str = str(storage)
         """Folder or URL of the store."""
 
@@ -86,13 +88,24 @@ class Store(Sequence[StoredSample]):
         """
         if isinstance(key, slice):
             return [self[index] for index in range(*key.indices(len(self)))]
+        return cut_sample(self._reader, self._index(key))
+
+    def image(self, key: int | str) -> npt.NDArray[np.uint8]:
+        """The image of a sample on its frame, (height, width, 3) uint8 RGB.
+
+        It comes from the layer `image`, or where the store has none, or `images` was given, from its file. Raises as
+        looking a sample up, and `manifests.errors.ContentError` where the file is not the manifest's.
+        """
+        return self._reader.image(self._index(key))
+
+    def _index(self, key: int | str) -> int:
         if isinstance(key, str):
             if (found := self._reader.manifest.table.find(key)) is None:
                 raise UnknownSampleError(f"{self.path}: no sample {key!r}", hint=did_you_mean(key, self.ids))
-            return cut_sample(self._reader, found)
+            return found
         if not -len(self) <= (index := operator.index(key)) < len(self):
             raise IndexError(f"{self.path}: sample {index} of {len(self)}")
-        return cut_sample(self._reader, index % len(self))
+        return index % len(self)
 
     def __contains__(self, sample_id: object) -> bool:
         return isinstance(sample_id, str) and self._reader.manifest.table.find(sample_id) is not None
@@ -107,8 +120,8 @@ def cut_sample(reader: StoreReader, index: int) -> StoredSample:
     rows, columns = (-(-edge // reader.schema.cell_px) for edge in (height, width))
     sizes = {"y": height, "x": width, "cell_y": rows, "cell_x": columns}
     dims = {spec.name: spec.dims for spec in reader.schema.specs}
-    arrays = {
-        name: np.array(plane[tuple(slice(sizes.get(dim)) for dim in dims[name])])
-        for name, plane in reader.planes(index)
-    }
+    arrays, picture = {}, reader.schema.picture
+    for name, plane in reader.planes(index):
+        shown = reader.decode_picture(index, plane) if picture and name == picture.name else plane
+        arrays[name] = np.array(shown[tuple(slice(sizes.get(dim)) for dim in dims[name])])
     return StoredSample(reader.manifest.table.value("sample_id", index), (height, width), arrays)

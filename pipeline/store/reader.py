@@ -26,6 +26,8 @@ from ...common.storage.interface import RandomAccess
 from ...common.storage.local import LocalFile, LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...common.text import preview
+from ...manifests.decoding import decode_image
+from ...manifests.errors import DecodeError
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import Vocabulary
 from .commits import CommitRecord, commit_path, read_commit
@@ -44,30 +46,41 @@ class StoreReader:
 
     `arrays` names what `read` returns; `root` overrides where the manifest's paths start. Raises StoreError where
     there is no store, StoreIncompleteError where it lacks one of the arrays. With a `cache`, shards of a store that
-    is not of this machine are brought here whole, once; without, every sample is asked for by itself.
+    is not of this machine are brought here whole, once; without, every sample is asked for by itself. `images` says
+    that `image` will be asked for.
     """
 
     def __init__(
-        self, store: Location, arrays: Sequence[str], *, root: str | None = None, cache: ContentCache | None = None
+        self,
+        store: Location,
+        arrays: Sequence[str],
+        *,
+        root: str | None = None,
+        cache: ContentCache | None = None,
+        images: bool = False,
     ) -> None:
         self.store = open_storage(store)
         self.arrays = tuple(arrays)
         self.root = root
         self.cache = None if isinstance(self.store, LocalStorage) else cache
+        self._image_cache = cache
         self.schema: StoreSchema = open_schema(self.store)
         self._specs = {spec.name: spec for spec in self.schema.specs}
-        for name in self.arrays:
+        self.picture = self.schema.picture if images and root is None else None
+        """The array that images come from; None: from their files, which a `root` asks for."""
+        opened = dict.fromkeys((*self.arrays, *((self.picture.name,) if self.picture else ())))
+        for name in opened:
             if name not in self._specs:
                 message = f"{self.store}: has no array {name}, only {', '.join(self.schema.array_names)}"
                 hint = "add it with `physseg preprocess MANIFEST STORE --structures NAME`; `physseg plugins` lists them"
                 raise StoreIncompleteError(message, hint=hint)
             self._check_layout(self._specs[name])
-        sharded = [self._specs[name] for name in self.arrays if self._specs[name].is_sharded]
+        sharded = [self._specs[name] for name in opened if self._specs[name].is_sharded]
         self._sharded = [(spec.name, self.schema.sample_shape(spec), self.schema.dtype(spec)) for spec in sharded]
         self._columns = [name for name in self.arrays if not self._specs[name].is_sharded]
         self._open_shards: OrderedDict[int, _Shard] = OrderedDict()
         self._column_cache: dict[str, npt.NDArray[Any]] = {}
-        layers = sorted({self._specs[name].layer for name in self.arrays} - {STATUS.layer})
+        layers = sorted({self._specs[name].layer for name in opened} - {STATUS.layer})
         self._digests = {layer: self.schema.layer_digest(layer) for layer in layers}
         self._checked: dict[int, int] = {}
 
@@ -108,25 +121,62 @@ class StoreReader:
 
     def planes(self, index: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The arrays of one sample by name, as `read`, but one after the other."""
+        shard = self._shard_of(index)
+        for position, (name, _, _) in enumerate(self._sharded):
+            if name in self.arrays:
+                yield name, self._chunk(shard, index, position)
+        for name in self._columns:
+            yield name, self._column(name)[index]
+
+    def image(self, index: int, *, verify: bool = True) -> npt.NDArray[np.uint8]:
+        """The image of a sample on its frame, (h, w, 3) uint8 RGB: the layer `image`, or else its file, resized.
+
+        Asks for a reader that was made with `images`. `verify` compares a file with the manifest's hash.
+
+        Raises:
+            StoreIncompleteError, StoreCorruptError: As `read`, of the layer.
+            ContentError: The file is not as the manifest says, or cannot be read.
+        """
+        if self.picture is None:
+            image = self.manifest.load_image(index, verify=verify, cache=self._image_cache)
+            return self.schema.frame.resize_image(image)
+        position = [name for name, _, _ in self._sharded].index(self.picture.name)
+        return self.decode_picture(index, self._chunk(self._shard_of(index), index, position))
+
+    def decode_picture(self, index: int, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The image (h, w, 3) that a sample's array of the layer `image` holds. Raises StoreCorruptError for none."""
+        height, width = self.frame_size(index)
+        if stored.ndim == 3:
+            return stored[:height, :width]
+        where = f"{self._shard_file('image', index // self.schema.samples_per_shard)}, sample {index}"
+        try:
+            image = decode_image(stored.tobytes())
+        except DecodeError as error:
+            raise StoreCorruptError(f"{where}: {error.args[0]}") from error
+        if image.shape[:2] != (height, width):
+            raise StoreCorruptError.mismatch(where, f"a JPEG of {height} x {width} pixels (h x w)", image.shape[:2])
+        return image
+
+    def _shard_of(self, index: int) -> "_Shard":
+        """The open files of a sample that may be read."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.store}: sample {index} of {len(self)}")
         if self.status[index] != DONE:
             raise self._unreadable(index)
-        number, row = divmod(index, self.schema.samples_per_shard)
-        shard = self._shard(number)
-        for (name, shape, dtype), file, table in zip(self._sharded, shard.files, shard.tables, strict=True):
-            offset, length = table[row]
-            if offset == ABSENT:
-                raise StoreCorruptError(f"{self._shard_file(name, number)}: sample {index} is not in its shard")
-            plane = np.empty(shape, dtype)
-            try:
-                decompress_into(file.read_at(length, offset), plane)
-            except StoreCorruptError as error:
-                raise error.prefixed(f"{self._shard_file(name, number)}, sample {index}") from error
-            yield name, plane
-            del plane  # or it would live until the next one is made
-        for name in self._columns:
-            yield name, self._column(name)[index]
+        return self._shard(index // self.schema.samples_per_shard)
+
+    def _chunk(self, shard: "_Shard", index: int, position: int) -> npt.NDArray[Any]:
+        """One array of a sample, by its position in `_sharded`."""
+        (name, shape, dtype), (number, row) = self._sharded[position], divmod(index, self.schema.samples_per_shard)
+        offset, length = shard.tables[position][row]
+        if offset == ABSENT:
+            raise StoreCorruptError(f"{self._shard_file(name, number)}: sample {index} is not in its shard")
+        plane = np.empty(shape, dtype)
+        try:
+            decompress_into(shard.files[position].read_at(length, offset), plane)
+        except StoreCorruptError as error:
+            raise error.prefixed(f"{self._shard_file(name, number)}, sample {index}") from error
+        return plane
 
     def _unreadable(self, index: int) -> StoreIncompleteError:
         """Why a sample is not done."""

@@ -21,10 +21,12 @@ from ...structure_extractors.interface import CELL_PX, ArraySpec, Extractor
 from . import version_1
 from .errors import REPAIR_HINT, StoreError
 from .frame import Frame
-from .shard_codec import ZSTD_LEVEL
+from .shard_codec import PICTURE_LEVEL, ZSTD_LEVEL
 
 SCHEMA_VERSION: Final = 2
 """Of stores that are written. Those of version 1 are read as well; a run that writes to one brings it up to date."""
+PICTURE_VERSION: Final = 3
+"""Of stores with arrays on `channel` or `byte`, which releases before them do not know."""
 IDENTITY_VERSION: Final = 1
 """Enters the digest of every layer: another number would have every store computed again."""
 SAMPLES_PER_SHARD: Final = 64
@@ -44,6 +46,11 @@ class StoredArray(ArraySpec):
     """Name of the layer that yields the array; empty for `status`."""
     slots: int = 0
     """Length of the dimension `slot`, where the array has it."""
+
+    @property
+    def zstd_level(self) -> int:
+        """At which its chunks are compressed; it follows from the dimensions, so that no document has to say more."""
+        return ZSTD_LEVEL if {"channel", "byte"}.isdisjoint(self.dims) else PICTURE_LEVEL
 
 
 LABEL_ARRAYS: Final = (
@@ -99,6 +106,12 @@ class StoreSchema:
     """Side of the cells in which classes are counted, px."""
     samples_per_shard: int = SAMPLES_PER_SHARD
     version: int = SCHEMA_VERSION
+    """Of those after the first, which one follows from the arrays."""
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            new = any(spec.zstd_level == PICTURE_LEVEL for spec in self.arrays)
+            object.__setattr__(self, "version", PICTURE_VERSION if new else SCHEMA_VERSION)
 
     @property
     def specs(self) -> tuple[StoredArray, ...]:
@@ -120,6 +133,12 @@ class StoreSchema:
         return next((spec.layer for spec in self.arrays if spec.name == name), "")
 
     @property
+    def picture(self) -> StoredArray | None:
+        """The array that holds the frames' pixels, or JPEGs of them, where the store has the layer `image`."""
+        forms = [("image", "image", "uint8", dims) for dims in (("y", "x", "channel"), ("byte",))]
+        return next((a for a in self.arrays if (a.name, a.layer, a.dtype, a.dims) in forms), None)
+
+    @property
     def num_shards(self) -> int:
         """Number of shards, the last of which may be short."""
         return -(-self.num_samples // self.samples_per_shard)
@@ -137,6 +156,7 @@ class StoreSchema:
     def sample_shape(self, spec: StoredArray) -> tuple[int, ...]:
         canvas, cells = self.frame.canvas, self.frame.canvas // self.cell_px
         sizes = {"y": canvas, "x": canvas, "edge": 2, "slot": spec.slots, "cell_y": cells, "cell_x": cells}
+        sizes |= {"channel": 3, "byte": canvas**2}
         return tuple(sizes[dim] for dim in spec.dims)
 
     def dtype(self, spec: StoredArray) -> np.dtype[Any]:
@@ -154,7 +174,7 @@ class StoreSchema:
         """The Zarr v3 document (`zarr.json`) of one array."""
         shape = self.sample_shape(spec)
         shard_shape = [self.samples_per_shard, *shape]
-        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *COMPRESSION]
+        inner: list[dict[str, Any]] = [_bytes_codec(self.dtype(spec)), *compression(spec.zstd_level)]
         sharding = {
             "name": "sharding_indexed",
             "configuration": {
@@ -225,8 +245,8 @@ class StoreSchema:
         if content is None:
             raise StoreError(f"{where}: a Zarr group, but not a physseg store", hint="was another folder meant?")
         version = content.get("schema_version")
-        if type(version) is not int or version not in (1, SCHEMA_VERSION):
-            message = f"{where}: schema version {version!r}, this physseg reads 1 and {SCHEMA_VERSION}"
+        if type(version) is not int or version not in range(1, PICTURE_VERSION + 1):
+            message = f"{where}: schema version {version!r}, this physseg reads 1 to {PICTURE_VERSION}"
             hint = "install the physseg release that wrote it, or preprocess into a new store"
             raise StoreError(message, hint=hint)
         if digest_of_json(content) != attributes.get("physseg_digest"):
@@ -308,10 +328,9 @@ def _dimension_name(dim: str, spec: StoredArray) -> str:
     return f"{spec.layer}_slot" if dim == "slot" and spec.layer != "patch_counts" else dim
 
 
-COMPRESSION: Final = (
-    {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
-    {"name": "crc32c"},  # of the compressed bytes; see shard_codec
-)
+def compression(level: int = ZSTD_LEVEL) -> tuple[dict[str, Any], ...]:
+    """The codecs that follow an array's bytes; the crc32c is that of the compressed ones (see shard_codec)."""
+    return {"name": "zstd", "configuration": {"level": level, "checksum": False}}, {"name": "crc32c"}
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:

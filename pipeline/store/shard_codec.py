@@ -24,6 +24,10 @@ from .errors import StoreCorruptError
 ZSTD_LEVEL = 3
 """Level 5 takes 2.4 times as long to write for 7% fewer bytes; 7 takes 4 times for 18%, and reads a fifth faster."""
 
+PICTURE_LEVEL = -1
+"""Of photographs, which zstd hardly makes smaller: a frame decodes in 0.31 ms from 565 KB of 637; at level 1 in 0.78 ms
+from 512 KB, at level -100 in 0.36 ms from 649."""
+
 ABSENT = 2**64 - 1
 """Offset and length that mark a chunk as not stored."""
 
@@ -35,17 +39,18 @@ class _Contexts(threading.local):
     """zstd's working memory, one per thread; making it anew takes longer than to decode a small chunk."""
 
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        levels = (ZSTD_LEVEL, PICTURE_LEVEL)
+        self.compressors = {level: zstandard.ZstdCompressor(level=level) for level in levels}
         self.decompressor = zstandard.ZstdDecompressor()
 
 
 _CONTEXTS = _Contexts()
 
 
-def compress(array: npt.NDArray[np.generic]) -> bytes:
+def compress(array: npt.NDArray[np.generic], level: int = ZSTD_LEVEL) -> bytes:
     """One chunk: the array's bytes, little endian, as a zstd frame, and the frame's crc32c."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    frame = _CONTEXTS.compressor.compress(little.data)
+    frame = _CONTEXTS.compressors[level].compress(little.data)
     return frame + struct.pack("<I", google_crc32c.value(frame))
 
 

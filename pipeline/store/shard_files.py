@@ -30,7 +30,7 @@ class ShardBuffer:
         for spec in self.specs:
             plane = planes.get(spec.name)
             if spec.is_sharded:
-                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec)))
+                self.chunks[spec.name].append(compress(self._on_canvas(plane, spec), spec.zstd_level))
             else:
                 empty = np.full(self.schema.sample_shape(spec), self.schema.fill(spec), self.schema.dtype(spec))
                 self.rows[spec.name].append(empty if plane is None else np.asarray(plane, dtype=empty.dtype))
@@ -52,7 +52,7 @@ class ShardBuffer:
         return None if rows is None else int(np.sum(rows))
 
     def _on_canvas(self, plane: npt.NDArray[Any] | None, spec: StoredArray) -> npt.NDArray[Any]:
-        """`plane` at the top left of the array's canvas, fill elsewhere; leading dimensions are kept.
+        """`plane` at the beginning of each dimension of the array's canvas, fill elsewhere.
 
         Arrays of one shape share one canvas: memory that is in cache already, where a new one costs its page faults.
         """
@@ -65,7 +65,7 @@ class ShardBuffer:
         canvas = self._canvases[shape, dtype]
         canvas[...] = self.schema.fill(spec)
         if plane is not None:
-            canvas[..., : plane.shape[-2], : plane.shape[-1]] = plane
+            canvas[0][tuple(map(slice, plane.shape))] = plane
         return canvas
 
 

@@ -11,6 +11,7 @@ import pytest
 from physseg.structure_extractors.canny import Canny
 from physseg.structure_extractors.mask_edges import MaskEdges
 from physseg.structure_extractors.patch_counts import PatchCounts
+from physseg.structure_extractors.picture import Picture
 from physseg.structure_extractors.semantic_edges import SemanticEdges
 from physseg.structure_extractors.sift import Sift
 from physseg.structure_extractors.superpoint.extractor import SuperPoint
@@ -207,6 +208,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
         (SemanticEdges, True),
         (SemanticEdges(radius_px=3), True),
         (SuperPoint(dense=True), False),
+        (Picture, True),
+        (Picture(form="jpeg"), False),
     ],
 )
 def test_our_own_keep_every_rule(extractor: Any, mirror: bool) -> None:

@@ -84,7 +84,7 @@ def test_extractors_travel_to_workers(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(PluginError, match=r"'hog'.*canny, mask_edges"):
+    with pytest.raises(PluginError, match=r"'hog'.*canny, image, mask_edges"):
         build(["canny", "hog"])
 
 

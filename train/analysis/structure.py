@@ -66,7 +66,7 @@ def match_store(
         max_images: Number of samples to look at. Default: all.
         tolerance_px: Distance within which pixels match. Default: a share of the frame's diagonal.
         thinned: Whether edges are thinned to one pixel on both sides.
-        root: Folder of the images, if they moved.
+        root: Folder of the images, if they moved; it is read even where the store has the layer `image`.
 
     Raises:
         AnalysisError: There is nothing to compare.
@@ -74,13 +74,13 @@ def match_store(
     specs = {spec.name: spec for spec in open_schema(store).arrays}
     drawn = {name: spec.drawn for name, spec in specs.items()}
     names = _predicted(model, drawn, (EDGES, KEYPOINTS, CLASS_EDGES))
-    reader = StoreReader(store, names, root=root)
+    reader = StoreReader(store, names, root=root, images=True)
     scores = {name: BoundaryScore(THRESHOLDS) for name in names}
     indices = reader.usable[:max_images].tolist()
     if not indices:
         raise AnalysisError(f"{store}: no computed sample", hint="run `physseg preprocess MANIFEST STORE` again")
     for index in ProgressBar(indices, unit="img"):
-        image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
+        image = reader.image(index)
         stored = cut_sample(reader, index)
         predicted = dict(zip(model.config.structures, structure_maps(model, image, window_px), strict=True))
         tolerance = tolerance_of(*stored.size, tolerance_px)

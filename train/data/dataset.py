@@ -39,7 +39,8 @@ class DataConfig:
     store: PathText
     """The store that `physseg preprocess` wrote: a folder or a URL."""
     images: PathText | None = None
-    """Root folder or URL of the images, where they have moved since the manifest was made."""
+    """Root folder or URL of the images, where they have moved since the manifest was made, or where their files are to
+    be read although the store has the layer `image`."""
     cache: Path | None = None
     """Local folder that keeps what is read of a store or images by URL; without it, every epoch reads them again."""
     verify: bool = True
@@ -98,7 +99,7 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         self.structures = tuple(sorted(structures, key=self.of_classes.__contains__))
         self._check_arrays(schema)
         self.cache = ContentCache(config.cache) if config.cache else None
-        self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache)
+        self.reader = StoreReader(config.store, self.arrays, root=config.images, cache=self.cache, images=True)
         self._check_classes()
         self._check_status()
         self.usable = self.reader.usable
@@ -120,13 +121,15 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to resume: the same samples, in the same classes, with the same arrays."""
-        schema = self.reader.schema
+        schema, picture = self.reader.schema, self.reader.picture
+        # The pixels of lossless images are those of the files, JPEGs of frames have others.
+        read = (*self.arrays, picture.name) if picture and picture.dims == ("byte",) else self.arrays
         return {
             "dataset": schema.dataset,
             "manifest": schema.manifest_fingerprint,
             "vocabulary": schema.vocabulary.fingerprint,
             "num_usable": len(self.usable),
-            "layers": {layer: schema.layer_digest(layer) for layer in sorted(map(schema.layer_of, self.arrays))},
+            "layers": {layer: schema.layer_digest(layer) for layer in sorted(map(schema.layer_of, read))},
         }
 
     def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
@@ -175,11 +178,10 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
     def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
         index = int(self.usable[self.order(position)])
-        manifest, frame = self.reader.manifest, self.reader.schema.frame
-        image = frame.resize_image(manifest.load_image(index, verify=bool(self._unverified[index]), cache=self.cache))
+        image = self.reader.image(index, verify=bool(self._unverified[index]))
         self._unverified[index] = False
         size = self.reader.frame_size(index)
-        sample_id = manifest.table.value("sample_id", index)
+        sample_id = self.reader.manifest.table.value("sample_id", index)
         if image.shape[:2] != size:
             ours, theirs = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]} (height x width)"
             hint = "The image was replaced after `physseg preprocess`: make the manifest again and re-run it."

@@ -378,7 +378,8 @@ class _Training:
 
     def _log_pictures(self, log: RunLog, manifest: Manifest, texts: Tensor, settings: InferenceSettings) -> None:
         """A few predictions and structure maps, always of the same samples, beside what they should be."""
-        rows = {"predictions": prediction_rows(self.model, manifest, self.config.eval.max_images, texts, settings)}
+        shown = self.config.eval.max_images
+        rows = {"predictions": prediction_rows(self.model, manifest, texts, settings, max_images=shown)}
         if self.config.model.structures:
             rows["structures"] = structure_rows(self.model, self.samples.reader, self.config.data.crop)
         for kind, of_kind in rows.items():

@@ -85,16 +85,19 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
 def _predictions(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
     """Samples of the run's evaluation, or without one of its training."""
     settings, data = training["eval"], training["data"]
-    store = None if settings["manifest"] else StoreReader(data["store"], (), root=data["images"])
-    manifest = store.manifest if store else Manifest.read(settings["manifest"])
+    source: Manifest | StoreReader
+    if settings["manifest"]:
+        source = Manifest.read(settings["manifest"])
+    else:
+        source = StoreReader(data["store"], ("labels",), root=data["images"], images=True)
     inference = InferenceSettings(windows=settings["windows"], classes_kept=settings.get("classes_kept"))
-    texts = class_texts(loaded.model, manifest.vocabulary.classes)
-    return list(prediction_rows(loaded.model, manifest, None if store else settings["max_images"], texts, inference))
+    texts = class_texts(loaded.model, source.vocabulary.classes)
+    return list(prediction_rows(loaded.model, source, texts, inference, max_images=settings["max_images"]))
 
 
 def _structures(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
     structures, data = loaded.model.config.structures, training["data"]
-    reader = StoreReader(data["store"], ("labels", *structures), root=data["images"])
+    reader = StoreReader(data["store"], ("labels", *structures), root=data["images"], images=True)
     return list(structure_rows(loaded.model, reader, data["crop"])) if structures else []
 
 

@@ -64,15 +64,32 @@ class Row:
 
 
 def prediction_rows(
-    model: Segmenter, manifest: Manifest, max_images: int | None, texts: Tensor, settings: InferenceSettings
+    model: Segmenter,
+    source: Manifest | StoreReader,
+    texts: Tensor,
+    settings: InferenceSettings,
+    *,
+    max_images: int | None = None,
 ) -> Iterator[Row]:
-    """Predictions of a few of a manifest's first samples; `texts` are the text features of its classes."""
-    vocabulary = manifest.vocabulary
-    for index in evenly(usable_samples(manifest, max_images), SHOWN):
-        image, labels = manifest.load(index)
+    """Predictions of a few of a manifest's first samples, or of a store's frames, which its reader reads with labels.
+
+    `texts` are the text features of the classes.
+    """
+    vocabulary = source.vocabulary
+    for title, image, labels in _shown(source, max_images):
         predicted = vocabulary.fold(segment_image(model, image, texts, settings))
-        title = manifest.table.value("sample_id", index)
         yield prediction_row(title, image, vocabulary.fold(labels), predicted, vocabulary)
+
+
+def _shown(source: Manifest | StoreReader, max_images: int | None) -> Iterator[tuple[str, UInt8, Ids]]:
+    """Id, image (H, W, 3) and labels (H, W) of the samples that are shown."""
+    if isinstance(source, Manifest):
+        for index in evenly(usable_samples(source, max_images), SHOWN):
+            yield source.table.value("sample_id", index), *source.load(index)
+        return
+    for index in evenly(source.usable.tolist(), SHOWN):
+        stored = cut_sample(source, index)
+        yield stored.id, source.image(index), stored.arrays["labels"]
 
 
 def prediction_row(title: str, image: UInt8, labels: Ids, predicted: Ids, vocabulary: Vocabulary) -> Row:
@@ -103,7 +120,7 @@ def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Ite
     classes = {"num_classes": reader.vocabulary.num_classes, "ignore_index": reader.vocabulary.ignore_index}
     for index in evenly(reader.usable.tolist(), SHOWN):
         stored = cut_sample(reader, index)
-        image = reader.schema.frame.resize_image(reader.manifest.load_image(index, verify=True))
+        image = reader.image(index)
         dark, panels = dim(image), [(image, stored.id)]
         maps = structure_maps(model, image, window_px)
         for name, found in zip(model.config.structures, maps, strict=True):

@@ -121,6 +121,8 @@ class RunFolder:
             hint = "Go back to the run's settings (its config.json), or start another run in another folder."
             if any(key.startswith("store") for key in different):
                 hint = "Go back to the run's store, or start another run in another folder."
+                if different.get("store.layers.image", ("", ""))[0] is None:
+                    hint = "Set data.images to the folder of the images: the run has read the files, not their JPEGs."
             elif resumable and all(saved is not None for saved, _ in different.values()):  # --set cannot say None
                 settings = " ".join(f"--set {key}={_as_text(saved)}" for key, (saved, _) in different.items())
                 hint = f"Resume with {settings}, or start another run in another folder."

@@ -251,7 +251,7 @@ def test_structures_stand_beside_the_cached_ones(trained: Path) -> None:
     """A model that predicts red and green: opaque where the image is red, clear where it is not."""
     model: Any = EchoStructures()
     model.config.structures = ("canny", "sift")
-    reader = StoreReader(trained / "store.zarr", ("labels", "canny", "sift"))
+    reader = StoreReader(trained / "store.zarr", ("labels", "canny", "sift"), images=True)
     row = list(structure_rows(model, reader, 96))[1]
     (image, _), (cached, _), (predicted, text), *_ = row.panels
     assert text == "canny, predicted"
