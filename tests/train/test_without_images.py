@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_run_goes_over_from_files_to_lossless_images_and_not_to_jpegs(
     lossless = make_config(steps=2)
     assert train(lossless, stop_at=1, progress=False).step == 1
     preprocess(
-        Manifest.parse(train_manifest.to_bytes(), "here", root=str(moved)),
+        replace(train_manifest, root=str(moved)),
         store,
         structures=["image"],
         settings={"image": {"form": "jpeg"}},
