@@ -8,10 +8,19 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import PhyssegError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -140,3 +149,48 @@ def ignore_stop_signals() -> None:
     """For workers: signals reach every process of a job, and the process that started the workers acts on them."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def in_processes(
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, death: PhyssegError
+) -> Iterator[Result]:
+    """What `function` makes of each task, in the order in which they are done, by that many new processes.
+
+    The function is sent once, a task when a process is about to be free. Ctrl-C reaches this process only. The others
+    end when it does, however it ends, and when the caller leaves the iterator.
+
+    Args:
+        function: Can be pickled. Its first call in a process follows the imports that it needs.
+        tasks: Taken from as needed, in this thread.
+        workers: Number of processes. Where there are fewer tasks, as many as those.
+        death: The error that is raised if a process dies.
+    """
+    context, left = multiprocessing.get_context("spawn"), iter(tasks)
+    with ProcessPoolExecutor(workers, context, _begin, (function,)) as pool:
+        try:
+            with children_without_ctrl_c():
+                waiting = {pool.submit(_apply, task) for task in islice(left, workers)}
+            while waiting:
+                waiting |= {pool.submit(_apply, task) for task in islice(left, 2 * workers - len(waiting))}
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise death from None
+        except BaseException:  # Ctrl-C, or an error: leaving the block would wait for all that is left to do
+            for process in (pool._processes or {}).values():
+                process.kill()
+            raise
+
+
+_given: list[Callable[[Any], Any]] = []
+"""In a process of `in_processes`, its function."""
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    _given.append(function)
+    end_with_parent()
+
+
+def _apply(task: Any) -> Any:
+    return _given[0](task)

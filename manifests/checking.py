@@ -2,23 +2,30 @@
 
 import errno
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+import logging
+import pickle
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL
+import simplejpeg
 
-from ..common.processes import available_cpus
+from .. import __version__
+from ..common.processes import available_cpus, in_processes, keep_freed_memory
 from ..common.progress import ProgressBar
 from ..common.regular_files import read_regular
 from ..common.text import counted
-from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image
+from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image, is_png
 from .errors import DecodeError, LabelFormatError, ManifestError
+from .journal import Journal, Record, state_of
 from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
@@ -26,7 +33,9 @@ from .manifest import Manifest, Sample
 from .pairing import Pair, common_root
 from .photographs import COLOURS, DAMAGED, DEFAULT_MEGAPIXELS, PLAIN_COLOURS, ImageFacts, check_image, colour_fault
 
-CHUNK = 4  # samples per task: hides the bookkeeping, keeps the progress bar smooth and short runs parallel
+CHUNK = 8  # samples a task: hides the bookkeeping, and is little to lose where a run is killed
+SAMPLES_PER_PROCESS = 128
+"""Samples that are worth a process: its start takes 0.4 s, a sample of COCO 5 ms."""
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
 REPAIRS = {
@@ -59,7 +68,7 @@ class CheckSettings:
     allow_jpeg_warnings: bool = False
     """Whether a JPEG that decodes with a warning is used, with a note; otherwise it is quarantined."""
     workers: int = 0
-    """Number of threads (the decoders run outside Python's lock); 0 for as many as the process may use."""
+    """Number of processes; 0 for as many as there are CPUs that this one may use. Few samples are checked by fewer."""
 
     def __post_init__(self) -> None:
         if self.exif not in ("error", "apply", "ignore"):
@@ -89,6 +98,92 @@ class Checked:
     """Every raw id that stands in a label, in those of quarantined samples, too."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairCheck:
+    """All that a row depends on besides its files; called with a pair, also in another process, it makes the row."""
+
+    root: Path
+    """The folder that holds all files."""
+    ids: LabelIds
+    split: str
+    settings: CheckSettings = DEFAULT_CHECKS
+    cross_check: CrossCheck | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of all that, and of the versions of what decodes."""
+        versions = (__version__, cv2.__version__, PIL.__version__, simplejpeg.__version__)
+        cross_check = getattr(self.cross_check, "__qualname__", self.cross_check)
+        known = (versions, self.root, self.ids, self.split, replace(self.settings, workers=0), cross_check)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def workers(self, count: int) -> int:
+        """Number of processes for that many samples: one a core, unless its start would take longer than its work."""
+        workers = min(self.settings.workers or available_cpus(), count // SAMPLES_PER_PROCESS)
+        if workers > 1:
+            try:
+                pickle.dumps(self)
+            except Exception as error:
+                alone = "warning: one process checks all samples: what the data set gives cannot be sent to others: %s"
+                logging.getLogger(__name__).warning(alone, error)
+                return 1
+        return max(1, workers)
+
+    def __call__(self, pair: Pair) -> Record:
+        """What the pair's files hold. Raises ManifestError where one cannot be read at all."""
+        state, image_bytes, label_bytes = _read(pair)
+        root = f"{self.root}/".replace("//", "/")
+        image_name, label_name = str(pair.image).removeprefix(root), str(pair.label).removeprefix(root)
+        notes = [pair.note] if pair.note else []
+        problems: list[str] = []
+        facts = raw = None
+        with _quarantine(problems, "unreadable image", image_name):
+            allowed = self.settings.allow_jpeg_warnings
+            facts = check_image(image_bytes, max_megapixels=self.settings.max_megapixels, allow_jpeg_warnings=allowed)
+        with _quarantine(problems, "unreadable label", label_name):
+            check_png(label_bytes)  # whose damage decoders do not notice
+            raw = decode_raw(label_bytes, self.ids.label_form, self.settings.max_megapixels)
+        orientation, size = 1, (0, 0)
+        if facts is not None:
+            orientation = facts.orientation if self.settings.exif == "apply" else 1
+            size = facts.size_after(orientation)
+            label_size = None if raw is None else (raw.shape[0], raw.shape[1])
+            more_problems, more_notes = judge_image(facts, image_name, label_size, self.settings.exif)
+            problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, size)
+            notes += more_notes
+            if label_size and label_size != size and not problems:
+                expected = f"{size[0]} x {size[1]} pixels (h x w) as {image_name}"
+                got = f"{label_size[0]} x {label_size[1]}"
+                problems.append(f"size mismatch: {label_name}: expected {expected}, got {got}")
+        labelled, seen = np.zeros(0, np.int64), set[int]()
+        if raw is not None:
+            if self.cross_check is not None:
+                notes += filter(None, [self.cross_check(pair, raw)])
+            labelled, unknown, seen = count_classes(raw, self.ids)
+            if unknown:
+                expected = f"ids of the {counted(self.ids.vocabulary.num_classes, 'class')}"
+                problems.append(f"unknown ids: {label_name}: expected {expected}, got {unknown}")
+            elif not labelled[:-1].any():
+                notes.append("no labelled pixel")
+        height, width = capped_size(*size, self.ids.max_short_side_px)
+        sample = Sample(
+            sample_id=pair.sample_id,
+            image_path=image_name,
+            label_path=label_name,
+            height=height,
+            width=width,
+            image_sha256=hashlib.sha256(image_bytes).hexdigest(),
+            label_sha256=hashlib.sha256(label_bytes).hexdigest(),
+            split=self.split,
+            orientation=orientation,
+            problem="; ".join(problems),
+            note="; ".join(notes),
+        )
+        occurring = [] if problems else np.flatnonzero(labelled).tolist()
+        pixels = list(zip(occurring, labelled[occurring].tolist(), strict=True))
+        return Record(state=state, sample=sample, pixels=pixels, raw_ids=sorted(seen))
+
+
 def check_samples(
     pairs: Sequence[Pair],
     ids: LabelIds,
@@ -97,98 +192,74 @@ def check_samples(
     split: str,
     settings: CheckSettings = DEFAULT_CHECKS,
     cross_check: CrossCheck | None = None,
+    journal: Journal | None = None,
 ) -> Checked:
     """Read and check all pairs, in parallel, and make the manifest; its root is the folder that holds all files.
 
-    Content problems become the `problem` of a row. Raises ManifestError where there is no pair, or every one has a
-    problem: then something is wrong with the arguments rather than with the files.
+    Content problems become the `problem` of a row. What a `journal` has of the same files is not read again.
+
+    Raises:
+        ManifestError: There is no pair, or every one has a problem: then something is wrong with the arguments rather
+            than with the files. Or a process died.
     """
     if not pairs:
         raise ManifestError("expected at least one image with its label, got none")
     root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
-    check = partial(check_pair, root=root, ids=ids, split=split, settings=settings, cross_check=cross_check)
+    check = PairCheck(root=root, ids=ids, split=split, settings=settings, cross_check=cross_check)
     ordered = sorted(pairs, key=lambda pair: pair.sample_id)
-    chunks = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
-    samples: list[Sample] = []
+    with nullcontext(journal) if journal else Journal() as records:
+        records.begin(check.digest, ordered)
+        pending = records.pending
+        results = check_chunks(check, ordered, pending, check.workers(len(pending)))
+        with (
+            ProgressBar(total=len(ordered), initial=records.num_done, desc="checking", unit="image") as progress,
+            closing(results),
+        ):
+            for chunk, lines, _ in results:
+                records.add(chunk, lines)
+                progress.update(len(chunk))
+        return _summed(records, check, dataset)
+
+
+def check_chunks(
+    check: PairCheck, pairs: Sequence[Pair], chosen: npt.NDArray[np.intp], workers: int
+) -> Generator[tuple[list[int], list[bytes], float], None, None]:
+    """Some of the pairs, a few at a time as they are done: indices, lines of the journal, seconds."""
+    chunks = (chosen[start : start + CHUNK].tolist() for start in range(0, len(chosen), CHUNK))
+    tasks = ((chunk, [pairs[index] for index in chunk]) for chunk in chunks)
+    if workers == 1:
+        yield from map(partial(_check_chunk, check), tasks)
+        return
+    hint = "usually memory: run the same command with fewer --workers"
+    death = ManifestError("a process that checked samples was killed", hint=hint)
+    yield from in_processes(partial(_check_chunk, check), tasks, workers=workers, death=death)
+
+
+def _check_chunk(check: PairCheck, task: tuple[list[int], list[Pair]]) -> tuple[list[int], list[bytes], float]:
+    keep_freed_memory()
+    began = time.perf_counter()
+    chunk, pairs = task
+    return chunk, [check(pair).to_line() for pair in pairs], time.perf_counter() - began
+
+
+def _summed(records: Journal, check: PairCheck, dataset: str) -> Checked:
+    ids, samples, raw_ids = check.ids, list[Sample](), set[int]()
     pixels = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
-    raw_ids: set[int] = set()
-    with (
-        ThreadPoolExecutor(settings.workers or available_cpus()) as pool,
-        ProgressBar(total=len(ordered), desc="checking", unit="image") as progress,
-    ):
-        for results in pool.map(lambda chunk: [check(pair) for pair in chunk], chunks):
-            for sample, counted, seen in results:
-                samples.append(sample)
-                pixels += counted
-                raw_ids |= seen
-            progress.update(len(results))
+    for record in records:
+        samples.append(record.sample)
+        raw_ids.update(record.raw_ids)
+        for index, count in record.pixels:
+            pixels[index] += count
     broken = [sample for sample in samples if sample.problem]
     if len(broken) == len(samples):
         first = "".join(f"\n  {sample.sample_id}: {sample.problem}" for sample in broken[:5])
         hint = shifted_ids(ids, raw_ids) or REPAIRS[broken[0].problem.split(":")[0]]
         raise ManifestError(f"none of {len(samples)} samples can be used; the first:{first}", hint=hint)
-    manifest = Manifest(
-        root=str(root),
-        dataset=dataset,
-        samples=samples,
-        **{field.name: getattr(ids, field.name) for field in fields(ids)},
-    )
+    described = {field.name: getattr(ids, field.name) for field in fields(ids)}
+    manifest = Manifest(root=str(check.root), dataset=dataset, samples=samples, **described)
     return Checked(
         manifest=manifest, class_pixels=pixels[:-1], ignored_pixels=int(pixels[-1]), raw_ids=frozenset(raw_ids)
     )
-
-
-def check_pair(
-    pair: Pair, *, root: Path, ids: LabelIds, split: str, settings: CheckSettings, cross_check: CrossCheck | None = None
-) -> tuple[Sample, npt.NDArray[np.int64], set[int]]:
-    """The row of one pair, its pixels as by `count_classes`, all zero if it is quarantined, and the raw ids seen."""
-    image_bytes, label_bytes = _read(pair.image), _read(pair.label)
-    image_name, label_name = (path.relative_to(root).as_posix() for path in (pair.image, pair.label))
-    notes = [pair.note] if pair.note else []
-    problems: list[str] = []
-    facts = raw = None
-    with _quarantine(problems, "unreadable image", image_name):
-        allowed = settings.allow_jpeg_warnings
-        facts = check_image(image_bytes, max_megapixels=settings.max_megapixels, allow_jpeg_warnings=allowed)
-    with _quarantine(problems, "unreadable label", label_name):
-        check_png(label_bytes)  # whose damage decoders do not notice
-        raw = decode_raw(label_bytes, ids.label_form, settings.max_megapixels)
-    orientation, size = 1, (0, 0)
-    if facts is not None:
-        orientation = facts.orientation if settings.exif == "apply" else 1
-        size = facts.size_after(orientation)
-        label_size = None if raw is None else (raw.shape[0], raw.shape[1])
-        more_problems, more_notes = judge_image(facts, image_name, label_size, settings.exif)
-        problems += more_problems or _check_fast_decoder(image_bytes, image_name, orientation, size)
-        notes += more_notes
-        if label_size and label_size != size and not problems:
-            expected = f"{size[0]} x {size[1]} pixels (h x w) as {image_name}"
-            problems.append(f"size mismatch: {label_name}: expected {expected}, got {label_size[0]} x {label_size[1]}")
-    labelled, seen = np.zeros(ids.vocabulary.num_classes + 1, np.int64), set[int]()
-    if raw is not None:
-        if cross_check is not None:
-            notes += filter(None, [cross_check(pair, raw)])
-        labelled, unknown, seen = count_classes(raw, ids)
-        if unknown:
-            expected = f"ids of the {counted(ids.vocabulary.num_classes, 'class')}"
-            problems.append(f"unknown ids: {label_name}: expected {expected}, got {unknown}")
-        elif not labelled[:-1].any():
-            notes.append("no labelled pixel")
-    height, width = capped_size(*size, ids.max_short_side_px)
-    sample = Sample(
-        sample_id=pair.sample_id,
-        image_path=image_name,
-        label_path=label_name,
-        height=height,
-        width=width,
-        image_sha256=hashlib.sha256(image_bytes).hexdigest(),
-        label_sha256=hashlib.sha256(label_bytes).hexdigest(),
-        split=split,
-        orientation=orientation,
-        problem="; ".join(problems),
-        note="; ".join(notes),
-    )
-    return sample, labelled if not problems else np.zeros_like(labelled), seen
 
 
 @contextmanager
@@ -202,7 +273,13 @@ def _quarantine(problems: list[str], reason: str, name: str) -> Iterator[None]:
 
 def count_classes(raw: npt.NDArray[Any], ids: LabelIds) -> tuple[npt.NDArray[np.int64], str, set[int]]:
     """Pixels per class, (T + 1,) int64 with ignored and unknown ones last; unknown ids in words, or ""; all raw ids."""
-    pixels = np.bincount(raw.ravel())
+    # By runs of equal ids, which are long: 0.1 ms for a label map of COCO, where counting its pixels takes 0.9.
+    flat, is_end = raw.ravel(), np.ones(raw.size, np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=is_end[:-1])
+    ends = is_end.nonzero()[0]
+    lengths = ends + 1
+    lengths[1:] -= lengths[:-1].copy()
+    pixels = np.bincount(flat[ends], lengths)
     seen = np.flatnonzero(pixels)
     labels, unknown = ids.map_ids(seen)
     histogram = np.bincount(labels, pixels[seen], minlength=ids.vocabulary.ignore_index + 1).astype(np.int64)
@@ -252,20 +329,27 @@ def judge_image(
     return problems, notes
 
 
-def _read(path: Path) -> bytes:
+def _read(pair: Pair) -> tuple[list[Any], bytes, bytes]:
+    """State and bytes of a pair's files; the state first, so that a change in between shows later."""
     try:
-        return read_regular(path)
+        return state_of(pair), read_regular(pair.image), read_regular(pair.label)
     except OSError as error:
         hint = None if error.errno == errno.ENODATA else "check the file's permissions and the disk"
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
+        where = error.filename or f"{pair.image} or {pair.label}"
+        raise ManifestError(f"{where}: cannot be read: {error.strerror}", hint=hint) from error
 
 
 def _check_fast_decoder(data: bytes, name: str, orientation: int, size: tuple[int, int]) -> list[str]:
-    """The strict decoder accepted the image; the fast one, which all later steps use, must see the same size."""
+    """The strict decoder accepted the image; the fast one, which all later steps use, must see the same size.
+
+    Of a JPEG it reads every code but makes one pixel in 64, and refuses what it refuses when it makes all.
+    """
+    factor = 1 if is_png(data) else 8
     try:
-        height, width = decode_image(data, orientation).shape[:2]
+        height, width = decode_image(data, orientation, factor=factor).shape[:2]
     except DecodeError as error:
         return [f"unreadable image: {name}: {error.args[0]}"]
-    if (height, width) == size:
+    if (height, width) == (-(-size[0] // factor), -(-size[1] // factor)):
         return []
-    return [f"unreadable image: {name}: decoders disagree on its size, {size[0]} x {size[1]} or {height} x {width}"]
+    got = f"{size[0]} x {size[1]} or about {height * factor} x {width * factor}"
+    return [f"unreadable image: {name}: decoders disagree on its size, {got}"]

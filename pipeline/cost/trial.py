@@ -8,16 +8,14 @@ each slower than one alone). Only the shards are small, so that slow extractors 
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from ...common.processes import children_without_ctrl_c, end_with_parent, environment, peak_bytes
+from ...common.processes import environment, in_processes, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
@@ -140,23 +138,12 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
     Returns from each process the monotonic time when it was ready, its shards (the first takes longer) and its peak
     bytes. Raises ExecutorError if a process died.
     """
-    with (
-        environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(len(shares), get_context("spawn"), end_with_parent) as pool,
-    ):
-        try:
-            with children_without_ctrl_c():  # it is for this one, which then ends them
-                found = pool.map(_compute, shares, [seconds] * len(shares))
-            return list(found)
-        except BrokenProcessPool:
-            raise ExecutorError(
-                "a process that computed a few images, to measure their cost, was killed",
-                hint="usually memory: try with fewer --workers",
-            ) from None
-        except BaseException:  # Ctrl-C, or an error: leaving the block would wait for all that is left to compute
-            for process in (pool._processes or {}).values():
-                process.kill()
-            raise
+    death = ExecutorError(
+        "a process that computed a few images, to measure their cost, was killed",
+        hint="usually memory: try with fewer --workers",
+    )
+    with environment(WORKER_ENVIRONMENT):
+        return list(in_processes(partial(_compute, seconds=seconds), shares, workers=len(shares), death=death))
 
 
 def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:
