@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TypeVar
 
 from .errors import ConfigError
@@ -59,6 +60,29 @@ def format_duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def between(low: float, high: float, *, core: bool = False) -> str:
+    """A range of seconds in a unit that suits it.
+
+    >>> between(6480, 7560), between(100, 130, core=True)
+    ('1.8 to 2.1 hours', '1.7 to 2.2 core-minutes')
+    """
+    name, unit = ("hours", 3600) if high >= 5400 else ("minutes", 60) if high >= 90 else ("seconds", 1)
+    texts = [f"{value / unit:.{0 if low >= 10 * unit else 1}f}" for value in (low, high)]
+    return f"{' to '.join(dict.fromkeys(texts))} {'core-' if core else ''}{name}"
+
+
+LEAST_SPREAD, MOST_SPREAD = 0.07, 0.5
+"""Share by which the same work takes longer or shorter another time, however often it was measured, or how seldom."""
+
+
+def spread_of(seconds: Sequence[float]) -> float:
+    """Two standard errors of the mean as a share of it; of one measurement nobody knows how far others are."""
+    if len(seconds) < 2:
+        return MOST_SPREAD
+    error = stdev(seconds) / math.sqrt(len(seconds))
+    return min(max(2 * error / fmean(seconds), LEAST_SPREAD), MOST_SPREAD)
 
 
 def percent(fraction: float, digits: int = 2) -> str:

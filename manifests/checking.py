@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -22,20 +22,22 @@ from .. import __version__
 from ..common.processes import available_cpus, in_processes, keep_freed_memory
 from ..common.progress import ProgressBar
 from ..common.regular_files import read_regular
-from ..common.text import counted
+from ..common.text import counted, evenly, spread_of
 from .decoding import MAX_MEGAPIXELS, ONE_CHANNEL, SMALL_NUMBERS, SMALLER, STILL, check_png, decode_image, is_png
 from .errors import DecodeError, LabelFormatError, ManifestError
 from .journal import Journal, Record, state_of
 from .labels.forms import decode_raw
 from .labels.ids import LabelIds
 from .labels.short_side import capped_size
-from .manifest import Manifest, Sample
+from .manifest import Manifest, Sample, SampleTable
 from .pairing import Pair, common_root
 from .photographs import COLOURS, DAMAGED, DEFAULT_MEGAPIXELS, PLAIN_COLOURS, ImageFacts, check_image, colour_fault
 
 CHUNK = 8  # samples a task: hides the bookkeeping, and is little to lose where a run is killed
 SAMPLES_PER_PROCESS = 128
 """Samples that are worth a process: its start takes 0.4 s, a sample of COCO 5 ms."""
+TRIAL_SAMPLES, TRIAL_SECONDS = 128, 10.0
+"""Samples a process that are checked to see how long all take, and seconds after which no more are."""
 
 # Reasons of quarantine, as they begin a sample's `problem`, each with the repair.
 REPAIRS = {
@@ -108,6 +110,14 @@ class PairCheck:
     split: str
     settings: CheckSettings = DEFAULT_CHECKS
     cross_check: CrossCheck | None = None
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], **known: Any) -> Self:
+        """The check of these pairs, with the fields besides `root`. Raises ManifestError where there is none."""
+        if not pairs:
+            raise ManifestError("expected at least one image with its label, got none")
+        root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
+        return cls(root=root, **known)
 
     @property
     def digest(self) -> str:
@@ -184,6 +194,21 @@ class PairCheck:
         return Record(state=state, sample=sample, pixels=pixels, raw_ids=sorted(seen))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial(Checked):
+    """A few samples of many, checked to see how long all of them take; its manifest holds those alone."""
+
+    num_samples: int
+    """Number of samples that there are."""
+    num_bytes: int
+    """Bytes of all files, reckoned from those that were read."""
+    workers: int
+    sample_seconds: float
+    """Seconds a sample, in one of as many processes as there will be."""
+    wall_seconds: tuple[float, float]
+    """Seconds of the whole, at the short and at the long end of the spread."""
+
+
 def check_samples(
     pairs: Sequence[Pair],
     ids: LabelIds,
@@ -202,10 +227,7 @@ def check_samples(
         ManifestError: There is no pair, or every one has a problem: then something is wrong with the arguments rather
             than with the files. Or a process died.
     """
-    if not pairs:
-        raise ManifestError("expected at least one image with its label, got none")
-    root = common_root(*{pair.image.parent for pair in pairs}, *{pair.label.parent for pair in pairs})
-    check = PairCheck(root=root, ids=ids, split=split, settings=settings, cross_check=cross_check)
+    check = PairCheck.of(pairs, ids=ids, split=split, settings=settings, cross_check=cross_check)
     ordered = sorted(pairs, key=lambda pair: pair.sample_id)
     with nullcontext(journal) if journal else Journal() as records:
         records.begin(check.digest, ordered)
@@ -219,6 +241,46 @@ def check_samples(
                 records.add(chunk, lines)
                 progress.update(len(chunk))
         return _summed(records, check, dataset)
+
+
+def try_samples(
+    pairs: Sequence[Pair],
+    ids: LabelIds,
+    *,
+    dataset: str,
+    split: str,
+    settings: CheckSettings = DEFAULT_CHECKS,
+    cross_check: CrossCheck | None = None,
+) -> Trial:
+    """Check a few of the pairs, evenly spread, as `check_samples` would, which has the arguments and the errors."""
+    check = PairCheck.of(pairs, ids=ids, split=split, settings=settings, cross_check=cross_check)
+    workers, ordered = check.workers(len(pairs)), sorted(pairs, key=lambda pair: pair.sample_id)
+    chosen = [ordered[index] for index in evenly(range(len(ordered)), TRIAL_SAMPLES * workers)]
+    turns = -(-len(chosen) // CHUNK)  # chunks of all parts of the data set, as there may be no time for all chunks
+    spread = np.concatenate([np.arange(first, len(chosen), turns) for first in range(turns)])
+    seconds: list[float] = []
+    with Journal() as records:
+        records.begin(check.digest, chosen)
+        began, start = time.monotonic(), 0.0
+        with closing(check_chunks(check, chosen, spread, workers)) as results:
+            for chunk, lines, took in results:
+                records.add(chunk, lines)
+                start = start or time.monotonic() - began - took
+                seconds.append(took / len(chunk))
+                if time.monotonic() > began + start + TRIAL_SECONDS:
+                    break
+        found, num_bytes = _summed(records, check, dataset), [record.num_bytes for record in records]
+    warm = seconds[workers:] or seconds  # the first of a process takes longer
+    mean, error = float(np.mean(warm)), spread_of(warm)
+    short, long = (start + len(pairs) * mean / workers * share for share in (1 - error, 1 + error))
+    return Trial(
+        **{field.name: getattr(found, field.name) for field in fields(Checked)},
+        num_samples=len(pairs),
+        num_bytes=round(float(np.mean(num_bytes)) * len(pairs)),
+        workers=workers,
+        sample_seconds=mean,
+        wall_seconds=(short, long),
+    )
 
 
 def check_chunks(
@@ -243,14 +305,18 @@ def _check_chunk(check: PairCheck, task: tuple[list[int], list[Pair]]) -> tuple[
 
 
 def _summed(records: Journal, check: PairCheck, dataset: str) -> Checked:
-    ids, samples, raw_ids = check.ids, list[Sample](), set[int]()
+    ids, raw_ids = check.ids, set[int]()
     pixels = np.zeros(ids.vocabulary.num_classes + 1, np.int64)
-    for record in records:
-        samples.append(record.sample)
-        raw_ids.update(record.raw_ids)
-        for index, count in record.pixels:
-            pixels[index] += count
-    broken = [sample for sample in samples if sample.problem]
+
+    def counted_samples() -> Iterator[Sample]:
+        for record in records:
+            raw_ids.update(record.raw_ids)
+            for index, count in record.pixels:
+                pixels[index] += count
+            yield record.sample
+
+    samples = SampleTable.spooled(counted_samples())
+    broken = samples.quarantined
     if len(broken) == len(samples):
         first = "".join(f"\n  {sample.sample_id}: {sample.problem}" for sample in broken[:5])
         hint = shifted_ids(ids, raw_ids) or REPAIRS[broken[0].problem.split(":")[0]]

@@ -90,11 +90,17 @@ OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "allow_jpeg_warnings": _option(
         bool, "Note JPEGs that decode with a warning instead of quarantining.", "--allow-jpeg-warnings", default=False
     ),
-    "workers": _option(int, "Threads; 0 = the cores you may use.", default=0, min=0, max=1024),
+    "workers": _option(int, "Processes; 0 = the cores you may use.", default=0, min=0, max=1024),
     "allow_quarantine": (AllowQuarantine, False),
     "verbose": _option(bool, "Show the pixel share of every class.", "--verbose", default=False),
     "check": _option(
         bool, "Compare with what was published, say what is missing; --out may be left out.", "--check", default=False
+    ),
+    "dry_run": _option(
+        bool,
+        "Say what would be read and how long it takes, and write nothing; --out may be left out.",
+        "--dry-run",
+        default=False,
     ),
 }
 """Options of the commands as type with help, and default. Some are those of a few data sets; see `builtin.Builtin`."""
@@ -139,24 +145,40 @@ for _known in DATA_SETS:
 
 
 def _make(
-    data_set: str, *, next_step: str, out: str | None, allow_quarantine: bool, verbose: bool, check: bool, **given: Any
+    data_set: str,
+    *,
+    next_step: str,
+    out: str | None,
+    allow_quarantine: bool,
+    verbose: bool,
+    check: bool,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
     """Write the manifest and say what is in it; of an archive that is checked, what it lacks.
 
-    A manifest is written of a complete archive only.
+    A manifest is written of a complete archive only, and its journal stays until then.
     """
     from .checking import CheckSettings
     from .datasets.published import benchmark
-    from .report import archive_lines, summary_lines
+    from .journal import Journal
+    from .report import archive_lines, summary_lines, trial_lines
 
-    if out is None and not check:
+    if out is None and not check and not dry_run:
         raise typer.BadParameter("expected --out FILE for a manifest, --check to look at the archive, or both")
     checks = {key: given.pop(key) for key in ("exif", "max_megapixels", "allow_jpeg_warnings", "workers")}
-    found = benchmark(data_set, check=check, keep=out is not None, settings=CheckSettings(**checks), **given)
-    manifest, incomplete = found.checked.manifest, check and bool(found.faults)
-    written = None if incomplete else out
-    if written is not None:
-        manifest.write(written)
+    given |= {"check": check, "keep": out is not None, "settings": CheckSettings(**checks)}
+    if dry_run:
+        for line in trial_lines(benchmark(data_set, dry_run=True, **given), check=check):
+            typer.echo(line)
+        return
+    with Journal(out) as journal:
+        found = benchmark(data_set, journal=journal, **given)
+        manifest, incomplete = found.checked.manifest, check and bool(found.faults)
+        written = None if incomplete else out
+        if written is not None:
+            manifest.write(written)
+            journal.remove()
     summary = summary_lines(found.checked, written, verbose=verbose, next_step=next_step)
     lacks = archive_lines(found) if check else ()
     for line in (*lacks, *summary) if written is not None else (*summary, *lacks):

@@ -47,6 +47,11 @@ class Record:
     raw_ids: list[int]
     """Every raw id in the label."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both files."""
+        return int(self.state[3] + self.state[5])
+
     def to_line(self) -> bytes:
         return _line([self.state, [getattr(self.sample, name) for name in COLUMNS], self.pixels, self.raw_ids])
 
@@ -147,9 +152,9 @@ class Journal:
             self._synced = time.monotonic()
 
     def __iter__(self) -> Iterator[Record]:
-        """The records of all pairs, in their order."""
+        """The records that there are, in the order of their pairs."""
         with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as memory:
-            for offset in self._offsets.tolist():
+            for offset in self._offsets[self._offsets >= 0].tolist():
                 memory.seek(offset)
                 yield Record.of(memory.readline())
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..common.text import preview
-from .checking import REPAIRS, Checked, shifted_ids
+from ..common.text import between, counted, format_bytes, preview
+from .checking import REPAIRS, Checked, Trial, shifted_ids
 from .datasets.published import Found
 from .manifest import Manifest
 
@@ -52,6 +52,21 @@ def summary_lines(
         yield f"written      {path} ({len(manifest.to_bytes()) / 1024:.0f} KB)"
         step = PREPROCESS if any("train" in split for split in splits) else next_step
         yield "next         physseg " + step.format(path=path, stem=str(path).removesuffix(".parquet"))
+
+
+def trial_lines(found: Found, *, check: bool) -> Iterator[str]:
+    """What a dry run says: what would be read, how long that takes, and what was wrong with the few that were read."""
+    trial, name = found.checked, found.checked.manifest.dataset
+    assert isinstance(trial, Trial)
+    tried, usable = len(trial.manifest), len(trial.manifest.usable)
+    yield f"dry run      of {name}: nothing is written"
+    yield f"root         {trial.manifest.root}"
+    yield f"reads        {trial.num_samples:,} samples, about {format_bytes(trial.num_bytes)} in two files each"
+    yield f"tried        {tried} of them, evenly spread: {usable} usable, {tried - usable} quarantined"
+    yield from _quarantine_lines(trial)
+    yield from (f"incomplete   {fault}" for fault in found.faults if check)
+    processes = counted(trial.workers, "process")
+    yield f"time         {trial.sample_seconds * 1e3:.1f} ms a sample; {between(*trial.wall_seconds)} in {processes}"
 
 
 def archive_lines(found: Found) -> Iterator[str]:

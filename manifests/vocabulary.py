@@ -136,7 +136,7 @@ def published_vocabulary(name: str) -> Vocabulary:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read one of our own class files: one class per line, synonyms separated by commas; class id = line number - 1.
 
-    Other people's files have other forms: `class_file.read_class_file`. Raises ManifestError, as `checked_classes`.
+    Other people's have other forms: `labels.class_file.read_class_file`. Raises ManifestError, as `checked_classes`.
     """
     text = read_text(path, ManifestError, "a text file with one class per line")
     return checked_classes(path, text.rstrip().split("\n"))  # splitlines() also splits at form feeds

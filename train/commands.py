@@ -404,7 +404,7 @@ def judge(
     For example: physseg judge theirs/sem_seg_predictions.json --manifest ade150.parquet --json theirs.json
     """
     from ..common.atomic import atomic_json
-    from ..manifests.class_file import read_class_file
+    from ..manifests.labels.class_file import read_class_file
     from ..manifests.manifest import Manifest
     from .evaluation.judge import evaluate_predictions
 
@@ -437,7 +437,7 @@ def import_catseg(
 
     All sizes are read from the file; nothing in it is executed.
     """
-    from ..manifests.class_file import read_class_file
+    from ..manifests.labels.class_file import read_class_file
     from ..manifests.vocabulary import Vocabulary
     from .weights import catseg_import
 

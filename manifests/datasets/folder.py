@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from ..checking import Checked
-from ..class_file import read_class_file
 from ..errors import ManifestError
+from ..labels.class_file import read_class_file
 from ..labels.ids import LabelIds
 from ..pairing import pair_files
 from ..vocabulary import Vocabulary

@@ -4,17 +4,22 @@ import logging
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...common.plugins import find
 from ...common.text import preview
-from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples
+from ..checking import DEFAULT_CHECKS, Checked, CheckSettings, check_samples, try_samples
 from ..errors import ManifestError
+from ..journal import Journal
 from ..labels.ids import LabelIds
 from ..pairing import IMAGE_SUFFIXES, Pair, read_list
 from .archive import Archive, Release
 from .interface import Dataset, load_dataset
+
+PAINTING = ("stuff_json", "instances_json", "write_labels")
+"""Options of data sets whose labels are painted first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,8 @@ def benchmark(
     check: bool = False,
     keep: bool = True,
     settings: CheckSettings = DEFAULT_CHECKS,
+    journal: Journal | None = None,
+    dry_run: bool = False,
     **options: Any,
 ) -> Found:
     """The manifest of a data set's split; the arguments are the options of `physseg manifest NAME`.
@@ -48,17 +55,23 @@ def benchmark(
         check: Collect what is missing in `faults` and go on with the rest. Otherwise a wrong number is a warning.
         keep: Whether the manifest is used afterwards. Otherwise pictures painted from annotation files need no folder.
         settings: How strict the checks are.
+        journal: Where samples that are checked are kept until the manifest is written.
+        dry_run: Check a few samples only, for a `Trial`. Nothing is painted.
         options: What this data set's finder takes besides.
 
     Raises:
-        ManifestError: The archive is not there, or a name has no files and `check` is not set.
+        ManifestError: The archive is not there, or a name has no files and `check` is not set. Or labels would be
+            painted in a dry run.
         PluginError: Nobody offers the data set, or what another package offers fails.
     """
+    if dry_run and (options.get("form") == "json" or any(options.get(key) for key in PAINTING)):
+        hint = "run it without --dry-run, or name pictures that are painted already with --labels"
+        raise ManifestError("--dry-run paints no labels from annotation files", hint=hint)
     offer = find("datasets", name)
     dataset = load_dataset(offer)
     known = getattr(dataset, "options", ())
     with tempfile.TemporaryDirectory(prefix="physseg.") as folder:
-        scratch = None if keep else Path(folder) / "labels"
+        scratch = None if keep or dry_run else Path(folder) / "labels"
         ours = {"listed_in": listed, "workers": settings.workers, "scratch": scratch}
         split = chosen_split(dataset, split)
         with offer.blamed(hint=f"is {root} its folder? {dataset.description} `physseg --debug` shows more"):
@@ -66,7 +79,7 @@ def benchmark(
         if listed and "listed_in" not in known:
             archive = replace(archive, listed=read_list(listed), listed_in=listed)
         faults = _faults(archive, check=check, selected=listed is not None)
-        checked = check_samples(
+        checked = (try_samples if dry_run else partial(check_samples, journal=journal))(
             archive.pairs(),
             archive.ids,
             dataset=archive.dataset or name,
@@ -74,7 +87,7 @@ def benchmark(
             settings=settings,
             cross_check=archive.cross_check,
         )
-    if archive.refuse:
+    if archive.refuse and not dry_run:
         archive.refuse(checked)
     return Found(checked=checked, release=archive.release, faults=faults)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...common.text import counted, format_bytes
+from ...common.text import between, counted, format_bytes
 from ..run.run import Job
 from .estimate import Estimate, estimate_job
 
@@ -63,14 +63,3 @@ def _deadline(hours: str, low: int, high: int) -> str:
     if not high:
         return f"{low} cores at the least for {hours}, and perhaps no number of them: one shard takes nearly as long"
     return f"{'1 core' if high == 1 else f'{low} cores' if low == high else f'{low} to {high} cores'} for {hours}"
-
-
-def between(low: float, high: float, *, core: bool = False) -> str:
-    """A range of seconds in a unit that suits it.
-
-    >>> between(6480, 7560), between(100, 130, core=True)
-    ('1.8 to 2.1 hours', '1.7 to 2.2 core-minutes')
-    """
-    name, unit = ("hours", 3600) if high >= 5400 else ("minutes", 60) if high >= 90 else ("seconds", 1)
-    texts = [f"{value / unit:.{0 if low >= 10 * unit else 1}f}" for value in (low, high)]
-    return f"{' to '.join(dict.fromkeys(texts))} {'core-' if core else ''}{name}"

@@ -19,6 +19,7 @@ from ...common.processes import environment, in_processes, peak_bytes
 from ...common.storage.interface import Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import open_storage, read_below
+from ...common.text import spread_of
 from ..run.errors import ExecutorError
 from ..run.executors.dask_library import import_dask
 from ..run.executors.worker import WORKER_ENVIRONMENT
@@ -36,8 +37,6 @@ SAMPLES_PER_SHARD = 8
 """Samples in a shard of the store that is thrown away."""
 SECONDS = 10.0
 """Seconds that measuring takes by default, besides the start of the processes."""
-LEAST_SPREAD, MOST_SPREAD = 0.07, 0.5
-"""Share by which the same work takes longer or shorter another time, however many images were measured, or how few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,14 +121,6 @@ def evenly(rows: Rows, pixels: npt.NDArray[np.int64], shards: int) -> Rows:
     by_size = rows[np.argsort(pixels, kind="stable")]
     picked = by_size[(2 * np.arange(count) + 1) * len(rows) // max(1, 2 * count)]
     return np.concatenate([picked[shard::shards] for shard in range(shards)])
-
-
-def spread_of(seconds: Sequence[float]) -> float:
-    """Two standard errors of the mean as a share of it; of one shard nobody knows how far others are."""
-    if len(seconds) < 2:
-        return MOST_SPREAD
-    error = np.std(seconds, ddof=1) / len(seconds) ** 0.5
-    return float(np.clip(2 * error / np.mean(seconds), LEAST_SPREAD, MOST_SPREAD))
 
 
 def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> list[tuple[float, list[Timed], int]]:

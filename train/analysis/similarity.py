@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.text import align, counted
-from ...manifests.class_file import FORMS, read_class_file
+from ...manifests.labels.class_file import FORMS, read_class_file
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary
 from ..errors import AnalysisError

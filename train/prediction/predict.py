@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError, StorageError
 from ...common.images import encode_png
-from ...manifests.class_file import read_class_file
+from ...manifests.labels.class_file import read_class_file
 from ...manifests.manifest import Manifest
 from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
 from ...manifests.vocabulary import Vocabulary
@@ -126,7 +126,7 @@ def find_images(arguments: Sequence[Path]) -> list[Path]:
 
 
 def read_words(words: str | None, file: Path | None) -> Vocabulary:
-    """The classes of "cat, dog, sofa", or of a class file (`manifests/class_file.py`).
+    """The classes of "cat, dog, sofa", or of a class file (`manifests/labels/class_file.py`).
 
     Raises:
         PredictionError: Not exactly one of both is given, or the words name a file or are separated otherwise.

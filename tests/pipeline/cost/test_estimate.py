@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from physseg.cli import main
 from physseg.common.storage.location import open_storage
+from physseg.common.text import LEAST_SPREAD, MOST_SPREAD, between, spread_of
 from physseg.manifests.manifest import Manifest
 from physseg.pipeline.cost.estimate import (
     CLUSTER_SECONDS,
@@ -27,16 +28,13 @@ from physseg.pipeline.cost.estimate import (
     rows_of_tasks,
     workers_for,
 )
-from physseg.pipeline.cost.report import between, describe_estimate
+from physseg.pipeline.cost.report import describe_estimate
 from physseg.pipeline.cost.trial import (
-    LEAST_SPREAD,
-    MOST_SPREAD,
     SAMPLES_PER_SHARD,
     Trial,
     compute_at_once,
     evenly,
     run_trial,
-    spread_of,
 )
 from physseg.pipeline.run import run
 from physseg.pipeline.run.errors import ExecutorError

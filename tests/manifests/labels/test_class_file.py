@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from physseg.common.text import control_character
-from physseg.manifests.class_file import read_class_file
 from physseg.manifests.errors import ManifestError
+from physseg.manifests.labels.class_file import read_class_file
 from physseg.manifests.vocabulary import VOCABULARIES, Vocabulary, read_classes
 
 SEA = ("sea", "grass, lawn", "road")

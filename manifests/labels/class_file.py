@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.documents import read_text
-from .errors import ManifestError
-from .vocabulary import checked_classes
+from ...common.documents import read_text
+from ..errors import ManifestError
+from ..vocabulary import checked_classes
 
 FORMS = "one class per line, also numbered in order (`0: sea`, `0,sea`); or a JSON list of names or of {id, name}"
 MAX_BYTES = 20_000_000
