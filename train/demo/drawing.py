@@ -18,11 +18,6 @@ IGNORE_INDEX = 255
 _SUPERSAMPLING = 4
 
 
-def textured(ground: str, height: int, width: int, rng: np.random.Generator) -> Float32:
-    """A ground that fills the picture: float32 (H, W, 3), values about 0..255."""
-    return _TEXTURES[ground](height, width, rng)
-
-
 def landscape(kinds: Sequence[str], height: int, width: int, rng: np.random.Generator) -> tuple[Float32, UInt8]:
     """Textured regions of these grounds, parted by wavy lines; some of the borders are unlabelled.
 
@@ -36,7 +31,7 @@ def landscape(kinds: Sequence[str], height: int, width: int, rng: np.random.Gene
     region = np.searchsorted(cuts, across.ravel()).reshape(height, width).astype(np.uint8)
     canvas = np.zeros((height, width, 3), np.float32)
     for place, kind in enumerate(kinds):
-        canvas[region == place] = textured(kind, height, width, rng)[region == place]
+        canvas[region == place] = _TEXTURES[kind](height, width, rng)[region == place]
     if rng.random() < 0.5:
         region[np.min(np.abs(across[..., None] - cuts), axis=-1, initial=np.inf) < rng.uniform(1, 4)] = IGNORE_INDEX
     return np.asarray(cv2.GaussianBlur(canvas, (3, 3), 0.6), np.float32), region
@@ -140,22 +135,11 @@ def _mid(u: Any) -> Any:
     return np.abs(u % 1 - 0.5)
 
 
-def _checks(u: Any, v: Any) -> Any:
-    return np.where((np.floor(u) + np.floor(v)) % 2 == 0, 1, -1) * (0.5 - np.maximum(_mid(u), _mid(v)))
+def _star(u: Any, v: Any) -> Any:
+    return 0.27 + 0.15 * np.cos(5 * np.arctan2(v % 1 - 0.5, u % 1 - 0.5)) - np.hypot(_mid(u), _mid(v))
 
 
-def _stars(u: Any, v: Any) -> Any:
-    p, q = u % 1 - 0.5, v % 1 - 0.5
-    return 0.27 + 0.15 * np.cos(5 * np.arctan2(q, p)) - np.hypot(p, q)
-
-
-def _triangles(u: Any, v: Any) -> Any:
-    q = v % 1 - 0.4
-    return 0.2 - np.maximum(-q, 0.5 * q + 0.87 * _mid(u))
-
-
-def _crosses(u: Any, v: Any) -> Any:
-    a, b = _mid(u), _mid(v)
+def _plus(a: Any, b: Any) -> Any:
     return np.maximum(np.minimum(0.13 - a, 0.42 - b), np.minimum(0.13 - b, 0.42 - a))
 
 
@@ -163,10 +147,10 @@ def _crosses(u: Any, v: Any) -> Any:
 _PATTERNS: dict[str, Callable[[Any, Any], Any]] = {
     "stripes": lambda u, v: 0.25 - _mid(u),
     "dots": lambda u, v: 0.32 - np.hypot(_mid(u), _mid(v)),
-    "checks": _checks,
-    "stars": _stars,
-    "triangles": _triangles,
-    "crosses": _crosses,
+    "checks": lambda u, v: (1 - 2 * ((np.floor(u) + np.floor(v)) % 2)) * (0.5 - np.maximum(_mid(u), _mid(v))),
+    "stars": _star,
+    "triangles": lambda u, v: 0.2 - np.maximum(0.4 - v % 1, 0.5 * (v % 1 - 0.4) + 0.87 * _mid(u)),
+    "crosses": lambda u, v: _plus(_mid(u), _mid(v)),
     "rings": lambda u, v: 0.1 - np.abs(np.hypot(_mid(u), _mid(v)) - 0.32),
     "grid": lambda u, v: np.maximum(_mid(u), _mid(v)) - 0.36,
     "diamonds": lambda u, v: 0.28 - 0.7 * (_mid(u) + _mid(v)),

@@ -187,8 +187,8 @@ def judge(weights: Path, *, seed: int = 0, pairs: int = 256, scenes: int = 100) 
     """What a file of weights does without any further training, on held-out scenes; fractions.
 
     `image to text` and `text to image`: share of `pairs` scenes and captions that find their own partner first.
-    The others are mIoU of the class names of the regime, on the scenes of its test splits: of each patch the name with
-    the greatest cosine, cosines interpolated to pixels. All names compete, or only those of the split's own group.
+    The others are mIoU of each test split's group of classes, while all names of the regime compete: of each pixel the
+    name with the greatest cosine, interpolated between patches.
     """
     clip = Clip(ARCHITECTURE).eval()
     load_clip_weights(clip, weights)
@@ -205,17 +205,12 @@ def judge(weights: Path, *, seed: int = 0, pairs: int = 256, scenes: int = 100) 
     names = [name for group in GROUPS.values() for name in group]
     texts = text_embeds(clip, names)
     for split in TEST_SPLITS:
-        group = [names.index(name) for name in GROUPS.get(split, GROUPS["seen"])]
-        matrices = [ConfusionMatrix(num_classes=len(names), ignore_index=IGNORE_INDEX) for _ in range(2)]
+        confusion = ConfusionMatrix(num_classes=len(names), ignore_index=IGNORE_INDEX)
         for image, labels in drawn(split, names, scenes, seed + 1):
             part = patch_embeds(clip, torch.from_numpy(image[:SIDE_PX, :SIDE_PX].transpose(2, 0, 1))[None])
             cosines = as_map(part @ texts.T, ARCHITECTURE.grid)
             scores = F.interpolate(cosines, size=(SIDE_PX, SIDE_PX), mode="bilinear")[0]
-            truth = labels[:SIDE_PX, :SIDE_PX]
-            matrices[0].update(scores.argmax(dim=0), truth)
-            alone = torch.full_like(scores, -2)
-            alone[group] = scores[group]
-            matrices[1].update(alone.argmax(dim=0), np.where(np.isin(truth, group), truth, IGNORE_INDEX))
-        found[f"{split}, all names"] = score_group(matrices[0], group).miou
-        found[f"{split}, its own names"] = score_group(matrices[1], group).miou
+            confusion.update(scores.argmax(dim=0), labels[:SIDE_PX, :SIDE_PX])
+        members = [names.index(name) for name in GROUPS.get(split, GROUPS["seen"])]
+        found[f"mIoU, {split}"] = score_group(confusion, members).miou
     return found
