@@ -66,18 +66,17 @@ def suppress_neighbours(scores: Scores, radius_px: int) -> Scores:
     rank: npt.NDArray[Any] = np.zeros(scores.size, dtype)
     rank[best_first] = np.arange(len(points), 0, -1, dtype=dtype)
     square = np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8)
-    kept = np.zeros_like(scores)
+    is_peak = np.zeros(len(points) + 1, np.bool_)  # by rank
     while len(points):
-        best_near = cv2.dilate(rank.reshape(scores.shape), square).ravel()
-        peaks = points[best_near[points] == rank[points]]
-        kept.ravel()[peaks] = scores.ravel()[peaks]
-        if len(peaks) == len(points):
-            break
-        at_peaks = np.zeros(scores.shape, np.uint8)
-        at_peaks.ravel()[peaks] = 1
-        dropped = cv2.dilate(at_peaks, square).ravel()[points] > 0  # the peaks themselves included
-        rank[points[dropped]] = 0
-        points = points[~dropped]
+        own = rank[points]
+        best_near = cv2.dilate(rank.reshape(scores.shape), square).ravel()[points].astype(np.intp)
+        is_peak[best_near[best_near == own]] = True
+        decided = is_peak[best_near]  # itself a peak, or next to one
+        rank[points[decided & (best_near != own)]] = 0
+        points = points[~decided]
+    kept = np.zeros_like(scores)
+    peaks = best_first[is_peak[:0:-1]]
+    kept.ravel()[peaks] = scores.ravel()[peaks]
     return kept
 
 

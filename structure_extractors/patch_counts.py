@@ -49,15 +49,16 @@ def count_classes(
             hint="place the label map on a canvas of such a size, filled with ignore_index",
         )
     rows, columns = height // CELL_PX, width // CELL_PX
-    cells = labels.reshape(rows, CELL_PX, columns, CELL_PX).swapaxes(1, 2).reshape(rows * columns, CELL_PX * CELL_PX)
+    # Eight bytes at a time: a row of a cell is one such word, or two.
+    lines = np.ascontiguousarray(labels).view(np.uint64).reshape(rows, CELL_PX, columns, labels.itemsize)
+    words = np.ascontiguousarray(lines.swapaxes(1, 2)).reshape(rows * columns, CELL_PX * labels.itemsize)
+    cells = cast(Labels, words.view(labels.dtype))
     classes = np.full((max_classes, rows * columns), ignore_index, labels.dtype)
     counts = np.zeros((max_classes, rows * columns), np.uint8)
 
     first = cells[:, 0]
-    words = cells.view(np.uint64)  # eight bytes at a time: all words alike, and the first of equal labels
-    mixed = np.flatnonzero(
-        (words != words[:, :1]).any(axis=1) | (cells[:, : 8 // labels.itemsize] != first[:, None]).any(axis=1)
-    )
+    ones = np.ones(8 // labels.itemsize, labels.dtype).view(np.uint64)
+    mixed = np.flatnonzero((words != (first * ones)[:, None]).any(axis=1))
     classes[0] = first
     counts[0] = np.where(first == ignore_index, 0, CELL_PX * CELL_PX)
     classes[0, mixed], counts[0, mixed] = ignore_index, 0
@@ -65,7 +66,7 @@ def count_classes(
     cell, label, count = _runs(cells[mixed])
     counted = label != ignore_index
     cell, label, count = cell[counted], label[counted], count[counted]
-    order = np.lexsort((label, -count, cell))
+    order = np.argsort(cell * (CELL_PX * CELL_PX + 1) - count, kind="stable")  # by cell and label they are in order
     cell, label, count = cell[order], label[order], count[order]
     slot = np.arange(len(cell)) - np.searchsorted(cell, cell)  # position within its cell
     fits = slot < max_classes
@@ -111,6 +112,7 @@ class PatchCounts:
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[Any]]:
         checked = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
         padding = [(0, -edge % CELL_PX) for edge in checked.shape]
-        padded = cast(Labels, np.pad(checked, padding, constant_values=ignore_index))
-        classes, counts, dropped = count_classes(padded, ignore_index=ignore_index, max_classes=self.max_classes)
+        if any(edge % CELL_PX for edge in checked.shape):
+            checked = cast(Labels, np.pad(checked, padding, constant_values=ignore_index))
+        classes, counts, dropped = count_classes(checked, ignore_index=ignore_index, max_classes=self.max_classes)
         return {"cell_classes": classes, "cell_counts": counts, "cell_dropped": np.asarray(dropped)}
