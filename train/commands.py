@@ -542,3 +542,16 @@ def demo_pretrain(
     typer.echo(f"{weights}: {format_bytes(weights.stat().st_size)}")
     rows = [(name, percent(value, digits=1)) for name, value in judge(weights).items()]
     typer.echo("\n".join(align(rows, right={1})))
+
+
+@demo_app.command("study")
+def demo_study(
+    out: Annotated[Path, typer.Option(help="Folder for scenes, manifests, store and configuration.")] = Path("study"),
+) -> None:
+    """Make what the study trains and tests on, and print the command that trains it: docs/study.md.
+
+    A few minutes on two cores. Re-running the command keeps what is there.
+    """
+    from .demo.study import write_study
+
+    write_study(out, say=typer.echo)

@@ -1,9 +1,8 @@
 """Train the rows of a table with several seeds, evaluate them on several data sets: `physseg analyse ablation`.
 
 A row is a list of settings on top of one configuration (table3.toml and table4.toml here are the paper's, edges.toml
-is ours). Every run has a folder of its own, OUT/ROW/seed_K, and is nothing but a `physseg train`
-command (`--dry-run` prints them), so the runs may as well be jobs of a cluster: what is there already is not computed
-again.
+and study.toml ours). Every run has a folder of its own, OUT/ROW/seed_K, and is nothing but a `physseg train` command
+(`--dry-run` prints them), so the runs may as well be jobs of a cluster: what is there already is not computed again.
 """
 
 import re
@@ -32,7 +31,7 @@ from ..model.inference import InferenceSettings
 from ..prediction.load_run import load_run
 from ..runs.run_folder import RunFolder
 
-TABLES = ("table3", "table4", "edges")
+TABLES = ("table3", "table4", "edges", "study")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ MaxImages = Annotated[int | None, typer.Option(min=1, help="Look at the first N 
 @app.command()
 def ablation(
     table: Annotated[
-        str, typer.Argument(help="table3, table4 (the paper's), edges, or a TOML file of rows of your own.")
+        str, typer.Argument(help="table3, table4 (the paper's), edges, study, or a TOML file of rows of your own.")
     ],
     config: Annotated[str, typer.Argument(help="Configuration as for `physseg train`: a file or a recipe.")],
     manifests: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluate on it; may be repeated.")] = None,

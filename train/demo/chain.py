@@ -78,15 +78,11 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
         DemoError: `out` holds something else than a demo, or a step fails.
     """
     resumed = begin(out, settings, say=say)
-    chain = _Chain(out=out, say=say)
+    chain = Chain(out=out, say=say)
     scenes = SceneFolders(root=out / "scenes")
     chain.generate(scenes, settings)
     for split in ("train", "val"):
-        folders = ("--images", scenes.images(split), "--labels", scenes.labels(split))
-        vocabulary = ("--classes", scenes.classes(split), "--split", split, "--name", "scenes")
-        chain.command(
-            f"manifest, {split}", "manifest", "folder", *folders, *vocabulary, "--out", out / f"{split}.parquet"
-        )
+        chain.manifest(scenes, split)
     store, run = out / "train.zarr", out / "run"
     chain.command("preprocess", "preprocess", out / "train.parquet", store, "--short-edge", "192")
     chain.command("verify", "verify", store)
@@ -138,7 +134,7 @@ def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> b
 
 
 @dataclass(kw_only=True, slots=True)
-class _Chain:
+class Chain:
     """The steps one by one, with the time that each took."""
 
     out: Path
@@ -155,6 +151,13 @@ class _Chain:
             write_scenes(folders.root, num_train=settings.num_train, num_val=settings.num_val, seed=settings.seed)
             done.touch()
         self._note("generate scenes", what, started)
+
+    def manifest(self, scenes: SceneFolders, split: str) -> None:
+        """Write SPLIT.parquet."""
+        folders = ("--images", scenes.images(split), "--labels", scenes.labels(split))
+        vocabulary = ("--classes", scenes.classes(split), "--split", split, "--name", "scenes")
+        output = ("--out", self.out / f"{split}.parquet")
+        self.command(f"manifest, {split}", "manifest", "folder", *folders, *vocabulary, *output)
 
     def command(self, title: str, *arguments: str | Path) -> None:
         """Run one public command in a process of its own; its output goes to the terminal."""

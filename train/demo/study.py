@@ -1,0 +1,35 @@
+"""What the study trains and tests on: the regime's scenes, their manifests and store, the baseline's configuration.
+
+`physseg analyse ablation study` trains the rows (train/analysis/study.toml); docs/study.md has the set-up.
+"""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from ...common.atomic import atomic_write
+from .chain import Chain
+from .regime import TEST_SPLITS, write_regime
+from .scenes import SceneFolders
+
+STRUCTURES = "canny,mask_edges,sift,superpoint,semantic_edges"
+
+
+def write_study(out: Path, *, say: Callable[[str], None]) -> None:
+    """Write all of it into the folder `out`, and say the command that trains; what is there already is kept.
+
+    Raises DemoError where a command fails.
+    """
+    chain, done = Chain(out=out, say=say), out / "scenes_done"
+    if not done.exists():
+        write_regime(out / "scenes")
+        done.touch()
+    for split in ("train", *TEST_SPLITS):
+        chain.manifest(SceneFolders(root=out / "scenes"), split)
+    options = ("--short-edge", "192", "--structures", STRUCTURES)
+    chain.command("preprocess", "preprocess", out / "train.parquet", out / "train.zarr", *options)
+    config = out / "config.toml"
+    atomic_write(config, Path(__file__).with_name("study.toml").read_bytes())
+    tests = [word for split in TEST_SPLITS for word in ("--eval", str(out / f"{split}.parquet"))]
+    words = ["physseg", "analyse", "ablation", "study", str(config), "--out", str(out / "runs"), *tests]
+    say(f"\nnext: {shlex.join([*words, '--seeds', '0,1,2,3,4', '--jobs', '2', '--no-windows'])}")
