@@ -28,11 +28,12 @@ class Demos:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, out: Path, *arguments: str) -> Result:
+    def __call__(self, out: Path, *arguments: str, command: str = "") -> Result:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chain.subprocess, "run", self._run)
             patch.chdir(out.parent)
-            return CliRunner().invoke(app, ["demo", "--out", out.name, *arguments], catch_exceptions=False)
+            words = ["demo", *command.split(), "--out", out.name, *arguments]
+            return CliRunner().invoke(app, words, catch_exceptions=False)
 
     def _run(self, words: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
         assert words[:3] == [sys.executable, "-m", "physseg.cli"] and not check
