@@ -147,16 +147,14 @@ def plan(
     workers: Annotated[
         int | None, typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here.")
     ] = None,
-    target_hours: Annotated[
-        float | None, typer.Option(min=0, max=10**6, help="Say how many cores finish in that time.")
-    ] = None,
+    target_hours: Annotated[float | None, typer.Option(hidden=True)] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Images to measure, rounded to eights. Default: as ten seconds allow.")
     ] = None,
     root: Root = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what `preprocess` will take: core-hours, cores for a deadline, bytes, files, memory; and what training reads.
+    """Say what `preprocess` will take: core-hours, hours, bytes, files, memory; and what an epoch of training reads.
 
     Computes some of the images on this machine, with as many processes at once as the run will have here, and leaves
     nothing behind. Start it where the run will be, or on a machine like those.
@@ -172,6 +170,10 @@ def plan(
     from .run import run
     from .run.report import describe_job
 
+    if target_hours is not None:
+        typer.echo(
+            "--target-hours is gone: the plan says the time on 8, 64 and 512 workers, and on --workers N", err=True
+        )
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store or f"{tempfile.gettempdir()}/physseg-{uuid.uuid4().hex[:12]}.zarr",
@@ -181,11 +183,11 @@ def plan(
     )
     if json_:
         facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
-        estimate = estimate_job(job, workers=workers, images=images, target_hours=target_hours)
+        estimate = estimate_job(job, workers=workers, images=images)
         typer.echo(json.dumps(facts | {"estimate": asdict(estimate) if estimate else None}, indent=2))
         return
     typer.echo("\n".join(describe_job(job, name=None if store else manifest)))
-    for line in describe_cost(job, workers=workers, images=images, target_hours=target_hours):
+    for line in describe_cost(job, workers=workers, images=images):
         typer.echo(line)
 
 

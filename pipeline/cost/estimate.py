@@ -5,7 +5,6 @@ is free; and that workers on more machines do not slow each other down (their sh
 """
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
@@ -25,6 +24,8 @@ BYTES_PER_PIXEL = 10
 """Bytes per pixel of the largest image in flight: decoded, turned or resized copy, labels, resized labels."""
 BYTES_PER_INPUT = 24
 """Bytes of a commit record that each sample of a shard adds."""
+OTHER_WORKERS = (8, 64, 512)
+"""For how many workers the time is told, besides those that were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +46,8 @@ class Estimate(Trial):
     """Seconds of the run on `workers`, with their start."""
     wall_seconds_range: tuple[float, float]
     """The same at the short and at the long end of the spread."""
-    target_hours: float | None
-    target_workers: tuple[int, int] | None
-    """Workers that hold the deadline, at the short and at the long end of the spread; 0: no number does."""
+    wall_seconds_on: dict[int, float]
+    """Seconds of the run on each of `OTHER_WORKERS`, as far as there are shards for them."""
     store_bytes: int
     """Bytes that the run writes."""
     files: int
@@ -57,6 +57,10 @@ class Estimate(Trial):
     """Number of reads a sample in training."""
     memory_bytes: int
     """Resident memory of a worker at its peak."""
+    epoch_bytes: int
+    """Bytes that an epoch of training reads of the store and of images: all usable samples of the manifest, once."""
+    loader_samples_per_second: float
+    """Samples/s that one loader process reads on this machine at the most; see `read_seconds`."""
 
 
 def estimate_job(
@@ -64,7 +68,6 @@ def estimate_job(
     *,
     workers: int | None = None,
     images: int | None = None,
-    target_hours: float | None = None,
     in_one_process: bool = False,
 ) -> Estimate | None:
     """Measure some images of a prepared job on this machine, and reckon.
@@ -72,7 +75,6 @@ def estimate_job(
     Args:
         workers: Workers of the run, by default one for each core of this machine. As many as fit here are measured.
         images: Number of images to measure, about. Default: as ten seconds allow.
-        target_hours: Deadline to find the number of workers for.
         in_one_process: Whether the run has no cluster to start.
 
     Returns:
@@ -85,12 +87,10 @@ def estimate_job(
     trial = run_trial(job, np.concatenate(rows), processes=min(wanted, cores, len(rows)), images=images)
     if trial is None:
         return None
-    return estimate(job, trial, workers=wanted, in_one_process=in_one_process, target_hours=target_hours)
+    return estimate(job, trial, workers=wanted, in_one_process=in_one_process)
 
 
-def estimate(
-    job: Job, trial: Trial, *, workers: int, in_one_process: bool = False, target_hours: float | None = None
-) -> Estimate:
+def estimate(job: Job, trial: Trial, *, workers: int, in_one_process: bool = False) -> Estimate:
     """What a job takes on that many workers; the arguments are those of `estimate_job`."""
     schema, tasks, rows = job.schema, job.todo.tasks, rows_of_tasks(job)
     write = trial.parts["write"] * schema.samples_per_shard
@@ -98,10 +98,6 @@ def estimate(
     start = trial.first_seconds + (0.0 if in_one_process else trial.process_seconds + CLUSTER_SECONDS)
     core, run = sum(seconds) + trial.first_seconds * min(workers, len(tasks)), makespan(seconds, workers)
     low, high = 1 - trial.spread, 1 + trial.spread
-    target = None
-    if target_hours is not None:
-        limit = target_hours * 3600 - start
-        target = workers_for(seconds, limit / low), workers_for(seconds, limit / high)
     files, store_bytes = _written(job, trial)
     sharded = [spec.name for spec in schema.specs if spec.is_sharded]
     kept = [list(job.store.list(f"{name}/c").values()) for name in sharded if name not in trial.array_bytes]
@@ -121,13 +117,14 @@ def estimate(
         start_seconds=start,
         wall_seconds=start + run,
         wall_seconds_range=(start + run * low, start + run * high),
-        target_hours=target_hours,
-        target_workers=target,
+        wall_seconds_on={many: start + makespan(seconds, many) for many in OTHER_WORKERS if many <= len(tasks)},
         store_bytes=store_bytes,
         files=files,
         sample_bytes=sample_bytes,
         reads=len(sharded),
         memory_bytes=int(memory),
+        epoch_bytes=round(len(job.manifest.usable) * (sample_bytes + trial.image_file_bytes)),
+        loader_samples_per_second=1 / trial.read_seconds,
     )
 
 
@@ -143,20 +140,13 @@ def rows_of_tasks(job: Job) -> list[Rows]:
 def makespan(seconds: Sequence[float], workers: int) -> float:
     """Wall seconds of tasks that are handed in this order to the first free worker.
 
-    >>> makespan([2.0] * 5, 2), workers_for([2.0] * 10, 4.5), workers_for([2.0] * 10, 1.0)
-    (6.0, 5, 0)
+    >>> makespan([2.0] * 5, 2)
+    6.0
     """
     free = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
-
-
-def workers_for(seconds: Sequence[float], limit: float) -> int:
-    """The fewest workers whose makespan is within `limit` seconds; 0 if no number of them can do it."""
-    if max(seconds) > limit:
-        return 0
-    return 1 + bisect_left(range(1, len(seconds)), True, key=lambda workers: makespan(seconds, workers) <= limit)
 
 
 def _image_seconds(job: Job, trial: Trial, layers: Collection[str]) -> float:

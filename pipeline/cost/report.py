@@ -1,9 +1,10 @@
 """What a run will take, in words for the terminal."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
-from ...common.text import between, counted, format_bytes
+from ...common.text import between, counted, format_bytes, format_duration
 from ..run.run import Job
 from .estimate import Estimate, estimate_job
 
@@ -28,20 +29,19 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     parts = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in estimate.parts.items())
     cores = between(*(hours * 3600 for hours in estimate.core_hours), core=True)
     one, all_ = (format_bytes(count * estimate.memory_bytes) for count in (1, estimate.workers))
-    sample, rate, images = map(
-        format_bytes, (estimate.sample_bytes, 100 * estimate.sample_bytes, 100 * estimate.image_file_bytes)
-    )
+    epoch, sample = map(format_bytes, (estimate.epoch_bytes, estimate.sample_bytes))
+    image = f" and an image of {format_bytes(estimate.image_file_bytes)}" if estimate.image_file_bytes else ""
+    rate = estimate.loader_samples_per_second
     yield f"  estimate    from {counted(estimate.images, 'image')}, computed here in {at_once}:"
     yield f"    time      {estimate.core_seconds / estimate.samples * 1e3:.1f} ms an image ({parts})"
     yield f"              {cores}; {between(*estimate.wall_seconds_range)} on {workers}"
-    if estimate.target_workers is not None:
-        yield f"    deadline  {_deadline(f'{estimate.target_hours:g} h', *estimate.target_workers)}"
+    if estimate.wall_seconds_on:
+        times = (f"{format_duration(seconds)} on {many}" for many, seconds in estimate.wall_seconds_on.items())
+        yield f"              {', '.join(times)}"
     yield f"    bytes     {format_bytes(estimate.store_bytes)} in {estimate.files:,} files"
     yield f"    memory    {one} a worker, {all_} for {workers}"
-    yield (
-        f"    training  at 100 images/s reads {rate}/s from the store ({sample} a sample, {100 * estimate.reads:,} "
-        f"reads/s) and {images}/s of images"
-    )
+    yield f"    training  an epoch reads {epoch}, a sample {sample} in {estimate.reads} reads{image}"
+    yield f"              a loader process reads up to {rate:.0f} samples/s here, {math.ceil(1000 / rate)} feed 1,000"
     if estimate.failed:
         yield f"    warning   {estimate.failed} of the images that were computed to measure will go to quarantine"
     if estimate.busy < BUSY_ENOUGH:
@@ -55,11 +55,3 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
         yield f"    note      {counted(estimate.shards, 'shard')}: more workers than that have nothing to do"
     if (tasks := estimate.shards / estimate.wall_seconds) > SCHEDULER_TASKS_PER_SECOND / 2:
         yield f"    warning   {tasks:.0f} tasks/s are near what one Dask scheduler manages; use --part i/n instead"
-
-
-def _deadline(hours: str, low: int, high: int) -> str:
-    if not low:
-        return f"{hours} are not enough on any number of cores: the start and one shard take longer"
-    if not high:
-        return f"{low} cores at the least for {hours}, and perhaps no number of them: one shard takes nearly as long"
-    return f"{'1 core' if high == 1 else f'{low} cores' if low == high else f'{low} to {high} cores'} for {hours}"

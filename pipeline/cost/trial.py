@@ -5,6 +5,7 @@ disk, and as many processes at once as there will be workers here (two on one co
 each slower than one alone). Only the shards are small, so that slow extractors can be measured at all.
 """
 
+import random
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -26,17 +27,23 @@ from ..run.executors.worker import WORKER_ENVIRONMENT
 from ..run.prepare import Job
 from ..run.task import ShardReport, ShardTask, compute_shard
 from ..store.commits import commit_path, sha256
-from ..store.layout import create_store, settings_digest
+from ..store.layout import create_store, open_schema, settings_digest
+from ..store.reader import StoreReader
 from ..store.schema import STATUS
 from ..store.shard_codec import index_size
 
 Rows = npt.NDArray[np.intp]
 Timed = tuple[ShardReport, float, float]
 """What became of a shard, its wall seconds and its CPU seconds."""
+Share = tuple[float, list[Timed], int, list[float]]
+"""Of a process: the monotonic time when it was ready, its shards (the first takes longer), its peak bytes, and the
+seconds in which it read each sample."""
 SAMPLES_PER_SHARD = 8
 """Samples in a shard of the store that is thrown away."""
 SECONDS = 10.0
-"""Seconds that measuring takes by default, besides the start of the processes."""
+"""Seconds that measuring takes by default, besides the start of the processes and `READ_SECONDS`."""
+READ_SECONDS = 1.0
+"""Seconds that reading what was computed is measured at the most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +71,11 @@ class Trial:
     record_bytes: int
     """Bytes of a small shard's status and commit record."""
     image_file_bytes: float
+    """Bytes of an image's file; 0 where training reads images from the store."""
+    read_seconds: float
+    """Seconds in which one loader process reads a sample: its image, resized to the frame, and the arrays that the run
+    computes. Not in it: cropping and batching, a fifth of that, and waiting for a disk, as the files are in memory.
+    """
 
 
 def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None) -> Trial | None:
@@ -85,8 +97,9 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
         sizes = place.list()
     finally:
         place.delete_folder("")
-    first = float(np.mean([shards[0][1] for _, shards, _ in found]))
-    reports, walls, cpus = zip(*(timed for _, shards, _ in found for timed in shards[1:]), strict=True)
+    ready, computed, peaks, reads = zip(*found, strict=True)
+    first = float(np.mean([shards[0][1] for shards in computed]))
+    reports, walls, cpus = zip(*(timed for shards in computed for timed in shards[1:]), strict=True)
     samples, failed = reports[0].num_samples, sum(len(report.quarantine) for report in reports)
     if failed == samples * len(reports):
         return None
@@ -101,13 +114,14 @@ def run_trial(job: Job, rows: Rows, *, processes: int, images: int | None = None
         busy=sum(cpus) / sum(walls),
         parts=parts,
         spread=spread_of(walls),
-        process_seconds=max(ready for ready, _, _ in found) - started,
+        process_seconds=max(ready) - started,
         first_seconds=max(0.0, first - wall),
-        peak_bytes=max(peak for _, _, peak in found),
+        peak_bytes=max(peaks),
         largest_pixels=int(table.pixels[chosen].max()),
         array_bytes=_array_bytes(job, tasks[0].layers, sizes),
         record_bytes=sizes[commit_path(0)] + sizes[job.schema.shard_file(STATUS, 0)],
-        image_file_bytes=_image_file_bytes(job, chosen),
+        image_file_bytes=0.0 if job.schema.picture else _image_file_bytes(job, chosen),
+        read_seconds=float(np.mean(np.concatenate(reads))),
     )
 
 
@@ -123,11 +137,10 @@ def evenly(rows: Rows, pixels: npt.NDArray[np.int64], shards: int) -> Rows:
     return np.concatenate([picked[shard::shards] for shard in range(shards)])
 
 
-def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> list[tuple[float, list[Timed], int]]:
+def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> list[Share]:
     """Compute each share of the tasks in a process of its own, and no further task when the time is over.
 
-    Returns from each process the monotonic time when it was ready, its shards (the first takes longer) and its peak
-    bytes. Raises ExecutorError if a process died.
+    Raises ExecutorError if a process died.
     """
     death = ExecutorError(
         "a process that computed a few images, to measure their cost, was killed",
@@ -137,7 +150,7 @@ def compute_at_once(shares: Sequence[Sequence[ShardTask]], seconds: float) -> li
         return list(in_processes(partial(_compute, seconds=seconds), shares, workers=len(shares), death=death))
 
 
-def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Timed], int]:
+def _compute(tasks: Sequence[ShardTask], seconds: float) -> Share:
     import_dask()
     import distributed.worker  # noqa: F401  (a worker of a run has it in memory, and has waited for it)
 
@@ -151,7 +164,29 @@ def _compute(tasks: Sequence[ShardTask], seconds: float) -> tuple[float, list[Ti
         wall, cpu = time.perf_counter(), time.process_time()
         report = compute_shard(task)
         found.append((report, time.perf_counter() - wall, time.process_time() - cpu))
-    return ready, found, peak_bytes()
+    peak, shards = peak_bytes(), {report.shard for report, _, _ in found}
+    return ready, found, peak, _read([task for task in tasks if task.shard in shards])
+
+
+def _read(tasks: Sequence[ShardTask]) -> list[float]:
+    """Wall seconds of reading each sample of these shards, as a loader process does: in random order, for a while."""
+    schema, layers = open_schema(open_storage(tasks[0].store)), tasks[0].layers
+    names = [spec.name for spec in schema.specs if spec.is_sharded and spec.layer in layers and spec != schema.picture]
+    from_store = schema.picture is not None and schema.picture.layer in layers
+    reader = StoreReader(tasks[0].store, names, root=None if from_store else tasks[0].root, images=True)
+    shards = {task.shard for task in tasks}
+    rows = [row for row in reader.usable.tolist() if row // schema.samples_per_shard in shards]
+    random.Random(0).shuffle(rows)
+    seconds, end = [], time.monotonic() + READ_SECONDS
+    for row in [*rows[:1], *rows]:  # the first one reads the manifest
+        begun = time.perf_counter()
+        reader.image(row, verify=False)
+        for _ in reader.planes(row):
+            pass
+        seconds.append(time.perf_counter() - begun)
+        if time.monotonic() > end:
+            break
+    return seconds[1:]
 
 
 def _make_store(place: Storage, job: Job, chosen: Rows) -> list[ShardTask]:
