@@ -6,15 +6,13 @@ the image is at least as large as the crop; where it is smaller, the rest is pad
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ...pipeline.store.frame import CELL_PX
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 IMAGE_FILL = 128
 """Value of image pixels outside the image, as in the baseline."""
@@ -40,36 +38,43 @@ class CropWindow:
         )
         return cls(top, left, size, flip=bool(uniforms[2] < flip_probability))
 
-    def cut(self, plane: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """Window (..., size, size) of canvas arrays (..., H, W), mirrored if flipped; a copy."""
-        return self._turned(plane[..., self.top : self.top + self.size, self.left : self.left + self.size])
+    def cut(self, plane: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Window (..., size, size) of canvas arrays (..., H, W), mirrored if flipped: `out`, or a new array."""
+        return self._turned(plane[..., self.top : self.top + self.size, self.left : self.left + self.size], out)
 
-    def cut_cells(self, cells: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """Window (..., size / 8, size / 8) of cell arrays (..., H / 8, W / 8), mirrored if flipped; a copy."""
+    def cut_cells(self, cells: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Window (..., size / 8, size / 8) of cell arrays (..., H / 8, W / 8), as `cut`."""
         top, left, side = self.top // CELL_PX, self.left // CELL_PX, self.size // CELL_PX
-        return self._turned(cells[..., top : top + side, left : left + side])
+        return self._turned(cells[..., top : top + side, left : left + side], out)
 
-    def cut_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def cut_image(
+        self, image: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Window (3, size, size) uint8 of an image (h, w, 3) that lies on the frame; 128 outside the image."""
-        part = image[self.top : self.top + self.size, self.left : self.left + self.size]
+        # OpenCV splits pixels that lie together five times as fast, and turns planes faster than pixels.
+        part = np.ascontiguousarray(image[self.top : self.top + self.size, self.left : self.left + self.size])
         height, width = part.shape[:2]
-        part = np.asarray(cv2.flip(part, 1), np.uint8) if self.flip else np.ascontiguousarray(part)
-        window = np.full((3, self.size, self.size), IMAGE_FILL, dtype=np.uint8)
+        window = np.empty((3, self.size, self.size), np.uint8) if out is None else out
+        if (height, width) != (self.size, self.size):
+            window[:] = IMAGE_FILL
         columns = slice(self.size - width, self.size) if self.flip else slice(0, width)
-        for channel, plane in enumerate(cv2.split(part)):  # three times as fast as transpose(2, 0, 1)
-            window[channel, :height, columns] = plane
+        planes = [plane[:height, columns] for plane in window]
+        cv2.split(part, planes)
+        for plane in planes if self.flip else ():
+            cv2.flip(plane, 1, plane)
         return window
 
     def inside(self, frame_size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """Which pixels (size, size) of the window show the image; the others are padding."""
         rows = np.arange(self.top, self.top + self.size) < frame_size[0]
         columns = np.arange(self.left, self.left + self.size) < frame_size[1]
-        window = rows[:, None] & columns[None, :]
-        return window[:, ::-1] if self.flip else window
+        return rows[:, None] & (columns[::-1] if self.flip else columns)
 
-    def _turned(self, window: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """A copy, mirrored if flipped, that lets the canvas go."""
-        if self.flip and window.ndim == 2 and window.dtype in (np.uint8, np.uint16):
-            pixels: Any = window
-            return np.asarray(cv2.flip(pixels, 1), window.dtype)  # ten times as fast as numpy
-        return np.ascontiguousarray(window[..., ::-1]) if self.flip else window.copy()
+    def _turned(self, window: npt.NDArray[Any], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """A copy in `out`, mirrored if flipped."""
+        out = np.empty(window.shape, window.dtype) if out is None else out
+        if self.flip and window.ndim == 2 and window.dtype == out.dtype and out.dtype in (np.uint8, np.uint16):
+            cv2.flip(window, 1, out)  # ten times as fast as numpy
+        else:
+            out[...] = window[..., ::-1] if self.flip else window
+        return out

@@ -141,18 +141,13 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of these positions: a function of store, images, settings, seed and positions alone."""
-        stacked: dict[str, npt.NDArray[Any]] = {}
-        sample_ids = []
+        batch: Any = self.empty(len(positions))
+        rows = {name: part.numpy() for name, part in batch.items() if isinstance(part, Tensor)}
+        rows["positions"][:] = positions
         for row, position in enumerate(positions):
-            sample_id, parts = self._sample(position)
-            sample_ids.append(sample_id)
-            for name, part in parts.items():
-                if row == 0:
-                    stacked[name] = np.empty((len(positions), *part.shape), part.dtype)
-                stacked[name][row] = part
-        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in stacked.items()}
-        tensors["positions"] = torch.tensor(positions, dtype=torch.int64)
-        return tensors | {"sample_ids": sample_ids}  # type: ignore[return-value]
+            out = {name: array[row] for name, array in rows.items()}
+            batch["sample_ids"][row] = self._sample(position, out)
+        return batch  # type: ignore[no-any-return]
 
     def empty(self, number: int) -> Batch:
         """A batch of that many samples whose shapes and dtypes alone mean something; nothing is read."""
@@ -176,42 +171,35 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
         tensors: Any = {name: torch.empty(number, *shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
         return tensors | {"sample_ids": [""] * number}  # type: ignore[no-any-return]
 
-    def _sample(self, position: int) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    def _sample(self, position: int, out: Mapping[str, npt.NDArray[Any]]) -> str:
+        """Cut a sample into its place in a batch; its id."""
         index = int(self.usable[self.order(position)])
         image = self.reader.image(index, verify=bool(self._unverified[index]))
         self._unverified[index] = False
         size = self.reader.frame_size(index)
-        sample_id = self.reader.manifest.table.value("sample_id", index)
+        sample_id: str = self.reader.manifest.table.value("sample_id", index)
         if image.shape[:2] != size:
             ours, theirs = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]} (height x width)"
             hint = "The image was replaced after `physseg preprocess`: make the manifest again and re-run it."
             raise TrainDataError(f"sample {sample_id}: the image's frame is {ours} px, the store's {theirs}", hint=hint)
-        side, cells = self.config.crop, self.config.crop // CELL_PX
         draws = uniforms(self.seed, Purpose.CROP, position, 3)
-        window = CropWindow.draw(draws, size, size=side, flip_probability=self.config.flip)
-        cut = {}
+        window = CropWindow.draw(draws, size, size=self.config.crop, flip_probability=self.config.flip)
+        window.cut_image(image, out["images"])
+        del image  # the next array then lies in the same memory, still in cache
+        maps = [name for name in self.structures if name not in self.of_classes]
+        parts = {**out, **dict(zip(maps, out["structures"], strict=True))}
+        if self.of_classes:
+            out["structure_classes"][:] = self.reader.vocabulary.ignore_index  # in planes that only others have
+            parts |= dict(zip(self.of_classes, out["structure_classes"], strict=True))
         for name, plane in self.reader.planes(index):
-            cut[name] = window.cut_cells(plane) if name in CELL_ARRAYS else window.cut(plane)
-            del plane  # the next one then lies in the same memory, still in cache
-        structures = [cut[name] for name in self.structures if name not in self.of_classes]
-        no_cells = np.zeros((0, cells, cells), np.uint8)
-        of_classes = {"structure_classes": self._stacked_planes(cut)} if self.of_classes else {}
-        return sample_id, of_classes | {
-            "images": window.cut_image(image),
-            "labels": _signed(cut["labels"]),
-            "structures": np.stack(structures) if structures else np.zeros((0, side, side), np.uint8),
-            "valid": window.inside(size),
-            "cell_classes": _signed(cut["cell_classes"]) if self.cells else no_cells,
-            "cell_counts": cut["cell_counts"] if self.cells else no_cells,
-            "jitter": draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position))),
-        }
-
-    def _stacked_planes(self, cut: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """The structures of classes, (number, P, S, S): P planes as the largest has, unused ones ignored."""
-        each, ignore_index = [cut[name] for name in self.of_classes], self.reader.vocabulary.ignore_index
-        unused = [((0, max(map(len, each)) - len(planes)), (0, 0), (0, 0)) for planes in each]
-        padded = [np.pad(*planes, constant_values=ignore_index) for planes in zip(each, unused, strict=True)]
-        return _signed(np.stack(padded))
+            if name in CELL_ARRAYS:
+                window.cut_cells(plane, out[name])
+            else:
+                window.cut(plane, parts[name][: len(plane)] if name in self.of_classes else parts[name])
+            del plane
+        out["valid"][:] = window.inside(size)
+        out["jitter"][:] = draw_jitter(np.random.Generator(random_bits(self.seed, Purpose.JITTER, position)))
+        return sample_id
 
     def _check_arrays(self, schema: StoreSchema) -> None:
         """Refuse a store without the arrays or the size that the configuration wants."""
@@ -280,11 +268,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             moved[key] = value.to(device, non_blocking=True)
     moved |= {key: moved[key].long() for key in ("labels", "cell_classes")}
     return moved  # type: ignore[return-value]
-
-
-def _signed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """uint16 ids as int32: torch knows uint16 only in part."""
-    return ids.astype(np.int32) if ids.dtype == np.uint16 else ids
 
 
 def _start_worker() -> None:

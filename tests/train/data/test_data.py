@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -138,6 +139,10 @@ def test_planes_of_classes_are_windows_of_the_whole_arrays_and_come_after_the_ma
             assert cut
             flips |= set(cut)
     assert flips == {False, True}
+    wide = samples.empty(1) | {"structure_classes": torch.zeros((1, 1, 3, 96, 96), dtype=torch.uint8)}
+    with patch.object(samples, "empty", return_value=wide):  # as if another structure had three planes
+        unused = samples.batch([0])["structure_classes"]
+    assert (unused[0, 0, 2] == samples.reader.vocabulary.ignore_index).all() and (unused[0, 0, :2] < 5).any()
 
 
 def test_patch_weights_equal_counting_the_crop(store: Path) -> None:
