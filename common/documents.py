@@ -61,6 +61,14 @@ def read_text(
     raise error_class.mismatch(path, "a UTF-8 text file", got, hint)
 
 
+def sha256_of(chunks: Iterable[bytes]) -> str:
+    """sha256 (hex) of bytes that come piece by piece."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def digest_of_json(value: Any) -> str:
     """sha256 (hex) of a JSON value in canonical form.
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..common.documents import digest_of_json, parsing
+from ..common.documents import digest_of_json, parsing, sha256_of
 from ..common.regular_files import is_files_fault, read_regular
 from ..common.storage.content_cache import ContentCache
 from ..common.storage.location import absolute, is_url, read_below, split, without_credentials
@@ -132,10 +132,7 @@ class Manifest(LabelIds):
     @cached_property
     def sha256(self) -> str:
         """sha256 (hex) of the bytes of the Parquet file."""
-        digest = hashlib.sha256()
-        for chunk in self.chunks():
-            digest.update(chunk)
-        return digest.hexdigest()
+        return sha256_of(self.chunks())
 
     def _check_ids(self, where: str = "") -> None:
         if repeated := self.table.repeated:

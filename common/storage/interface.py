@@ -5,7 +5,7 @@ both kinds give the same guarantees.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -71,6 +71,10 @@ class Storage(ABC):
     @abstractmethod
     def list(self, under: str = "") -> dict[str, int]:
         """Path -> bytes of every file below the folder `under`, at any depth."""
+
+    def known(self) -> Container[str]:
+        """The paths of all files, for questions about many of them."""
+        return self.list()
 
     def chunks(self, path: str) -> Iterator[bytes]:
         """All bytes of a file, piece by piece."""

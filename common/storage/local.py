@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +76,9 @@ class LocalStorage(Storage):
                     found[path] = Path(folder, name).stat().st_size
         return found
 
+    def known(self) -> "_Files":
+        return _Files(self.url)
+
     def oddities(self) -> Mapping[str, str]:
         found = {}
         for folder, folders, names in os.walk(self.path, onerror=_raise_unless_gone):
@@ -89,7 +92,13 @@ class LocalStorage(Storage):
         return found
 
     def leftovers(self) -> Sequence[str]:
-        return [path for path in self.list() if path.endswith(PARTIAL_SUFFIX)]
+        found = (
+            f"{os.path.relpath(folder, self.path)}/{name}".removeprefix("./")
+            for folder, _, names in os.walk(self.path, onerror=_raise_unless_gone)
+            for name in names
+            if name.endswith(PARTIAL_SUFFIX)
+        )
+        return list(found)
 
     def _to_write(self, path: str) -> Path:
         """The place of a file that is changed or removed; raises StorageError if it lies elsewhere, by a link."""
@@ -112,6 +121,16 @@ class LocalFile(RandomAccess):
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+class _Files(Container[str]):
+    """The files of a directory: each is looked for when it is asked for, as their list takes as long as a million."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __contains__(self, path: object) -> bool:
+        return os.path.isfile(f"{self._folder}/{path}")  # noqa: PTH113 (ten million rows have as many files)
 
 
 def _raise_unless_gone(error: OSError) -> None:

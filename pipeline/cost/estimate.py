@@ -12,7 +12,7 @@ import numpy as np
 
 from ...common.processes import available_cpus
 from ..run.prepare import Job
-from ..store.layout import MANIFEST_FILE, id_files, metadata_documents
+from ..store.layout import id_files, metadata_documents
 from ..store.shard_codec import index_size
 from .trial import SAMPLES_PER_SHARD, Rows, Trial, run_trial
 
@@ -130,7 +130,7 @@ def estimate(job: Job, trial: Trial, *, workers: int, in_one_process: bool = Fal
 
 def rows_of_tasks(job: Job) -> list[Rows]:
     """The samples that each task computes, without those that the manifest has in quarantine."""
-    usable = np.array(job.manifest.usable, np.intp)
+    usable = job.manifest.table.usable
     limits = [np.searchsorted(usable, job.schema.shard_range(task.shard)) for task in job.todo.tasks]
     return [
         usable[slice(*limit)] if task.layers else usable[:0] for task, limit in zip(job.todo.tasks, limits, strict=True)
@@ -158,10 +158,11 @@ def _image_seconds(job: Job, trial: Trial, layers: Collection[str]) -> float:
 
 def _written(job: Job, trial: Trial) -> tuple[int, int]:
     """Files and bytes that the run writes."""
-    schema, usable = job.schema, np.array(job.manifest.usable)
-    documents = {MANIFEST_FILE: job.manifest.to_bytes(), **id_files(schema, job.manifest), **metadata_documents(schema)}
-    documents = documents if job.found is None else {}
+    schema, usable = job.schema, job.manifest.table.usable
+    documents = {**id_files(schema, job.manifest), **metadata_documents(schema)} if job.found is None else {}
     files, size = len(documents), float(sum(map(len, documents.values())))
+    if job.found is None:
+        files, size = files + 1, size + sum(map(len, job.manifest.chunks()))
     for task in job.todo.tasks:
         specs = [spec for spec in schema.specs if spec.layer in task.layers]
         sharded = [trial.array_bytes[spec.name] for spec in specs if spec.is_sharded]

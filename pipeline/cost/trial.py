@@ -26,7 +26,7 @@ from ..run.executors.dask_library import import_dask
 from ..run.executors.worker import WORKER_ENVIRONMENT
 from ..run.prepare import Job
 from ..run.task import ShardReport, ShardTask, compute_shard
-from ..store.commits import commit_path, sha256
+from ..store.commits import commit_path
 from ..store.layout import create_store, open_schema, settings_digest
 from ..store.reader import StoreReader
 from ..store.schema import STATUS
@@ -190,14 +190,18 @@ def _read(tasks: Sequence[ShardTask]) -> list[float]:
 
 
 def _make_store(place: Storage, job: Job, chosen: Rows) -> list[ShardTask]:
-    """A store of small shards, the chosen rows first; returns the tasks that compute those.
-
-    Its manifest holds all rows: it is as large to read and to hold as the run's.
-    """
-    order = np.concatenate([chosen, np.setdiff1d(np.arange(len(job.manifest)), chosen)])
-    manifest = replace(job.manifest, samples=job.manifest.table.take(order))
-    schema = replace(job.schema, samples_per_shard=SAMPLES_PER_SHARD, manifest_fingerprint=manifest.fingerprint)
-    schema = replace(schema, manifest_sha256=sha256(manifest.to_bytes()))
+    """A store of small shards of the chosen rows, and the first others: as many rows as a worker has in memory."""
+    table = job.manifest.table
+    others = np.setdiff1d(np.arange(min(len(table), table.rows_per_group)), chosen)
+    order = np.concatenate([chosen, others])[: max(len(chosen), table.rows_per_group)]
+    manifest = replace(job.manifest, samples=table.take(order))
+    schema = replace(
+        job.schema,
+        num_samples=len(manifest),
+        samples_per_shard=SAMPLES_PER_SHARD,
+        manifest_fingerprint=manifest.fingerprint,
+        manifest_sha256=manifest.sha256,
+    )
     create_store(place, schema, manifest)
     todo = job.todo.tasks
     first = replace(

@@ -32,6 +32,8 @@ class Plan:
     """One task for each shard of which something is to be computed."""
     reason_of: Mapping[int, str]
     """Shard of each task -> why it is computed."""
+    found: Mapping[int, CommitRecord]
+    """`CommitRecord.to_report` of the shards that no task computes and that have something to report."""
     schema: StoreSchema
 
     @property
@@ -50,20 +52,28 @@ def make_plan(
     manifest: Manifest,
     extractors: Sequence[Extractor],
     *,
+    same_rows: bool = False,
     retry_quarantined: bool = False,
 ) -> Plan:
     """Compare each shard's commit record with today's inputs and settings; what differs becomes a task.
 
+    `same_rows`: the store's settings name this very manifest. Then a shard that has a status was computed from it: a
+    run takes away the status of those that were not before it writes other settings (`migrate_store`).
+
     Raises StoreError where a layer has to be computed and its extractor is not among `extractors`.
     """
-    settings, location, present = settings_digest(schema), absolute(str(store)), store.list()
+    settings, location, present = settings_digest(schema), absolute(str(store)), store.known()
     digests = {layer: schema.layer_digest(layer) for layer in schema.layers}
     requests = {extractor.name: Request.of(extractor) for extractor in extractors}
     tasks: list[ShardTask] = []
     reason_of: dict[int, str] = {}
+    to_report: dict[int, CommitRecord] = {}
     for shard, found in enumerate(read_commits(store, range(schema.num_shards))):
-        reason, todo = _what_to_do(found, shard, schema, digests, manifest, present, retry_quarantined)
-        if not reason:
+        rows = None if same_rows and schema.shard_file(STATUS, shard) in present else manifest
+        reason, todo = _what_to_do(found, shard, schema, digests, rows, present, retry_quarantined)
+        if not reason and isinstance(found, CommitRecord):
+            if found.quarantine or found.dropped_pixels:
+                to_report[shard] = found.to_report()
             continue
         _check_computable(store, todo, extractors, schema.made_with)
         reason_of[shard] = reason
@@ -79,7 +89,7 @@ def make_plan(
                 refused={entry.index: entry.reason for entry in stays.quarantine} if stays else {},
             )
         )
-    return Plan(tasks=tuple(tasks), reason_of=reason_of, schema=schema)
+    return Plan(tasks=tuple(tasks), reason_of=reason_of, found=to_report, schema=schema)
 
 
 def memory_per_worker(schema: StoreSchema, manifest: Manifest, tasks: Sequence[ShardTask]) -> int:
@@ -101,16 +111,20 @@ def _what_to_do(
     shard: int,
     schema: StoreSchema,
     digests: Mapping[str, str],
-    manifest: Manifest,
+    manifest: Manifest | None,
     present: Container[str],
     retry_quarantined: bool,
 ) -> tuple[str, set[str]]:
-    """Why something of a shard is to be computed ("" if nothing is), and which layers."""
+    """Why something of a shard is to be computed ("" if nothing is), and which layers.
+
+    `manifest` is None where the shard is known to be computed from its rows.
+    """
     if found is None:
         return "not computed yet", set(schema.layers)
     if isinstance(found, StoreCorruptError):
         return "commit record damaged", set(schema.layers)
-    if found.inputs != manifest.row_digests(*schema.shard_range(shard)):
+    start, stop = schema.shard_range(shard)
+    if found.samples != (start, stop) or (manifest and found.inputs != manifest.row_digests(start, stop)):
         return "inputs changed since they were computed", set(schema.layers)
     if retry_quarantined and found.quarantine:
         return "quarantined samples are tried again", set(schema.layers)

@@ -16,7 +16,6 @@ from ...manifests.manifest import Manifest
 from ...structure_extractors import registry
 from ...structure_extractors.interface import Extractor, identity
 from ...structure_extractors.superpoint.inference import check_gpu
-from ..store.commits import sha256
 from ..store.errors import StoreError
 from ..store.frame import CELL_PX, Frame
 from ..store.layout import is_store, open_schema
@@ -107,7 +106,7 @@ def prepare(
         vocabulary=manifest.vocabulary,
         dataset=manifest.dataset,
         manifest_fingerprint=manifest.fingerprint,
-        manifest_sha256=sha256(manifest.to_bytes()),
+        manifest_sha256=manifest.sha256,
         layers={LABELS_LAYER: {"resize": "nearest", "revision": 1}, **layers},
         arrays=(*LABEL_ARRAYS, *arrays),
         made_with=_versions(extractors) | dict(existing.made_with if existing else {}),
@@ -116,7 +115,12 @@ def prepare(
         schema.check()
     except ValueError as error:
         raise StoreError(f"{store}: {error}", hint="this is a bug of the extractor that has such an array") from error
-    plan = make_plan(store, schema, manifest, extractors, retry_quarantined=retry_quarantined)
+    same_rows = existing is not None and existing.manifest_sha256 == schema.manifest_sha256
+    if not same_rows:
+        manifest.table.check()  # or a worker would find the damage, hours later
+    plan = make_plan(
+        store, schema, manifest, extractors, same_rows=same_rows and not doubts, retry_quarantined=retry_quarantined
+    )
     if not elsewhere:
         todo = {request.name for task in plan.tasks for request in task.extractors}
         check_gpu(extractor for extractor in extractors if extractor.name in todo)
@@ -212,9 +216,13 @@ def _check_same_data(store: Storage, existing: StoreSchema, manifest: Manifest, 
 
 def _check_data_there(manifest: Manifest, plan: Plan) -> None:
     """Refuse to begin where the data set is not: every sample would be quarantined, one by one."""
-    indices = [index for task in plan.tasks for index in range(*plan.schema.shard_range(task.shard))]
-    probed = [manifest.samples[index] for index in indices[:: max(1, len(indices) // 16)]]
-    paths = [sample.image_path for sample in probed if not sample.problem]
+    size, count = plan.schema.samples_per_shard, plan.samples_to_compute
+    places = range(0, count, max(1, count // 16))
+    probed = [plan.tasks[place // size].shard * size + place % size for place in places]
+    (problems, found) = (
+        [manifest.table.values(name, at, at + 1)[0] for at in probed] for name in ("problem", "image_path")
+    )
+    paths = [path for path, problem in zip(found, problems, strict=True) if not problem]
     if paths and not any(_is_there(manifest.root, path) for path in paths):
         message = f"{manifest.root}: expected the manifest's data set there, {paths[0]} and others do not exist"
         hint = "if it was moved, say where to with --root; if it is on another machine, mount it"

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from ...manifests.manifest import Manifest
 from ..store.commits import CommitRecord, QuarantineEntry, read_commits
 from ..store.errors import StoreBusyError, StoreError, StoreIncompleteError
 from ..store.layout import (
-    MANIFEST_FILE,
     create_store,
-    has_content,
+    has_manifest,
     is_store,
     migrate_store,
     open_schema,
@@ -97,7 +96,8 @@ def execute(job: Job, executor: Executor | None = None, *, log: Path | None = No
     with locked(job.store, shared=not alone, make=make, wait_seconds=wait) as still_ours:
         _check_unchanged(job, open_schema(job.store), initialised=not alone)
         if alone:
-            job.store.delete(job.store.leftovers())
+            if job.todo.tasks:  # they are looked for everywhere; `verify` names those of complete stores
+                job.store.delete(job.store.leftovers())
             _initialise(job)
         else:
             unpublish_shards(job.store, job.schema, [task.shard for task in job.todo.tasks])
@@ -130,7 +130,7 @@ def _run(job: Job, executor: Executor, still_ours: StillOurs, log: Path | None, 
             reach(*divmod(index, job.schema.samples_per_shard))
 
         for report in executor.run(tasks, memory_needed=needed, still_ours=still_ours, on_sample=on_sample):
-            reports.append(report)
+            reports.append(replace(report, seconds={}))  # a hundred thousand are kept, in which they take the most
             reach(report.shard, report.num_samples)
             _log(log, event="shard", **asdict(report))
     _log(log, event="end", seconds=time.perf_counter() - started)
@@ -164,7 +164,7 @@ def _is_initialised(job: Job) -> bool:
     return (
         is_store(job.store)
         and open_schema(job.store) == job.schema
-        and has_content(job.store, MANIFEST_FILE, job.manifest.to_bytes())  # if that was cut off: the root is last
+        and has_manifest(job.store, job.schema)  # if that was cut off: the root is last
     )
 
 
@@ -186,24 +186,28 @@ def _check_unchanged(job: Job, now: StoreSchema, *, initialised: bool) -> None:
 
 
 def _report(job: Job, reports: Sequence[ShardReport], started: float) -> RunReport:
-    """What was done, and what the records of this run's shards say; StoreIncompleteError where one is missing."""
-    entries: list[QuarantineEntry] = []
-    dropped = 0
-    for shard, record in zip(job.shards, read_commits(job.store, job.shards), strict=True):
+    """What was done, and what the records of this run's shards say; StoreIncompleteError where one is missing.
+
+    Records of shards that nothing was to be computed of were read for the plan.
+    """
+    records = {shard: record for shard, record in job.plan.found.items() if not job.part or job.part.owns(shard)}
+    todo = [task.shard for task in job.todo.tasks]
+    for shard, record in zip(todo, read_commits(job.store, todo), strict=True):
         if not isinstance(record, CommitRecord):
             raise record or StoreIncompleteError(
                 f"{job.store}: shard {shard} of {job.schema.num_shards} is not computed"
             )
-        entries += record.quarantine
-        dropped += record.dropped_pixels
+        if record.quarantine or record.dropped_pixels:
+            records[shard] = record.to_report()
+    found = [records[shard] for shard in sorted(records)]
     return RunReport(
         num_samples=sum(stop - start for start, stop in map(job.schema.shard_range, job.shards)),
         samples_computed=sum(report.num_samples for report in reports),
         shards_computed=len(reports),
         bytes_written=sum(report.bytes_written for report in reports),
         seconds=time.perf_counter() - started,
-        quarantine=tuple(entries),
-        dropped_pixels=dropped,
+        quarantine=tuple(entry for record in found for entry in record.quarantine),
+        dropped_pixels=sum(record.dropped_pixels for record in found),
     )
 
 

@@ -27,7 +27,7 @@ from ..store.commits import (
     write_commit,
 )
 from ..store.errors import StoreError
-from ..store.layout import open_schema, read_manifest, settings_digest
+from ..store.layout import open_schema, read_manifest, settings_digest, unpublish_shards
 from ..store.locks import writing
 from ..store.schema import LABELS_LAYER, STATUS, StoreSchema
 from ..store.shard_files import Planes, ShardBuffer, encode_status
@@ -161,6 +161,11 @@ def _commit(
         )
         store.put(schema.shard_file(STATUS, shard), encode_status(record, schema))
         write_commit(store, record)
+        try:  # where no lock holds settings, as in object stores: what they changed to must not find this shard done
+            _check_settings(store, task)
+        except StoreError:
+            unpublish_shards(store, schema, [shard])
+            raise
     return record, sum(map(len, files.values()))
 
 

@@ -81,7 +81,7 @@ def verify(store: Location, *, images: bool = False, root: str | None = None, pr
     faults = [Fault(path=path, problem=problem) for path, problem in doubts.items()]
     manifest = None
     try:
-        manifest = read_manifest(store, schema, root)
+        manifest = read_manifest(store, schema, root, whole=True)
     except (ManifestError, StoreError, OSError) as error:
         faults.append(Fault(path=MANIFEST_FILE, problem=f"damaged: {error.args[0]}"))
     faults += _check_metadata(store, schema, manifest)
@@ -126,7 +126,7 @@ def repair(
         for path, data in metadata_documents(schema).items():
             if not has_content(store, path, data):
                 store.put(path, data)
-        manifest = read_manifest(store, schema, root)
+        manifest = read_manifest(store, schema, root, whole=True)
         for path, data in id_files(schema, manifest).items():
             if not has_content(store, path, data):
                 store.put(path, data)
@@ -202,6 +202,9 @@ def _check_shard(
         return [Fault(path=record_path, problem=error.args[0], shard=shard, layers=tuple(schema.layers))], 1, 0
     if record is None:
         return [Fault(path=record_path, problem="shard is not committed", shard=shard)], 0, 0
+    if not has_content(store, record_path, record.to_bytes()):
+        problem = "not the bytes that were written"
+        return [Fault(path=record_path, problem=problem, shard=shard, layers=tuple(schema.layers))], 1, 0
     faults = [Fault(path=record_path, problem=problem, shard=shard) for problem in _stale(schema, manifest, record)]
     expected = _expected_files(schema, record)
     size = 0

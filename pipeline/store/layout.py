@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...common.documents import digest_of_json, parsing
-from ...common.storage.interface import Storage
+from ...common.documents import digest_of_json, parsing, sha256_of
+from ...common.storage.interface import Data, Storage
 from ...common.storage.local import LocalStorage
 from ...common.storage.location import Location, open_storage
 from ...manifests.manifest import Manifest
 from ...manifests.row_groups import ParquetRows
-from .commits import PROVENANCE, sha256
+from .commits import PROVENANCE
 from .errors import REPAIR_HINT, StoreError
 from .locks import RUN_LOCK, TASKS_LOCK
 from .schema import STATUS, StoreSchema, compression, to_json
@@ -61,9 +61,9 @@ def id_paths(schema: StoreSchema) -> list[list[str]]:
 def id_files(schema: StoreSchema, manifest: Manifest) -> dict[str, bytes]:
     """The files of the arrays of sample ids: path inside the store -> bytes."""
     files: dict[str, bytes] = {}
-    size, ids = min(IDS_PER_CHUNK, schema.num_samples), manifest.table.values("sample_id")
+    size = min(IDS_PER_CHUNK, schema.num_samples)
     for chunk, paths in enumerate(id_paths(schema)):
-        texts = [text.encode() for text in ids[chunk * size : (chunk + 1) * size]]
+        texts = [text.encode() for text in manifest.table.values("sample_id", chunk * size, (chunk + 1) * size)]
         texts += [b""] * (size - len(texts))  # Zarr stores chunks whole
         body = b"".join(struct.pack("<I", len(text)) + text for text in texts)
         files |= dict.fromkeys(paths, compress(np.frombuffer(struct.pack("<I", size) + body, np.uint8)))
@@ -91,7 +91,7 @@ def create_store(store: Storage, schema: StoreSchema, manifest: Manifest) -> Non
     root = documents.pop(ROOT)
     try:
         # The root last: it is the store.
-        store.create({MANIFEST_FILE: manifest.to_bytes(), **id_files(schema, manifest), **documents, ROOT: root})
+        store.create({MANIFEST_FILE: manifest.chunks, **id_files(schema, manifest), **documents, ROOT: root})
     except FileExistsError as error:
         raise StoreError(f"{store}: appeared since this run was planned", hint="run the same command again") from error
 
@@ -143,10 +143,10 @@ def open_schema(store: Location, document: str = ROOT) -> StoreSchema:
         return StoreSchema.from_attributes(json.loads(data)["attributes"], str(store))
 
 
-def read_manifest(store: Location, schema: StoreSchema, root: str | None = None) -> Manifest:
+def read_manifest(store: Location, schema: StoreSchema, root: str | None = None, *, whole: bool = False) -> Manifest:
     """The manifest the store was computed from; `root` overrides where its paths start.
 
-    Of a large one the header is read and compared; groups of rows are when somebody asks for them.
+    Of a large one the header is read and compared; groups of rows are when somebody asks for them, or now (`whole`).
     """
     store = open_storage(store)
     where = store.at(MANIFEST_FILE)
@@ -157,8 +157,9 @@ def read_manifest(store: Location, schema: StoreSchema, root: str | None = None)
         raise StoreError(f"{where}: cannot be read: {error.strerror or 'no such file'}", hint=hint) from error
     manifest = Manifest.parse(file, root=root, hashed=True)
     found, expected = manifest.fingerprint, schema.manifest_fingerprint
-    if isinstance(file.source, bytes):
-        found, expected = sha256(file.source), schema.manifest_sha256
+    if whole or isinstance(file.source, bytes):
+        manifest.table.check()
+        found, expected = sha256_of(file.chunks()), schema.manifest_sha256
     if found != expected:
         hashes = f"expected sha256 {expected[:12]}, got {found[:12]}"
         hint = "run `physseg preprocess MANIFEST STORE` again with the manifest it was made from"
@@ -173,16 +174,25 @@ def migrate_store(store: Storage, schema: StoreSchema, manifest: Manifest, touch
 
     Their status goes first: from then on until their new commit nobody reads them, however the run ends.
     """
-    unpublish_shards(store, schema, touched_shards)
-    dims = {spec.name: spec.dims for spec in schema.arrays}
-    for spec in open_schema(store).arrays:
+    touched = list(touched_shards)
+    unpublish_shards(store, schema, touched)
+    before, dims = open_schema(store), {spec.name: spec.dims for spec in schema.arrays}
+    for spec in before.arrays:
         if dims.get(spec.name) != spec.dims:  # all of its layer is computed again, into files of other names
             store.delete_folder(spec.name)
-    documents = {MANIFEST_FILE: manifest.to_bytes(), **id_files(schema, manifest), **metadata_documents(schema)}
+    documents: dict[str, Data] = {**metadata_documents(schema)}
     root_documents = {name: documents.pop(name) for name in (SETTINGS_COPY, ROOT)}
+    same = before.manifest_sha256 == schema.manifest_sha256
+    if not same or before.version != schema.version or not has_manifest(store, schema):
+        # Wherever a run ends on its way from one to another: root and manifest agree only if the ids are theirs.
+        ids = id_files(schema, manifest)
+        first, then = ({}, ids)[:: -1 if same else 1]
+        documents = {**first, MANIFEST_FILE: manifest.chunks, **then, **documents}
     for path, data in (documents | root_documents).items():
-        if not has_content(store, path, data):
+        if not isinstance(data, bytes) or not has_content(store, path, data):
             store.put(path, data)
+    if not same:  # a task that had looked at the settings just before they changed has written its status since
+        unpublish_shards(store, schema, touched)
 
 
 def unpublish_shards(store: Storage, schema: StoreSchema, shards: Iterable[int]) -> None:
@@ -206,6 +216,14 @@ def has_content(store: Storage, path: str, data: bytes) -> bool:
     """Whether a file is there with exactly these bytes."""
     try:
         return store.get(path) == data
+    except OSError:
+        return False
+
+
+def has_manifest(store: Storage, schema: StoreSchema) -> bool:
+    """Whether the store's copy of the manifest is the one of its settings, byte for byte."""
+    try:
+        return sha256_of(store.chunks(MANIFEST_FILE)) == schema.manifest_sha256
     except OSError:
         return False
 

@@ -12,7 +12,7 @@ a time, so that a caller who cuts a crop and lets go has the next one in the sam
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,7 +90,8 @@ class StoreReader:
     @cached_property
     def manifest(self) -> Manifest:
         """The table of samples the store was computed from."""
-        return read_manifest(self.store, self.schema, self.root)
+        manifest = read_manifest(self.store, self.schema, self.root)
+        return replace(manifest, samples=manifest.table.loaded())  # samples are asked for in any order
 
     @property
     def vocabulary(self) -> Vocabulary:
