@@ -49,7 +49,7 @@ def summary_lines(
         yield from _class_table(checked, total)
     yield from _quarantine_lines(checked)
     if path is not None:
-        yield f"written      {path} ({len(manifest.to_bytes()) / 1024:.0f} KB)"
+        yield f"written      {path} ({sum(map(len, manifest.chunks())) / 1024:.0f} KB)"
         step = PREPROCESS if any("train" in split for split in splits) else next_step
         yield "next         physseg " + step.format(path=path, stem=str(path).removesuffix(".parquet"))
 
