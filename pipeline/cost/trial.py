@@ -29,7 +29,7 @@ from ..run.task import ShardReport, ShardTask, compute_shard
 from ..store.commits import commit_path
 from ..store.layout import create_store, open_schema, settings_digest
 from ..store.reader import StoreReader
-from ..store.schema import STATUS
+from ..store.schema import DONE, STATUS
 from ..store.shard_codec import index_size
 
 Rows = npt.NDArray[np.intp]
@@ -164,8 +164,7 @@ def _compute(tasks: Sequence[ShardTask], seconds: float) -> Share:
         wall, cpu = time.perf_counter(), time.process_time()
         report = compute_shard(task)
         found.append((report, time.perf_counter() - wall, time.process_time() - cpu))
-    peak, shards = peak_bytes(), {report.shard for report, _, _ in found}
-    return ready, found, peak, _read([task for task in tasks if task.shard in shards])
+    return ready, found, peak_bytes(), _read([tasks[-1], *tasks][: len(found)])
 
 
 def _read(tasks: Sequence[ShardTask]) -> list[float]:
@@ -174,19 +173,17 @@ def _read(tasks: Sequence[ShardTask]) -> list[float]:
     names = [spec.name for spec in schema.specs if spec.is_sharded and spec.layer in layers and spec != schema.picture]
     from_store = schema.picture is not None and schema.picture.layer in layers
     reader = StoreReader(tasks[0].store, names, root=None if from_store else tasks[0].root, images=True)
-    shards = {task.shard for task in tasks}
-    rows = [row for row in reader.usable.tolist() if row // schema.samples_per_shard in shards]
+    rows = [row for task in tasks for row in range(*schema.shard_range(task.shard)) if reader.status[row] == DONE]
     random.Random(0).shuffle(rows)
-    seconds, end = [], time.monotonic() + READ_SECONDS
-    for row in [*rows[:1], *rows]:  # the first one reads the manifest
-        begun = time.perf_counter()
+    times = [time.perf_counter()]
+    for row in [*rows[:1], *rows]:  # the first one reads the manifest, and is not counted
         reader.image(row, verify=False)
         for _ in reader.planes(row):
             pass
-        seconds.append(time.perf_counter() - begun)
-        if time.monotonic() > end:
+        times.append(time.perf_counter())
+        if times[-1] > times[1] + READ_SECONDS:
             break
-    return seconds[1:]
+    return np.diff(times[1:]).tolist()
 
 
 def _make_store(place: Storage, job: Job, chosen: Rows) -> list[ShardTask]:

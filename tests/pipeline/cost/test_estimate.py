@@ -275,6 +275,8 @@ def test_reading_is_of_images_and_arrays(
     assert images != sorted(images)
     assert {row for row, _ in read} == set(rows)
     assert {name for _, name in read} == {"labels", "canny", "cell_classes", "cell_counts"}
+    monkeypatch.setattr(trial, "READ_SECONDS", 0.0)
+    assert len(trial._read(tasks[:1])) == 1, "however long the manifest takes"
 
 
 def test_less_work_than_processes(make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
