@@ -87,7 +87,7 @@ def check_extractor(extractor: Extractor | type[Extractor], *, mirror: bool = Fa
         _same(made, strided, "other strides", arrays, _call(made, strided))
         if mirror and not (picture.image.shape[1] % 8 and any("cell_x" in spec.dims for spec in made.arrays)):
             mirrored = picture.changed("mirrored", picture.image[:, ::-1], picture.labels[:, ::-1])
-            axes = {spec.name: [i for i, dim in enumerate(spec.dims) if dim in ("x", "cell_x")] for spec in made.arrays}
+            axes = {s.name: tuple(i for i, dim in enumerate(s.dims) if dim in ("x", "cell_x")) for s in made.arrays}
             flipped = {name: np.flip(array, axes[name]) for name, array in arrays.items()}
             _same(made, mirrored, "mirror", flipped, _call(made, mirrored))
     _check_variants(made, pictures, found)
