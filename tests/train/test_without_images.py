@@ -20,6 +20,7 @@ from physseg.train.config import TrainConfig
 from physseg.train.errors import RunFolderError
 from physseg.train.loop.loop import train
 from physseg.train.report import pictures
+from physseg.train.report.page import write_report
 from physseg.train.report.pictures import prediction_rows, structure_rows
 
 from .conftest import EchoStructures
@@ -51,6 +52,7 @@ def test_weights_are_those_of_a_run_that_decodes_the_files(
     train(make_config(steps=steps, run=str(tmp_path / "files"), data=data), progress=False)
     assert train(make_config(steps=steps), progress=False).step == steps
     assert not differing(weights(tmp_path / "files"), weights(tmp_path / "run"))
+    assert write_report(tmp_path / "run", tmp_path / "page.html", step=None, device="cpu") == []
 
 
 def test_a_run_goes_over_from_files_to_lossless_images_and_not_to_jpegs(
