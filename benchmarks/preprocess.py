@@ -34,6 +34,8 @@ from PIL import Image
 from common import Goal, Section, machine, spread
 
 STRUCTURES = ("canny", "mask_edges", "sift", "patch_counts")
+WORKER_PASSES = 3
+"""How often workers get the samples, under other ids: of four shards, two workers wait for the slower at the end."""
 
 
 def main() -> None:
@@ -55,15 +57,19 @@ def measure(samples: Samples, folder: Path) -> Section:
     bare(first(manifest, 4))  # warms caches and imports
     rates, parts = against_bare(manifest, folder / "sync.zarr")
     bare_speedup = bare_in_two_processes(manifest)
-    seconds = two_workers(manifest, folder)
+    many = replace(
+        manifest,
+        samples=[replace(s, sample_id=f"{n}-{s.sample_id}") for n in range(WORKER_PASSES) for s in manifest.samples],
+    )
+    seconds = two_workers(many, folder)
     superpoint = superpoint_seconds(manifest, folder)
     table = {
         "bare loop in a process of its own": rates["bare"],
         "bare loop, C library told to keep freed memory": rates["kept"],
         "ours, --scheduler sync": rates["ours"],
-        "ours, one Dask worker": [len(manifest) / s for s in seconds["one"]],
-        "ours, two Dask workers": [len(manifest) / s for s in seconds["two"]],
-        "ours, two Dask workers, their start included": [len(manifest) / s for s in seconds["whole"]],
+        "ours, one Dask worker": [len(many) / s for s in seconds["one"]],
+        "ours, two Dask workers": [len(many) / s for s in seconds["two"]],
+        "ours, two Dask workers, their start included": [len(many) / s for s in seconds["whole"]],
     }
     total = sum(parts.values())
     shares = {name: (f"{1e3 * s / len(manifest):.2f}", f"{100 * s / total:.1f} %") for name, s in parts.items()}
@@ -75,7 +81,8 @@ def measure(samples: Samples, folder: Path) -> Section:
         text=f"{samples.description}; structures {', '.join(STRUCTURES)}. Median (smallest-largest) over shards of "
         f"{SAMPLES_PER_SHARD} images for one process, over runs for workers. Beyond the bare loop, ours checks the "
         "hashes of both files and the label ids, counts classes in cells, thins keypoints, compresses, and writes "
-        "files that survive a power cut. SIFT's detector is most of either; it allocates 40 MB an image, which glibc, "
+        f"files that survive a power cut. Workers get the samples {WORKER_PASSES} times. SIFT's detector is most of "
+        "either; it allocates 40 MB an image, which glibc, "
         "depending on what else the process did, hands back and maps anew each time. Our tasks tell it to keep them, "
         "so there are two bare loops: as it comes, and with that setting. Two processes of the bare loop are "
         f"{bare_speedup:.2f} times as fast as one: that is what this machine's second core gives.",
@@ -88,7 +95,7 @@ def measure(samples: Samples, folder: Path) -> Section:
                 text="at least 0.9 of the bare loop's images/s, per core",
                 measured=f"{spread(ratios['bare'])}; with the memory setting given to the loop too "
                 f"{spread(ratios['kept'])}",
-                met=float(np.median(ratios["bare"])) >= 0.9,
+                met=all(float(np.median(ratios[side])) >= 0.9 for side in ("bare", "kept")),
             ),
             Goal(
                 text="two workers at least 1.8 times one",
