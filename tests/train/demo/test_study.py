@@ -44,17 +44,22 @@ def test_rows_change_what_their_names_say(tmp_path: Path) -> None:
     table = read_table("study")
     runs = {run.row.name: run.config for run in plan(table, CONFIG, out=tmp_path, seeds=[0], settings=[])}
     base = runs["baseline"]
-    assert (base.clip_weights, base.model.finetune, base.optim.clip_scale) == ("scenes", "qv", 0.01)
+    assert (base.clip_weights, base.model.finetune, base.optim.clip_scale) == ("scenes", "qv", 0.3)
     assert (base.losses.lambda_p, base.losses.lambda_sac, base.optim.max_gradient_norm) == (0, 0, 0.01)
     kinds = {name: (of.clip_weights, of.model.finetune, of.optim.clip_scale) for name, of in runs.items()}
-    expected = {"all": ("scenes", "all", 0.01), "none": ("scenes", "none", 0.01), "scratch": (None, "all", 1.0)}
+    expected = {
+        "0.01": ("scenes", "qv", 0.01),
+        "all": ("scenes", "all", 0.3),
+        "none": ("scenes", "none", 0.3),
+        "scratch": (None, "all", 1.0),
+    }
     for row in table.rows:
         kind, colon, _ = row.name.partition(": ")
         assert kinds[row.name] == (expected[kind] if colon else kinds["baseline"])
         if not row.name.endswith("baseline"):
-            assert kinds[row.against] == kinds[row.name]
+            assert kinds[row.against] == kinds[row.name] and runs[row.against].steps == runs[row.name].steps
     weights = {name: (of.losses.lambda_p, of.losses.lambda_sac) for name, of in runs.items()}
-    for kind in ("", "all: ", "scratch: "):
+    for kind in ("", "0.01: ", "all: ", "scratch: "):
         found = [weights[f"{kind}{name}"] for name in ("baseline", "+L^p", "+L^sac", "+L^p +L^sac")]
         assert found == [(0, 0), (1, 0), (0, 1), (1, 1)]
     for weight in (0.03, 0.1, 0.3):
