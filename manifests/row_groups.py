@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,9 +52,6 @@ class ParquetRows:
         found = cls((folder, name), path)
         return found if b'"groups"' in found.metadata else cls(folder.get(name), path)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.source, self.path)
-
     @property
     def group_sizes(self) -> list[int]:
         """Number of rows of each group."""
@@ -91,10 +87,6 @@ class ParquetRows:
             yield from open_storage(self.source[0]).chunks(self.source[1])
 
 
-def _reopened(source: bytes | tuple[str, str], path: str) -> ParquetRows:
-    return ParquetRows(source if isinstance(source, bytes) else (open_storage(source[0]), source[1]), path)
-
-
 @contextmanager
 def _reading(source: bytes | tuple[str, str], path: str, metadata: Any = None) -> Iterator[pq.ParquetFile]:
     """A manifest's file while it is read; what is wrong with it becomes a ManifestError that names it.
@@ -123,15 +115,11 @@ def _reading(source: bytes | tuple[str, str], path: str, metadata: Any = None) -
 class _Stream(io.RawIOBase):
     """A file of a Storage as pyarrow reads files."""
 
+    readable = seekable = lambda _: True
+
     def __init__(self, file: RandomAccess) -> None:
         super().__init__()
         self.file, self.position = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self.position
@@ -160,13 +148,12 @@ def encode(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[bytes]:
 class _Sink(io.RawIOBase):
     """A file that hands over what was written to it."""
 
+    writable = lambda _: True  # noqa: E731
+
     def __init__(self) -> None:
         super().__init__()
         self.pieces: list[bytes] = []
         self.position = 0
-
-    def writable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self.position
@@ -183,17 +170,8 @@ class _Sink(io.RawIOBase):
 
 def column_digest(column: pa.ChunkedArray) -> str:
     """sha256 (hex) of a column's values (int32 or text), however they lie in memory."""
-    digest = hashlib.sha256()
-    for chunk in column.chunks if pa.types.is_integer(column.type) else ():
-        digest.update(np.asarray(chunk, "<i4").tobytes())
-    if pa.types.is_string(column.type):
-        for chunk in column.chunks:
-            digest.update(np.diff(_offsets(chunk)).astype("<i4").tobytes())
-        for chunk in column.chunks:
-            offsets, text = _offsets(chunk), chunk.buffers()[2]
-            digest.update(memoryview(text)[offsets[0] : offsets[-1]] if text else b"")
-    return digest.hexdigest()
-
-
-def _offsets(strings: pa.StringArray) -> npt.NDArray[np.int32]:
-    return np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    values = pa.concat_arrays([pa.array([], column.type), *column.chunks])
+    if pa.types.is_integer(column.type):
+        return hashlib.sha256(np.asarray(values, "<i4").tobytes()).hexdigest()
+    offsets, text = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1), values.buffers()[2] or b""
+    return hashlib.sha256(np.diff(offsets).astype("<i4").tobytes() + memoryview(text)[: offsets[-1]]).hexdigest()

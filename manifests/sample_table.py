@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, reduce
-from itertools import islice
+from functools import cached_property, partial, reduce
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
@@ -96,7 +96,8 @@ class SampleTable(Sequence[Sample]):
         self._group = _Group(0, rows.combine_chunks() if isinstance(rows, pa.Table) else SCHEMA.empty_table())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (self._file or self._group.table, self.rows_per_group, self._digests)
+        rows = self._file or self._group.table
+        return partial(SampleTable, rows_per_group=self.rows_per_group, digests=self._digests), (rows,)
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "SampleTable":
@@ -105,27 +106,23 @@ class SampleTable(Sequence[Sample]):
     @classmethod
     def spooled(cls, samples: Iterable[Sample]) -> "SampleTable":
         """The rows of an iterator; more than a group of them are in a temporary file, gone with the table."""
-        remaining, size = iter(samples), ROWS_PER_GROUP
-        first, second = (list(islice(remaining, size)) for _ in range(2))
-        if not second:
-            return cls.of(first)
-        digests: list[list[str]] = []
+        remaining, digests, at_once = iter(samples), list[list[str]](), min(1024, ROWS_PER_GROUP)
 
-        def tables() -> Iterator[pa.Table]:
-            rows = second
-            yield _columns_of(first)
-            while rows:
-                yield _columns_of(rows)
-                rows = list(islice(remaining, size))
+        def next_group() -> pa.Table:
+            batches = (list(islice(remaining, at_once)) for _ in range(ROWS_PER_GROUP // at_once))
+            return pa.concat_tables([_columns_of(batch) for batch in batches])
 
-        def digested() -> Iterator[pa.Table]:
-            for table in tables():
+        def groups() -> Iterator[pa.Table]:
+            for table in chain([first, second], takewhile(len, iter(next_group, None))):
                 digests.append(_digests_of(table))
                 yield table
 
+        first, second = next_group(), next_group()
+        if not second.num_rows:
+            return cls(first)
         folder = TemporaryDirectory(prefix="physseg-")
         with Path(folder.name, "rows.parquet").open("xb") as file:
-            file.writelines(encode(digested(), SCHEMA.with_metadata({METADATA_KEY: b'{"groups": []}'})))
+            file.writelines(encode(groups(), SCHEMA.with_metadata({METADATA_KEY: b'{"groups": []}'})))
         found = cls.of_file(ParquetRows.find(LocalStorage(Path(folder.name)), "rows.parquet", file.name), digests)
         found._folder = folder  # type: ignore[attr-defined]
         return found
@@ -182,12 +179,8 @@ class SampleTable(Sequence[Sample]):
     @property
     def usable(self) -> npt.NDArray[np.int64]:
         """Indices of the rows that carry no problem, ascending."""
-        return np.flatnonzero(self._is_usable)
-
-    @property
-    def _is_usable(self) -> npt.NDArray[np.bool_]:
         good = [pc.equal(table.column(0), "").to_numpy() for table in self._tables(("problem",))]
-        return np.concatenate([np.zeros(0, np.bool_), *good])
+        return np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *good]))
 
     def take(self, indices: Iterable[int]) -> "SampleTable":
         """The rows of these indices, in the given order."""
@@ -215,7 +208,7 @@ class SampleTable(Sequence[Sample]):
     @property
     def quarantined(self) -> "SampleTable":
         """The rows that carry a problem."""
-        return self.take(np.flatnonzero(~self._is_usable))
+        return self.take(np.delete(np.arange(len(self)), self.usable))
 
     def __len__(self) -> int:
         return self._length
@@ -357,10 +350,6 @@ class _Group:
         numbers = [self.table.column(name).to_numpy() for name in ("orientation", "height", "width")]
         quarantined = pc.not_equal(self.table.column("problem"), "").to_numpy()
         return self.table.column("image_path"), np.stack([*numbers, quarantined.astype(np.int32)], axis=1)
-
-
-def _remade(rows: pa.Table | ParquetRows, rows_per_group: int, digests: Any) -> SampleTable:
-    return SampleTable(rows, rows_per_group=rows_per_group, digests=digests)
 
 
 def _columns_of(samples: Sequence[Sample]) -> pa.Table:

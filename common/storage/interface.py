@@ -73,7 +73,7 @@ class Storage(ABC):
         """Path -> bytes of every file below the folder `under`, at any depth."""
 
     def known(self) -> Container[str]:
-        """The paths of all files, for questions about many of them."""
+        """The paths of all files, for questions about most of them."""
         return self.list()
 
     def chunks(self, path: str) -> Iterator[bytes]:

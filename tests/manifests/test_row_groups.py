@@ -241,7 +241,7 @@ def _ids(table):
 def test_tables_travel_to_other_processes(method, tmp_path):
     written(tmp_path, rows_of(10))
     table = Manifest.read(tmp_path / "m.parquet").table
-    assert table[1] and len(pickle.dumps(table)) < 12_000, "their rows do not"
+    assert table[1] and b"images/s001" not in pickle.dumps(table), "their rows do not"
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(_ids, (table,)) == _ids(table)
     loaded = table.loaded()
