@@ -209,7 +209,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
         (SemanticEdges(radius_px=3), True),
         (SuperPoint(dense=True), False),
         (Picture, True),
-        (Picture(form="jpeg"), False),
     ],
 )
 def test_our_own_keep_every_rule(extractor: Any, mirror: bool) -> None:

@@ -49,7 +49,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
             structures: Names of the structure maps; one may stand alone.
             flip: Probability of mirroring a sample.
             seed: Seed of order, crops, flips and jitter.
-            images: Root folder or URL of the images, where they have moved since the manifest was made.
+            images: Root folder or URL of the images, where they have moved since the manifest was made, or where their
+                files are to be read although the store has the layer `image`.
 
         Raises:
             ConfigError: A value is out of its range.
