@@ -76,7 +76,7 @@ class Journal:
     """The records of one manifest's samples: in a file beside it, or in one without a name that ends with the process.
 
     A context: the file is open, and locked against other runs, from `begin` to its end. It stays unless `remove` was
-    called.
+    called, or all samples together were refused.
     """
 
     def __init__(self, out: str | None = None) -> None:
@@ -91,13 +91,14 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.path and len(self._offsets) and self.path.exists():
-            if num_done := self.num_done:
-                done = f"{num_done} of {counted(len(self._offsets), 'sample')} are checked"
-                tqdm.write(f"kept: {self.path}: {done}, the same command resumes", file=sys.stderr)
-            else:
+            refused = kind is not None and issubclass(kind, ManifestError) and not len(self.pending)
+            if refused or not self.num_done:  # all were read and the arguments are wrong, or nothing was
                 self.remove()
+            else:
+                done = f"{self.num_done} of {counted(len(self._offsets), 'sample')} are checked"
+                tqdm.write(f"kept: {self.path}: {done}, the same command resumes", file=sys.stderr)
         self._open.close()
 
     def begin(self, settings: str, pairs: Sequence[Pair]) -> None:

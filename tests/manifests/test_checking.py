@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from physseg.manifests import checking
 from physseg.manifests.checking import REPAIRS, CheckSettings, check_samples, count_classes, shifted_ids
 from physseg.manifests.datasets.coco_stuff import coco_stuff_ids
 from physseg.manifests.errors import ManifestError
@@ -360,3 +361,33 @@ def test_manifest_and_check_agree_on_ids(toys):
     labels = [checked.manifest.load(i)[1] for i in range(2)]
     assert checked.class_pixels.tolist() == [sum(int((label == c).sum()) for label in labels) for c in (0, 1)]
     assert checked.ignored_pixels == sum(int((label == 255).sum()) for label in labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (33, 1), (40, 50)])
+def test_counting_by_runs_is_counting_by_pixels(shape, dtype):
+    raw = np.random.default_rng(1).choice(np.array([0, 0, 0, 1, 255], dtype), shape)
+    counted, _, seen = count_classes(raw, IDS)
+    assert counted.tolist() == [(raw == 0).sum(), (raw == 1).sum(), (raw == 255).sum()]
+    assert seen == set(raw.ravel().tolist())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 17), (33, 8)])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_sizes_that_eight_does_not_divide(size, suffix, toys):
+    toys.image(f"images/odd.{suffix}", toys.photo(*size), orientation=6 if suffix == "jpg" else 1)
+    toys.label("labels/odd.png", np.zeros(size[::-1] if suffix == "jpg" else size, np.uint8))
+    checked = check(toys, exif="apply")
+    assert not checked.manifest.quarantined
+    image = checked.manifest.load_image(1)
+    assert image.shape[:2] == (row(checked, "odd").height, row(checked, "odd").width)
+
+
+def test_decoders_that_disagree_on_a_size(toys, monkeypatch):
+    toys.image("images/bad.jpg")
+    toys.label("labels/bad.png")
+    monkeypatch.setattr(checking, "decode_image", lambda *_, **__: np.zeros((4, 4, 3), np.uint8))
+    toys.pairs(["good"])
+    pairs = pair_files(toys.folder / "images", toys.folder / "labels")
+    with pytest.raises(ManifestError, match="decoders disagree on its size, 24 x 32 or about 32 x 32"):
+        check_samples(pairs, IDS, dataset="toys", split="")
