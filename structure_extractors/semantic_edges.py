@@ -41,7 +41,7 @@ class SemanticEdges:
     def __call__(self, image: Image, labels: Labels, *, ignore_index: int) -> dict[str, npt.NDArray[Any]]:
         labels = check_labels(labels, ignore_index=ignore_index, extractor=self.name)
         ignored = labels == ignore_index
-        nothing = labels.dtype.type(ignore_index)
         lowest, highest = extreme_labels(labels, self.radius_px, ignored)
-        no_edge = ignored | (lowest == highest)
-        return {"semantic_edges": np.stack([np.where(no_edge, nothing, ids) for ids in (lowest, highest)])}
+        edges = np.stack([lowest, highest])
+        np.copyto(edges, labels.dtype.type(ignore_index), where=ignored | (lowest == highest))
+        return {"semantic_edges": edges}

@@ -74,7 +74,8 @@ class Frame:
         if size == labels.shape:
             return labels
         rows, columns = (_nearest(source, target) for source, target in zip(labels.shape, size, strict=True))
-        return labels[rows].take(columns, axis=1)  # [:, columns] gives columns in a row, which all who read it pay for
+        # A third of the time of picking columns; [:, columns] gives columns in a row, which all who read it pay for.
+        return cv2.transpose(cv2.transpose(labels[rows])[columns])  # type: ignore[return-value]
 
 
 def _nearest(source: int, target: int) -> npt.NDArray[np.intp]:
