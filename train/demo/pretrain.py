@@ -35,12 +35,12 @@ from ..weights.clip_weights import load_clip_weights
 from .drawing import IGNORE_INDEX, UInt8
 from .regime import GROUPS, TEST_SPLITS, drawn
 from .results import score_group
-from .world import MARGIN_PX, SIDE_PX, Caption, Thing, captions, claims_of, random_scene, words
+from .world import MARGIN_PX, SIDE_PX, Caption, Thing, captions, claims_of, random_scene, word_captions, words
 
 ARCHITECTURE = CLIP_PRESETS["tiny"].adapted(image_px=SIDE_PX)
 WEIGHTS = "scenes.safetensors"
-CAPTIONS = 4
-"""Captions of each picture in a step."""
+CAPTIONS, MISTAKEN = 4, 2
+"""Captions of each picture in a step, true ones and mistaken ones; besides there is one for each word of the world."""
 _TRAINING, _HELD_OUT = 0, 1
 _SAVE_EVERY_S = 60.0
 
@@ -161,7 +161,8 @@ def _batches(settings: PretrainSettings, steps: range) -> Iterator[tuple[Tensor,
         places = [divmod(step * settings.batch_size + index, settings.scenes) for index in range(settings.batch_size)]
         pictures = [draw(order(epoch)[index]) for epoch, index in places]
         images = [_cropped(image, rng) for image, _ in pictures]
-        told = [caption for _, visible in pictures for caption in captions(visible, CAPTIONS, rng)]
+        told = word_captions(rng)
+        told += [caption for _, visible in pictures for caption in captions(visible, CAPTIONS, rng, mistaken=MISTAKEN)]
         yield torch.from_numpy(np.stack(images)), [caption.text for caption in told], _fits(pictures, told)
 
 

@@ -21,6 +21,7 @@ from .drawing import BALL, IGNORE_INDEX, Float32, Float64, Pose, UInt8, landscap
 
 SIDE_PX, MARGIN_PX = 192, 16
 """Side of the pictures that the CLIP takes, and how much larger the scenes are that they are cut from."""
+SCALE = (0.09, 0.28)
 WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("world.toml").read_text(encoding="utf-8"))
 COLOURS, PATTERNS, GROUNDS = WORLD["colours"], WORLD["patterns"], WORLD["grounds"]
 _TURN = np.linspace(0, 2 * np.pi, 60, endpoint=False)
@@ -75,12 +76,14 @@ class Scene(NamedTuple):
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A square scene of anything, `MARGIN_PX` larger than the CLIP's pictures."""
-    side = SIDE_PX + MARGIN_PX
+    """A square scene of anything, `MARGIN_PX` larger than the CLIP's pictures; every second one is a close-up."""
+    side, close = SIDE_PX + MARGIN_PX, rng.random() < 0.5
     grounds = rng.permutation(list(GROUNDS))[: rng.integers(1, 4)]
     kinds = (list(COLOURS), list(PATTERNS), list(OUTLINES))
-    things = [Thing(*(str(rng.choice(kind)) for kind in kinds)) for _ in range(rng.integers(2, 7))]
-    return draw(things, [str(ground) for ground in grounds], rng, size=(side, side))
+    count = rng.integers(1, 3) if close else rng.integers(2, 7)
+    things = [Thing(*(str(rng.choice(kind)) for kind in kinds)) for _ in range(count)]
+    scale = (0.25, 0.5) if close else SCALE
+    return draw(things, [str(ground) for ground in grounds], rng, size=(side, side), scale=scale)
 
 
 def draw(
@@ -89,10 +92,12 @@ def draw(
     rng: np.random.Generator,
     *,
     size: tuple[int, int],
+    scale: tuple[float, float] = SCALE,
     shifted: bool = False,
 ) -> Scene:
     """Draw a scene of these things, the first at the back.
 
+    `scale`: least and greatest radius of a thing, as a share of the shorter side.
     `shifted`: with coarser grounds, larger and paler patterns, and light of other strengths and colours than any other
     scene has.
     """
@@ -102,15 +107,32 @@ def draw(
     canvas = np.asarray(cv2.resize(canvas, (width, height)), np.float32)
     places = np.asarray(cv2.resize(places, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
     if rng.random() < 0.4:  # an object that nobody labelled
-        _place(canvas, places, pebble(rng), Thing("grey", "plain", ""), IGNORE_INDEX, rng, shifted=shifted)
+        _place(canvas, places, pebble(rng), Thing("grey", "plain", ""), IGNORE_INDEX, rng, SCALE, shifted=shifted)
     for index, thing in enumerate(things, len(grounds)):
-        _place(canvas, places, OUTLINES[thing.outline], thing, index, rng, shifted=shifted)
+        _place(canvas, places, OUTLINES[thing.outline], thing, index, rng, scale, shifted=shifted)
     return Scene(_lit(canvas, rng, shifted=shifted), places, (*grounds, *things))
 
 
-def captions(contents: Sequence[Thing | str], number: int, rng: np.random.Generator) -> list[Caption]:
-    """One caption that names two or three of the contents, and further ones that name one each."""
-    return [_caption(contents, count, rng) for count in (int(rng.integers(2, 4)), *[1] * (number - 1))]
+def captions(
+    contents: Sequence[Thing | str], number: int, rng: np.random.Generator, *, mistaken: int = 0
+) -> list[Caption]:
+    """One caption that names two or three of the contents, and further ones that name one each.
+
+    Then come `mistaken` ones of things with another pattern (after Yuksekgonul et al. 2023): they seldom fit.
+    """
+    told = [_caption(contents, count, rng) for count in (int(rng.integers(2, 4)), *[1] * (number - 1))]
+    things = [content for content in contents if isinstance(content, Thing)]
+    for _ in range(mistaken if things else 0):
+        other = things[int(rng.integers(len(things)))]._replace(pattern=str(rng.choice(list(PATTERNS))))
+        told.append(_caption([other], 1, rng))
+    return told
+
+
+def word_captions(rng: np.random.Generator) -> list[Caption]:
+    """For every colour, pattern, outline and ground a caption that says no more than that it is there."""
+    claims = [Thing(name, "", "") for name in COLOURS] + [Thing("", name, "") for name in PATTERNS]
+    claims += [Thing("", "", name) for name in OUTLINES]
+    return [_told([_phrase(claim, rng)], rng) for claim in (*claims, *GROUNDS)]
 
 
 def claims_of(contents: Sequence[Thing | str]) -> set[Thing | str]:
@@ -135,11 +157,12 @@ def _place(
     thing: Thing,
     label: int,
     rng: np.random.Generator,
+    scale: tuple[float, float],
     *,
     shifted: bool,
 ) -> None:
     """Paint one thing, within the window of its outline and its shadow."""
-    pose = posed(outline, places.shape, rng, scale=(0.07, 0.26))
+    pose = posed(outline, places.shape, rng, scale=scale)
     low = np.maximum(pose.corners.min(axis=0).astype(int) - 16, 0)
     high = np.maximum(pose.corners.max(axis=0).astype(int) + 16, 0)
     window = slice(low[1], high[1]), slice(low[0], high[0])
@@ -175,26 +198,29 @@ def _lit(canvas: Float32, rng: np.random.Generator, *, shifted: bool) -> UInt8:
 def _caption(contents: Sequence[Thing | str], count: int, rng: np.random.Generator) -> Caption:
     order = [contents[index] for index in rng.permutation(len(contents))[:count]]
     order.sort(key=lambda content: isinstance(content, str))  # things, then grounds
-    text, claims = "", set()
-    for content in order:
-        phrase, claim = _phrase(content, rng)
-        joint = " on " if isinstance(content, str) else rng.choice((" and ", " beside "))
+    return _told([_phrase(content, rng) for content in order], rng)
+
+
+def _told(phrases: Sequence[tuple[str, Thing | str]], rng: np.random.Generator) -> Caption:
+    text = ""
+    for phrase, claim in phrases:
+        joint = " on " if isinstance(claim, str) else rng.choice((" and ", " beside "))
         text += f"{joint}{phrase}" if text else phrase
-        claims.add(claim)
-    return Caption(str(rng.choice(WORLD["templates"])).replace("{}", text), frozenset(claims))
+    return Caption(str(rng.choice(WORLD["templates"])).replace("{}", text), frozenset(claim for _, claim in phrases))
 
 
 def _phrase(content: Thing | str, rng: np.random.Generator) -> tuple[str, Thing | str]:
-    """Words for one of the contents, and what they say of it."""
+    """Words for one of the contents, or for the part of a thing that is not "", and what they say of it."""
 
-    def one(*names: str) -> str:
-        return names[0] if rng.random() < 0.6 else names[int(rng.integers(len(names)))]
+    def one(name: str, *others: str) -> str:
+        return name if rng.random() < 0.6 else (name, *others)[int(rng.integers(1 + len(others)))]
 
     if isinstance(content, str):
         ground = one(content, GROUNDS[content])
         return (f"the {ground}" if rng.random() < 0.3 else ground), content
-    colour, (noun, adjective) = one(content.colour, COLOURS[content.colour][1]), PATTERNS[content.pattern]
-    shapes, outline = one(content.pattern, noun), one(content.outline, WORLD["outlines"][content.outline])
+    colour = one(content.colour, *COLOURS.get(content.colour, [])[1:])
+    noun, adjective = PATTERNS.get(content.pattern, ("", ""))
+    shapes, outline = one(content.pattern, noun), one(content.outline, WORLD["outlines"].get(content.outline, ""))
     forms = (
         (f"{colour} {shapes}", "cp"),
         (f"{colour} {shapes}", "cp"),
@@ -204,9 +230,13 @@ def _phrase(content: Thing | str, rng: np.random.Generator) -> tuple[str, Thing 
         (f"{outline} with {colour} {shapes}", "cpo"),
         (f"{colour} {outline}", "co"),
         (f"{adjective} {outline}", "po"),
+        (f"{adjective} thing", "p"),
         (f"{colour} thing", "c"),
+        (colour, "c"),
         (shapes, "p"),
         (outline, "o"),
     )
-    text, said = forms[int(rng.integers(len(forms)))]
+    known = {letter for part, letter in zip(content, "cpo", strict=True) if part}
+    fitting = [form for form in forms if known.issuperset(form[1])]
+    text, said = fitting[int(rng.integers(len(fitting)))]
     return text, Thing(*(part if letter in said else "" for part, letter in zip(content, "cpo", strict=True)))

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from physseg.train.demo import scenes
 from physseg.train.demo.regime import GROUPS, TEST_SPLITS, write_regime
-from physseg.train.demo.world import COLOURS, GROUNDS, PATTERNS, WORLD, Thing, captions, claims_of, draw, random_scene
+from physseg.train.demo.world import (
+    COLOURS,
+    GROUNDS,
+    PATTERNS,
+    WORLD,
+    Thing,
+    captions,
+    claims_of,
+    draw,
+    random_scene,
+    word_captions,
+)
 from PIL import Image
 
 
@@ -50,11 +61,15 @@ def test_captions_say_what_is_seen():
         rng = np.random.default_rng(seed)
         visible = random_scene(rng).visible()
         there = {word for content in visible for word in ([content] if isinstance(content, str) else content)}
-        for caption in captions(visible, 6, rng):
-            assert caption.claims <= claims_of(visible)
-            assert {meaning[word] for word in caption.text.split() if word in meaning} <= there, caption.text
+        told, words = captions(visible, 6, rng, mistaken=3), word_captions(rng)
+        for caption in (*told, *words):
             said = {part for claim in caption.claims for part in ([claim] if isinstance(claim, str) else claim)}
             assert said - {""} == {meaning[word] for word in caption.text.split() if word in meaning}, caption.text
+        for caption in told[:6]:
+            assert caption.claims <= claims_of(visible)
+            assert {meaning[word] for word in caption.text.split() if word in meaning} <= there, caption.text
+        assert [len(caption.claims) for caption in words] == [1] * len({*meaning.values()})
+        assert all(caption.claims for caption in told[6:]) and len(told) == 9
 
 
 @pytest.mark.parametrize("shifted", [False, True])
