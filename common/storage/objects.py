@@ -8,10 +8,11 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..errors import StorageError
@@ -133,13 +134,18 @@ class ObjectStorage(Storage):
                 yield from pool.map(function, wanted[start : start + size])
 
     def _put(self, path: str, data: Data, *, mode: str) -> None:
-        whole = isinstance(data, bytes)  # else in parts, which appear together
+        with ExitStack() as stack:
+            body: Any = data
+            if not isinstance(data, bytes):  # by way of a file: the pieces may come from obstore, which waits for them
+                body = stack.enter_context(TemporaryFile())
+                body.writelines(data())
 
-        def request() -> None:
-            body = data if isinstance(data, bytes) else iter(data())
-            self._api.put(self._store, path, body, mode=mode, use_multipart=not whole)
+            def request() -> None:
+                if body is not data:
+                    body.seek(0)
+                self._api.put(self._store, path, body, mode=mode, use_multipart=body is not data)
 
-        with self._named(path):
+            stack.enter_context(self._named(path))
             try:
                 self._again(request)
             except FileNotFoundError as error:

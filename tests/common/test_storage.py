@@ -45,6 +45,23 @@ def test_what_is_written_is_read_listed_and_removed(folder: Storage) -> None:
             missing("x")
 
 
+def test_large_files_come_and_go_in_pieces(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("physseg.common.storage.interface.CHUNK_BYTES", 3)
+    folder.put("x", lambda: iter([b"12", b"345", b""]))
+    folder.put("y", lambda: iter([bytes(2**20)] * 12))
+    assert list(folder.chunks("x")) == [b"123", b"45"] and folder.get("x") == b"12345"
+    assert folder.list() == {"x": 5, "y": 12 * 2**20}
+    assert ("x" in folder.known(), "z" in folder.known()) == (True, False)
+
+    def broken() -> Iterator[bytes]:
+        yield b"6"
+        raise KeyError("the source")
+
+    with pytest.raises(Exception, match="the source"):
+        folder.put("x", broken)
+    assert folder.get("x") == b"12345", "the old one stays"
+
+
 def test_parts_of_a_file(folder: Storage) -> None:
     folder.put("x", b"0123456789")
     file = folder.open("x")

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physseg.common.storage.local import LocalStorage
 from physseg.manifests import manifest as manifests
 from physseg.manifests import row_groups, sample_table
 from physseg.manifests.errors import ManifestError
@@ -257,10 +256,3 @@ def test_reading_starts_no_thread(tmp_path):
         "assert len(os.listdir('/proc/self/task')) == before"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.parquet")], check=True)
-
-
-def test_storage_reads_and_writes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("physseg.common.storage.interface.CHUNK_BYTES", 3)
-    folder = LocalStorage(tmp_path)
-    folder.put("a", lambda: iter([b"12", b"345", b""]))
-    assert list(folder.chunks("a")) == [b"123", b"45"] and folder.get("a") == b"12345"

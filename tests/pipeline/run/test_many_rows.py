@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from physseg.common.storage.local import LocalStorage
 from physseg.common.storage.location import open_storage
+from physseg.common.storage.objects import ObjectStorage
 from physseg.common.text import Part
 from physseg.manifests.errors import ManifestError
 from physseg.manifests.manifest import Manifest
@@ -73,6 +74,21 @@ def test_a_worker_reads_the_rows_of_its_shard(
     monkeypatch.setattr(ParquetRows, "read", read)
     shard_task.compute_shard(task)
     assert asked == [(1,)]
+
+
+def test_groups_of_rows_in_an_object_store(grouped: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from obstore.store import MemoryStore
+
+    stores: dict[str, MemoryStore] = {}
+    monkeypatch.setattr(ObjectStorage, "_connect", lambda self, _: stores.setdefault(self.url, MemoryStore()))
+    store = open_storage("s3://bucket/rows/s.zarr")
+    grouped.write("s3://bucket/rows/m.parquet")
+    read = Manifest.read("s3://bucket/rows/m.parquet")
+    assert read.table.file is not None and read == grouped
+    preprocess(read, str(store), structures=["canny"])  # type: ignore[arg-type]
+    preprocess(grouped, tmp_path / "s.zarr", structures=["canny"])
+    assert {path: store.get(path) for path in store.list()} == files_of(tmp_path / "s.zarr")
+    assert preprocess(read, str(store)).shards_computed == 0  # type: ignore[arg-type]
 
 
 def test_a_damaged_group_is_named_before_the_run_and_by_verify(grouped: Manifest, tmp_path: Path) -> None:
