@@ -258,24 +258,27 @@ def test_the_command_trains_scores_and_resumes(write_config: Write, tmp_path: Pa
     """One seed by this process, one more by two others, which share the runs: their bits are those of `train`."""
     train_manifest.write(tmp_path / "val.parquet")
     config = write_config(steps=2)
-    arguments = ["analyse", "ablation", "table3", str(config), "--out", str(tmp_path / "out")]
+    both = '[[rows]]\nname = "{}"\nset = ["losses.lambda_p={}", "losses.lambda_sac=1"]\n'
+    table = tmp_path / "rows.toml"
+    table.write_text('title = "t"\n' + both.format("+L^sac", 0) + both.format("both", 1))
+    arguments = ["analyse", "ablation", str(table), str(config), "--out", str(tmp_path / "out")]
     arguments += ["--eval", str(tmp_path / "val.parquet"), "--no-windows", "--seeds"]
     done = CliRunner().invoke(app, [*arguments, "0"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    rows = ["baseline", "+L^p", "+L^sac", "+L^p +L^sac"]
+    rows = ["+L^sac", "both"]
     assert [cell["row"] for cell in json.loads((tmp_path / "out/ablation.json").read_text())["cells"]] == rows
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    assert len(before) == 4
+    assert len(before) == 2
     again = CliRunner().invoke(app, [*arguments, "0,1", "--jobs", "2"], catch_exceptions=False)
     assert again.exit_code == 0, again.output
     document = json.loads((tmp_path / "out/ablation.json").read_text())
     assert [cell["row"] for cell in document["cells"]] == rows
     assert all(len(cell["miou"]) == 2 for cell in document["cells"])
     assert document["cells"][0]["difference"] is None
-    assert document["cells"][3]["difference_over_images"] is not None
-    assert document["boundary_iou_cells"][3]["difference_over_images"] is not None
+    assert document["cells"][1]["difference_over_images"] is not None
+    assert document["boundary_iou_cells"][1]["difference_over_images"] is not None
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    assert len(after) == 8 and {path: after[path] for path in before} == before
+    assert len(after) == 4 and {path: after[path] for path in before} == before
     settings = ["losses.lambda_p=0", "losses.lambda_sac=1", "seed=1"]
     train(load_config(config, settings, run=tmp_path / "alone"), progress=False)
     assert same_bits(weights(tmp_path / "out/l-sac/seed_1"), weights(tmp_path / "alone"))

@@ -1,7 +1,9 @@
 """`physseg demo study`: what it makes is what the rows of the study train on; the rows are what docs/study.md says."""
 
+import inspect
 import re
 import shlex
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from physseg.cli import app
 from physseg.train.analysis.ablation import plan, read_table
 from physseg.train.demo import study
-from physseg.train.demo.regime import TEST_SPLITS, write_regime
+from physseg.train.demo.regime import GROUPS, TEST_SPLITS, write_regime
 from physseg.train.loop.loop import train
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
@@ -70,6 +72,16 @@ def test_rows_change_what_their_names_say(tmp_path: Path) -> None:
     assert {name for pair in table.harmonic for name in pair} <= set(TEST_SPLITS)
 
 
-def test_the_page_says_how_many_rows_there_are() -> None:
-    page = (Path(__file__).parents[3] / "docs/study.md").read_text(encoding="utf-8")
-    assert f"study.toml), {len(read_table('study').rows)} of them" in page
+def test_the_page_has_the_numbers_of_today() -> None:
+    page = " ".join((Path(__file__).parents[3] / "docs/study.md").read_text(encoding="utf-8").split())
+    config, rows = tomllib.loads(CONFIG.read_text(encoding="utf-8")), read_table("study").rows
+    scenes = inspect.signature(write_regime).parameters
+    numbers = f"{config['steps']} steps of {config['batch_size']} crops"
+    for text in (
+        f"study.toml), {len(rows)} of them",
+        f"makes {5 * len(rows)} runs",
+        f"on {scenes['num_train'].default} scenes",
+        f"of {scenes['num_test'].default} scenes each, all with the same list of {sum(map(len, GROUPS.values()))} classes",
+        numbers,
+    ):
+        assert text in page, text

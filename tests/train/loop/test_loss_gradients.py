@@ -63,8 +63,8 @@ def test_by_hand() -> None:
 
 
 def test_separate_passes_give_the_same_and_no_bit_moves(make_config: Make, tmp_path: Path) -> None:
-    """Step 2 of 4, on the weights after step 1: one forward and one backward pass for each loss by itself."""
-    config = make_config(steps=4, losses=LOSSES, log={"gradients": 2})
+    """Step 2, on the weights after step 1: one forward and one backward pass for each loss by itself."""
+    config = make_config(steps=3, losses=LOSSES, log={"gradients": 2})
     off = replace(config, run=tmp_path / "off", log=replace(config.log, gradients=0))
     train(off, progress=False)
     train(replace(off, run=config.run), stop_at=1, progress=False)  # the key may change when a run is resumed
@@ -72,7 +72,7 @@ def test_separate_passes_give_the_same_and_no_bit_moves(make_config: Make, tmp_p
     train(config, progress=False)
     assert same_bits(weights(tmp_path / "off"), weights(tmp_path / "run"))
     found = pulls(tmp_path / "run")
-    assert list(found) == [2, 4] and found[2] != found[4] and pulls(tmp_path / "off") == {}
+    assert list(found) == [2] and pulls(tmp_path / "off") == {}
 
     samples = TrainSamples(config.data, ("canny", "sift"), True, config.seed)
     vocabulary = samples.reader.vocabulary
