@@ -140,6 +140,23 @@ def test_other_settings_begin_again(mixed, seen, tmp_path, capsys, change):
     assert everything(again) == everything(check(mixed, **change))
 
 
+def test_nothing_of_other_settings_is_left_behind(mixed, seen, tmp_path):
+    """Rows of other settings behind a new first line would be taken for its own by the run after the next."""
+    check(mixed, tmp_path / "m.parquet")
+    pairs = pairs_of(mixed)
+    label = mixed.folder / "labels/s10.png"
+    data, status = label.read_bytes(), label.stat()
+    label.unlink()
+    with pytest.raises(ManifestError, match="cannot be read"):
+        check(mixed, tmp_path / "m.parquet", pairs=pairs, max_megapixels=50.0)
+    label.write_bytes(data)
+    os.utime(label, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with Journal(str(tmp_path / "m.parquet")) as records:
+        known = checking.PairCheck.of(pairs, ids=IDS, split="", settings=CheckSettings(max_megapixels=50.0))
+        records.begin(known.digest, pairs)
+        assert records.pending.tolist() == [*range(8, COUNT)]
+
+
 def test_the_number_of_workers_is_no_setting(mixed, seen, tmp_path):
     check(mixed, tmp_path / "m.parquet", workers=1)
     seen.clear()

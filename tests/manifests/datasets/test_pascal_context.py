@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from physseg.manifests.datasets import published
+from physseg.manifests.datasets import pascal_context, published
 from physseg.manifests.datasets.annotations.context_json import paint_image
 from physseg.manifests.datasets.pascal_context import category_to_class_59, context_ids, legacy_to_class_59
 from physseg.manifests.errors import ManifestError
@@ -86,6 +86,15 @@ def merged_json(toys, *, names=("2008_000002",), annotations=None, categories=No
 
 def build(toys, num_classes=59, **options):
     return published.benchmark(f"pascal-context-{num_classes}", root=toys.folder, **options).checked.manifest
+
+
+def test_a_dry_run_paints_nothing(toys, monkeypatch):
+    merged_json(toys)
+    monkeypatch.setattr(pascal_context, "paint_context", None)
+    for options in ({}, {"form": "json"}, {"write_labels": toys.folder / "new"}):
+        with pytest.raises(ManifestError, match=r"paint"):
+            build(toys, dry_run=True, keep=False, **options)
+    assert not (toys.folder / "new").exists()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
