@@ -170,8 +170,7 @@ def in_processes(
         try:
             with children_without_ctrl_c():
                 waiting = {pool.submit(_apply, task) for task in islice(left, workers)}
-            while waiting:
-                waiting |= {pool.submit(_apply, task) for task in islice(left, 2 * workers - len(waiting))}
+            while waiting := waiting | {pool.submit(_apply, t) for t in islice(left, 2 * workers - len(waiting))}:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()

@@ -240,6 +240,7 @@ def check_samples(
             for chunk, lines, _ in results:
                 records.add(chunk, lines)
                 progress.update(len(chunk))
+        assert not len(records.pending), "samples without a row"
         return _summed(records, check, dataset)
 
 

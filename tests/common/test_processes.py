@@ -14,11 +14,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from physseg.common.errors import PhyssegError
 from physseg.common.processes import (
     available_cpus,
     children_without_ctrl_c,
     end_with_parent,
     environment,
+    in_processes,
     memory_of,
     peak_bytes,
 )
@@ -141,3 +143,14 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
     with pytest.raises(EOFError):
         here.recv()
     assert memory_of(grandchild).now == 0
+
+
+def test_every_task_is_done_however_slowly_results_are_taken() -> None:
+    """All that was handed out may be done before the next result is asked for; tasks are taken as needed."""
+    left, found = iter(range(30)), []
+    for result in in_processes(abs, left, workers=2, death=PhyssegError("a process died")):
+        found.append(result)
+        time.sleep(0.02)
+        if len(found) == 1:
+            assert next(left) <= 4
+    assert len(found) == 29
