@@ -7,7 +7,7 @@ and study.toml ours). Every run has a folder of its own, OUT/ROW/seed_K, and is 
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -59,6 +59,18 @@ class Table:
     harmonic: tuple[tuple[str, str], ...] = ()
     """Pairs of data sets; the harmonic mean of the scores on both is a score of its own."""
 
+    @property
+    def against(self) -> dict[str, str]:
+        """Names of rows to those of the rows that they are compared with."""
+        return {row.name: row.against for row in self.rows}
+
+    def require(self, data: Collection[str]) -> None:
+        """Raise AnalysisError where a harmonic mean is of another data set than these."""
+        for pair in self.harmonic:
+            if not set(pair) <= set(data):
+                expected = f"--eval {pair[0]}.parquet and {pair[1]}.parquet, for their harmonic mean"
+                raise AnalysisError.mismatch(self.title, expected, ", ".join(data))
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -108,9 +120,9 @@ def read_table(name: str) -> Table:
     folders = [row.folder for row in rows]
     if len(rows) < 2 or len(set(folders)) < len(rows) or not all(folders):
         raise AnalysisError.mismatch(name, "two rows or more with names of their own", [row.name for row in rows])
-    for row in rows:
-        if row.against not in [other.name for other in rows]:
-            raise AnalysisError.mismatch(f"{name}: {row.name}", "`against` to name a row", row.against)
+    names = [row.name for row in rows]
+    if unknown := [row for row in rows if row.against not in names]:
+        raise AnalysisError.mismatch(f"{name}: {unknown[0].name}", "`against` to name a row", unknown[0].against)
     return Table(title, rows, harmonic)
 
 

@@ -73,15 +73,7 @@ def cells(
     references = dict.fromkeys(rows, rows[0]) | dict(against or {})
     measured: dict[str, dict[str, _Measured]] = {}
     for number, data in enumerate(dict.fromkeys(score.data for score in scores)):
-        by_run = {(score.row, score.seed): score for score in scores if score.data == data}
-        seeds = sorted({seed for _, seed in by_run})
-        for row in rows:
-            first = by_run[row, seeds[0]]
-            _require_same_protocol(by_run[rows[0], seeds[0]], first, of_rows=_PROTOCOL_OF_ROWS)
-            for seed in seeds:
-                _require_same_protocol(first, by_run[row, seed])
-        weights = bootstrap_weights(len(next(iter(by_run.values())).images.image_ids), 2000, seed=number)
-        measured[data] = {row: _measured([by_run[row, seed] for seed in seeds], weights) for row in rows}
+        measured[data] = _on_one_set([score for score in scores if score.data == data], rows, number)
     for one, other in harmonic:
         both = {row: _harmonic(measured[one][row], measured[other][row]) for row in rows}
         measured[f"harmonic mean of {one} and {other}"] = both
@@ -90,6 +82,19 @@ def cells(
         for data, of_rows in measured.items()
         for row in rows
     ]
+
+
+def _on_one_set(scores: Sequence[Score], rows: Sequence[str], seed: int) -> dict[str, _Measured]:
+    """Each row's scores on a data set; `seed` is that of its samples of images, the same for all rows."""
+    by_run = {(score.row, score.seed): score for score in scores}
+    seeds = sorted({each for _, each in by_run})
+    for row in rows:
+        first = by_run[row, seeds[0]]
+        _require_same_protocol(by_run[rows[0], seeds[0]], first, of_rows=_PROTOCOL_OF_ROWS)
+        for each in seeds:
+            _require_same_protocol(first, by_run[row, each])
+    weights = bootstrap_weights(len(scores[0].images.image_ids), 2000, seed)
+    return {row: _measured([by_run[row, each] for each in seeds], weights) for row in rows}
 
 
 def _measured(scores: Sequence[Score], weights: Float64) -> _Measured:

@@ -67,13 +67,11 @@ def ablation(
     if len({path.stem for path in manifests}) < len(manifests):
         raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
     tables = {path.stem: Manifest.read(path) for path in manifests}
-    if missing := {name for pair in chosen.harmonic for name in pair}.difference(tables):
-        expected = f"{table} has the harmonic mean of {min(missing)} and another: name {min(missing)}.parquet, too"
-        raise typer.BadParameter(expected, param_hint="--eval")
+    chosen.require(tables)
     several = partial(runs_of.run_at_once, jobs=jobs) if jobs > 1 else runs_of.run_all
     scores = several(runs, tables, windows=not no_windows, say=typer.echo)
-    against = {row.name: row.against for row in chosen.rows}
-    text = ablation_table.write_table(out, chosen.title, scores, against=against, harmonic=chosen.harmonic)
+    compared = {"against": chosen.against, "harmonic": chosen.harmonic}
+    text = ablation_table.write_table(out, chosen.title, scores, **compared)
     typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
 
 

@@ -158,6 +158,13 @@ def test_rows_compared_with_others_and_harmonic_means_by_hand() -> None:
     assert "| ours (against other) | 50.00% | +50.00 |" in text and "| other | 0.00% | -32.00 |" in text
 
 
+def test_a_harmonic_mean_needs_both_sets() -> None:
+    table = replace(read_table("table3"), harmonic=(("seen", "words"),))
+    table.require(["words", "seen", "others"])
+    with pytest.raises(AnalysisError, match=r"expected --eval seen\.parquet and words\.parquet.*, got seen"):
+        table.require(["seen"])
+
+
 def test_images_of_both_sets_are_drawn_for_a_harmonic_mean() -> None:
     """Halves of the images are right in one row and none in the other, in two sets; another bootstrap says the same."""
     rng = np.random.default_rng(3)
