@@ -104,6 +104,30 @@ def test_a_disk_that_takes_three_minutes_is_waited_for() -> None:
     assert [int(batch["plane"][0]) for batch in loaded(SLOW_DISK)] == [0, 1, 2, 3]
 
 
+class Counted(Batches):
+    """Batches that say how many files in memory their process has."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        files = sum(
+            "memfd:batch" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+        )
+        return {"files": files, "plane": torch.full((BATCH,), index, dtype=torch.uint8)}
+
+
+def test_memory_of_batches_that_are_gone_is_used_again_and_that_of_others_is_not() -> None:
+    held = []
+    death = PhyssegError("a data worker died")
+    for index, batch in enumerate(load_batches(Counted(), num_workers=1, start_worker=nothing, death=death)):
+        if index % 4 == 0:
+            held.append(batch["plane"])
+        files = batch["files"]
+    assert [plane.unique().tolist() for plane in held] == [[index] for index in range(0, 24, 4)]
+    assert files <= 2 * (len(held) + 5)  # opened twice while a batch is on its way
+
+
 class Unsendable(Batches):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"index": lambda: index}
