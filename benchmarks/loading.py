@@ -2,16 +2,21 @@
 
     python benchmarks/loading.py [--manifest M.parquet] [--samples 192] [--rounds 5] [--passes 4]
 
-Two worker processes (forkserver), batches of 8: arrays, JPEG decode, resize to the frame, a random 384 crop of image
-and arrays, mirrored half of the time, batches. All but the reading is the same code for every form. Page cache warm.
-All loaders live side by side, and each round runs each of them once, in a new order.
+Two worker processes (forkserver), batches of 8: arrays, image, a random 384 crop of image and arrays, mirrored half of
+the time, batches. Originals are decoded and resized to the frame; frames are read as they are. Two comparisons share
+the rounds: our training's own loader beside a bare loop, and formats, where all but the reading is the same code. Page
+cache warm. All loaders live side by side, and each round runs each of them once, in a new order.
 """
 
 import argparse
+import math
 import multiprocessing
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +25,36 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
-from data import open_samples, write_store
-from forms import OTHER_FORMS, STORE_FORMS, Form, JpegAlone, OurStore, Sample, write_forms
+from data import STRUCTURES, Samples, open_samples, superpoint_settings, write_store
+from forms import PEERS, READERS, BareLoop, Form, JpegAlone, OurStore, Sample, write_peers
+from physseg.common.loader import _Packed
 from physseg.common.processes import keep_freed_memory
+from physseg.pipeline.run import run
 from physseg.pipeline.store.frame import CELL_PX, Frame
 from physseg.train.data.crop import CropWindow
+from physseg.train.data.dataset import DataConfig, TrainSamples
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from common import Goal, Section, spread
 
+TITLE = "Training data out of a DataLoader"
 CROP = 384
 BATCH = 8
 WORKERS = 2
 FILL = {"labels": 255, "cell_classes": 255}
+COCO_IMAGES = 118_287
+
+TFLOP_A_SAMPLE = 19.7 / 16
+"""Of the step with the fewest: ViT-B/16, 171 classes, both losses, batch 16, by `physseg train --dry-run`."""
+GPU_TFLOPS = 400.0
+"""What a training in bfloat16 may reach at best on a GPU of 989 TFLOP/s (H100, H200): two fifths."""
+DATA_WAIT = 0.02
+BUSY = 0.8
+"""Share of its time that a loader process may work, so that uneven batches do not make a training wait."""
 
 Batch = dict[str, torch.Tensor]
+LAYERS: Mapping[str, dict[str, str]] = {"lossless": {"form": "lossless"}, "jpeg": {"form": "jpeg"}}
+"""Settings of the layer `image`."""
 
 
 def main() -> None:
@@ -48,42 +68,122 @@ def main() -> None:
         folder = Path(name)
         samples = open_samples(args.manifest, args.samples, folder)
         store = write_store(samples.manifest, folder / "store.zarr")
-        section = measure(store, write_forms(store, folder), samples.description, args.rounds, args.passes)
+        section = measure(samples, store, folder, rounds=args.rounds, passes=args.passes)
     print(section.markdown())
 
 
-def measure(store: Path, folders: dict[str, Path], description: str, rounds: int, passes: int) -> Section:
-    forms: list[Form] = [form(store) for form in STORE_FORMS]
-    forms += [form(folders[form.__name__]) for form in OTHER_FORMS]
-    rates, cpu = race({form.name: loader(form, passes) for form in forms}, rounds)
-    rivals = [form.name for form in forms if not isinstance(form, JpegAlone) and form.name != OurStore.name]
-    ahead = {name: ratios(rates[OurStore.name], rates[name]) for name in rivals}
-    rows = [
-        {
-            "form": form.name,
-            "samples/s": spread(rates[form.name]),
-            "physseg against it": spread(ahead[form.name]) if form.name in ahead else "-",
-            "CPU ms per sample": spread(cpu[form.name]),
-            "how it is kept and read": form.how,
-        }
-        for form in sorted(forms, key=lambda form: -np.median(rates[form.name]))
-    ]
-    closest = min(ahead, key=lambda name: np.median(ahead[name]))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """One line of a table."""
+
+    name: str
+    dataset: "Dataset[Any]"
+    num_samples: int
+    how: str
+    gigabytes: float
+    """For COCO's images, originals included where they are read."""
+    opened_by: str = ""
+    packed: bool = False
+    """Whether batches come by our own loader's way from process to process, instead of PyTorch's."""
+
+
+def measure(samples: Samples, store: Path, folder: Path, *, rounds: int, passes: int, title: str = TITLE) -> Section:
+    folder.mkdir(exist_ok=True)
+    stores = {"files": store} | {form: with_images(samples, store, folder / f"{form}.zarr", form) for form in LAYERS}
+    training = training_contenders(stores)
+    formats = format_contenders(stores, write_peers(store, folder / "peers"))
+    loaders = {each.name: loader(each, passes) for each in (*training, *formats)}
+    rates, cpu = race(loaders, rounds)
+
+    def lines(contenders: Sequence[Contender], ours: str) -> list[dict[str, object]]:
+        return [
+            {
+                "loader": each.name,
+                "samples/s": spread(rates[each.name]),
+                "lossless against it": "-" if each.name == ours else spread(ratios(rates[ours], rates[each.name])),
+                "CPU ms a sample": spread(cpu[each.name]),
+                "GB for COCO's 118,287": round(each.gigabytes, 1),
+                **({"opened by": each.opened_by} if each.opened_by else {}),
+                "how it is kept and read": each.how,
+            }
+            for each in sorted(contenders, key=lambda each: -np.median(rates[each.name]))
+        ]
+
+    packages = sorted({form.package for form in (*PEERS, *READERS, OurStore)} | {"torch", "numpy"})
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return Section(
-        title="Training data out of a DataLoader",
-        text=f"{description}; arrays, JPEG decode, resize, {CROP} crop, flip, batches of {BATCH}; {WORKERS} worker "
-        f"processes, {passes} passes over the samples per round, {rounds} rounds in turns, page cache warm. Median "
-        "(smallest-largest) over rounds; the ratio of samples/s is taken within each round; CPU time is that of the "
-        "workers. Other formats hold the arrays at frame size, where our store has its square canvas, and are spared "
-        "checksums, which our reader checks. JPEG decode and resize take most of the time, so all distances are small.",
-        tables=[rows],
-        goals=[
-            Goal(
-                text="more samples/s than every other form",
-                measured=f"{spread(ahead[closest])} times those of the closest, {closest}",
-                met=float(np.median(ahead[closest])) > 1,
-            )
-        ],
+        title=title,
+        text=f"{samples.description}; arrays, image, {CROP} crop, flip, batches of {BATCH} out of a DataLoader; "
+        f"{WORKERS} worker processes, {passes} passes over the samples per round, {rounds} rounds in turns, page cache "
+        "warm. Median (smallest-largest) over rounds; the ratio of samples/s is taken within each round; CPU time is "
+        "that of the workers. First our training's own loader, with its checks, masks and jitter, reading files or the "
+        "layer `image` in either form; the bare loop sends its batches the same way. Then formats, where "
+        "all but the reading is the same code and batches travel as PyTorch sends them. Other formats hold arrays and "
+        "frames at frame size, where our store has its square canvas, at our zstd levels, and are spared checksums, "
+        f"which our reader checks. {versions}.",
+        tables=[lines(training, TRAINING["lossless"]), lines(formats, LOSSLESS)],
+        goals=[*goals(rates, formats), gpu_goal(cpu[TRAINING["lossless"]])],
+    )
+
+
+TRAINING = {
+    form: f"training, {words}"
+    for form, words in {"files": "image files", "lossless": "`image` lossless", "jpeg": "`image` JPEG"}.items()
+}
+LOSSLESS, FILES, BARE = "physseg, `image` lossless", "physseg, image files", "bare loop, `image` lossless"
+
+
+def goals(rates: Mapping[str, Sequence[float]], formats: Sequence[Contender]) -> list[Goal]:
+    def against(ours: str, rivals: Sequence[str]) -> tuple[float, str]:
+        ahead = {name: ratios(rates[ours], rates[name]) for name in rivals}
+        closest = min(ahead, key=lambda name: np.median(ahead[name]))
+        return float(np.median(ahead[closest])), f"{spread(ahead[closest])} times those of the closest, {closest}"
+
+    peers = [each.name for each in formats if each.name not in (LOSSLESS, FILES, JpegAlone.name)]
+    frames = [name for name in peers if name.endswith(("frames", "lossless"))]
+    originals = [name for name in peers if name not in frames]
+    speedup = ratios(rates[TRAINING["lossless"]], rates[TRAINING["files"]])
+    bare = ratios(rates[BARE], rates[TRAINING["lossless"]])
+    lossless, of_lossless = against(LOSSLESS, originals)
+    files, of_files = against(FILES, originals)
+    whole, of_whole = against(TRAINING["lossless"], frames)
+    compressed = against(TRAINING["lossless"], [name for name in frames if "raw" not in name])[1]
+    reader = against(LOSSLESS, [name for name in frames if "raw" not in name])[1]
+    return [
+        Goal(
+            text="lossless: at least 1.8 times the training's loader with files",
+            measured=spread(speedup),
+            met=float(np.median(speedup)) >= 1.8,
+        ),
+        Goal(
+            text="lossless: the bare loop is at most 1.3 times as fast",
+            measured=spread(bare),
+            met=float(np.median(bare)) <= 1.3,
+        ),
+        Goal(
+            text="lossless: more samples/s than every peer that decodes originals",
+            measured=of_lossless,
+            met=lossless > 1,
+        ),
+        Goal(
+            text="lossless: the training's loader has no fewer samples/s than any peer with the same frames and arrays",
+            measured=f"{of_whole}; of those that compress as we, {compressed}. Our reader in the peers' code: {reader}",
+            met=whole >= 1,
+        ),
+        Goal(text="files: more samples/s than every peer that decodes originals", measured=of_files, met=files > 1),
+    ]
+
+
+def gpu_goal(cpu_ms: Sequence[float]) -> Goal:
+    """How many loader processes feed a GPU. Calculated, not measured: no GPU takes part in this benchmark."""
+    wanted, each = GPU_TFLOPS / TFLOP_A_SAMPLE, 1e3 / float(np.median(cpu_ms))
+    processes = math.ceil(wanted * (1 - DATA_WAIT) / (each * BUSY))
+    return Goal(
+        text=f"a GPU waits for data at most {DATA_WAIT:.0%} of its time (calculated)",
+        measured=f"at {GPU_TFLOPS:g} TFLOP/s and {TFLOP_A_SAMPLE:.2f} TFLOP a sample (ViT-B/16, 171 classes, both "
+        f"losses, batch 16) it takes {wanted:.0f} samples/s. A loader process with a core of its own gives {each:.0f} "
+        f"with `image` lossless: {processes} a GPU suffice, each busy {BUSY:.0%} of its time at most",
+        met=processes <= WORKERS,
     )
 
 
@@ -114,22 +214,105 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
+# --- the contenders -------------------------------------------------------------------------------------------------
+
+
+def with_images(samples: Samples, store: Path, target: Path, form: str) -> Path:
+    """A copy of the store, with the layer `image` in a form."""
+    shutil.copytree(store, target)
+    settings = superpoint_settings(store.with_suffix(".pth")) | {"image": LAYERS[form]}
+    run.preprocess(samples.manifest, target, structures=(*STRUCTURES, "image"), settings=settings, scheduler="sync")
+    return target
+
+
+def training_contenders(stores: Mapping[str, Path]) -> list[Contender]:
+    found = []
+    for form, store in stores.items():
+        config = DataConfig(store=str(store), crop=CROP, verify=False)  # of files, which happens once
+        dataset = TrainSamples(config, STRUCTURES, cells=True, seed=0)
+        how = "one file per image beside the store" if form == "files" else "the store alone"
+        size = gigabytes(store, len(dataset.usable)) + (originals(store) if form == "files" else 0)
+        found.append(
+            Contender(
+                name=TRAINING[form],
+                dataset=dataset,
+                num_samples=len(dataset.usable),
+                how=how,
+                gigabytes=size,
+                packed=True,
+            )
+        )
+    bare = BareLoop(stores["lossless"], frames=True)
+    size = gigabytes(stores["lossless"], len(bare))
+    return [
+        *found,
+        Contender(name=BARE, dataset=Indexed(bare), num_samples=len(bare), how=bare.how, gigabytes=size, packed=True),
+    ]
+
+
+def format_contenders(stores: Mapping[str, Path], peers: Sequence[Form]) -> list[Contender]:
+    readers = [
+        form(stores["lossless" if frames else "files"], frames)
+        for form in (OurStore, *READERS)
+        for frames in (False, True)
+    ]
+    found = []
+    for form in (*readers, JpegAlone(stores["files"]), *peers):
+        ours = isinstance(form, OurStore)
+        beside = originals(stores["files"]) if ours and not form.frames else 0
+        image = (
+            ("`image` lossless" if form.frames else "image files")
+            if ours
+            else ("frames" if form.frames else "originals")
+        )
+        count = len(form) if form.random_access else len(peers[0])
+        found.append(
+            Contender(
+                name=form.name if isinstance(form, JpegAlone) else f"{form.name}, {image}",
+                dataset=Indexed(form) if form.random_access else Streamed(form),
+                num_samples=count,
+                how=form.how,
+                gigabytes=beside if isinstance(form, JpegAlone) else gigabytes(form.folder, count) + beside,
+                opened_by="any viewer of pictures" if isinstance(form, JpegAlone) else form.opened_by,
+            )
+        )
+    return found
+
+
+def gigabytes(folder: Path, count: int) -> float:
+    """GB that a folder of so many samples would take for COCO's images."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return total / count * COCO_IMAGES / 1e9
+
+
+def originals(store: Path) -> float:
+    """GB that image files like those of a store would take for COCO's images."""
+    manifest = OurStore(store).reader.manifest
+    paths = [Path(manifest.root) / manifest.table.value("image_path", index) for index in range(len(manifest))]
+    return sum(path.stat().st_size for path in paths) / len(paths) * COCO_IMAGES / 1e9
+
+
 # --- the loaders ----------------------------------------------------------------------------------------------------
 
 
-def loader(form: Form, passes: int) -> DataLoader[Batch]:
+def loader(contender: Contender, passes: int) -> DataLoader[Batch]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["physseg.train.data.dataset"])
     options: dict[str, Any] = {
         "batch_size": None,  # the data sets make batches themselves
         "num_workers": WORKERS,
+        "prefetch_factor": 4,
         "persistent_workers": True,
         "multiprocessing_context": context,
         "worker_init_fn": start_worker,
     }
-    if form.random_access:
-        return DataLoader(Indexed(form), sampler=RandomBatches(len(form), passes), **options)
-    return DataLoader(Streamed(form, passes), **options)
+    if contender.packed:
+        options["collate_fn"] = _Packed
+    if isinstance(contender.dataset, Streamed):
+        contender.dataset.passes = passes
+    else:
+        options["sampler"] = RandomBatches(contender.num_samples, passes)
+    return DataLoader(contender.dataset, **options)
 
 
 def start_worker(_: int) -> None:
@@ -165,8 +348,8 @@ class Indexed(Dataset[Batch]):
 class Streamed(IterableDataset[Batch]):
     """Batches of a form that says its own order; each worker has its share."""
 
-    def __init__(self, form: Form, passes: int) -> None:
-        self.form, self.passes = form, passes
+    def __init__(self, form: Form) -> None:
+        self.form, self.passes = form, 1
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -200,7 +383,6 @@ def assemble(samples: Iterator[Sample], draws: npt.NDArray[np.float64]) -> Batch
 def cut(sample: Sample, draw: npt.NDArray[np.float64]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """What the network gets of one sample: a window of the image and of each array."""
     image, planes = sample
-    assert image is not None
     image = Frame().resize_image(image)
     window = window_of(draw, image.shape[:2])
     yield "images", window.cut_image(image)

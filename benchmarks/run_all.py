@@ -1,6 +1,7 @@
 """Runs every benchmark and writes benchmarks/RESULTS.md: `make bench`.
 
-python benchmarks/run_all.py [--manifest M.parquet] [--quick] [--only store,plan] [--sequence DIR] [--photographs DIR]
+python benchmarks/run_all.py [--manifest M.parquet] [--quick] [--only store,plan] [--loaders M.parquet]
+                             [--sequence DIR] [--photographs DIR]
 """
 
 import argparse
@@ -29,6 +30,7 @@ from physseg.common.processes import available_cpus
 from common import Goal, Section, machine
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+PHOTOGRAPHS = "Training data out of a DataLoader, photographs"
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, help="Measure on your own data; default: generated pictures.")
     parser.add_argument("--sequence", type=Path, action="append", default=[], help="For quality; repeatable.")
     parser.add_argument("--photographs", type=Path, help="For quality: a folder of pictures to warp.")
+    parser.add_argument("--loaders", type=Path, help="Photographs on which the loaders are measured once more.")
     parser.add_argument("--quick", action="store_true", help="Few samples and rounds: whether it runs, not how fast.")
     parser.add_argument("--only", help=f"Measure these again and keep the others: {', '.join(BENCHMARKS)}.")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -45,8 +48,8 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     sections = kept(args.out)
     if not args.only:  # what this run cannot measure again stays
-        given = args.sequence or args.photographs
-        sections = {title: sections[title] for title in sections if title == superpoint_quality.TITLE and not given}
+        absent = {superpoint_quality.TITLE: not (args.sequence or args.photographs), PHOTOGRAPHS: not args.loaders}
+        sections = {title: section for title, section in sections.items() if absent.get(title)}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
             open_samples(args.manifest, 64 if args.quick else 256, Path(folder)),
@@ -54,6 +57,7 @@ def main() -> None:
             args.quick,
             args.sequence,
             args.photographs,
+            args.loaders,
         )
         for name in names:
             conditions = machine()
@@ -94,6 +98,7 @@ class Bench:
     quick: bool
     sequences: list[Path]
     photographs: Path | None
+    loaders: Path | None
 
     @property
     def device(self) -> str:
@@ -122,13 +127,21 @@ def _memory(bench: Bench) -> Iterator[Section]:
 
 
 def _reading(bench: Bench) -> Iterator[Section]:
-    import loading  # both need the peers' packages
-    from forms import write_forms
+    yield read.measure(
+        bench.store(), bench.samples.manifest, bench.samples.description, repeats=3 if bench.quick else 9
+    )
 
-    manifest, description, quick = bench.samples.manifest, bench.samples.description, bench.quick
-    yield read.measure(bench.store(), manifest, description, repeats=3 if quick else 9)
-    forms = write_forms(bench.store(), bench.folder / "forms")
-    yield loading.measure(bench.store(), forms, description, rounds=1 if quick else 5, passes=1 if quick else 3)
+
+def _loading(bench: Bench) -> Iterator[Section]:
+    import loading  # needs the peers' packages
+
+    rounds, passes = (1, 1) if bench.quick else (5, 3)
+    yield loading.measure(bench.samples, bench.store(), bench.folder / "forms", rounds=rounds, passes=passes)
+    if bench.loaders:
+        photographs = open_samples(bench.loaders, 64 if bench.quick else 256, bench.folder)
+        store = write_store(photographs.manifest, bench.folder / "photographs.zarr")
+        folder = bench.folder / "photographs"
+        yield loading.measure(photographs, store, folder, rounds=rounds, passes=passes, title=PHOTOGRAPHS)
 
 
 def _superpoint(bench: Bench) -> Iterator[Section]:
@@ -158,6 +171,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
     "plan": _plan,
     "memory": _memory,
     "reading": _reading,
+    "loading": _loading,
     "superpoint": _superpoint,
     "quality": _quality,
     "training": _training,
