@@ -145,8 +145,8 @@ def markdown(title: str, found: Sequence[Cell], score: str = "mIoU") -> str:
             lines.append(_line([cell.row + other, *_texts(cell)]))
     legend = (
         f"{score} over the classes of the ground truth, mean ± standard deviation over "
-        f"{counted(len(found[0].miou), 'seed')}; difference to {first}, or to the row named, in percentage points with 95 % intervals: "
-        "over seeds by Student's t, over images by bootstrap."
+        f"{counted(len(found[0].miou), 'seed')}; difference to {first}, or to the row named, in percentage points with "
+        "95 % intervals: over seeds by Student's t, over images by bootstrap."
     )
     lines += ["", legend]
     return "\n".join(lines) + "\n"
