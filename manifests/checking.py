@@ -244,17 +244,9 @@ def check_samples(
         return _summed(records, check, dataset)
 
 
-def try_samples(
-    pairs: Sequence[Pair],
-    ids: LabelIds,
-    *,
-    dataset: str,
-    split: str,
-    settings: CheckSettings = DEFAULT_CHECKS,
-    cross_check: CrossCheck | None = None,
-) -> Trial:
+def try_samples(pairs: Sequence[Pair], ids: LabelIds, *, dataset: str, **known: Any) -> Trial:
     """Check a few of the pairs, evenly spread, as `check_samples` would, which has the arguments and the errors."""
-    check = PairCheck.of(pairs, ids=ids, split=split, settings=settings, cross_check=cross_check)
+    check = PairCheck.of(pairs, ids=ids, **known)
     workers, ordered = check.workers(len(pairs)), sorted(pairs, key=lambda pair: pair.sample_id)
     chosen = [ordered[index] for index in evenly(range(len(ordered)), TRIAL_SAMPLES * workers)]
     turns = -(-len(chosen) // CHUNK)  # chunks of all parts of the data set, as there may be no time for all chunks
@@ -270,7 +262,8 @@ def try_samples(
                 seconds.append(took / len(chunk))
                 if time.monotonic() > began + start + TRIAL_SECONDS:
                     break
-        found, num_bytes = _summed(records, check, dataset), [record.num_bytes for record in records]
+        found = _summed(records, check, dataset)
+        num_bytes = [record.state[3] + record.state[5] for record in records]
     warm = seconds[workers:] or seconds  # the first of a process takes longer
     mean, error = float(np.mean(warm)), spread_of(warm)
     short, long = (start + len(pairs) * mean / workers * share for share in (1 - error, 1 + error))

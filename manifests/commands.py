@@ -169,8 +169,7 @@ def _make(
     checks = {key: given.pop(key) for key in ("exif", "max_megapixels", "allow_jpeg_warnings", "workers")}
     given |= {"check": check, "keep": out is not None, "settings": CheckSettings(**checks)}
     if dry_run:
-        for line in trial_lines(benchmark(data_set, dry_run=True, **given), check=check):
-            typer.echo(line)
+        typer.echo("\n".join(trial_lines(benchmark(data_set, dry_run=True, **given), check=check)))
         return
     with Journal(out) as journal:
         found = benchmark(data_set, journal=journal, **given)

@@ -47,11 +47,6 @@ class Record:
     raw_ids: list[int]
     """Every raw id in the label."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of both files."""
-        return int(self.state[3] + self.state[5])
-
     def to_line(self) -> bytes:
         return _line([self.state, [getattr(self.sample, name) for name in COLUMNS], self.pixels, self.raw_ids])
 
@@ -63,9 +58,9 @@ class Record:
 
 
 def state_of(pair: Pair) -> list[Any]:
-    """What a sample's row depends on besides the settings: its id, its files and the pair's note.
+    """What a sample's row depends on besides the settings: id, paths, of each file bytes and last change, and note.
 
-    Of each file that is the path, the size and the time of its last change. Raises OSError where one is missing.
+    Raises OSError where a file is missing.
     """
     image, label = regular_status(pair.image), regular_status(pair.label)
     sizes = (image.st_size, image.st_mtime_ns, label.st_size, label.st_mtime_ns)
