@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -60,11 +61,12 @@ def main() -> None:
             args.loaders,
         )
         for name in names:
-            conditions = machine()
+            conditions, start = machine(), time.monotonic()
             for section in BENCHMARKS[name](bench):
                 sections[section.title] = replace(section, measured=in_words(conditions))
                 print(sections[section.title].markdown(), flush=True)
                 write(args.out, list(sections.values()))  # after each, so that an interrupted run leaves what it has
+            print(f"{name}: {(time.monotonic() - start) / 60:.1f} min\n", flush=True)
     print(f"written to {args.out}")
 
 
@@ -123,7 +125,7 @@ def _plan(bench: Bench) -> Iterator[Section]:
 
 
 def _memory(bench: Bench) -> Iterator[Section]:
-    yield memory_growth.measure(640 if bench.quick else 20_000, available_cpus())
+    yield memory_growth.measure(640 if bench.quick else 12_000, available_cpus())
 
 
 def _reading(bench: Bench) -> Iterator[Section]:
@@ -135,7 +137,7 @@ def _reading(bench: Bench) -> Iterator[Section]:
 def _loading(bench: Bench) -> Iterator[Section]:
     import loading  # needs the peers' packages
 
-    rounds, passes = (1, 1) if bench.quick else (5, 3)
+    rounds, passes = (1, 1) if bench.quick else (5, 2)
     yield loading.measure(bench.samples, bench.store(), bench.folder / "forms", rounds=rounds, passes=passes)
     if bench.loaders:
         photographs = open_samples(bench.loaders, 64 if bench.quick else 256, bench.folder)
@@ -163,7 +165,7 @@ def _training(bench: Bench) -> Iterator[Section]:
 
 def _backbones(bench: Bench) -> Iterator[Section]:
     if not bench.quick:
-        yield backbones.measure(bench.samples, bench.store(), 3, backbones.BASE, backbones.LARGE)
+        yield backbones.measure(bench.samples, bench.store(), 2, backbones.BASE, backbones.LARGE)
 
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Section]]] = {
