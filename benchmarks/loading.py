@@ -371,27 +371,29 @@ def assemble(samples: Iterator[Sample], draws: npt.NDArray[np.float64]) -> Batch
         sample = next(samples, None)
         if sample is None:
             break
-        for name, part in cut(sample, draw):
-            if name not in stacked:
-                stacked[name] = np.empty((len(draws), *part.shape), part.dtype)
-            stacked[name][count] = part
+        place(sample, draw, stacked, count)
         count += 1
         del sample
     return {name: torch.from_numpy(array[:count]) for name, array in stacked.items()}
 
 
-def cut(sample: Sample, draw: npt.NDArray[np.float64]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """What the network gets of one sample: a window of the image and of each array."""
+def place(sample: Sample, draw: npt.NDArray[np.float64], stacked: dict[str, npt.NDArray[Any]], row: int) -> None:
+    """Cut what the network gets of one sample, a window of the image and of each array, into a row of the batch."""
     image, planes = sample
     image = Frame().resize_image(image)
     window = window_of(draw, image.shape[:2])
-    yield "images", window.cut_image(image)
+    window.cut_image(image, stacked["images"][row])
+    del image, sample
     for name, plane in planes:
-        is_cells = "cell" in name
-        side = CROP // CELL_PX if is_cells else CROP
-        part = window.cut_cells(plane) if is_cells else window.cut(plane)
+        cut, side = (window.cut_cells, CROP // CELL_PX) if "cell" in name else (window.cut, CROP)
+        if name not in stacked:
+            stacked[name] = np.empty((len(stacked["images"]), *plane.shape[:-2], side, side), plane.dtype)
+        top, left = (offset * side // CROP for offset in (window.top, window.left))
+        if plane.shape[-2] - top >= side and plane.shape[-1] - left >= side:
+            cut(plane, stacked[name][row])
+        else:
+            stacked[name][row] = padded(cut(plane), side, window.flip, FILL.get(name, 0))
         del plane
-        yield name, part if part.shape[-2:] == (side, side) else padded(part, side, window.flip, FILL.get(name, 0))
 
 
 def window_of(draw: npt.NDArray[np.float64], size: tuple[int, ...]) -> CropWindow:
