@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -160,15 +161,18 @@ def in_processes(
     end when it does, however it ends, and when the caller leaves the iterator.
 
     Args:
-        function: Can be pickled. Its first call in a process follows the imports that it needs.
+        function: Can be pickled. Its first call in a process follows the imports that it needs. The main module is
+            imported only where it belongs to that: a script needs no `if __name__ == "__main__"`.
         tasks: Taken from as needed, in this thread.
         workers: Number of processes. Where there are fewer tasks, as many as those.
         death: The error that is raised if a process dies.
     """
     context, left = multiprocessing.get_context("spawn"), iter(tasks)
+    with environment({"PYTHONWARNINGS": "ignore"}):  # of the semaphores of a killed process, which it clears away
+        resource_tracker.ensure_running()
     with ProcessPoolExecutor(workers, context, _begin, (function,)) as pool:
         try:
-            with children_without_ctrl_c():
+            with children_without_ctrl_c(), _without_main(function):
                 waiting = {pool.submit(_apply, task) for task in islice(left, workers)}
             while waiting := waiting | {pool.submit(_apply, t) for t in islice(left, 2 * workers - len(waiting))}:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -180,6 +184,19 @@ def in_processes(
             for process in (pool._processes or {}).values():
                 process.kill()
             raise
+
+
+@contextlib.contextmanager
+def _without_main(function: Callable[..., Any]) -> Iterator[None]:
+    """Start processes that do not run the main script once more, unless what they are given stands in it."""
+    main = vars(sys.modules["__main__"])
+    known = {name: main[name] for name in ("__spec__", "__file__") if name in main}  # where multiprocessing looks
+    if b"__main__" not in pickle.dumps(function):
+        main.update(dict.fromkeys(known))
+    try:
+        yield
+    finally:
+        main.update(known)
 
 
 _given: list[Callable[[Any], Any]] = []

@@ -112,6 +112,7 @@ class Journal:
             except BlockingIOError:
                 hint = "wait for it to end, or give another --out"
                 raise ManifestError(f"{self.path}: another `physseg manifest` writes it", hint=hint) from None
+            regular_status(self.path)
             file = self._open.enter_context(self.path.open("r+b", buffering=0))
         self._descriptor, self._synced = file.fileno(), time.monotonic()
         self._offsets = np.full(len(pairs), -1, np.int64)

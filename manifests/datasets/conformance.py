@@ -64,7 +64,9 @@ def _check_samples(archive: Archive, split: str, max_samples: int) -> None:
 def _check_refused(dataset: Dataset, folder: Path, split: str) -> None:
     """A folder that holds nothing is no data set, and an error that people can read says so."""
     try:
-        got = f"{len(look(dataset, folder, split).pairs())} samples"
+        if not (pairs := look(dataset, folder, split).pairs()):
+            return
+        got = f"{len(pairs)} samples"
     except (PhyssegError, OSError) as error:
         if "\n" not in str(error.args[0]):
             return

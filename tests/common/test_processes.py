@@ -118,6 +118,37 @@ def test_no_such_process_has_no_memory() -> None:
     assert (memory_of(None).now, memory_of(2**30).peak) == (0, 0)
 
 
+SCRIPT = """
+import operator, signal, sys
+from physseg.common.errors import PhyssegError
+from physseg.common.processes import in_processes
+print("run", __name__)
+def negative(number): return -number
+if {guard}:
+    function = negative if sys.argv[1] == "own" else operator.neg
+    print(sorted(in_processes(function, {tasks}, workers=2, death=PhyssegError("died"))), __file__ == sys.argv[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "function", "runs"), [("True", "another's", 1), ("__name__ == '__main__'", "own", 3)], ids=str
+)
+def test_a_script_is_run_again_only_for_its_own_functions(tmp_path: Path, guard: str, function: str, runs: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(guard=guard, tasks=[1, 2, 3]))
+    done = subprocess.run([sys.executable, str(script), function], capture_output=True, text=True, check=True)
+    assert done.stdout.count("run __") == runs
+    assert done.stdout.endswith("[-3, -2, -1] True\n")
+
+
+def test_a_killed_process_leaves_no_words_of_semaphores(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(guard=True, tasks="map(signal.raise_signal, [15])"))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), ""], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
 def child(to_test: Connection) -> None:
     end_with_parent()
     to_test.send(os.getpid())

@@ -263,9 +263,11 @@ def test_a_full_disk(folder, whole, physseg):
 
 
 def test_a_journal_that_cannot_be_opened(folder, physseg):
-    (folder / "m.parquet.journal").mkdir()
-    code, _, err = physseg(*words())
-    assert (code, "error: m.parquet.journal: Is a directory" in err) == (1, True)
+    for make, told in ((Path.mkdir, "Is a directory"), (os.mkfifo, "a FIFO, not a regular file")):
+        make(folder / "m.parquet.journal")
+        code, _, err = physseg(*words())
+        assert (code, f"error: m.parquet.journal: {told}" in err) == (1, True)
+        (folder / "m.parquet.journal").rename(folder / f"was {told}")
 
 
 def test_nothing_stays_where_the_arguments_are_wrong(folder, physseg):

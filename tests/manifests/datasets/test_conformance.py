@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from physseg.common.plugins import find
+from physseg.manifests.datasets.archive import Archive, Release
 from physseg.manifests.datasets.interface import load_dataset
+from physseg.manifests.labels.ids import LabelIds
 from physseg.testing import ConformanceError, check_dataset
 
 from .test_ade20k import WALL, challenge, scene
@@ -101,6 +103,16 @@ def test_a_broken_promise_is_named(member, value, told, folder):
         bad = type("Bad", (), {"name": "bad", "description": "No find."})()
     with pytest.raises(ConformanceError, match=told):
         check_dataset(bad, folder, split="val")
+
+
+def test_an_archive_without_samples_is_right_in_an_empty_folder(folder):
+    class Lazy(Toy):
+        def find(self, root, split):
+            found = {kind: {p.stem: p for p in (root / kind).glob("*")} for kind in ("images", "labels")}
+            ids = LabelIds.named("toy", {0: "sky", 1: "road"})
+            return Archive(**found, ids=ids, release=Release(title="Toy", counts=(), source="nowhere"))
+
+    check_dataset(Lazy(), folder)
 
 
 def test_samples_of_an_empty_folder_are_no_samples(folder):
