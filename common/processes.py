@@ -190,9 +190,9 @@ def in_processes(
 def _without_main(function: Callable[..., Any]) -> Iterator[None]:
     """Start processes that do not run the main script once more, unless what they are given stands in it."""
     main = vars(sys.modules["__main__"])
-    known = {name: main[name] for name in ("__spec__", "__file__") if name in main}  # where multiprocessing looks
+    known: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     if b"__main__" not in pickle.dumps(function):
-        main.update(dict.fromkeys(known))
+        main.update(dict.fromkeys(known))  # where multiprocessing looks for it
     try:
         yield
     finally:

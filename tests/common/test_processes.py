@@ -122,7 +122,7 @@ SCRIPT = """
 import operator, signal, sys
 from physseg.common.errors import PhyssegError
 from physseg.common.processes import in_processes
-print("run", __name__)
+sys.stdout.write("run " + __name__ + chr(10))
 def negative(number): return -number
 if {guard}:
     function = negative if sys.argv[1] == "own" else operator.neg
