@@ -114,13 +114,12 @@ def _tint(brightness: npt.NDArray[Any], base: tuple[int, int, int], rng: np.rand
     return np.asarray(colour + brightness[..., None], dtype=np.float32)
 
 
-def painted(pattern: str, size: tuple[int, int], period: float, rng: np.random.Generator) -> Float32:
-    """Where a thing has its full colour: float32 (H, W) in 0..1, one shape repeated on a turned grid; 1 for "plain".
+def painted(pattern: str, size: tuple[int, int], period: float, angle: float, rng: np.random.Generator) -> Float32:
+    """Where a thing has its full colour: float32 (H, W) in 0..1, one shape repeated on a grid; 1 for "plain".
 
-    `period`: side of the grid's cells in px.
+    The grid's cells have a side of `period` px and are turned by `angle`, in radians.
     """
     height, width = size
-    angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / period
     u = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, 1)
     v = y * np.cos(angle) - x * np.sin(angle) + rng.uniform(0, 1)

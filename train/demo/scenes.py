@@ -104,7 +104,8 @@ def draw_scene(things: Sequence[str], rng: np.random.Generator) -> tuple[UInt8, 
     for name in things:
         colour, shape = name.split(" ")
         label = ALL_CLASSES.index(name)
-        paints = painted(shape, labels.shape, min(height, width) * rng.uniform(0.042, 0.06), rng)
+        period, angle = min(height, width) * rng.uniform(0.042, 0.06), rng.uniform(0, np.pi)
+        paints = painted(shape, labels.shape, period, angle, rng)
         pose = posed(BALL, labels.shape, rng)
         paint(canvas, labels, pose, paints, colour=COLOURS[colour], label=label, rng=rng)
     canvas *= rng.uniform(0.85, 1.1)  # exposure

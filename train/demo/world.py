@@ -98,8 +98,8 @@ def draw(
     """Draw a scene of these things, the first at the back.
 
     `scale`: least and greatest radius of a thing, as a share of the shorter side.
-    `shifted`: with coarser grounds, larger and paler patterns, and light of other strengths and colours than any other
-    scene has.
+    `shifted`: with coarser grounds, larger, paler and turned patterns, and light of other strengths and colours than
+    any other scene has.
     """
     height, width = size
     part = 2 if shifted else 1
@@ -167,12 +167,13 @@ def _place(
     high = np.maximum(pose.corners.max(axis=0).astype(int) + 16, 0)
     window = slice(low[1], high[1]), slice(low[0], high[0])
     period = rng.uniform(8, 14) * (1.5 if shifted else 1)
+    angle = rng.uniform(0, np.pi) if shifted else rng.uniform(-0.35, 0.35)
     dark = thing.colour == "black"  # between its shapes it is light instead
     paint(
         canvas[window],
         places[window],
         Pose(pose.corners - low, pose.centre - low, pose.radius),
-        painted(thing.pattern, places[window].shape, period, rng),
+        painted(thing.pattern, places[window].shape, period, angle, rng),
         colour=COLOURS[thing.colour][0],
         label=label,
         rng=rng,

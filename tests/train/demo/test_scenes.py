@@ -103,7 +103,7 @@ def test_coverage_sums_to_the_area_of_the_outline(corners: np.ndarray):
 )
 def test_shapes_cover_their_share_whatever_the_turn(shape: str, share: float):
     for seed in range(5):
-        painted = drawing.painted(shape, (240, 320), 12, np.random.default_rng(seed))
+        painted = drawing.painted(shape, (240, 320), 12, seed, np.random.default_rng(seed))
         assert painted.mean() == pytest.approx(share, abs=0.03)
         assert (painted.min(), painted.max()) == ((1, 1) if shape == "plain" else (0, 1))
 
@@ -111,7 +111,7 @@ def test_shapes_cover_their_share_whatever_the_turn(shape: str, share: float):
 def test_shapes_differ_in_the_way_their_names_say():
     """Along a stripe nothing changes; every dot is an island; the corners of checks touch."""
     shapes = ("stripes", "dots", "checks")
-    flat = [drawing.painted(shape, (240, 240), 12, np.random.default_rng(1)) > 0.5 for shape in shapes]
+    flat = [drawing.painted(shape, (240, 240), 12, 1, np.random.default_rng(1)) > 0.5 for shape in shapes]
     islands = [cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] for mask in flat]
     assert islands[0] < 40 < islands[1]
     assert cv2.connectedComponents((~flat[1]).astype(np.uint8))[0] < 60, "the ground between dots hangs together"
