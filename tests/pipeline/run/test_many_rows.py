@@ -161,6 +161,7 @@ def test_runs_that_are_killed_between_two_manifests_mislead_nobody(
         fresh[name] = of
     draw, path = random.Random(0), tmp_path / "s.zarr"
     ends = [(["other", last], [kill]) for kill in range(6) for last in ("one", "other")]
+    ends.append((["other", "one"], [4, 2]))  # with the ids of the other, and back to its own manifest
     ends += [(draw.choices(["one", "other"], k=4), draw.choices(range(22), k=3)) for _ in range(6)]
     for names, kills in ends:
         shutil.rmtree(path, ignore_errors=True)
