@@ -123,8 +123,8 @@ def _what_to_do(
         return "not computed yet", set(schema.layers)
     if isinstance(found, StoreCorruptError):
         return "commit record damaged", set(schema.layers)
-    start, stop = schema.shard_range(shard)
-    if found.samples != (start, stop) or (manifest and found.inputs != manifest.row_digests(start, stop)):
+    rows = schema.shard_range(shard)
+    if (found.samples, found.inputs) != (rows, manifest.row_digests(*rows) if manifest else found.inputs):
         return "inputs changed since they were computed", set(schema.layers)
     if retry_quarantined and found.quarantine:
         return "quarantined samples are tried again", set(schema.layers)

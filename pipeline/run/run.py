@@ -186,20 +186,8 @@ def _check_unchanged(job: Job, now: StoreSchema, *, initialised: bool) -> None:
 
 
 def _report(job: Job, reports: Sequence[ShardReport], started: float) -> RunReport:
-    """What was done, and what the records of this run's shards say; StoreIncompleteError where one is missing.
-
-    Records of shards that nothing was to be computed of were read for the plan.
-    """
-    records = {shard: record for shard, record in job.plan.found.items() if not job.part or job.part.owns(shard)}
-    todo = [task.shard for task in job.todo.tasks]
-    for shard, record in zip(todo, read_commits(job.store, todo), strict=True):
-        if not isinstance(record, CommitRecord):
-            raise record or StoreIncompleteError(
-                f"{job.store}: shard {shard} of {job.schema.num_shards} is not computed"
-            )
-        if record.quarantine or record.dropped_pixels:
-            records[shard] = record.to_report()
-    found = [records[shard] for shard in sorted(records)]
+    """What was done, and what the records of this run's shards say; StoreIncompleteError where one is missing."""
+    found = _records(job)
     return RunReport(
         num_samples=sum(stop - start for start, stop in map(job.schema.shard_range, job.shards)),
         samples_computed=sum(report.num_samples for report in reports),
@@ -209,6 +197,20 @@ def _report(job: Job, reports: Sequence[ShardReport], started: float) -> RunRepo
         quarantine=tuple(entry for record in found for entry in record.quarantine),
         dropped_pixels=sum(record.dropped_pixels for record in found),
     )
+
+
+def _records(job: Job) -> list[CommitRecord]:
+    """The records of this run's shards that have something to report, as read by now or for the plan."""
+    records = {shard: record for shard, record in job.plan.found.items() if not job.part or job.part.owns(shard)}
+    todo = [task.shard for task in job.todo.tasks]
+    for shard, record in zip(todo, read_commits(job.store, todo), strict=True):
+        if not isinstance(record, CommitRecord):
+            raise record or StoreIncompleteError(
+                f"{job.store}: shard {shard} of {job.schema.num_shards} is not computed"
+            )
+        if record.quarantine or record.dropped_pixels:
+            records[shard] = record.to_report()
+    return [records[shard] for shard in sorted(records)]
 
 
 def _log(path: Path | None, **event: Any) -> None:
