@@ -158,7 +158,7 @@ def in_processes(
     """What `function` makes of each task, in the order in which they are done, by that many new processes.
 
     The function is sent once, a task when a process is about to be free. Ctrl-C reaches this process only. The others
-    end when it does, however it ends, and when the caller leaves the iterator.
+    end when it does, however it ends. Where the caller leaves the iterator, or a task fails, they get a SIGTERM.
 
     Args:
         function: Can be pickled. Its first call in a process follows the imports that it needs. The main module is
@@ -181,8 +181,8 @@ def in_processes(
         except BrokenProcessPool:
             raise death from None
         except BaseException:  # Ctrl-C, or an error: leaving the block would wait for all that is left to do
-            for process in (pool._processes or {}).values():
-                process.kill()
+            for process in [*(pool._processes or {}).values()]:
+                process.terminate()
             raise
 
 

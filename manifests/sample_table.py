@@ -315,7 +315,8 @@ class SampleTable(Sequence[Sample]):
         """Columns of rows [start, stop), by default of all, as they lie together; of a file only these are read."""
         stop = len(self) if stop is None else min(stop, len(self))
         while start < stop:
-            first, table = self._group.start, self._group.table.select(names)
+            group = self._group  # which another thread may change meanwhile
+            first, table = group.start, group.table.select(names)
             if not first <= start < first + table.num_rows:
                 number = start // self.rows_per_group
                 first, table = number * self.rows_per_group, self._read(number, names)

@@ -8,16 +8,14 @@ and study.toml ours). Every run has a folder of its own, OUT/ROW/seed_K, and is 
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...common.documents import parse_toml, parsing, read_text
 from ...common.errors import ConfigError
-from ...common.processes import available_cpus, children_without_ctrl_c, end_with_parent, environment
+from ...common.processes import available_cpus, environment, in_processes
 from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ..config import TrainConfig, load_config
@@ -169,21 +167,12 @@ def run_at_once(runs: Sequence[Run], manifests: dict[str, Manifest], jobs: int, 
 
     Raises what the first of them raises, and AnalysisError where one was killed; the others save and end.
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, available_cpus() // jobs))}
-    with environment(threads), ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
-        with children_without_ctrl_c():  # it is for this one, which then ends them
-            parts = [runs[part::jobs] for part in range(jobs)]
-            shares = [pool.submit(run_all, part, manifests, progress=False, **options) for part in parts]
-        processes = [*(pool._processes or {}).values()]
-        try:
-            scores = [score for share in as_completed(shares) for score in share.result()]
-        except BaseException as error:  # leaving the block would wait for all that is left to train
-            for process in processes:
-                process.terminate()
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            hint = "usually memory: try fewer --jobs; re-running the command resumes"
-            raise AnalysisError("a process that trained was killed", hint=hint) from None
+    hint = "usually memory: try fewer --jobs; re-running the command resumes"
+    death = AnalysisError("a process that trained was killed", hint=hint)
+    work = partial(run_all, manifests=manifests, progress=False, **options)
+    shares = in_processes(work, [runs[part::jobs] for part in range(jobs)], workers=jobs, death=death)
+    with environment({"OMP_NUM_THREADS": str(max(1, available_cpus() // jobs))}):
+        scores = [score for share in shares for score in share]
     order = [(run.row.name, run.seed) for run in runs]
     return sorted(scores, key=lambda score: order.index((score.row, score.seed)))
 
