@@ -90,13 +90,14 @@ class SampleTable(Sequence[Sample]):
     ) -> None:
         """Rows of a file need its `digests`: of each group, one for each of `COLUMNS`."""
         self.rows_per_group = rows_per_group or ROWS_PER_GROUP
-        self._file = None if isinstance(rows, pa.Table) else rows
+        self.file = None if isinstance(rows, pa.Table) else rows
+        """The file that the rows are read from; None where they are in memory."""
         self._digests = digests
         self._length = rows.num_rows if isinstance(rows, pa.Table) else sum(rows.group_sizes)
         self._group = _Group(0, rows.combine_chunks() if isinstance(rows, pa.Table) else SCHEMA.empty_table())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rows = self._file or self._group.table
+        rows = self.file or self._group.table
         return partial(SampleTable, rows_per_group=self.rows_per_group, digests=self._digests), (rows,)
 
     @classmethod
@@ -138,18 +139,13 @@ class SampleTable(Sequence[Sample]):
 
     def loaded(self) -> "SampleTable":
         """The same rows, all in memory."""
-        if self._file is None:
+        if self.file is None:
             return self
         return SampleTable(pa.concat_tables(self._tables()), rows_per_group=self.rows_per_group)
 
-    @property
-    def file(self) -> ParquetRows | None:
-        """The file that the rows are read from; None where they are in memory."""
-        return self._file
-
     def check(self) -> None:
         """Read all rows once: raises ManifestError where a file does not hold what was written."""
-        for _ in self._tables() if self._file else ():
+        for _ in self._tables() if self.file else ():
             pass
 
     def value(self, name: str, index: int) -> Any:
@@ -197,8 +193,8 @@ class SampleTable(Sequence[Sample]):
     @cached_property
     def repeated(self) -> tuple[str, int] | None:
         """A sample id that several rows have, and their number; None where every id stands once."""
-        ids = (table.column(0).to_pylist() for table in self._tables(("sample_id",)))
-        hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(_hashes(of) for of in ids)]))
+        ids = (id_ for table in self._tables(("sample_id",)) for id_ in table.column(0).to_pylist())
+        hashes = np.sort(np.fromiter(map(hash, ids), np.int64, len(self)))
         suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         if not suspects:
             return None
@@ -288,7 +284,7 @@ class SampleTable(Sequence[Sample]):
 
     def _groups(self) -> Iterator[pa.Table]:
         """The rows as a file has them, group after group."""
-        if self._file is not None:
+        if self.file is not None:
             yield from self._tables()
         else:  # an empty table is a group, too
             for start in range(0, max(1, len(self)), self.rows_per_group):
@@ -326,10 +322,10 @@ class SampleTable(Sequence[Sample]):
 
     def _read(self, number: int, names: Sequence[str]) -> pa.Table:
         """Columns of a file's group; raises ManifestError if they are not what was written."""
-        assert self._file is not None and self._digests is not None
+        assert self.file is not None and self._digests is not None
         start = number * self.rows_per_group
-        where = f"{self._file.path}: rows {start} to {min(start + self.rows_per_group, len(self))}"
-        table = checked_columns(self._file.read(names, [number]), where, names)
+        where = f"{self.file.path}: rows {start} to {min(start + self.rows_per_group, len(self))}"
+        table = checked_columns(self.file.read(names, [number]), where, names)
         for name in names:
             if column_digest(table.column(name)) != self._digests[number][COLUMNS.index(name)]:
                 damaged = f"{where}: damaged or changed since they were written: the digest of {name} differs"
@@ -359,10 +355,6 @@ def _columns_of(samples: Sequence[Sample]) -> pa.Table:
 
 def _digests_of(table: pa.Table) -> list[str]:
     return [column_digest(table.column(name)) for name in COLUMNS]
-
-
-def _hashes(texts: list[str]) -> npt.NDArray[np.int64]:
-    return np.fromiter(map(hash, texts), np.int64, len(texts))
 
 
 def checked_columns(table: pa.Table, path: str, names: Sequence[str] = COLUMNS) -> pa.Table:

@@ -95,13 +95,12 @@ class LocalStorage(Storage):
         return found
 
     def leftovers(self) -> Sequence[str]:
-        found = (
+        return [
             f"{os.path.relpath(folder, self.path)}/{name}".removeprefix("./")
             for folder, _, names in os.walk(self.path, onerror=_raise_unless_gone)
             for name in names
             if name.endswith(PARTIAL_SUFFIX)
-        )
-        return list(found)
+        ]
 
     def _to_write(self, path: str) -> Path:
         """The place of a file that is changed or removed; raises StorageError if it lies elsewhere, by a link."""
