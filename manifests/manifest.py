@@ -272,7 +272,11 @@ class Manifest(LabelIds):
             if not is_files_fault(error):
                 raise
             expected = f"a readable file below {self.root}"
-            raise _content_error(sample, path, expected, error.strerror or type(error).__name__) from error
+            got, hint = (
+                error.strerror or type(error).__name__,
+                "if it was moved: --root DIR, or data.images of a training",
+            )
+            raise _content_error(sample, path, expected, got, hint=hint) from error
 
 
 def _sealed(header: Mapping[str, Any], rows: str) -> str:

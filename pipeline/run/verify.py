@@ -180,12 +180,13 @@ def _check_pictures(manifest: Manifest, index: int) -> list[Fault]:
     for path, expected in ((sample.image_path, sample.image_sha256), (sample.label_path, sample.label_sha256)):
         try:
             found = sha256(read_below(manifest.root, path))
+            got = found[:18]
         except OSError as error:
             if not is_files_fault(error):
                 raise
-            found = error.strerror or "no such file"
+            found, got = "", error.strerror or "no such file"
         if found != expected:
-            problem = f"sample {sample.sample_id}: expected sha256 {expected[:18]}, got {found[:18]}"
+            problem = f"sample {sample.sample_id}: expected sha256 {expected[:18]}, got {got}"
             hint = "restore it, or make the manifest again and preprocess again"
             faults.append(Fault(path=f"{manifest.root}/{path}", problem=f"{problem}; {hint}"))
     return faults

@@ -241,6 +241,7 @@ def test_files_that_changed_after_the_store_are_found_by_their_hash(store: Path,
     report = verify(store, images=True, root=str(data), progress=False)
     changed = [fault.path.removeprefix(f"{data}/") for fault in report.faults]
     assert changed == ["images/000.jpg", "images/002.jpg", "labels/005.png", "images/007.jpg"]
+    assert "got No such file or directory; restore it" in report.faults[-1].problem
     assert "260 images and label files" in summary(report)[0]
 
 
