@@ -1,5 +1,6 @@
 """Folders by path or URL: the same behaviour from a directory and from an object store."""
 
+import errno
 import os
 import pickle
 import threading
@@ -148,6 +149,25 @@ def test_names_of_folders(location: str | Path, url: str) -> None:
 def test_locations_that_mean_nothing(location: str | Path, says: str) -> None:
     with pytest.raises(StorageError, match=says):
         open_storage(location)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_cannot_be_looked_for_is_not_taken_for_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A run computes again what is missing."""
+    folder = LocalStorage(tmp_path)
+    folder.put("x", b"1")
+    assert not folder.exists("x/y") and "x/y" not in folder.known()
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, "it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failing)
+        for ask in (folder.exists, folder.known().__contains__):
+            with pytest.raises(OSError, match="it fails"):
+                ask("x")
 
 
 def test_absolute_and_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
