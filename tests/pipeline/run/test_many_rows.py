@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,17 +57,21 @@ def test_groups_of_rows_change_nothing_but_the_manifest(grouped: Manifest, manif
     assert StoreReader(tmp_path / "two.zarr", ("canny",)).manifest == manifest
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_a_worker_reads_the_rows_of_its_shard(
-    grouped: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grouped: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
+    """Once, also where threads fetch files of a URL ahead."""
     preprocess(grouped, tmp_path / "s.zarr", structures=["canny"])
     asked: list[tuple[int, ...]] = []
     real = ParquetRows.read
 
     def read(self: ParquetRows, columns: Any, groups: Any = None) -> Any:
         asked.append(tuple(groups))
+        time.sleep(0.05)
         return real(self, columns, groups)
 
+    monkeypatch.setattr(shard_task, "is_url", lambda _: ahead)
     shard_task._read_manifest.cache_clear()
     (tmp_path / "s.zarr/status/c/1").unlink()
     (task,) = run.prepare(grouped, tmp_path / "s.zarr").plan.tasks
