@@ -227,7 +227,7 @@ def test_without_a_vote_both_sides_are_named(store: Path, make_manifest: Callabl
 
 def test_files_that_changed_after_the_store_are_found_by_their_hash(store: Path, pristine: Path) -> None:
     """Two images of one size change places, and one pixel of a label map: the store itself is whole."""
-    data = store.parent / "data"
+    data = store.parent / "copied"
     shutil.copytree(pristine / "data", data)
     first, third = data / "images/000.jpg", data / "images/002.jpg"
     content = first.read_bytes(), third.read_bytes()
