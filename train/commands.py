@@ -528,12 +528,12 @@ def demo(
 @demo_app.command("pretrain")
 def demo_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the weights, checkpoint and log.")] = Path("physseg_pretrain"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the package's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: 4000.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes, captions and order.")] = 0,
 ) -> None:
-    """Pretrain the small CLIP whose weights are in the package, on generated scenes with captions, and judge it.
+    """Pretrain a small CLIP on generated scenes with captions, and judge it by retrieval and zero-shot segmentation.
 
-    Under an hour on two idle cores. Re-running the command resumes it.
+    About an hour on two idle cores. Re-running the command resumes it.
     """
     from .demo.pretrain import PretrainSettings, judge, pretrain
 

@@ -21,8 +21,6 @@ from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
 from .clip_weights import is_openai_form
 
 RECORD_FILE = "weights.json"
-PACKAGED = {("tiny", "scenes"): Path(__file__).parents[1] / "demo" / "weights" / "scenes.safetensors"}
-"""Weights that are in the package, by preset and tag: nobody fetches them."""
 NEEDS = ("quick_gelu", "image_mean", "image_std")
 """What weights decide of a model: settings of the same names, which nobody needs to set."""
 
@@ -115,9 +113,6 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
             raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
         quick_gelu = True if is_openai_form(path) else None
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
-    packaged = PACKAGED.get((clip, name))
-    if packaged and packaged.is_file():
-        return ClipWeights(name=name, path=packaged, sha256=file_sha256(packaged), quick_gelu=False)
     record = read_record(clip, name)
     if record is None:
         fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"
