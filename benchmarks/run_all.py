@@ -15,16 +15,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import backbones
 import memory_growth
 import plan_accuracy
 import preprocess
 import read
-import sliding_window
-import superpoint
-import superpoint_quality
-import torch
-import train_step
 from data import Samples, open_samples, write_store
 from physseg.common.processes import available_cpus
 
@@ -93,7 +87,10 @@ def write(out: Path, sections: list[Section]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the benchmarks share."""
+    """What the benchmarks share.
+
+    They import PyTorch where they need it: Dask's workers run this script's imports, and are as large as a user's.
+    """
 
     samples: Samples
     folder: Path
@@ -104,6 +101,8 @@ class Bench:
 
     @property
     def device(self) -> str:
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def store(self) -> Path:
@@ -147,6 +146,8 @@ def _loading(bench: Bench) -> Iterator[Section]:
 
 
 def _superpoint(bench: Bench) -> Iterator[Section]:
+    import superpoint
+
     yield superpoint.measure(repeats=3 if bench.quick else 9)
 
 
@@ -154,17 +155,24 @@ def _quality(bench: Bench) -> Iterator[Section]:
     if not (bench.sequences or bench.photographs):
         print("quality: not measured without --sequence or --photographs; what RESULTS.md says of it stays")
         return
+    import superpoint_quality
+
     yield superpoint_quality.measure(bench.sequences, bench.photographs, per_kind=5 if bench.quick else 50)
 
 
 def _training(bench: Bench) -> Iterator[Section]:
     if not bench.quick:
+        import sliding_window
+        import train_step
+
         yield train_step.measure(bench.store(), bench.device, steps=4, batch=None)
         yield sliding_window.measure(bench.device, ("1GiB", "4GiB"))
 
 
 def _backbones(bench: Bench) -> Iterator[Section]:
     if not bench.quick:
+        import backbones
+
         yield backbones.measure(bench.samples, bench.store(), 2, backbones.BASE, backbones.LARGE)
 
 

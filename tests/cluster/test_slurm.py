@@ -106,6 +106,7 @@ def test_dask_workers_as_slurm_jobs(jobqueue: None, shapes: Shapes, tmp_path: Pa
     wait_until(lambda: not jobs())
 
 
+@pytest.mark.torture
 def test_the_only_worker_job_is_killed_and_replaced(jobqueue: None, shapes: Shapes, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     words = command("preprocess", shapes.manifest, store, "--cluster", "slurm", "--workers", 1, *SETTINGS)

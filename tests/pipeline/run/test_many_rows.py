@@ -229,6 +229,7 @@ def test_the_report_of_a_resume_names_what_is_in_quarantine(manifest: Manifest, 
         assert [entry.index for entry in preprocess(manifest, path, part=Part.parse(text)).quarantine] == [index]
 
 
+@pytest.mark.torture
 def test_an_estimate_of_groups_is_that_of_one(grouped: Manifest, tmp_path: Path) -> None:
     estimate = estimate_job(run.prepare(grouped, tmp_path / "s.zarr", frame=FRAME), images=16, workers=1)
     assert estimate is not None and (estimate.samples, estimate.shards) == (70, 2)
