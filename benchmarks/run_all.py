@@ -43,6 +43,8 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     sections = kept(args.out)
     if not args.only:  # what this run cannot measure again stays
+        import superpoint_quality
+
         absent = {superpoint_quality.TITLE: not (args.sequence or args.photographs), PHOTOGRAPHS: not args.loaders}
         sections = {title: section for title, section in sections.items() if absent.get(title)}
     with tempfile.TemporaryDirectory() as folder:
