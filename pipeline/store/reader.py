@@ -1,7 +1,7 @@
 """The trainer's way into a store: one sample's arrays at the cost of decoding them.
 
 Any Zarr reader opens a store; this one exists because it is on the trainer's hot path. In one run of loaders it added
-1.3 ms of a core to the JPEG of a sample, zarr-python 9.3 (benchmarks/RESULTS.md). It reads exactly what `shard_codec`
+1.5 ms of a core to the JPEG of a sample, zarr-python 10 (benchmarks/RESULTS.md). It reads exactly what `shard_codec`
 writes and refuses everything else. It does not lock, does not fork-break (plain file descriptors, opened on first use)
 and pickles. What it knows of a store is read once and travels along: a shard that a run has changed since is refused.
 
