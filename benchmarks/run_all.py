@@ -57,11 +57,13 @@ def main() -> None:
             args.loaders,
         )
         for name in names:
-            conditions, start = machine(), time.monotonic()
+            conditions, start, environment = machine(), time.monotonic(), dict(os.environ)
             for section in BENCHMARKS[name](bench):
                 sections[section.title] = replace(section, measured=in_words(conditions))
                 print(sections[section.title].markdown(), flush=True)
                 write(args.out, list(sections.values()))  # after each, so that an interrupted run leaves what it has
+            os.environ.clear()
+            os.environ.update(environment)  # Dask leaves its workers' settings behind: one thread for everybody
             print(f"{name}: {(time.monotonic() - start) / 60:.1f} min\n", flush=True)
     print(f"written to {args.out}")
 
@@ -114,10 +116,7 @@ class Bench:
 
 
 def _store(bench: Bench) -> Iterator[Section]:
-    environment = dict(os.environ)
     yield preprocess.measure(bench.samples, bench.folder)
-    os.environ.clear()
-    os.environ.update(environment)  # Dask leaves its workers' settings behind: one thread for everybody
 
 
 def _plan(bench: Bench) -> Iterator[Section]:
