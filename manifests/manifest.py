@@ -272,10 +272,8 @@ class Manifest(LabelIds):
             if not is_files_fault(error):
                 raise
             expected = f"a readable file below {self.root}"
-            got, hint = (
-                error.strerror or type(error).__name__,
-                "if it was moved: --root DIR, or data.images of a training",
-            )
+            hint = "if it was moved: --root DIR, or data.images of a training"
+            got = error.strerror or type(error).__name__
             raise _content_error(sample, path, expected, got, hint=hint) from error
 
 

@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..common.text import between, counted, format_bytes, preview
 from .checking import REPAIRS, Checked, Trial, shifted_ids
 from .datasets.published import Found
 from .manifest import Manifest
-from .row_groups import ROWS_PER_GROUP
 
 MAX_LISTED = 50  # quarantined samples listed per reason; the manifest's `problem` column has them all
 PREPROCESS = "preprocess {path} {stem}.zarr"
@@ -26,11 +24,11 @@ def summary_lines(
     classes = manifest.vocabulary.class_names
     pixels = checked.class_pixels[: len(classes)]  # no label holds a folded class
     absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
-    splits = sorted(set(_cells(manifest, "split")) - {""})
+    splits = sorted(set(manifest.table.each("split")) - {""})
     yield f"data set     {manifest.dataset}" + (f", split {', '.join(splits)}" if splits else "")
     yield f"root         {manifest.root}"
     yield f"samples      {len(manifest)}: {len(manifest) - len(quarantined)} usable, {len(quarantined)} quarantined"
-    notes = Counter(note.split(": ")[0] for notes in _cells(manifest, "note") for note in notes.split("; ") if note)
+    notes = Counter(note.split(": ")[0] for notes in manifest.table.each("note") for note in notes.split("; ") if note)
     for note, count in sorted(notes.items()):
         yield f"note         {count} x {note}"
     ids = sorted((index, raw) for raw, index in manifest.raw_to_class.items())
@@ -80,12 +78,6 @@ def archive_lines(found: Found) -> Iterator[str]:
         yield f"incomplete   {fault}"
     if found.faults:
         yield f"get it       {found.release.source}"
-
-
-def _cells(manifest: Manifest, name: str) -> Iterator[Any]:
-    """The cells of a column, of which there may be millions."""
-    for start in range(0, len(manifest), ROWS_PER_GROUP):
-        yield from manifest.table.values(name, start, start + ROWS_PER_GROUP)
 
 
 def _prompt_lines(manifest: Manifest) -> Iterator[str]:

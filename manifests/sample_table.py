@@ -15,6 +15,7 @@ from functools import cached_property, partial, reduce
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -95,6 +96,7 @@ class SampleTable(Sequence[Sample]):
         self._digests = digests
         self._length = rows.num_rows if isinstance(rows, pa.Table) else sum(rows.group_sizes)
         self._group = _Group(0, rows.combine_chunks() if isinstance(rows, pa.Table) else SCHEMA.empty_table())
+        self._reads = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = self.file or self._group.table
@@ -153,9 +155,13 @@ class SampleTable(Sequence[Sample]):
         group, row = self._at(index)
         return group.table.column(name)[row].as_py()
 
+    def each(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        """The cells of a column, in order; those of rows [start, stop), if given. One group of rows is in memory."""
+        return (value for table in self._tables((name,), start, stop) for value in table.column(0).to_pylist())
+
     def values(self, name: str, start: int = 0, stop: int | None = None) -> list[Any]:
-        """The cells of a column, in order; those of rows [start, stop), if given."""
-        return [value for table in self._tables((name,), start, stop) for value in table.column(0).to_pylist()]
+        """What `each` gives, as a list."""
+        return list(self.each(name, start, stop))
 
     def find(self, sample_id: str) -> int | None:
         """Index of the row with that id."""
@@ -193,12 +199,11 @@ class SampleTable(Sequence[Sample]):
     @cached_property
     def repeated(self) -> tuple[str, int] | None:
         """A sample id that several rows have, and their number; None where every id stands once."""
-        ids = (id_ for table in self._tables(("sample_id",)) for id_ in table.column(0).to_pylist())
-        hashes = np.sort(np.fromiter(map(hash, ids), np.int64, len(self)))
+        hashes = np.sort(np.fromiter(map(hash, self.each("sample_id")), np.int64, len(self)))
         suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         if not suspects:
             return None
-        counts = Counter(id_ for id_ in self.values("sample_id") if hash(id_) in suspects)
+        counts = Counter(id_ for id_ in self.each("sample_id") if hash(id_) in suspects)
         return next(((id_, count) for id_, count in counts.items() if count > 1), None)
 
     @property
@@ -296,9 +301,12 @@ class SampleTable(Sequence[Sample]):
         if not 0 <= position < len(self):
             raise IndexError(f"sample {int(index)} of {len(self)}")
         group = self._group
-        if not group.start <= position < group.start + group.table.num_rows:
-            number = position // self.rows_per_group
-            self._group = group = _Group(number * self.rows_per_group, self._read(number, COLUMNS))
+        if not group.holds(position):
+            with self._reads:  # of the threads that want this group one reads it
+                group = self._group
+                if not group.holds(position):
+                    number = position // self.rows_per_group
+                    self._group = group = _Group(number * self.rows_per_group, self._read(number, COLUMNS))
         return group, position - group.start
 
     def _slice(self, start: int, stop: int) -> pa.Table:
@@ -313,7 +321,7 @@ class SampleTable(Sequence[Sample]):
         while start < stop:
             group = self._group  # which another thread may change meanwhile
             first, table = group.start, group.table.select(names)
-            if not first <= start < first + table.num_rows:
+            if not group.holds(start):
                 number = start // self.rows_per_group
                 first, table = number * self.rows_per_group, self._read(number, names)
             part = table.slice(start - first, stop - start)
@@ -340,6 +348,9 @@ class _Group:
         self.start, self.table = start, table
         # Looking columns up by name takes half of the time to make a row.
         self.columns = list(zip(COLUMNS, table.columns, strict=True))
+
+    def holds(self, position: int) -> bool:
+        return self.start <= position < self.start + len(self.table)
 
     @cached_property
     def image_columns(self) -> tuple[pa.ChunkedArray, npt.NDArray[np.int32]]:

@@ -178,7 +178,6 @@ def _fetched(manifest: Manifest, indices: Iterable[int]) -> Iterator[Fetch]:
     with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
         coming: deque[Future[tuple[bytes, bytes]]] = deque()
         for index in indices:
-            manifest.table.value("problem", index)  # reads its group of rows, or every thread would
             coming.append(pool.submit(manifest.fetch, index))
             if len(coming) > FETCHED_AHEAD:
                 yield coming.popleft().result
