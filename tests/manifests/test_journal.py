@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,13 @@ def test_the_number_of_workers_is_no_setting(mixed, seen, tmp_path):
     seen.clear()
     check(mixed, tmp_path / "m.parquet", workers=2)
     assert not seen
+
+
+def test_a_check_of_the_data_set_is_known_by_its_name_not_by_its_address(mixed):
+    checks = [partial(lambda word, *_: word, "x") for _ in range(2)]
+    digests = {checking.PairCheck.of(pairs_of(mixed), ids=IDS, split="", cross_check=each).digest for each in checks}
+    assert len(digests) == 1
+    assert digests != {checking.PairCheck.of(pairs_of(mixed), ids=IDS, split="").digest}
 
 
 def test_other_versions_and_garbage_begin_again(mixed, seen, tmp_path, monkeypatch):
