@@ -111,8 +111,11 @@ def commit_path(shard: int) -> str:
     return f"{PROVENANCE}/commits/{shard:06d}.json"
 
 
-def read_commit(store: Storage, shard: int) -> CommitRecord | None:
-    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one."""
+def read_commit(store: Storage, shard: int, *, exact: bool = False) -> CommitRecord | None:
+    """The shard's record, or None if there is none; raises StoreCorruptError for a damaged or unreadable one.
+
+    With `exact` every byte has to be as a run writes it, white space too, which takes several times as long.
+    """
     path = commit_path(shard)
     try:
         data = store.get(path)
@@ -124,6 +127,8 @@ def read_commit(store: Storage, shard: int) -> CommitRecord | None:
     if record.shard != shard:
         expected, got = f"the record of shard {shard}", f"that of shard {record.shard}"
         raise StoreCorruptError.mismatch(store.at(path), expected, got)
+    if exact and record.to_bytes() != data:
+        raise StoreCorruptError(f"{store.at(path)}: not the bytes that were written", hint=REPAIR_HINT)
     return record
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ... import __version__
@@ -80,7 +81,9 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     resumed = begin(out, settings, say=say)
     chain = Chain(out=out, say=say)
     scenes = SceneFolders(root=out / "scenes")
-    chain.generate(scenes, settings)
+    what = f"write {settings.num_train} + {settings.num_val} scenes to {scenes.root}, seed {settings.seed}"
+    counts = {"num_train": settings.num_train, "num_val": settings.num_val}
+    chain.generate(what, partial(write_scenes, scenes.root, **counts, seed=settings.seed))
     for split in ("train", "val"):
         chain.manifest(scenes, split)
     store, run = out / "train.zarr", out / "run"
@@ -141,14 +144,13 @@ class Chain:
     say: Callable[[str], None]
     stages: list[Stage] = field(default_factory=list)
 
-    def generate(self, folders: SceneFolders, settings: DemoSettings) -> None:
-        """Draw the scenes, unless an earlier call finished that."""
+    def generate(self, what: str, write: Callable[[], object]) -> None:
+        """Draw the scenes, which `what` says in words, unless an earlier call finished that."""
         done = self.out / "scenes_done"
-        what = f"write {settings.num_train} + {settings.num_val} scenes to {folders.root}, seed {settings.seed}"
         self.say(f"\n# {what}")
         started = time.perf_counter()
         if not done.exists():
-            write_scenes(folders.root, num_train=settings.num_train, num_val=settings.num_val, seed=settings.seed)
+            write()
             done.touch()
         self._note("generate scenes", what, started)
 

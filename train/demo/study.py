@@ -5,6 +5,7 @@
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ...common.atomic import atomic_write
@@ -20,12 +21,10 @@ def write_study(out: Path, *, say: Callable[[str], None]) -> None:
 
     Raises DemoError where a command fails.
     """
-    chain, done = Chain(out=out, say=say), out / "scenes_done"
-    if not done.exists():
-        write_regime(out / "scenes")
-        done.touch()
+    chain, scenes = Chain(out=out, say=say), SceneFolders(root=out / "scenes")
+    chain.generate(f"write the study's scenes to {scenes.root}", partial(write_regime, scenes.root))
     for split in ("train", *TEST_SPLITS):
-        chain.manifest(SceneFolders(root=out / "scenes"), split)
+        chain.manifest(scenes, split)
     options = ("--short-edge", "192", "--structures", STRUCTURES)
     chain.command("preprocess", "preprocess", out / "train.parquet", out / "train.zarr", *options)
     config = out / "config.toml"
