@@ -28,7 +28,7 @@ class LocalStorage(Storage):
         return LocalFile(self.path / path)
 
     def put(self, path: str, data: Data) -> None:
-        atomic_write(self._to_write(path), pieces(data))
+        atomic_write(self._to_write(path), data if isinstance(data, bytes) else data())
 
     def put_many(self, files: Mapping[str, Data]) -> None:
         # Flushes that wait together share a commit of the journal: a shard's files take 6 ms instead of 25.
