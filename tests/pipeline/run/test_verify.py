@@ -82,6 +82,15 @@ def test_a_flipped_bit_in_any_file_is_found_and_mended(store: Path, pristine: Pa
         assert_same_bytes(pristine / "s.zarr", store)
 
 
+def test_a_record_with_other_white_space_is_a_fault_although_a_resume_takes_it(store: Path, pristine: Path) -> None:
+    record = store / commits.commit_path(1)
+    record.write_bytes(record.read_bytes().replace(b'",', b'" ,', 1))
+    assert commits.read_commit(open_storage(store), 1) == commits.read_commit(open_storage(pristine / "s.zarr"), 1)
+    assert [fault.path for fault in verify(store, progress=False).faults] == [commits.commit_path(1)]
+    assert mend(store) == [1]
+    assert_same_bytes(pristine / "s.zarr", store)
+
+
 def test_exactly_the_damaged_shard_is_computed(store: Path, pristine: Path) -> None:
     (store / "sift/c/1/0/0").unlink()
     assert mend(store) == [1]
