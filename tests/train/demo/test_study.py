@@ -11,6 +11,7 @@ import pytest
 from physseg.cli import app
 from physseg.train.analysis.ablation import plan, read_table
 from physseg.train.demo import study
+from physseg.train.demo.chain import DemoError
 from physseg.train.demo.regime import GROUPS, TEST_SPLITS, write_regime
 from physseg.train.loop.loop import train
 from physseg.train.runs.run_folder import RunFolder
@@ -40,6 +41,13 @@ def test_its_command_trains_every_row(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {"loss/segmentation", "loss/structure/canny", "loss/alignment"} <= entry.keys()
     stored = {path.name for path in Path("a b/train.zarr").iterdir()}
     assert {name for run in runs.values() for name in run.config.model.structures} <= stored
+
+
+def test_a_configuration_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("steps = 7")
+    with pytest.raises(DemoError, match=r"config\.toml"):
+        study.write_study(tmp_path, say=lambda _: None)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.toml", "steps = 7")]
 
 
 def test_rows_change_what_their_names_say(tmp_path: Path) -> None:
