@@ -21,7 +21,7 @@ from ...common.storage.location import Location
 from ...common.text import evenly, format_bytes
 from .drawing.label_maps import class_shares
 from .drawing.layers import Layer, weight_layer
-from .drawing.palette import IGNORED, UInt8, css_colour, heat_colours, palette
+from .drawing.palette import IGNORED, UInt8, class_colours, css_colour, heat_colours, palette
 from .errors import InspectError
 from .pictures import map_layers, structure_colour
 from .sample_view import MOVED_HINT, PATCH_PX, SampleView, SampleViews
@@ -141,7 +141,8 @@ def _sample(view: SampleView, layers: Mapping[str, tuple[Layer, str]]) -> dict[s
 def _settings(views: SampleViews, present: Sequence[int]) -> dict[str, Any]:
     """What all samples share: layers from bottom to top, and the names and colours of the classes that occur."""
     vocabulary = views.vocabulary
-    colours, names = palette(vocabulary.num_classes), vocabulary.class_names
+    names = vocabulary.class_names
+    colours = class_colours(names)
     ramp = ", ".join(css_colour(colour) for colour in heat_colours(np.linspace(0, 1, 9)))
     shown = [
         ("labels", "labels", css_colour(palette(1)[0]), 0.6),

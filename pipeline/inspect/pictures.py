@@ -15,7 +15,7 @@ from ..store.schema import StoredArray
 from .drawing.label_maps import overlay
 from .drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS, Layer, label_layer, map_layer, weight_layer
 from .drawing.layout import tile
-from .drawing.palette import STRUCTURE_COLOURS, Colour, dim
+from .drawing.palette import STRUCTURE_COLOURS, Colour, class_colours, dim
 from .sample_view import PATCH_PX, SampleView
 
 
@@ -25,11 +25,11 @@ def structure_colour(position: int) -> Colour:
 
 def map_layers(view: SampleView) -> dict[str, tuple[Layer, str]]:
     """Layers of the label map and of each structure by array name, with how much each holds."""
-    num_classes, ignore_index, num_shown = view.vocabulary.num_classes, view.vocabulary.ignore_index, len(view.shares)
-    labels = label_layer(view.labels, num_classes, ignore_index=ignore_index)
-    layers = {"labels": (labels, f"{counted(num_shown, 'class')}")}
+    colours, ignore_index = class_colours(view.vocabulary.class_names), view.vocabulary.ignore_index
+    labels = label_layer(view.labels, colours, ignore_index=ignore_index)
+    layers = {"labels": (labels, f"{counted(len(view.shares), 'class')}")}
     for position, (name, (spec, plane)) in enumerate(view.structures.items()):
-        layer = map_layer(plane, spec.drawn, structure_colour(position), view.labels, num_classes, ignore_index)
+        layer = map_layer(plane, spec.drawn, structure_colour(position), view.labels, colours, ignore_index)
         held = (plane != ignore_index).any(axis=0) if spec.drawn == CLASS_EDGES else plane
         layers[name] = layer, _amount(spec, held)
     return layers

@@ -17,7 +17,7 @@ from ...pipeline.inspect.drawing.label_maps import class_shares, legend_entries,
 from ...pipeline.inspect.drawing.layers import DENSITY, KINDS, map_layer, structure_layer
 from ...pipeline.inspect.drawing.layout import stack, tile
 from ...pipeline.inspect.drawing.lettering import LegendEntry, legend, text_px
-from ...pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, UInt8, dim
+from ...pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, UInt8, class_colours, dim
 from ...pipeline.store.open_store import cut_sample
 from ...pipeline.store.reader import StoreReader
 from ..evaluation.evaluate import usable_samples
@@ -117,7 +117,7 @@ def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Ite
     """
     drawn = [spec for spec in reader.schema.specs if spec.drawn in KINDS]
     known = {spec.name: (spec.drawn, colour) for spec, colour in zip(drawn, cycle(STRUCTURE_COLOURS), strict=False)}
-    classes = {"num_classes": reader.vocabulary.num_classes, "ignore_index": reader.vocabulary.ignore_index}
+    colours, ignore_index = class_colours(reader.vocabulary.class_names), reader.vocabulary.ignore_index
     for index in evenly(reader.usable.tolist(), SHOWN):
         stored = cut_sample(reader, index)
         image = reader.image(index)
@@ -126,7 +126,7 @@ def structure_rows(model: Segmenter, reader: StoreReader, window_px: int) -> Ite
         for name, found in zip(model.config.structures, maps, strict=True):
             if name in known:
                 kind, colour = known[name]
-                cached = map_layer(stored.arrays[name], kind, colour, stored.arrays["labels"], **classes)
+                cached = map_layer(stored.arrays[name], kind, colour, stored.arrays["labels"], colours, ignore_index)
                 predicted = structure_layer(np.rint(255 * found).astype(np.uint8), DENSITY, colour)
                 panels += [(cached.over(dark), f"{name}, cached"), (predicted.over(dark), f"{name}, predicted")]
         yield Row(title=stored.id, panels=panels)

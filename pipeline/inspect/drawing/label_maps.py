@@ -11,7 +11,7 @@ from ....common.text import percent
 from .errors import DrawError
 from .layout import stack
 from .lettering import PAPER, LegendEntry, legend, place_text, text_px, write
-from .palette import IGNORED, UInt8, blend, colour_labels, palette
+from .palette import IGNORED, UInt8, blend, class_colours, colour_labels
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -33,7 +33,7 @@ def overlay(
     Raises:
         DrawError: The arrays do not fit each other, or a label is no class.
     """
-    picture = blend_labels(image, labels, len(names), ignore_index=ignore_index, alpha=alpha)
+    picture = blend_labels(image, labels, class_colours(names), ignore_index=ignore_index, alpha=alpha)
     shares = dict(class_shares(labels))
     _write_names(picture, labels, names, [index for index in shares if index != ignore_index])
     if not max_legend:
@@ -45,15 +45,15 @@ def overlay(
     return stack([picture, legend(entries, size_px, height=height)], axis=1)
 
 
-def blend_labels(image: UInt8, labels: Labels, num_classes: int, *, ignore_index: int, alpha: float = 0.6) -> UInt8:
-    """The image (H, W, 3) in its classes' colours, with a dark outline one pixel wide between regions."""
+def blend_labels(image: UInt8, labels: Labels, colours: UInt8, *, ignore_index: int, alpha: float = 0.6) -> UInt8:
+    """The image (H, W, 3) in its classes' `colours` (N, 3), with a dark outline one pixel wide between regions."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or labels.shape != image.shape[:2]:
         raise DrawError.mismatch(
             "labels",
             "an image (H, W, 3) uint8 and a map (H, W) of its size",
             f"{image.shape} {image.dtype} and {labels.shape}",
         )
-    picture = blend(image, colour_labels(labels, num_classes, ignore_index=ignore_index), alpha)
+    picture = blend(image, colour_labels(labels, colours, ignore_index=ignore_index), alpha)
     picture[outlines(labels)] //= 4
     return picture
 
@@ -77,7 +77,7 @@ def legend_entries(
     order: Sequence[int], shares: Mapping[int, float], names: Sequence[str], ignore_index: int, limit: int
 ) -> list[LegendEntry]:
     """At most `limit` classes in the given order with their shares, the rest in one entry, then ignored pixels."""
-    colours = palette(len(names)).tolist()
+    colours = class_colours(names).tolist()
     values = {index: percent(share, digits=1) for index, share in shares.items()}
     classes = [index for index in order if index != ignore_index]
     entries = [LegendEntry(tuple(colours[index]), names[index], values.get(index, "-")) for index in classes[:limit]]

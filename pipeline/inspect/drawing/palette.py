@@ -1,6 +1,8 @@
 """Colours: of classes, of structures, of weights; and how they are laid over a photograph. Pure functions."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final
 
 import cv2
@@ -26,7 +28,22 @@ STRUCTURE_COLOURS: Final[tuple[Colour, ...]] = (
 """Strong on dimmed photographs, and told apart when several structures lie on one."""
 
 _FIRST = np.array((70, 120, 190))
-"""Class 0 is a background in many vocabularies: a calm colour."""
+"""Colour that `palette` begins with."""
+_NAMED: Final = {
+    "red": (204, 44, 40),
+    "orange": (232, 122, 36),
+    "yellow": (236, 202, 44),
+    "green": (44, 132, 62),
+    "blue": (40, 64, 196),
+    "purple": (116, 48, 160),
+    "pink": (240, 150, 176),
+    "brown": (122, 74, 40),
+}
+"""Colours that a name may begin with."""
+_WORD_COLOURS = 48
+"""Number of colours, far apart, among which a name's own is chosen."""
+_APART = 0.045
+"""Distance in Oklab that classes of one vocabulary keep while there is room."""
 _LIGHTNESS_WEIGHT = 0.35
 """Under half-transparent colours the photograph changes the lightness, so hue has to tell classes apart."""
 _RGB_TO_LMS = np.array(
@@ -48,11 +65,10 @@ _HEAT = np.array([(40, 20, 90), (130, 35, 130), (215, 60, 90), (250, 130, 50), (
 
 
 def palette(num_classes: int) -> UInt8:
-    """Colours of classes, far apart from each other and from the grey of ignored pixels.
+    """Colours for classes, far apart from each other and from the grey of ignored pixels.
 
-    A class id has the same colour whatever the number of classes. The choice is greedy: each colour is the one
-    furthest, in Oklab with lightness counting less, from all before it. Colours repeat after 1,700, where candidates
-    run out.
+    A position has the same colour whatever their number. The choice is greedy: each colour is the one furthest, in
+    Oklab with lightness counting less, from all before it. Colours repeat after 1,700, where candidates run out.
 
     Returns:
         (num_classes, 3) uint8 RGB.
@@ -60,12 +76,25 @@ def palette(num_classes: int) -> UInt8:
     return _palette(num_classes).copy()
 
 
-def colour_labels(labels: npt.NDArray[np.integer[Any]], num_classes: int, *, ignore_index: int) -> UInt8:
-    """Class ids of any shape as colours (..., 3) uint8 RGB, ignored ones grey. Raises DrawError for other ids."""
+def class_colours(names: Sequence[str]) -> UInt8:
+    """Colours (N, 3) of classes by their names, so that a word has its colour in whatever vocabulary it stands.
+
+    A name that begins with the name of a colour has that one. Where a name's colour is too near to that of an earlier
+    one in the list, it takes the nearest one that is not. The first of synonyms counts, in any case.
+    """
+    return _class_colours(tuple(name.split(",")[0].strip().casefold() for name in names)).copy()
+
+
+def colour_labels(labels: npt.NDArray[np.integer[Any]], class_colours: UInt8, *, ignore_index: int) -> UInt8:
+    """Class ids of any shape as colours (..., 3) uint8 RGB, ignored ones grey. Raises DrawError for other ids.
+
+    `class_colours` are those of the classes, (N, 3).
+    """
+    num_classes = len(class_colours)
     if 0 <= ignore_index < num_classes:
         raise DrawError(f"ignore index {ignore_index} is also the id of one of {num_classes} classes")
     table = np.full((max(num_classes, ignore_index + 1), 3), IGNORED, np.uint8)
-    table[:num_classes] = palette(num_classes)
+    table[:num_classes] = class_colours
     known = (labels >= 0) & ((labels < num_classes) | (labels == ignore_index))
     if not known.all():
         raise DrawError(
@@ -101,6 +130,23 @@ def css_colour(colour: Colour | UInt8) -> str:
     '#ff0010'
     """
     return "#" + bytes(colour).hex()
+
+
+@lru_cache(maxsize=16)
+def _class_colours(names: tuple[str, ...]) -> UInt8:
+    colours = palette(1700)
+    lab = _oklab(colours)
+    chosen: list[int] = []
+    free = np.full(len(lab), np.inf)  # squared distance to the nearest colour that is taken
+    for name in names:
+        named = _NAMED.get(name.split(" ")[0])
+        number = int.from_bytes(sha256(name.encode()).digest()[:8])
+        own = lab[number % _WORD_COLOURS] if named is None else _oklab(np.array(named))
+        distance = ((lab - own) ** 2).sum(axis=1)
+        distance[free < min(_APART**2, free.max() / 4)] = np.inf
+        chosen.append(int(distance.argmin()))
+        free = np.minimum(free, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
+    return np.asarray(colours[chosen])
 
 
 @lru_cache(maxsize=16)

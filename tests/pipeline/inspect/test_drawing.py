@@ -31,7 +31,7 @@ def blended(colour: np.ndarray, alpha: float, image: int = 100) -> np.ndarray:
 # --- colours ---
 
 
-def test_convention_a_class_keeps_its_colour_in_larger_vocabularies() -> None:
+def test_a_position_keeps_its_colour_in_larger_palettes() -> None:
     np.testing.assert_array_equal(palette.palette(847)[:21], palette.palette(21))
 
 
@@ -60,25 +60,60 @@ def test_a_palette_may_be_changed_by_its_owner() -> None:
     assert palette.palette(3).any()
 
 
+def of_word(word: str, *others: str) -> tuple[int, ...]:
+    return tuple(palette.class_colours((*others, word))[-1].tolist())
+
+
+def test_convention_a_word_keeps_its_colour_in_other_lists() -> None:
+    """In any place, case and company, with its synonyms or without; a word that it would be taken for goes first."""
+    for others in ((), ("cat",), ("sky", "cat", "sofa"), tuple(f"thing {number}" for number in range(5))):
+        assert of_word("dog", *others) == of_word(" Dog, hound", *others) == of_word("dog")
+    assert len({of_word(word) for word in ("dog", "cat", "sofa", "sky", "tree")}) == 5
+    assert of_word("dog", "dog") != of_word("dog")  # two classes of one name are two colours
+
+
+@pytest.mark.parametrize("count", [12, 150, 847])
+def test_the_words_of_one_list_are_told_apart(count: int) -> None:
+    """Independent of how they were chosen, in OpenCV's CIELAB: of twelve every pair differs by 10, of many by some."""
+    colours = palette.class_colours([f"class {number}" for number in range(count)])
+    lab = cv2.cvtColor((colours[None] / 255).astype(np.float32), cv2.COLOR_RGB2Lab)[0]
+    least = min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
+    assert least > {12: 10, 150: 3, 847: 1}[count]
+    assert np.abs(colours.astype(int) - palette.IGNORED).max(axis=1).min() >= 24
+
+
+def test_more_words_than_colours() -> None:
+    assert palette.class_colours([f"class {number}" for number in range(1800)]).shape == (1800, 3)
+    assert palette.class_colours([]).shape == (0, 3)
+
+
+def test_a_class_named_by_a_colour_has_it() -> None:
+    hues = {"red": 0, "orange": 25, "yellow": 50, "green": 130, "blue": 235, "purple": 275, "pink": 345}
+    for name, hue in hues.items():
+        for word in palette.class_colours([f"{name} dots", f"{name} checks"]):
+            found = cv2.cvtColor((word[None, None] / 255).astype(np.float32), cv2.COLOR_RGB2HSV)[0, 0, 0]
+            assert abs((found - hue + 180) % 360 - 180) < 30, (name, word)
+
+
 def test_labels_get_their_colours_and_ignored_pixels_grey() -> None:
-    coloured = palette.colour_labels(quarters(), 3, ignore_index=255)
+    coloured = palette.colour_labels(quarters(), palette.palette(3), ignore_index=255)
     np.testing.assert_array_equal(coloured[0, 59], palette.palette(3)[1])
     np.testing.assert_array_equal(coloured[39, 59], palette.IGNORED)
 
 
 def test_sixteen_bit_labels() -> None:
     labels = np.array([[846, 65535]], np.uint16)
-    coloured = palette.colour_labels(labels, 847, ignore_index=65535)
+    coloured = palette.colour_labels(labels, palette.palette(847), ignore_index=65535)
     np.testing.assert_array_equal(coloured[0], [palette.palette(847)[846], palette.IGNORED])
 
 
 def test_an_id_without_a_class_is_refused() -> None:
     with pytest.raises(DrawError, match="label id 3"):
-        palette.colour_labels(np.array([[0, 3]], np.uint8), 3, ignore_index=255)
+        palette.colour_labels(np.array([[0, 3]], np.uint8), palette.palette(3), ignore_index=255)
     with pytest.raises(DrawError, match="ignore index 2"):
-        palette.colour_labels(np.array([[0, 1]], np.uint8), 3, ignore_index=2)
+        palette.colour_labels(np.array([[0, 1]], np.uint8), palette.palette(3), ignore_index=2)
     with pytest.raises(DrawError, match="label id -1"):
-        palette.colour_labels(np.array([[0, -1]], np.int64), 3, ignore_index=255)
+        palette.colour_labels(np.array([[0, -1]], np.int64), palette.palette(3), ignore_index=255)
 
 
 # --- overlays ---
@@ -86,7 +121,7 @@ def test_an_id_without_a_class_is_refused() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 def test_a_labelled_pixel_has_its_class_s_blended_colour(alpha: float) -> None:
-    picture = label_maps.blend_labels(GREY, quarters(), 3, ignore_index=255, alpha=alpha)
+    picture = label_maps.blend_labels(GREY, quarters(), palette.palette(3), ignore_index=255, alpha=alpha)
     for (y, x), class_id in {(5, 5): 0, (5, 50): 1, (35, 5): 2}.items():
         np.testing.assert_array_equal(picture[y, x], blended(palette.palette(3)[class_id], alpha))
     np.testing.assert_array_equal(picture[35, 50], blended(np.array(palette.IGNORED), alpha))
@@ -98,7 +133,7 @@ def test_outlines_are_the_pixels_that_differ_from_right_or_below() -> None:
     expected[:, 29] = True
     expected[19] = True
     np.testing.assert_array_equal(edge, expected)
-    dark = label_maps.blend_labels(GREY, quarters(), 3, ignore_index=255)[5, 29]
+    dark = label_maps.blend_labels(GREY, quarters(), palette.palette(3), ignore_index=255)[5, 29]
     assert dark.max() < 64
 
 
@@ -115,7 +150,7 @@ def test_the_legend_shows_the_swatches_of_the_classes_that_are_present() -> None
     labels = np.where(quarters() == 1, 0, quarters()).astype(np.uint8)
     side = label_maps.overlay(GREY, labels, NAMES, ignore_index=255)[:, 60:]
     colours = {tuple(colour) for colour in side.reshape(-1, 3).tolist()}
-    of_class = [tuple(colour) for colour in palette.palette(3).tolist()]
+    of_class = [tuple(colour) for colour in palette.class_colours(NAMES).tolist()]
     assert [colour in colours for colour in of_class] == [True, False, True]
     assert palette.IGNORED in colours
 
@@ -141,7 +176,7 @@ def test_names_are_written_on_large_regions_only() -> None:
     image = np.zeros((200, 300, 3), np.uint8)
     labels = np.zeros((200, 300), np.uint8)
     labels[:6, :6] = 1
-    plain = label_maps.blend_labels(image, labels, 3, ignore_index=255)
+    plain = label_maps.blend_labels(image, labels, palette.class_colours(NAMES), ignore_index=255)
     named = label_maps.overlay(image, labels, NAMES, ignore_index=255, max_legend=0)
     changed = (plain != named).any(axis=2)
     assert changed.any()
@@ -207,7 +242,7 @@ def test_each_side_of_a_class_edge_has_the_colour_of_its_class() -> None:
     planes = np.full((2, 2, 4), 255, np.uint8)
     planes[:, 0, 1:3] = np.array([4, 7])[:, None]
     planes[:, 1, 3] = 4, 7  # neither is the pixel's label
-    picture = layers.class_edge_layer(planes, labels, 9, ignore_index=255).over(GREY[:2, :4])
+    picture = layers.class_edge_layer(planes, labels, palette.palette(9), ignore_index=255).over(GREY[:2, :4])
     colours, grey = palette.palette(9).tolist(), [100, 100, 100]
     assert picture.tolist() == [[grey, colours[4], colours[7], grey], [grey, grey, grey, colours[4]]]
 

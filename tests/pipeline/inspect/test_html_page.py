@@ -15,7 +15,7 @@ from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect import html_page
 from physseg.pipeline.inspect.drawing.label_maps import outlines
 from physseg.pipeline.inspect.drawing.layers import KEYPOINTS, label_layer, structure_alpha
-from physseg.pipeline.inspect.drawing.palette import colour_labels
+from physseg.pipeline.inspect.drawing.palette import class_colours, colour_labels
 from physseg.pipeline.inspect.errors import InspectError
 from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.sample_view import SampleViews
@@ -131,7 +131,7 @@ def test_layers_hold_the_maps(store: Path) -> None:
     assert np.abs(dots / 255 - alpha).max() <= 1 / 15
     labels = np.array(pixels(sample["layers"]["labels"]["src"]).convert("RGB"))
     inside = ~outlines(view.labels)
-    expected = colour_labels(view.labels, len(CLASSES), ignore_index=65535)
+    expected = colour_labels(view.labels, class_colours(CLASSES), ignore_index=65535)
     np.testing.assert_array_equal(labels[inside], expected[inside])
     class_id = view.shares[0][0]
     weights = np.array(pixels(sample["weights"][str(class_id)]).convert("RGBA"))
@@ -171,11 +171,11 @@ def test_one_unreadable_image_is_shown_on_grey_and_all_unreadable_are_an_error(s
 
 def test_more_classes_than_a_palette_holds() -> None:
     labels = (np.arange(48 * 64).reshape(48, 64) // 4 % 300).astype(np.uint16)
-    picture = Image.open(BytesIO(label_layer(labels, len(CLASSES), ignore_index=65535).to_png()))
+    picture = Image.open(BytesIO(label_layer(labels, class_colours(CLASSES), ignore_index=65535).to_png()))
     assert picture.mode == "RGB"  # no palette
     inside = ~outlines(labels)
     np.testing.assert_array_equal(
-        np.array(picture)[inside], colour_labels(labels, len(CLASSES), ignore_index=65535)[inside]
+        np.array(picture)[inside], colour_labels(labels, class_colours(CLASSES), ignore_index=65535)[inside]
     )
 
 

@@ -14,6 +14,7 @@ from physseg.common.storage.location import open_storage
 from physseg.common.text import evenly
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.label_maps import blend_labels
+from physseg.pipeline.inspect.drawing.palette import class_colours
 from physseg.pipeline.inspect.drawing.layers import weight_layer
 from physseg.pipeline.inspect.drawing.palette import STRUCTURE_COLOURS
 from physseg.pipeline.inspect.errors import InspectError
@@ -321,7 +322,7 @@ def test_pictures_show_the_sample(store: Path, tmp_path: Path) -> None:
     labels = shown.pop("labels")
     assert labels.shape[1] > width, "the legend"
     assert all(picture.shape == view.image.shape for picture in shown.values())
-    coloured = blend_labels(view.image, view.labels, 5, ignore_index=255)
+    coloured = blend_labels(view.image, view.labels, class_colours(view.vocabulary.class_names), ignore_index=255)
     written = (labels[:height, :width] != coloured).any(axis=2)
     assert written.mean() < 0.2  # the names
     assert overview.shape[0] > 3 * height, "three rows of at most three"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from physseg.cli import app
 from physseg.manifests.manifest import Manifest, Vocabulary
-from physseg.pipeline.inspect.drawing.palette import palette
+from physseg.pipeline.inspect.drawing.palette import class_colours
 from physseg.train.analysis import compare
 from physseg.train.analysis.compare import Pictured, Scored, compare_runs, in_words, picture, score, summary
 from physseg.train.config import TrainConfig
@@ -100,7 +100,7 @@ def test_one_row_of_pictures_with_one_legend() -> None:
     drawn = picture(shown, ["baseline", "ours"], Vocabulary(name="v", classes=CLASSES))
     assert drawn.shape[1] >= 4 * 80
     # What stands there: the photograph as it is, all three classes' colours in the legend, none of the others'.
-    colours = palette(5)
+    colours = class_colours(CLASSES)
     pixels = {tuple(pixel) for pixel in drawn.reshape(-1, 3).tolist()}
     assert (100, 100, 100) in pixels
     present = [tuple(colour) in pixels for colour in colours.tolist()]
