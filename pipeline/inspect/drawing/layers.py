@@ -61,22 +61,22 @@ class Layer:
         return buffer.getvalue()
 
 
-def label_layer(labels: npt.NDArray[np.integer[Any]], class_colours: UInt8, *, ignore_index: int) -> Layer:
+def label_layer(labels: npt.NDArray[np.integer[Any]], colours: UInt8, *, ignore_index: int) -> Layer:
     """A label map (h, w) in its classes' colours, with a dark outline one pixel wide between regions."""
     ids, local = np.unique(labels, return_inverse=True)
     pixels = local.reshape(labels.shape)
     pixels[outlines(labels)] = len(ids)
-    coloured = colour_labels(ids, class_colours, ignore_index=ignore_index)
+    coloured = colour_labels(ids, colours, ignore_index=ignore_index)
     colours = np.concatenate([coloured, np.array([(20, 22, 26)], np.uint8)])
     return Layer(pixels=pixels, colours=colours, opacity=np.full(len(colours), 255, np.uint8), alpha=0.6)
 
 
 def map_layer(
-    planes: npt.NDArray[Any], kind: str, colour: Colour, labels: npt.NDArray[Any], class_colours: UInt8, ignore_index: int
+    planes: npt.NDArray[Any], kind: str, colour: Colour, labels: npt.NDArray[Any], colours: UInt8, ignore_index: int
 ) -> Layer:
     """A structure of any kind: `structure_layer` of one in a colour, `class_edge_layer` of one in its classes'."""
     if kind == CLASS_EDGES:
-        return class_edge_layer(planes, labels, class_colours, ignore_index=ignore_index)
+        return class_edge_layer(planes, labels, colours, ignore_index=ignore_index)
     return structure_layer(planes, kind, colour)
 
 
@@ -96,7 +96,7 @@ def structure_layer(plane: UInt8, kind: str, colour: Colour) -> Layer:
 
 
 def class_edge_layer(
-    planes: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]], class_colours: UInt8, *, ignore_index: int
+    planes: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]], colours: UInt8, *, ignore_index: int
 ) -> Layer:
     """Planes (P, h, w) of the classes that meet at a pixel: each side of a line in the colour of its own class.
 
@@ -104,7 +104,7 @@ def class_edge_layer(
     """
     own = ((planes == labels) & (planes != ignore_index)).any(axis=0)
     ids, pixels = np.unique(np.where(own, labels, planes[0]), return_inverse=True)
-    colours = colour_labels(ids, class_colours, ignore_index=ignore_index)
+    colours = colour_labels(ids, colours, ignore_index=ignore_index)
     opacity = np.where(ids == ignore_index, 0, 255).astype(np.uint8)
     return Layer(pixels=pixels.reshape(labels.shape), colours=colours, opacity=opacity)
 

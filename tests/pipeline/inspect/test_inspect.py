@@ -14,9 +14,8 @@ from physseg.common.storage.location import open_storage
 from physseg.common.text import evenly
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.label_maps import blend_labels
-from physseg.pipeline.inspect.drawing.palette import class_colours
 from physseg.pipeline.inspect.drawing.layers import weight_layer
-from physseg.pipeline.inspect.drawing.palette import STRUCTURE_COLOURS
+from physseg.pipeline.inspect.drawing.palette import STRUCTURE_COLOURS, class_colours
 from physseg.pipeline.inspect.errors import InspectError
 from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.pictures import write_sample
