@@ -302,7 +302,9 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, folders of them, or a manifest.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="JPEG or PNG files, folders or .txt lists of them, or a manifest.")
+    ],
     classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
         Path | None, typer.Option(help="The same from a file: one class per line, numbered lines, or a JSON list.")
@@ -312,6 +314,10 @@ def predict(
         Literal["png", "detectron2"] | None,
         typer.Option("--format", help="For others: png (STEM.png or SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
     ] = None,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="NAME_confidence.png, too: 255 times the probability of each class.")
+    ] = False,
+    json_file: JsonOut = None,
     root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
     checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
@@ -324,20 +330,29 @@ def predict(
 ) -> None:
     """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at).
 
+    --json holds the share and the scores of each word in each image. A word has one colour in all pictures.
+
     With --format it writes label maps alone, for `physseg judge` and for others. A manifest brings its classes:
     physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
     """
+    from ..common.atomic import atomic_json
     from .prediction.predict import predict_files
     from .prediction.text_cache import cached_texts
 
+    if confidence and form:
+        raise typer.BadParameter("goes with pictures, without --format", param_hint="--confidence")
     chosen, vocabulary = _images_and_words(images, classes, classes_file, root)
     typer.echo(vocabulary.describe())
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept)
     texts, form_of = cached_texts(loaded, vocabulary.classes), form or "pictures"
-    failed = number = 0
-    for done in predict_files(loaded.model, chosen, vocabulary, out, form=form_of, settings=settings, texts=texts):
+    failed, number, documents = 0, 0, []
+    for done in predict_files(
+        loaded.model, chosen, vocabulary, out, form=form_of, confidence=confidence, settings=settings, texts=texts
+    ):
         number += 1
+        if json_file:
+            documents.append(done.document())
         if done.error:
             failed += 1
             typer.echo(f"error: {done.error}", err=True)
@@ -346,6 +361,9 @@ def predict(
             typer.echo(f"{done.overlay}: {shares}")
     if form is not None:
         typer.echo(f"{counted(number - failed, 'image')} in {out}")
+    if json_file:
+        source = {"run": str(run), "step": loaded.step, "weights": loaded.weights, "unit": "fraction"}
+        atomic_json(json_file, source | {"vocabulary": list(vocabulary.classes), "images": documents})
     if failed:
         typer.echo(f"{failed} of {number} images could not be predicted", err=True)
         raise typer.Exit(1)

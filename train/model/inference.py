@@ -7,7 +7,7 @@ eighth of the memory goes to what the network holds for a few classes at a time,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,30 @@ def segment_image(
     return predict_label_map(model, first_resize(image, settings), text_features, settings, size=image.shape[:2])
 
 
+class Segmented(NamedTuple):
+    """What `segment_with_scores` finds in an image (H, W) among T classes."""
+
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    """The most probable class of every pixel, (H, W), as `segment_image` gives it."""
+    confidence: npt.NDArray[np.float32]
+    """Probability of that class, (H, W), in [0, 1]."""
+    highest: npt.NDArray[np.float32]
+    """Highest probability of each class at any pixel, (T,), in [0, 1]; 0 for one that `classes_kept` leaves out."""
+
+
+def segment_with_scores(
+    model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
+) -> Segmented:
+    """`segment_image`, and how probable what it says is."""
+    best, highest = BestClass(), torch.zeros(len(text_features))
+    for ids, maps in probability_maps(
+        model, first_resize(image, settings), text_features, settings, size=image.shape[:2]
+    ):
+        best.add(ids, maps)
+        highest[ids] = maps.amax(dim=(1, 2)).float().cpu()
+    return Segmented(best.label_map(len(text_features)), best.confidence(), highest.numpy())
+
+
 def predict_probabilities(
     model: Segmenter,
     image: npt.NDArray[np.uint8],
@@ -192,6 +216,11 @@ class BestClass:
         assert self._best is not None
         found: npt.NDArray[np.int64] = self._best[1].cpu().numpy()
         return found.astype(np.uint8) if num_classes <= 255 else found.astype(np.uint16)
+
+    def confidence(self) -> npt.NDArray[np.float32]:
+        """Probability (H, W) of that class."""
+        assert self._best is not None
+        return np.asarray(self._best[0].float().cpu().numpy())
 
 
 @torch.no_grad()

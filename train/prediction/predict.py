@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,11 @@ from ...common.errors import PhyssegError, StorageError
 from ...common.images import encode_png
 from ...manifests.labels.class_file import read_class_file
 from ...manifests.manifest import Manifest
-from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem
+from ...manifests.pairing import IMAGE_SUFFIXES, files_by_stem, read_list
 from ...manifests.vocabulary import Vocabulary
-from ...pipeline.inspect.drawing.label_maps import class_shares, overlay
+from ...pipeline.inspect.drawing.label_maps import overlay
 from ..errors import PredictionError
-from ..model.inference import PUBLISHED, InferenceSettings, class_texts, segment_image
+from ..model.inference import PUBLISHED, InferenceSettings, Segmented, class_texts, segment_with_scores
 from ..model.segmenter import Segmenter
 from .trained_model import as_rgb
 
@@ -32,6 +32,21 @@ EXAMPLE = 'For example: --classes "cat, dog, sofa, other".'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClassScore:
+    """What was found of one class in one image."""
+
+    id: int
+    """The class's index, as label maps have it."""
+    name: str
+    share: float
+    """Share of the pixels that were given this class, in [0, 1]."""
+    score: float | None
+    """Mean probability of the class over those pixels, in [0, 1]; None where there are none."""
+    highest: float
+    """Highest probability of the class at any pixel, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """What became of one image."""
 
@@ -40,10 +55,21 @@ class Prediction:
     """PNG (H, W) of class indices, of 8 bits, or 16 for more than 255 classes; None after an error, or in JSON."""
     overlay: Path | None = None
     """PNG of the image in its classes' colours, with a legend; in the form of pictures only."""
-    shares: tuple[tuple[str, float], ...] = ()
-    """Classes that occur and their share of the pixels, the largest first."""
+    confidence: Path | None = None
+    """PNG (H, W) of 8 bits: 255 times the probability of each pixel's class; where it was asked for."""
+    classes: tuple[ClassScore, ...] = ()
+    """All classes that were looked for, the largest share first."""
     error: str = ""
     """What went wrong, in one line; empty if nothing did."""
+
+    @property
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """Classes that occur and their share of the pixels, the largest first."""
+        return tuple((one.name, one.share) for one in self.classes if one.share)
+
+    def document(self) -> dict[str, Any]:
+        """Everything for JSON."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
 def predict_files(
@@ -53,12 +79,14 @@ def predict_files(
     out: Path,
     *,
     form: Form = "pictures",
+    confidence: bool = False,
     settings: InferenceSettings = PUBLISHED,
     texts: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Predict files, or a manifest's usable samples, one by one, and write them into `out` in a `Form`.
 
-    Files are named by their STEM, samples by SAMPLE_ID. `texts` are the text features of the words, where known.
+    Files are named by their STEM, samples by SAMPLE_ID. `confidence` writes `NAME_confidence.png`, too. `texts` are the
+    text features of the words, where known.
 
     Yields:
         What became of each image. One that cannot be read, or is not what the manifest says, has an `error`, and the
@@ -72,25 +100,31 @@ def predict_files(
     text_features = class_texts(model, vocabulary.classes) if texts is None else texts
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
+    names = vocabulary.prompt_names
     for name, path, load in sources:
         where = "" if isinstance(images, Manifest) else f"{path}: "  # errors of samples name their file
         try:
             image = load()
-            labels = segment_image(model, image, text_features, settings)
+            found = segment_with_scores(model, image, text_features, settings)
+            files: dict[str, Path] = {}
+            if confidence:
+                shades = np.rint(255 * found.confidence).astype(np.uint8)
+                files["confidence"] = _write(out / f"{name}_confidence.png", shades)
             if form == "detectron2":
-                entries += detectron2_entries(labels, path)
-                yield Prediction(image=Path(path))
+                entries += detectron2_entries(found.labels, path)
             elif form == "png":
-                yield Prediction(image=Path(path), labels=_write(out / f"{name}.png", labels))
+                files["labels"] = _write(out / f"{name}.png", found.labels)
             else:
-                names = vocabulary.prompt_names
-                drawn = overlay(image, labels, names, ignore_index=vocabulary.ignore_index)
-                yield Prediction(
-                    image=Path(path),
-                    labels=_write(out / f"{name}_labels.png", labels),
-                    overlay=_write(out / f"{name}_overlay.png", drawn),
-                    shares=tuple((names[index], share) for index, share in class_shares(labels)),
-                )
+                drawn = overlay(image, found.labels, names, ignore_index=vocabulary.ignore_index)
+                files["labels"] = _write(out / f"{name}_labels.png", found.labels)
+                files["overlay"] = _write(out / f"{name}_overlay.png", drawn)
+            yield Prediction(
+                image=Path(path),
+                labels=files.get("labels"),
+                overlay=files.get("overlay"),
+                confidence=files.get("confidence"),
+                classes=_scores(found, names),
+            )
         except StorageError:
             raise
         except PhyssegError as error:
@@ -114,14 +148,17 @@ def detectron2_entries(labels: npt.NDArray[np.integer[Any]], file_name: str) -> 
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the images that `physseg manifest` would take from them, sorted.
+    """Files as they are, folders as the images that `physseg manifest` would take from them, sorted, lists as they say.
 
-    What else lies in a folder is counted in a warning. Raises ManifestError for a folder without an image.
+    A list is a text file (`.txt`) with a path in each line. What else lies in a folder is counted in a warning. Raises
+    ManifestError for a folder without an image, and for a list without a path or with one twice.
     """
     found: list[Path] = []
     for argument in arguments:
-        is_folder = argument.is_dir()
-        found += sorted(files_by_stem(argument, IMAGE_SUFFIXES, "images").values()) if is_folder else [argument]
+        if argument.is_dir():
+            found += sorted(files_by_stem(argument, IMAGE_SUFFIXES, "images").values())
+        else:
+            found += map(Path, read_list(argument)) if argument.suffix == ".txt" else [argument]
     return found
 
 
@@ -157,6 +194,18 @@ def _sources(images: Manifest | Sequence[Path]) -> list[tuple[str, str, Callable
             raise PredictionError(fault, hint="Predict them in two calls with different --out.")
         first[path.stem] = path
     return [(path.stem, str(path), partial(as_rgb, path)) for path in images]
+
+
+def _scores(found: Segmented, names: Sequence[str]) -> tuple[ClassScore, ...]:
+    ids = found.labels.ravel()
+    pixels = np.bincount(ids, minlength=len(names)).tolist()
+    sums = np.bincount(ids, weights=found.confidence.ravel(), minlength=len(names)).tolist()
+    rows = zip(names, pixels, sums, found.highest.tolist(), strict=True)
+    scores = [
+        ClassScore(id=index, name=name, share=count / ids.size, score=total / count if count else None, highest=highest)
+        for index, (name, count, total, highest) in enumerate(rows)
+    ]
+    return tuple(sorted(scores, key=lambda one: -one.share))
 
 
 def _write(path: Path, pixels: npt.NDArray[Any]) -> Path:

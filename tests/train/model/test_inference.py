@@ -19,6 +19,7 @@ from physseg.train.model.inference import (
     predict_label_map,
     predict_probabilities,
     segment_image,
+    segment_with_scores,
 )
 from physseg.train.model.segmenter import Segmenter
 from torch import Tensor, nn
@@ -159,6 +160,20 @@ def test_classes_that_no_crop_keeps_have_probability_0(memory: int) -> None:
     labels = predict_label_map(cast(Any, model), image, texts(13), few)
     np.testing.assert_array_equal(labels, probabilities.argmax(axis=0))
     assert set(np.unique(labels)) <= {3, 5, 8, 11} and len(np.unique(labels)) > 2
+
+
+@pytest.mark.parametrize("memory", [1, 2**31])
+def test_scores_are_those_of_the_probabilities(memory: int) -> None:
+    """Against all probabilities at once: labels, the highest at each pixel, and each class's highest anywhere."""
+    kept = [[3, 8], [8, 3], [5, 3], [3, 5], [11, 8]]
+    image = photograph(97, 140)
+    few = InferenceSettings(classes_kept=2, memory_bytes=memory, first_resize="none")
+    for model, classes in ((Kept(kept, 0.0), 13), (Colours(), 7)):
+        probabilities = predict_probabilities(cast(Any, model), image, texts(classes), few)
+        found = segment_with_scores(cast(Any, model), image, texts(classes), few)
+        np.testing.assert_array_equal(found.labels, probabilities.argmax(axis=0))
+        np.testing.assert_array_equal(found.confidence, probabilities.max(axis=0))
+        np.testing.assert_array_equal(found.highest, probabilities.max(axis=(1, 2)))
 
 
 def test_where_all_is_improbable_the_lowest_id_wins_kept_or_not() -> None:

@@ -21,6 +21,7 @@ from physseg.pipeline.inspect.drawing.label_maps import overlay
 from physseg.train.config import TrainConfig
 from physseg.train.errors import PredictionError
 from physseg.train.loop.loop import train
+from physseg.train.model.inference import Segmented
 from physseg.train.prediction import predict
 from physseg.train.prediction.predict import find_images, predict_files, read_words
 from PIL import Image
@@ -47,12 +48,14 @@ class _TextOnly(torch.nn.Module):
 def left_is_dog(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """Predicts class 1 for the left quarter of an image, class 0 elsewhere."""
 
-    def predicted(model: Any, image: np.ndarray, text: torch.Tensor, settings: Any) -> np.ndarray:
+    def predicted(model: Any, image: np.ndarray, text: torch.Tensor, settings: Any) -> Segmented:
         labels = np.zeros(image.shape[:2], np.uint8 if len(text) <= 255 else np.uint16)
         labels[:, : image.shape[1] // 4] = len(text) - 1
-        return labels
+        confidence = np.where(labels == 0, np.float32(0.4), np.float32(0.8))
+        confidence[:, -1] = 0
+        return Segmented(labels, confidence, np.linspace(0.5, 0.9, len(text), dtype=np.float32))
 
-    monkeypatch.setattr(predict, "segment_image", predicted)
+    monkeypatch.setattr(predict, "segment_with_scores", predicted)
     return _TextOnly()
 
 
@@ -76,6 +79,26 @@ def test_labels_and_overlay_are_written(left_is_dog: torch.nn.Module, tmp_path: 
     with Image.open(tmp_path / "a.jpg") as file:
         image = np.asarray(file)
     np.testing.assert_array_equal(drawn, overlay(image, labels, ("cat", "dog"), ignore_index=255))
+
+
+def test_scores_of_every_word_and_a_map_of_confidence(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
+    """Of 80 columns 20 are dog at 0.8, 59 cat at 0.4 and one cat at 0; a sofa is nowhere."""
+    words = Vocabulary(name="words", classes=("cat, kitten", "sofa", "dog"))
+    image = picture(tmp_path / "a.png")
+    (done,) = predict_files(left_is_dog, [image], words, tmp_path / "out", confidence=True)
+    assert [(one.id, one.name, one.share) for one in done.classes] == [
+        (0, "cat", 0.75),
+        (2, "dog", 0.25),
+        (1, "sofa", 0),
+    ]
+    assert [one.score for one in done.classes] == [pytest.approx(59 / 60 * 0.4), pytest.approx(0.8), None]
+    assert [one.highest for one in done.classes] == pytest.approx([0.5, 0.9, 0.7])
+    with Image.open(tmp_path / "out/a_confidence.png") as file:
+        shades = np.asarray(file)
+    assert (shades[:, :20] == 204).all() and (shades[:, 20:79] == 102).all() and not shades[:, 79].any()
+    told = done.document()
+    assert told["confidence"] == str(tmp_path / "out/a_confidence.png") and told["image"] == str(image)
+    assert json.loads(json.dumps(told))["classes"][2]["score"] is None
 
 
 def test_more_than_255_classes_take_16_bits(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
@@ -161,6 +184,8 @@ def test_folders_give_the_images_that_a_manifest_takes(tmp_path: Path, caplog: p
         (tmp_path / name).touch()
     assert find_images([tmp_path, Path("x.webp")]) == [tmp_path / "a.png", tmp_path / "b.JPG", Path("x.webp")]
     assert caplog.messages == [f"warning: {tmp_path}: not used: 1 .txt files, 2 hidden files"]
+    (tmp_path / "notes.txt").write_text("a.png\n\n/there/b.jpg\n")
+    assert find_images([tmp_path / "notes.txt"]) == [Path("a.png"), Path("/there/b.jpg")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match=r"expected images \(\.jpg, \.jpeg, \.png\), got nothing"):
         find_images([tmp_path / "empty"])
@@ -239,6 +264,12 @@ def test_train_evaluate_predict_from_the_command_line(
     out = tmp_path / "out"
     shown = call("predict", run, image, "--classes", "cat, blue sofa", "--out", out, "--no-windows", "--device", "cpu")
     assert "000_overlay.png: " in shown
+    asked = ("--classes", "blue sofa, cat", "--json", tmp_path / "p.json", "--confidence", "--no-windows")
+    call("predict", run, image, *asked, "--out", out, "--device", "cpu")
+    scores = json.loads((tmp_path / "p.json").read_text())
+    assert scores["vocabulary"] == ["blue sofa", "cat"] and scores["step"] == 2
+    assert sum(one["share"] for one in scores["images"][0]["classes"]) == pytest.approx(1)
+    assert Path(scores["images"][0]["confidence"]).exists()
     words = ", ".join(f"thing {number}" for number in range(120))
     for kept in (1, 120):
         few = ("--classes-kept", kept, "--out", tmp_path / f"kept{kept}", "--no-windows", "--device", "cpu")
@@ -337,6 +368,11 @@ def test_a_manifests_samples_in_every_form_and_a_bad_one_among_them(
         assert {path.name for path in out.iterdir()} == (written or {"sem_seg_predictions.json"})
     entries = json.loads((tmp_path / "detectron2/sem_seg_predictions.json").read_text())
     assert [Path(entry["file_name"]).stem for entry in entries] == ["000", "000", "002", "002"]
+
+
+def test_confidence_goes_with_pictures() -> None:
+    done = CliRunner().invoke(app, ["predict", "run", "a.jpg", "--classes", "cat", "--confidence", "--format", "png"])
+    assert done.exit_code == 2 and "--confidence" in done.output
 
 
 def test_root_without_a_manifest_is_refused() -> None:
