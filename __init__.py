@@ -1,6 +1,7 @@
 """physseg: pseudo ground truth computed once, open-vocabulary segmenters trained on it many times."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader
@@ -37,18 +38,29 @@ _SHORT = {f"{__name__}.{name}": f"{__name__}.train.public.{name}" for name in ("
 """Short name of a module -> where it is."""
 
 
-def load(path: str | Path, *, device: str = "auto", step: int | None = None, windows: bool = True) -> "TrainedModel":
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    checkpoint: int | Literal["latest", "previous", "best"] = "latest",
+    windows: bool = True,
+    step: int | None = None,
+) -> "TrainedModel":
     """A trained model for a notebook or a script: from a run folder, an imported checkpoint, or an exported model.
 
         model = physseg.load("runs/both")
         labels = model.segment("photo.jpg", ["cat", "dog", "sofa"])   # (H, W) indices into the list
 
-    `device` is "auto" (CUDA if there is one) or a PyTorch device; `step` chooses a checkpoint, the latest if not given;
-    `windows=False` looks at the whole image only, five times faster. Raises RunFolderError or CheckpointError.
+    `device` is "auto" (CUDA if there is one) or a PyTorch device; `checkpoint` a step, or "latest", "previous" or
+    "best" as on the command line (`step` is its older name); `windows=False` looks at the whole image only, five times
+    faster. Raises RunFolderError, CheckpointError or ConfigError.
     """
     from .train.prediction.trained_model import load_trained
 
-    return load_trained(path, device=device, step=step, windows=windows)
+    if step is not None:
+        warnings.warn("physseg.load: step is now checkpoint", DeprecationWarning, stacklevel=2)
+        checkpoint = step
+    return load_trained(path, device=device, checkpoint=checkpoint, windows=windows)
 
 
 def open_store(path: str | Path, *, images: str | None = None) -> "Store":

@@ -1,6 +1,5 @@
 """The command line, put together from the packages' commands; heavy imports happen inside the commands."""
 
-import json
 import os
 import sys
 import traceback
@@ -10,6 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from . import __version__
+from .common.command_line.app import App
+from .common.command_line.options import JsonOut, show
 from .common.errors import PhyssegError, of_system
 from .manifests import commands as manifests
 from .pipeline import commands as pipeline
@@ -17,21 +18,25 @@ from .train import commands as train
 from .train.analysis import commands as analysis
 from .train.detector import commands as structure_extractors
 
-app = typer.Typer(
+app = App(
     name="physseg",
-    help="Pseudo ground truth computed once, open-vocabulary segmenters trained on it many times.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, too; before or after the command.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """The usual order: manifest, preprocess, verify, inspect, train, evaluate, predict. `physseg demo` shows it all."""
+    """Compute pseudo ground truth once, train open-vocabulary segmenters on it many times.
+
+    The usual order: manifest, preprocess, verify, inspect, train, evaluate, predict. `physseg demo` shows it all. The
+    options below may stand anywhere on the line.
+    """
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -45,18 +50,19 @@ app.add_typer(train.weights_app, name="weights")
 app.add_typer(structure_extractors.app, name="superpoint")
 
 
-plugins_app = typer.Typer()
+plugins_app = App()
 app.add_typer(plugins_app, name="plugins")
 
 
 @plugins_app.callback(invoke_without_command=True)
 def plugins(
     context: typer.Context,
-    json_: Annotated[bool, typer.Option("--json", help="Print a list of objects, one for each name.")] = False,
+    json_file: JsonOut = None,
 ) -> None:
-    """What is found by name: structure extractors, losses, data sets and backbones, physseg's own and other packages'.
+    """List the structures, losses, data sets and backbones found.
 
-    Each is imported, to say why one cannot be used; Control-C ends the import of one. Exit code 1: there is such a one.
+    They are physseg's own and other packages'. Each is imported, to say why one cannot be used; Control-C ends the
+    import of one. Exit code 1: there is such a one.
     """
     if context.invoked_subcommand:
         return
@@ -66,8 +72,8 @@ def plugins(
     found = [offer for kind in KINDS for offer in offers(kind)]
     rows = [(one.kind, one.name, one.package, one.version, one.entry.value, one.problem()) for one in found]
     columns = ("kind", "name", "package", "version", "target", "problem")
-    as_json = json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1)
-    typer.echo(as_json if json_ else "\n".join(align([columns, *rows], right=())))
+    document = [dict(zip(columns, row, strict=True)) for row in rows]
+    show("\n".join(align([columns, *rows], right=())), document, json_file)
     if any(row[-1] for row in rows):
         raise typer.Exit(1)
 
@@ -75,7 +81,7 @@ def plugins(
 @plugins_app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Name of your part: small letters, digits and underscores.")],
-    kind: Annotated[Literal["extractor", "loss", "dataset"], typer.Option(help="What it is.")] = "extractor",
+    kind: Annotated[Literal["extractor", "loss", "dataset"], typer.Option(help="Kind of the part.")] = "extractor",
     out: Annotated[Path | None, typer.Option(help="Folder of the package.  [default: physseg-NAME]")] = None,
 ) -> None:
     """Begin a package of your own: one module with a small part that works, a test that passes, and its entry point."""
@@ -93,9 +99,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    debug = "--debug" in options  # taken out here, so that it works before and after the command
+    debug = "--debug" in options  # these are taken out here, so that they work before and after the command
+    if {"--quiet", "-q"} & {*options}:
+        os.environ["PHYSSEG_QUIET"] = "1"  # for processes that are started, too
+    if {"--version", "-V"} & {*options}:
+        arguments = options = ["--version"]
     try:
-        app([text for text in options if text != "--debug"] + arguments[len(options) :])
+        app([text for text in options if text not in ("--debug", "--quiet", "-q")] + arguments[len(options) :])
     except (PhyssegError, OSError) as error:  # OSError: disk full, no permission; its text names the file
         if debug:
             traceback.print_exc()

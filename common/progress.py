@@ -1,5 +1,6 @@
 """How far a long command is: a bar on a terminal, and where its words go to a file, a line of them now and then."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -22,10 +23,11 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
     _time = property(lambda _: time.monotonic, lambda *_: None)
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        options["disable"] = bool(options.get("disable") or os.environ.get("PHYSSEG_QUIET"))
         self.in_lines = not sys.stderr.isatty()
         self._told = self._begun = time.monotonic()
         if self.in_lines:
-            options |= {"leave": False, "mininterval": 1, "miniters": 1, "disable": bool(options.get("disable"))}
+            options |= {"leave": False, "mininterval": 1, "miniters": 1}
         super().__init__(*args, **options)
 
     def refresh(self, *args: Any, **options: Any) -> Any:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 PathText = Annotated[str, "path"]
 """Text that is a path or a URL; a relative path is resolved against the file it was written in."""
 NameOrPath = Annotated[str, "name or path"]
-"""The same for text that may also be a name: a bare word without a dot or a slash is one."""
+"""The same for text that may also be a name: a bare word without a dot or a slash is one, and a template with {}."""
 
 
 def is_name(text: str) -> bool:
@@ -33,7 +33,7 @@ def is_name(text: str) -> bool:
     >>> is_name("openai"), is_name("openai.pt"), is_name("./openai")
     (True, False, False)
     """
-    return not set(text) & {".", "/", "\\"}
+    return "{}" in text or not set(text) & {".", "/", "\\"}
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, base: Path, where: str = "") -> T:

@@ -55,7 +55,7 @@ REPAIRS = {
     "EXIF orientation": "`--exif apply` if labels were drawn on turned images, `--exif ignore` if on images as stored",
     "size mismatch": "resize the label with nearest neighbour, or find the image it was drawn on",
     "unknown ids": "correct the label, or take it out of its archive again; in a data set of your own, say what the id "
-    "means: a line in --classes, --ignore, or --first-id 1",
+    "means: a line in --classes-file, --ignore, or --first-id 1",
 }
 
 

@@ -3,19 +3,19 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from ..common.errors import ConfigError
+from ..common.command_line.app import App, Group
+from ..common.command_line.options import AllowQuarantine, to_write
 from .datasets.builtin import DATA_SETS
 
-T = TypeVar("T")
 REQUIRED, KEYWORD = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
 OF_A_FEW = {name for data_set in DATA_SETS for name in data_set.options} - {"workers"}
 
 
-class DataSets(typer.core.TyperGroup):
+class DataSets(Group):
     """Commands of physseg's own data sets, and of those that other packages offer, which are looked up when needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -30,30 +30,15 @@ class DataSets(typer.core.TyperGroup):
             return super().get_command(ctx, cmd_name)
         packages = [offer.package for offer in offers("datasets") if offer.name == cmd_name]
         packages = packages or [find("datasets", cmd_name).package]  # raises: nobody offers it
-        lone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        lone = App(add_completion=False)
         lone.command(cmd_name)(_command(cmd_name, f"From the package {' and '.join(packages)}."))
         return typer.main.get_command(lone)
 
 
-app = typer.Typer(
-    cls=DataSets, help="Turn a data set folder into a table of samples with a vocabulary.", no_args_is_help=True
-)
+app = App(DataSets, help="List a data set's images, labels and classes in a table.", no_args_is_help=True)
 
 QUARANTINE_EXIT = 3
 """Exit code of a run that ended well but put samples into quarantine."""
-
-
-def to_write(place: T) -> T:
-    """The value of an option that names a file to write, "FOLDER/*" for one in a folder; an error before any work."""
-    from ..common.atomic import check_target
-    from ..common.storage.location import is_url, local_path
-
-    if place is not None and not is_url(str(place)):
-        check_target(local_path(str(place)))
-    return place
-
-
-AllowQuarantine = Annotated[bool, typer.Option("--allow-quarantine", help="Exit 0 although samples were quarantined.")]
 
 
 def _option(kind: Any, text: str, *names: str, default: Any = None, **more: Any) -> tuple[Any, Any]:
@@ -62,27 +47,27 @@ def _option(kind: Any, text: str, *names: str, default: Any = None, **more: Any)
 
 OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "root": _option(Path | None, "Folder of unpacked archives; of your own images/ and labels/."),
-    "out": _option(str | None, "The manifest to write, e.g. ade150.parquet; a file or a URL.", callback=to_write),
+    "out": _option(str | None, "Manifest to write, e.g. ade150.parquet; a file or a URL.", callback=to_write),
     "split": _option(str | None, "Name of the split, e.g. val. Default: the one that is evaluated."),
     "images": _option(Path | None, "Folder of the photographs (JPEG or PNG)."),
     "labels": _option(Path | None, "Folder of the label pictures; of Pascal Context with --form."),
     "form": _option(
         str | None,
-        "What the label files are: json (the merged file), mat, painted (PNGs made from json), ids "
+        "Form of the label files: json (the merged file), mat, painted (PNGs made from json), ids "
         "(0..58, 255; of 60: 0..59), colours (the older form). Default: json if it is there, else mat.",
     ),
     "stuff_json": _option(Path | None, "Stuff annotations, painted first."),
     "instances_json": _option(Path | None, "Instance annotations, painted over the stuff."),
     "write_labels": _option(Path | None, "New folder for the label PNGs painted from JSON."),
-    "classes": _option(Path, "One class per line, in the order of their ids; commas: synonyms.", default=REQUIRED),
+    "classes": _option(Path, "One class a line, by id; commas: synonyms.", "--classes-file", default=REQUIRED),
     "ignore": _option(
         list[int] | None, "Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."
     ),
     "first_id": _option(int, "Id of the class in line 1, e.g. 1 where 0 is unlabelled.", default=0, min=0),
-    "listed": _option(Path | None, "Use only these samples: one file name without extension per line.", "--list"),
+    "listed": _option(Path | None, "File of the samples to use: one name without extension a line.", "--list"),
     "name": _option(str | None, "Name of the data set. Default: this one's, or the folder's."),
-    "image_suffix": _option(str, "Left out at the end of images' names: _leftImg8bit.", default=""),
-    "label_suffix": _option(str, "Left out at the end of labels' names: _mask.", default=""),
+    "image_suffix": _option(str, "End of images' names to leave out: _leftImg8bit.", default=""),
+    "label_suffix": _option(str, "End of labels' names to leave out: _mask.", default=""),
     "exif": _option(
         str, "Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.", default="error"
     ),
@@ -90,7 +75,7 @@ OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "allow_jpeg_warnings": _option(
         bool, "Note JPEGs that decode with a warning instead of quarantining.", "--allow-jpeg-warnings", default=False
     ),
-    "workers": _option(int, "Processes; 0 = the cores you may use.", default=0, min=0, max=1024),
+    "workers": _option(int, "Worker processes; 0: the cores you may use.", default=0, min=0, max=1024),
     "allow_quarantine": (AllowQuarantine, False),
     "verbose": _option(bool, "Show the pixel share of every class.", "--verbose", default=False),
     "check": _option(
@@ -104,15 +89,6 @@ OPTIONS: Mapping[str, tuple[Any, Any]] = {
     ),
 }
 """Options of the commands as type with help, and default. Some are those of a few data sets; see `builtin.Builtin`."""
-
-
-def parsed(parse: Callable[[str], T], text: str | None, option: str) -> T | None:
-    """The value of an option; one that does not parse is an error of usage."""
-    try:
-        return None if text is None else parse(text)
-    except ConfigError as error:
-        # The message may begin with the name that the value has elsewhere: `--part: part: expected ...` says it twice.
-        raise typer.BadParameter(error.args[0].removeprefix(f"{option[2:]}: "), param_hint=option) from None
 
 
 def _command(data_set: str, description: str, own: Collection[str] = ()) -> Callable[..., None]:
@@ -134,9 +110,7 @@ def _command(data_set: str, description: str, own: Collection[str] = ()) -> Call
         if name in own or name not in OF_A_FEW
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
-    command.__doc__ = (
-        f"{description}\n\nExit code 1: something is missing, nothing is written; 3: some samples were quarantined."
-    )
+    command.__doc__ = f"{description}\n\nNothing is written where something is missing; the exit code is 1."
     return command
 
 

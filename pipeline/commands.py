@@ -6,40 +6,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..manifests.commands import QUARANTINE_EXIT, AllowQuarantine, parsed, to_write
+from ..common.command_line.app import App
+from ..common.command_line.options import AllowQuarantine, JsonOut, Root, parsed, show, to_write
+from ..manifests.commands import QUARANTINE_EXIT
 
 if TYPE_CHECKING:
     from .store.frame import Frame
 
-app = typer.Typer()
+app = App()
 
 Store = Annotated[str, typer.Argument(help="Folder or URL of the Zarr store, e.g. coco.zarr or s3://bucket/coco.zarr.")]
-Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
+ManifestFile = Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")]
+Structures = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated names (`physseg plugins`). Default: canny, mask_edges and sift, or the store's."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."),
+]
+ShortEdge = Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")]
+LongEdge = Annotated[int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")]
+Canvas = Annotated[int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")]
 
 
 @app.command()
 def preprocess(
-    manifest: Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")],
+    manifest: ManifestFile,
     store: Store,
-    structures: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated names (`physseg plugins`). Default: canny, mask_edges and sift, or the store's."
-        ),
-    ] = None,
-    set_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME.OPTION=VALUE", help="An extractor's setting, e.g. canny.low=50. Repeatable."
-        ),
-    ] = None,
-    short_edge: Annotated[int | None, typer.Option(help="Shortest edge of the frame, px. Default 384.")] = None,
-    max_long_edge: Annotated[
-        int | None, typer.Option(help="Limit of the longest edge, px. Default: twice the short edge.")
-    ] = None,
-    canvas: Annotated[
-        int | None, typer.Option(help="Side of the square canvas, px. Default: the long edge limit.")
-    ] = None,
+    structures: Structures = None,
+    set_option: SetOption = None,
+    short_edge: ShortEdge = None,
+    max_long_edge: LongEdge = None,
+    canvas: Canvas = None,
     workers: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Worker processes. Default: the cores you may use.")
     ] = None,
@@ -56,7 +57,7 @@ def preprocess(
         str | None,
         typer.Option(
             metavar="cpu|cuda",
-            help="Of superpoint. cuda: workers take the GPUs of their machine in turn. Default: cpu, or the store's.",
+            help="Device of superpoint, part of the store; cuda: GPUs in turn. Default: cpu, or the store's.",
         ),
     ] = None,
     part: Annotated[
@@ -65,7 +66,7 @@ def preprocess(
             metavar="I/N", help="Compute the I-th of N shares, I from 1: for array jobs, without a scheduler."
         ),
     ] = None,
-    memory_limit: Annotated[str | None, typer.Option(help="Per worker, e.g. 2GiB. Default: memory / workers.")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Of a worker, e.g. 2GiB. Default: memory / workers.")] = None,
     root: Root = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Compute quarantined samples again.")
@@ -76,16 +77,15 @@ def preprocess(
     ] = False,
     log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve Dask's on 127.0.0.1, and print its address; needs bokeh.")
+        bool, typer.Option("--dashboard", help="Serve Dask's dashboard on 127.0.0.1, print its address.")
     ] = False,
 ) -> None:
-    """Compute structure maps and patch counts of every image into a Zarr store.
+    """Compute structure maps and patch counts into a store.
 
     Run the same command again to resume after any interruption, or with more structures to add them. Quarantined
     samples are named, and end the run with exit code 3.
 
-    On a cluster: `--part $SLURM_ARRAY_TASK_ID/64` in an array of 64 jobs, and `physseg verify STORE` after them;
-    `--cluster slurm --workers 64`; or `--scheduler tcp://HOST:PORT`.
+    On a cluster: `--part I/N` in an array of jobs, `--cluster slurm`, or `--scheduler tcp://HOST:PORT`.
     """
     from ..common.text import Part, parse_bytes
     from ..manifests.manifest import Manifest
@@ -113,9 +113,11 @@ def preprocess(
     )
     typer.echo("\n".join(describe_job(job)))
     if dry_run:
+        from .cost.estimate import estimate_job
         from .cost.report import describe_cost
 
-        for line in describe_cost(job, workers=workers, in_one_process=executor.name == SYNC):
+        estimate = estimate_job(job, workers=workers, in_one_process=executor.name == SYNC)
+        for line in describe_cost(job, estimate):
             typer.echo(line)
         return
     try:
@@ -134,32 +136,31 @@ def preprocess(
 
 @app.command()
 def plan(
-    manifest: Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")],
+    manifest: ManifestFile,
     store: Annotated[
         str | None,
         typer.Argument(help="Where the store is, or will be. What it has is not planned again. Default: a new store."),
     ] = None,
-    structures: Annotated[str | None, typer.Option(help="As in preprocess; so are the next four.")] = None,
-    set_option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.OPTION=VALUE")] = None,
-    short_edge: Annotated[int | None, typer.Option()] = None,
-    max_long_edge: Annotated[int | None, typer.Option()] = None,
-    canvas: Annotated[int | None, typer.Option()] = None,
+    structures: Structures = None,
+    set_option: SetOption = None,
+    short_edge: ShortEdge = None,
+    max_long_edge: LongEdge = None,
+    canvas: Canvas = None,
     workers: Annotated[
         int | None, typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here.")
     ] = None,
     target_hours: Annotated[float | None, typer.Option(hidden=True)] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Images to measure, rounded to eights. Default: as ten seconds allow.")
+        int | None, typer.Option("--num-images", min=1, help="Images to measure, in eights. Default: for ten seconds.")
     ] = None,
     root: Root = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_file: JsonOut = None,
 ) -> None:
-    """Say what `preprocess` will take: core-hours, hours, bytes, files, memory; and what an epoch of training reads.
+    """Estimate time, bytes, files and memory of preprocess.
 
-    Computes some of the images on this machine, with as many processes at once as the run will have here, and leaves
-    nothing behind. Start it where the run will be, or on a machine like those.
+    And what an epoch of training reads. Computes some of the images on this machine, with as many processes at once as
+    the run will have here, and leaves nothing behind. Start it where the run will be, or on a machine like those.
     """
-    import json
     import tempfile
     import uuid
     from dataclasses import asdict
@@ -171,9 +172,7 @@ def plan(
     from .run.report import describe_job
 
     if target_hours is not None:
-        typer.echo(
-            "--target-hours is gone: the plan says the time on 8, 64 and 512 workers, and on --workers N", err=True
-        )
+        typer.echo("note: --target-hours is gone: the plan says the time on several numbers of workers", err=True)
     job = run.prepare(
         Manifest.read(manifest, root=root),
         store or f"{tempfile.gettempdir()}/physseg-{uuid.uuid4().hex[:12]}.zarr",
@@ -181,14 +180,10 @@ def plan(
         settings=_settings(set_option or []),
         frame=_frame(short_edge, max_long_edge, canvas),
     )
-    if json_:
-        facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
-        estimate = estimate_job(job, workers=workers, images=images)
-        typer.echo(json.dumps(facts | {"estimate": asdict(estimate) if estimate else None}, indent=2))
-        return
-    typer.echo("\n".join(describe_job(job, name=None if store else manifest)))
-    for line in describe_cost(job, workers=workers, images=images):
-        typer.echo(line)
+    estimate = estimate_job(job, workers=workers, images=images)
+    lines = (*describe_job(job, name=None if store else manifest), *describe_cost(job, estimate))
+    facts = {"samples": job.todo.samples_to_compute, "shards": len(job.todo.tasks), "reasons": job.todo.reasons}
+    show("\n".join(lines), facts | {"estimate": asdict(estimate) if estimate else None}, json_file)
 
 
 @app.command()
@@ -196,10 +191,10 @@ def verify(
     store: Store,
     repair: Annotated[bool, typer.Option("--repair", help="Compute what is faulty again, and nothing else.")] = False,
     images: Annotated[
-        bool, typer.Option("--images", help="Also hash every image and label file, and compare with the manifest.")
+        bool, typer.Option("--check-images", help="Hash every image and label file, too, as the manifest has them.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, max=4096, help="Worker processes for --repair.")] = None,
-    scheduler: Annotated[str, typer.Option(help="As in preprocess, for --repair.")] = "local",
+    scheduler: Annotated[str, typer.Option(help="Scheduler for --repair, as in preprocess.")] = "local",
     root: Root = None,
 ) -> None:
     """Check every byte of a store against its commit records; names every fault and exits with 1 if there is one."""
@@ -223,7 +218,7 @@ def verify(
 @app.command()
 def inspect(
     store: Store,
-    json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    json_file: JsonOut = None,
     measure: Annotated[int, typer.Option(min=0, help="Samples to read for the column `filled`.")] = 64,
     sample: Annotated[
         list[str] | None, typer.Option(metavar="ID|INDEX", help="Draw this sample; needs --out or --html. Repeatable.")
@@ -234,9 +229,11 @@ def inspect(
         typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(callback=to_write, help="Write one self-contained page, about 120 KB a sample.")
+        Path | None, typer.Option(callback=to_write, help="Page to write, self-contained, about 120 KB a sample.")
     ] = None,
-    max_samples: Annotated[int, typer.Option(min=1, help="Samples on the page, evenly spread over the store.")] = 200,
+    max_samples: Annotated[
+        int, typer.Option("--num-images", min=1, help="Samples on the page, evenly spread over the store.")
+    ] = 200,
     root: Root = None,
     cache: Annotated[
         Path | None, typer.Option(help="Keep what is read of a store or images by URL in this local folder.")
@@ -251,11 +248,13 @@ def inspect(
     if sample or html:
         _write_pictures(store, sample or [], out, class_names or [], html, max_samples, root, cache)
         return
+    from dataclasses import asdict
+
     from .inspect.summary import summarise
     from .inspect.table import summary_lines
 
     summary = summarise(store, measure=measure, root=root)
-    typer.echo(summary.to_json() if json_ else "\n".join(summary_lines(summary)))
+    show("\n".join(summary_lines(summary)), asdict(summary), json_file)
 
 
 def _write_pictures(

@@ -44,7 +44,7 @@ ABORTED = "terminate called without an active exception"
 
 PHOTOS = "data/voc/JPEGImages/2007_000063.jpg data/coco_stuff/images/000000017914.jpg"
 ALL = "--structures canny,mask_edges,sift,superpoint"
-MSRC = "--images data/msrc/images --labels data/msrc/labels --classes data/classes.txt"
+MSRC = "--images data/msrc/images --labels data/msrc/labels --classes-file data/classes.txt"
 DETECTOR = "--batch-size 4 --precision float32"
 FORMS = """--set ema_decay=0.9 --set accumulate=2 --set recompute=true --set precision=bf16 --set steps=2
     --set losses.structure_form=quality --set losses.structure_target=soft --set losses.alignment_form=soft_ce"""
@@ -56,7 +56,7 @@ manifest_voc: manifest pascal-voc-20 --root data/voc --split train --list data/v
 manifest_msrc: manifest folder {MSRC} --list data/msrc.txt --out msrc.parquet
 manifest_few: manifest folder {MSRC} --list data/few.txt --out few.parquet
 detector: superpoint train-synthetic detector --steps 4 {DETECTOR}
-textures: superpoint textures textures --number 3
+textures: superpoint textures textures --num-images 3
 
 msrc: preprocess msrc.parquet msrc.zarr {ALL} --short-edge 192 --workers 2
 voc_begun: preprocess voc.parquet voc.zarr --structures sift --short-edge 192 --scheduler sync
@@ -74,23 +74,23 @@ few: preprocess few.parquet few.zarr --structures superpoint --short-edge 96
 train_resumed: train config.toml --out runs/resumed --set data.num_workers=1
 train_forms: train config.toml --out runs/forms --set data.store=voc.zarr {FORMS}
 further: superpoint train further textures labels.npz --start detector/weights.safetensors --steps 2 {DETECTOR}
-evaluate: evaluate runs/whole voc.parquet few.parquet --max-images 3 --no-windows --all-classes --device cpu
+evaluate: evaluate runs/whole voc.parquet few.parquet --num-images 3 --no-windows --all-classes --device cpu
 half_1: evaluate runs/whole few.parquet --out halves --no-windows --part 1/2 --device cpu
 half_2: evaluate runs/whole few.parquet --out halves --no-windows --part 2/2 --device cpu
 predict: predict runs/whole {PHOTOS} --classes "cat, dog, sofa, grass" --out predictions --device cpu
-oracle: analyse oracle runs/whole few.parquet --no-windows --max-images 2 --json oracle.json --device cpu
-structure: analyse structure runs/whole --store voc.zarr --max-images 2 --checkpoint 10 --json maps.json --device cpu
+oracle: analyse oracle runs/whole few.parquet --no-windows --num-images 2 --json oracle.json --device cpu
+structure: analyse structure runs/whole --store voc.zarr --num-images 2 --checkpoint 10 --json maps.json --device cpu
 export: export runs/whole exported
 broken: verify parts.zarr
 verify_coco: verify coco.zarr
 verify_voc: verify voc.zarr
 verify_msrc: verify msrc.zarr
 inspect_coco: inspect coco.zarr
-inspect_voc: inspect voc.zarr --json
+inspect_voc: inspect voc.zarr --json -
 page: inspect voc.zarr --sample 0 --out samples --html page.html
 
 merge: evaluate --merge halves/few-step_00000020.part-1-of-2.json halves/few-step_00000020.part-2-of-2.json
-compare: analyse compare runs/whole runs/forms --manifest few.parquet --no-windows --max-images 2 --device cpu
+compare: analyse compare runs/whole runs/forms few.parquet --no-windows --num-images 2 --device cpu
 mended: verify parts.zarr --repair --scheduler sync
 predict_export: predict exported {PHOTOS} --classes-file data/classes.txt --out of_export --no-windows --device cpu
 similarity: analyse similarity exported pascal-voc-20 --json similarity.json --csv similarity.csv --device cpu
@@ -145,7 +145,7 @@ def run(work: Path, environment: dict[str, str], command: str) -> None:
     if name == "broken":
         shard = next(path for path in sorted(work.glob("parts.zarr/canny/c/**/*")) if path.is_file())
         shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    call, started = [sys.executable, "-m", "physseg.cli", *shlex.split(arguments)], time.monotonic()
+    call, started = [sys.executable, "-m", "physseg", *shlex.split(arguments)], time.monotonic()
     ended = subprocess.run(call, cwd=work, env=environment, capture_output=True, text=True, check=False)
     expected, aborted = CODES.get(name, 0), ended.returncode < 0 and ended.stderr.rstrip().endswith(ABORTED)
     if ended.returncode != expected and not aborted:

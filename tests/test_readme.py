@@ -38,7 +38,7 @@ def test_every_command_of_a_page_exists_and_takes_its_options(page: Path) -> Non
         command = get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-        alone = command.name == "plugins" and all(word.startswith("--") for word in words)  # the table
+        alone = command.name in ("plugins", "demo") and all(word.startswith("-") for word in words[:1])  # the table
         assert alone or not hasattr(command, "commands"), f"{line}: no such command"
         options = {option for parameter in command.params for option in parameter.opts}
         for word in words:

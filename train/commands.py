@@ -1,14 +1,14 @@
 """`physseg train`, `report`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..common.command_line.app import App, completed
+from ..common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, parsed, show, to_write
 from ..common.text import Part, align, counted, format_bytes, parse_bytes, percent
-from ..manifests.commands import parsed, to_write
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
     from .model.inference import InferenceSettings
     from .prediction.load_run import LoadedRun
 
-app = typer.Typer()
-demo_app = typer.Typer()
+app = App()
+demo_app = App()
 app.add_typer(demo_app, name="demo")
-weights_app = typer.Typer(
-    help="Pretrained CLIP weights: what there is, and fetching it. Nothing else uses a network.", no_args_is_help=True
-)
+weights_app = App(help="List and fetch pretrained CLIP weights.", no_args_is_help=True)
 
+recipes = completed(lambda: [path.stem for path in Path(__file__).with_name("recipes").glob("*.toml")])
 Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
-Device = Annotated[str, typer.Option(help='"auto" (CUDA if there is one), "cpu", "cuda:1", ...')]
-JsonOut = Annotated[Path | None, typer.Option("--json", callback=to_write, help="Write all numbers here.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the configuration. Repeatable.")
+]
 Checkpoint = Annotated[
     str, typer.Option(help="Step to load, latest, previous (the one before), or best (the highest mIoU).")
 ]
-Prompts = Annotated[str, typer.Option(help='Other templates, as many as in training: "single", "imagenet" or a file.')]
+Clip = Annotated[str | None, typer.Option(help="Backbone of the weights, such as ViT-L-14-336.")]
+Prompts = Annotated[str, typer.Option(help='Prompts: "single", "imagenet", a template with {}, or a file of them.')]
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
-Memory = Annotated[str, typer.Option(help="Most that prediction may hold besides model, image and result.")]
+Memory = Annotated[str, typer.Option("--memory-limit", help="Most to hold besides model, image and result.")]
+AllClasses = Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")]
 ClassesKept = Annotated[
     int | None,
     typer.Option(min=1, metavar="K", help="Refine the K best classes of each crop alone: faster among hundreds."),
@@ -44,32 +46,22 @@ FirstResize = Annotated[
 ]
 
 
-def parse_step(text: str) -> int | Literal["best", "previous"] | None:
-    """--checkpoint as `load_run` takes it."""
-    named: dict[str, Literal["best", "previous"] | None] = {"latest": None, "best": "best", "previous": "previous"}
-    if text in named:
-        return named[text]
-    if not text.isdigit():
-        raise typer.BadParameter(f"expected a step, latest, previous or best, got {text!r}", param_hint="--checkpoint")
-    return int(text)
-
-
 def load(run: Path, checkpoint: str, *, device: str, prompts: str = "", synonyms: str | None = None) -> "LoadedRun":
     """The model that the options of a command name."""
     from .model.device import choose_device
-    from .prediction.load_run import load_run
+    from .prediction.load_run import load_run, step_of
 
-    step = parse_step(checkpoint)
+    step = parsed(step_of, checkpoint, "--checkpoint")
     return load_run(run, step=step, device=choose_device(device), prompts=prompts, synonyms=synonyms)
 
 
 def inference_settings(
     memory: str, *, no_windows: bool, first_resize: Literal["short-640", "none"], classes_kept: int | None = None
 ) -> "InferenceSettings":
-    """--memory, --no-windows, --first-resize and --classes-kept together."""
+    """--memory-limit, --no-windows, --first-resize and --classes-kept together."""
     from .model.inference import PUBLISHED, InferenceSettings
 
-    memory_bytes = parsed(parse_bytes, memory, "--memory") or PUBLISHED.memory_bytes
+    memory_bytes = parsed(parse_bytes, memory, "--memory-limit") or PUBLISHED.memory_bytes
     return InferenceSettings(
         first_resize=first_resize, windows=not no_windows, memory_bytes=memory_bytes, classes_kept=classes_kept
     )
@@ -78,32 +70,31 @@ def inference_settings(
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="TOML file, or a recipe such as vit-b-16. See --example, --list.")
+        Path | None, typer.Argument(help="TOML file or recipe. See --example, --recipes.", autocompletion=recipes)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: `run` of the configuration.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: `run` of the configuration.")] = None,
+    settings: SetOption = None,
+    device: Annotated[str | None, typer.Option(help="Device. Default: `device` of the configuration.")] = None,
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
-    listing: Annotated[bool, typer.Option("--list", help="List the recipes with their backbones, and exit.")] = False,
+    listing: Annotated[bool, typer.Option("--recipes", help="List the recipes and their backbones, and exit.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a step takes on a GPU and what fits; train nothing.")
     ] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="--dry-run: GPUs that share the batch. Default: 1.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the batch, for --dry-run. Default: 1.")] = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(help="--dry-run: memory of a GPU, such as 24GiB. Default: that of the one here.")
+        str | None, typer.Option(help="Memory of a GPU, for --dry-run: 24GiB. Default: the one here.")
     ] = None,
     device_rate: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="--dry-run: TFLOP/s that training reaches on a GPU. Default: measured here."),
+        typer.Option(min=1e-6, help="TFLOP/s of a GPU in training, for --dry-run. Default: measured here."),
     ] = None,
     json_file: JsonOut = None,
 ) -> None:
-    """Train a segmenter on a store. Re-running the command resumes the run.
+    """Train a segmenter on a store.
 
-    Before you ask for GPUs: `physseg train config.toml --dry-run --gpus 4 --gpu-memory 24GiB --device-rate 60` tells
-    memory by part, the largest batch, what to set where it does not fit, hours, and images/s, on any machine.
+    Re-running the command resumes the run. Before you ask for GPUs: --dry-run tells memory by part, the largest batch,
+    what to set where it does not fit, hours, and images/s, on any machine.
     """
     from .config import example_config, load_config, recipes
 
@@ -117,11 +108,12 @@ def train(
         return
     if config is None:
         raise typer.BadParameter(
-            "name a TOML file or a recipe (--list), or print a file with --example", param_hint="CONFIG"
+            "name a TOML file or a recipe (--recipes), or print a file with --example", param_hint="CONFIG"
         )
-    loaded = load_config(config, settings or (), run=out)
+    loaded = load_config(config, [*(settings or ()), *([f"device={device}"] if device else ())], run=out)
     if dry_run:
-        typer.echo(f"{config}:")
+        if json_file != PRINT:
+            typer.echo(f"{config}:")
         _dry_run(loaded, gpus or 1, parsed(parse_bytes, gpu_memory, "--gpu-memory"), device_rate, json_file)
         return
     if any((gpus, gpu_memory, device_rate, json_file)):
@@ -147,7 +139,6 @@ def train(
 def _dry_run(
     config: "TrainConfig", gpus: int, gpu_memory: int | None, device_rate: float | None, json_file: Path | None
 ) -> None:
-    from ..common.atomic import atomic_json
     from .model.device import choose_device
     from .planning.estimate import device_memory, plan
     from .planning.rate import measured_rates, named_rates
@@ -155,26 +146,25 @@ def _dry_run(
     device = choose_device(config.device)
     rates = named_rates(device_rate) if device_rate else measured_rates(device, config.precision)
     planned = plan(config, gpus=gpus, gpu_memory=gpu_memory or device_memory(device), rates=rates)
-    typer.echo(planned.describe())
-    if json_file:
-        atomic_json(json_file, asdict(planned))
+    show(planned.describe(), asdict(planned), json_file)
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder; it may still be training.")],
-    output: Annotated[Path | None, typer.Option(help="HTML file to write.  [default: RUN/report.html]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write. Default: RUN/report.html.")] = None,
     checkpoint: Checkpoint = "latest",
     device: Device = "auto",
 ) -> None:
-    """One HTML page of a run: curves, classes and their confusions, predictions, structure maps, settings."""
+    """Write one HTML page of a run: curves, classes and their confusions, predictions, structure maps, settings."""
     from .model.device import choose_device
+    from .prediction.load_run import step_of
     from .report.page import write_report
     from .runs.run_folder import RunFolder
 
     RunFolder(run).read()
-    target = to_write(output or run / "report.html")
-    for text in write_report(run, target, step=parse_step(checkpoint), device=choose_device(device)):
+    target, step = to_write(out or run / "report.html"), parsed(step_of, checkpoint, "--checkpoint")
+    for text in write_report(run, target, step=step, device=choose_device(device)):
         typer.echo(f"not shown: {text}", err=True)
     typer.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
@@ -188,20 +178,16 @@ def evaluate(
     ] = None,
     benchmarks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--benchmark", help="A data set under --root, such as ade20k-847 or a plug-in's; may be repeated."
-        ),
+        typer.Option("--benchmark", help="Data set under --root, such as ade20k-847 or a plug-in's. Repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = "latest",
-    max_images: Annotated[int | None, typer.Option(min=1, help="Number of images, from the first one on.")] = None,
+    max_images: NumImages = None,
     part: Annotated[
-        str | None, typer.Option(metavar="I/N", help="The I-th of N parts of the images, I from 1, for several jobs.")
+        str | None, typer.Option(metavar="I/N", help="Take the I-th of N parts of the images, I from 1.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Add up the JSON files of all parts, given instead.")] = False,
-    root: Annotated[
-        str | None, typer.Option(help="Where the images are, if they moved; with --benchmark the archives' folder.")
-    ] = None,
+    root: Root = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
     classes_kept: ClassesKept = None,
@@ -211,13 +197,13 @@ def evaluate(
     by_size: Annotated[
         bool, typer.Option("--by-size", help="mIoU of small, medium and large objects as well.")
     ] = False,
-    all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")] = False,
+    all_classes: AllClasses = False,
     device: Device = "auto",
 ) -> None:
-    """mIoU, Boundary IoU, per-class IoU and pixel accuracy of a run, at the labels' own resolution, as benchmarks are.
+    """Score a run: mIoU, Boundary IoU, IoU by class.
 
-    On a cluster: `physseg evaluate RUN M.parquet --part $I/8` in eight jobs, then
-    `physseg evaluate --merge RUN/evaluations/M-*.part-*-of-8.json`.
+    Also pixel accuracy; at the labels' own resolution, as benchmarks are. With --benchmark, --root is the folder of the
+    archives. On a cluster each job takes a --part, and --merge adds them up.
     """
     from .evaluation.evaluate import evaluate_model
     from .evaluation.result import COLUMNS, paper_table
@@ -305,20 +291,20 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(help="JPEG or PNG files, folders or .txt lists of them, or a manifest.")
     ],
-    classes: Annotated[str | None, typer.Option(help='What to look for, any words: "cat, dog, sofa".')] = None,
+    classes: Annotated[str | None, typer.Option(help='Words to look for, any: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
-        Path | None, typer.Option(help="The same from a file: one class per line, numbered lines, or a JSON list.")
+        Path | None, typer.Option(help="File of such words: one a line, numbered lines, or a JSON list.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     form: Annotated[
         Literal["png", "detectron2"] | None,
-        typer.Option("--format", help="For others: png (STEM.png or SAMPLE_ID.png) or detectron2 (JSON of RLE)."),
+        typer.Option("--format", help="Label maps for others: png (STEM.png), detectron2 (JSON of RLE)."),
     ] = None,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="NAME_confidence.png, too: 255 times the probability of each class.")
+        bool, typer.Option("--confidence", help="Write NAME_confidence.png, too: 255 times each class's probability.")
     ] = False,
     json_file: JsonOut = None,
-    root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
+    root: Root = None,
     checkpoint: Checkpoint = "latest",
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
@@ -328,21 +314,19 @@ def predict(
     memory: Memory = "2GiB",
     device: Device = "auto",
 ) -> None:
-    """Find any words in any images: NAME_labels.png (class indices) and NAME_overlay.png (to look at).
+    """Find any words in any images.
 
-    --json holds the share and the scores of each word in each image. A word has one colour in all pictures.
-
-    With --format it writes label maps alone, for `physseg judge` and for others. A manifest brings its classes:
-    physseg predict RUN M.parquet --format png --out PRED, then physseg judge PRED --manifest M.parquet.
+    Writes NAME_labels.png (class indices) and NAME_overlay.png (to look at); with --format label maps alone, for
+    `physseg judge` and for others. A manifest brings its classes. --json holds the share and the scores of each word in
+    each image. A word has one colour in all pictures.
     """
-    from ..common.atomic import atomic_json
     from .prediction.predict import predict_files
     from .prediction.text_cache import cached_texts
 
     if confidence and form:
         raise typer.BadParameter("goes with pictures, without --format", param_hint="--confidence")
     chosen, vocabulary = _images_and_words(images, classes, classes_file, root)
-    typer.echo(vocabulary.describe())
+    typer.echo(vocabulary.describe(), err=json_file == PRINT)
     loaded = load(run, checkpoint, device=device, prompts=prompts, synonyms=synonyms)
     settings = inference_settings(memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept)
     texts, form_of = cached_texts(loaded, vocabulary.classes), form or "pictures"
@@ -358,12 +342,10 @@ def predict(
             typer.echo(f"error: {done.error}", err=True)
         elif form is None:
             shares = ", ".join(f"{name} {percent(share, digits=1)}" for name, share in done.shares[:5])
-            typer.echo(f"{done.overlay}: {shares}")
-    if form is not None:
-        typer.echo(f"{counted(number - failed, 'image')} in {out}")
-    if json_file:
-        source = {"run": str(run), "step": loaded.step, "weights": loaded.weights, "unit": "fraction"}
-        atomic_json(json_file, source | {"vocabulary": list(vocabulary.classes), "images": documents})
+            typer.echo(f"{done.overlay}: {shares}", err=json_file == PRINT)
+    source = {"run": str(run), "step": loaded.step, "weights": loaded.weights, "unit": "fraction"}
+    document = source | {"vocabulary": list(vocabulary.classes), "images": documents}
+    show(f"{counted(number - failed, 'image')} in {out}", document, json_file)
     if failed:
         typer.echo(f"{failed} of {number} images could not be predicted", err=True)
         raise typer.Exit(1)
@@ -395,7 +377,7 @@ def judge(
             "`confusion`, or .csv), or a .csv of class,iou_percent."
         ),
     ],
-    manifest: Annotated[Path | None, typer.Option(help="Manifest of the labels; for PNGs and JSON.")] = None,
+    manifest: Annotated[Path | None, typer.Argument(help="Manifest of the labels; for PNGs and JSON.")] = None,
     json_file: JsonOut = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Class file of what was seen in training. Default: COCO-Stuff's 171.")
@@ -411,17 +393,14 @@ def judge(
         bool,
         typer.Option("--allow-missing", help="Score the samples that have a prediction, and say how many lack one."),
     ] = False,
-    root: Annotated[str | None, typer.Option(help="Where the manifest's paths start, if they moved.")] = None,
-    all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")] = False,
+    root: Root = None,
+    all_classes: AllClasses = False,
 ) -> None:
-    """Score anybody's predictions as `physseg evaluate` scores a run: one table for every repository.
+    """Score anybody's predictions as evaluate scores a run.
 
     PNGs are named SAMPLE_ID.png (or SAMPLE_ID_labels.png) and hold class ids, 8 or 16 bit. A matrix has true classes as
     rows, predicted ones as columns. From IoUs alone follow two means and nothing else.
-
-    For example: physseg judge theirs/sem_seg_predictions.json --manifest ade150.parquet --json theirs.json
     """
-    from ..common.atomic import atomic_json
     from ..manifests.labels.class_file import read_class_file
     from ..manifests.manifest import Manifest
     from .evaluation.judge import evaluate_predictions
@@ -434,9 +413,7 @@ def judge(
         allow_missing=allow_missing,
         progress=True,
     )
-    typer.echo(found.table(rows=10**6 if all_classes else 10))
-    if json_file:
-        atomic_json(json_file, found.document())
+    show(found.table(rows=10**6 if all_classes else 10), found.document(), json_file)
 
 
 @app.command("import-catseg")
@@ -446,14 +423,12 @@ def import_catseg(
     classes_file: Annotated[
         Path | None, typer.Option(help="Class file of what it was trained on. Default: COCO-Stuff's 171.")
     ] = None,
-    prompts: Annotated[
-        str, typer.Option(help="File of its templates, one per line; only needed for other numbers than 1 and 80.")
-    ] = "",
+    prompts: Prompts = "",
     heads: Annotated[int, typer.Option(min=1, help="Attention heads of its aggregator; the file does not tell.")] = 4,
 ) -> None:
-    """Turn a published CAT-Seg checkpoint into a run folder that evaluate, predict and export take.
+    """Turn a published CAT-Seg checkpoint into a run folder.
 
-    All sizes are read from the file; nothing in it is executed.
+    All sizes are read from the file; nothing in it is executed. --prompts are needed for other numbers than 1 and 80.
     """
     from ..manifests.labels.class_file import read_class_file
     from ..manifests.vocabulary import Vocabulary
@@ -485,32 +460,39 @@ def export(
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
 
 
+def _tag_names() -> list[str]:
+    from .weights.fetch import tags_of
+
+    return [one.tag for one in tags_of(None)]
+
+
+_tags = completed(_tag_names)
+
+
 @weights_app.command("list")
 def weights_list(
-    clip: Annotated[str | None, typer.Option(help="Only those of this backbone, such as ViT-L-14.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with sources and hashes.")] = False,
+    clip: Clip = None,
+    json_file: JsonOut = None,
 ) -> None:
-    """The tags of pretrained CLIP weights, and which of them are in the cache ($PHYSSEG_CACHE or ~/.cache/physseg)."""
+    """List the tags of CLIP weights, and which are in the cache."""
     from .weights.cache import cache_folder
     from .weights.fetch import listing, listing_lines
 
     entries = listing(clip)
-    if json_:
-        typer.echo(json.dumps(entries, indent=1))
-        return
-    for line in listing_lines(entries):
-        typer.echo(line)
-    typer.echo(f"cache: {cache_folder()}")
+    show("\n".join((*listing_lines(entries), f"cache: {cache_folder()}")), entries, json_file)
 
 
 @weights_app.command("fetch")
 def weights_fetch(
-    tag: Annotated[str, typer.Argument(help="As `physseg weights list` shows it, for example openai.")],
-    clip: Annotated[str | None, typer.Option(help="Backbone, if several have the tag: ViT-B-16, ViT-L-14-336.")] = None,
+    tag: Annotated[
+        str, typer.Argument(help="Tag as `physseg weights list` shows it, such as openai.", autocompletion=_tags)
+    ],
+    clip: Clip = None,
     url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
 ) -> None:
-    """Fetch pretrained CLIP weights into the cache. Then: clip_weights = "TAG".
+    """Fetch CLIP weights into the cache.
 
+    The only command that uses a network. --clip where several backbones have the tag. Then: clip_weights = "TAG".
     Licences differ from tag to tag: see docs/weights.md.
     """
     from .weights.cache import weights_folder
@@ -528,12 +510,14 @@ def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: about three minutes.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of scenes, weights and order.")] = 0,
-    images: Annotated[int, typer.Option(min=4, help="Training scenes; a quarter as many for validation.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
+    images: Annotated[
+        int, typer.Option("--num-images", min=4, help="Training scenes; a quarter as many for validation.")
+    ] = 160,
 ) -> None:
-    """The whole chain on a small generated data set: no download, no GPU, a few minutes.
+    """Run the whole chain on a small generated data set.
 
-    Re-running the command resumes it; with other settings it starts over.
+    No download, no GPU, a few minutes. Re-running the command resumes it; with other settings it starts over.
     """
     if context.invoked_subcommand:
         return
@@ -547,11 +531,11 @@ def demo(
 def demo_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the weights, checkpoint and log.")] = Path("physseg_pretrain"),
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: 4000.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes, captions and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, scenes, captions and order.")] = 0,
 ) -> None:
-    """Pretrain a small CLIP on generated scenes with captions, and judge it by retrieval and zero-shot segmentation.
+    """Pretrain a small CLIP on generated scenes with captions.
 
-    About an hour on two idle cores. Re-running the command resumes it.
+    It is judged by retrieval and zero-shot segmentation. An hour on two idle cores. Re-running the command resumes it.
     """
     from .demo.pretrain import PretrainSettings, judge, pretrain
 

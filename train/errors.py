@@ -22,7 +22,7 @@ class WeightsError(PhyssegError, RuntimeError):
 class NonFiniteLossError(PhyssegError, RuntimeError):
     """A loss or a gradient is NaN or infinite; raised before the weights change, naming step, parts and samples."""
 
-    exit_code = 3
+    exit_code = 4
 
 
 class PlanningError(PhyssegError, RuntimeError):

@@ -67,7 +67,7 @@ def trainer(kit: Kit, ranks: int) -> list[float]:
         "log_every": 1,
     }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    torchrun(ranks, "-m", "physseg.cli", "train", config, "--out", run, *words)
+    torchrun(ranks, "-m", "physseg", "train", config, "--out", run, *words)
     return [line["loss/total"] for line in read_log(run / "log.jsonl", "step") if "loss/total" in line]
 
 

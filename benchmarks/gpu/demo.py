@@ -64,5 +64,5 @@ def measure(kit: Kit) -> Iterator[Section]:
 def physseg(*words: object) -> float:
     """Run a command; seconds. Its output is the part's."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "physseg.cli", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "physseg", *map(str, words)], check=True)
     return time.perf_counter() - started

@@ -44,7 +44,7 @@ def scenes_manifest(kit: Kit, split: str) -> Path:
     path, folders = kit.folder / f"{split}.parquet", scenes(kit)
     if not path.exists():
         words = ["manifest", "folder", "--images", folders.images(split), "--labels", folders.labels(split)]
-        words += ["--classes", folders.classes(split), "--split", split, "--name", "scenes", "--out", path]
+        words += ["--classes-file", folders.classes(split), "--split", split, "--name", "scenes", "--out", path]
         typer.main.get_command(app).main([str(word) for word in words], standalone_mode=False)
     return path
 

@@ -22,6 +22,6 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 # Ranks meet on the first node. Set MASTER_ADDR where a node's name is not the address of its fast network.
 address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --rdzv-id="$SLURM_JOB_ID" \
-    --rdzv-backend=c10d --rdzv-endpoint="$address:$((20000 + SLURM_JOB_ID % 10000))" -m physseg.cli train "$@" &
+    --rdzv-backend=c10d --rdzv-endpoint="$address:$((20000 + SLURM_JOB_ID % 10000))" -m physseg train "$@" &
 training=$!
 wait "$training"

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from ...common.text import between, counted, format_bytes, format_duration
 from ..run.run import Job
-from .estimate import Estimate, estimate_job
+from .estimate import Estimate
 
 BUSY_ENOUGH = 0.85
 """CPU seconds over wall seconds; a process with a core to itself and its files in memory has 0.97 and more."""
@@ -14,10 +13,9 @@ SCHEDULER_TASKS_PER_SECOND = 270
 """Tasks that a Dask scheduler manages at the least; docs/clusters.md says where else limits are."""
 
 
-def describe_cost(job: Job, **options: Any) -> Iterator[str]:
-    """Measure some images of a job that has work to do, and say what it takes; options are those of `estimate_job`."""
+def describe_cost(job: Job, estimate: Estimate | None) -> Iterator[str]:
+    """What a job that has work to do takes, by the estimate of `estimate_job`."""
     if job.todo.tasks:
-        estimate = estimate_job(job, **options)
         none = "  estimate    none of a few images could be computed: the run will quarantine such"
         yield from describe_estimate(estimate) if estimate else [none]
 

@@ -61,7 +61,7 @@ def write_page(
     if not chosen:
         raise InspectError(
             f"{store}: no sample to show: {len(usable)} of {len(views.reader)} are done, asked for {max_samples}",
-            hint="run `physseg preprocess MANIFEST STORE` first, or raise --max-samples",
+            hint="run `physseg preprocess MANIFEST STORE` first, or raise --num-images",
         )
     summary = summarise(store, root=root)
     cards, scripts = [], []

@@ -1,6 +1,5 @@
 """What a store holds, in figures: counted from its schema, its commit records and a few measured samples."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -90,9 +89,6 @@ class StoreSummary:
     projected_bytes: float | None
     measured_samples: int
     """Number of samples that were read for `ArrayFacts.fill`."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
 
 
 def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:

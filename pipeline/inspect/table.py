@@ -19,7 +19,7 @@ def summary_lines(summary: StoreSummary) -> list[str]:
         lines += ["", f"quarantined ({len(summary.quarantine)}):"]
         lines += [f"  {entry.index:>7}  {entry.sample_id}: {entry.reason}" for entry in shown]
         rest = len(summary.quarantine) - len(shown)
-        lines += [f"  and {rest} more; --json lists them all"] if rest else []
+        lines += [f"  and {rest} more; --json - lists them all"] if rest else []
     if summary.damaged:
         lines += ["", "damaged; see `physseg verify STORE`:", *(f"  {fault}" for fault in summary.damaged)]
     if summary.missing:

@@ -49,7 +49,7 @@ def test_a_store_that_may_not_be_written_can_be_read(disk: Path, shapes: Shapes)
     physseg("preprocess", shapes.manifest, store, *SYNC)
     assert not mount("-o", "remount,ro", str(disk)).returncode
     assert "no fault" in physseg("verify", store)
-    assert '"done": ' in physseg("inspect", store, "--json")
+    assert '"done": ' in physseg("inspect", store, "--json", "-")
     for part, count in (((), 352), (("--part", "1/2"), 192)):
         said = physseg("preprocess", shapes.manifest, store, *SYNC, *part)
         assert "nothing: every shard" in said and f"{count} of {count} samples done" in said, said

@@ -146,7 +146,7 @@ def damage(path: Path) -> None:
 
 
 def test_the_table_names_the_package(sobel: Installed) -> None:
-    (row,) = (row for row in json.loads(sobel("plugins", "--json")) if row["name"] == "sobel")
+    (row,) = (row for row in json.loads(sobel("plugins", "--json", "-")) if row["name"] == "sobel")
     assert (row["kind"], row["package"], row["version"]) == ("extractors", "physseg-sobel", "0.1.0")
     assert (row["target"], row["problem"]) == ("physseg_sobel:Sobel", "")
     assert "sobel" not in plugins.names("extractors")

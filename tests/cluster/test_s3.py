@@ -75,7 +75,7 @@ def test_manifest_images_and_store_by_url(s3: Bucket, tmp_path: Path) -> None:
     physseg("preprocess", there, tmp_path / STORE, *root, *SYNC)
     assert_same_tree(s3.tree(STORE), tree(tmp_path / STORE))
     assert "nothing: every shard is committed" in physseg("preprocess", there, store, *root, *SYNC)
-    assert json.loads(physseg("inspect", store, "--json"))["done"] == 100
+    assert json.loads(physseg("inspect", store, "--json", "-"))["done"] == 100
     physseg("inspect", store, "--sample", "017", "--out", tmp_path / "pictures")
     assert (tmp_path / "pictures").is_dir()
 

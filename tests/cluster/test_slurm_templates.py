@@ -175,7 +175,7 @@ def submit_training(
     slow = "import time; from physseg.train import optim; from physseg.cli import main; clip = optim.clip_gradients\n"
     slow += f"optim.clip_gradients = lambda *words: (time.sleep({seconds}), clip(*words))[1]\nmain()\n"
     Path("bin/slow_physseg.py").write_text(slow)
-    changes = {"--gpus-per-node=4": f"--gpus-per-node={ranks}", "-m physseg.cli": "bin/slow_physseg.py"}
+    changes = {"--gpus-per-node=4": f"--gpus-per-node={ranks}", "-m physseg": "bin/slow_physseg.py"}
     changes |= {"--time=24:00:00": f"--time={time_limit}", "USR1@300": f"USR1@{warning}"}
     line, _ = shrunk("train.sh", *changes.items())
     (job,) = submit(line.replace("sbatch", " ".join(["sbatch", *options])))

@@ -113,7 +113,7 @@ def test_short_commands_end_as_they_should(name: str, shapes: Shapes, tmp_path: 
     One to six of twenty runs of `inspect` ended so, with everything printed: a thread of Arrow's did it.
     """
     (tmp_path / "classes.txt").write_text("ground\nbox\ndisc\nsquare\nball\n")
-    folder = ("folder", "--root", shapes.root, "--classes", tmp_path / "classes.txt", "--out")
+    folder = ("folder", "--root", shapes.root, "--classes-file", tmp_path / "classes.txt", "--out")
 
     def run(number: int) -> tuple[int, str]:
         words = (*folder, tmp_path / f"{number}.parquet") if name == "manifest" else (shapes.store,)

@@ -124,7 +124,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_the_table_of_all_parts(install: Install) -> None:
     code, table = run()
     assert code == 0, table
-    rows = json.loads(run("--json")[1])
+    rows = json.loads(run("--json", "-")[1])
     assert all(row["package"] == "physseg" and row["problem"] == "" for row in rows)
     by_pyproject = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]
     assert {(f"physseg.{row['kind']}", row["name"]): row["target"] for row in rows} == {
@@ -138,4 +138,4 @@ def test_the_table_of_all_parts(install: Install) -> None:
     told = "extractors torn torn-off 1.5 torn_off:thing does not load: SystemExit: 0"
     assert told in [" ".join(line.split()) for line in lines]
     assert len(lines) == 1 + len(rows) + 2
-    assert [row["problem"] for row in json.loads(run("--json")[1]) if row["package"] == "well-made"] == [""]
+    assert [row["problem"] for row in json.loads(run("--json", "-")[1]) if row["package"] == "well-made"] == [""]

@@ -22,8 +22,16 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "physseg_demo"
     scenes = write_scenes(out / "scenes", num_train=8, num_val=2)
     for split in ("train", "val"):
-        words = ["--images", scenes.images(split), "--labels", scenes.labels(split), "--classes", scenes.classes(split)]
-        words += ["--split", split, "--name", "scenes", "--out", out / f"{split}.parquet"]
+        words = [
+            "--images",
+            scenes.images(split),
+            "--labels",
+            scenes.labels(split),
+            "--classes-file",
+            scenes.classes(split),
+        ]
+        words += ["--classes-file", scenes.classes(split), "--split", split, "--name", "scenes"]
+        words += ["--out", out / f"{split}.parquet"]
         done = CliRunner().invoke(app, ["manifest", "folder", *map(str, words)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
     frame = Frame(short_edge=192, max_long_edge=384, canvas=384)

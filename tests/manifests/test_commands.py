@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import typer
+from physseg.common.command_line.options import parsed
 from physseg.common.text import Part, parse_bytes
-from physseg.manifests.commands import parsed
 from physseg.manifests.manifest import Manifest
 
 
@@ -15,7 +15,9 @@ def toy_set(toys):
 
 def test_folder_writes_a_manifest_and_says_what_is_next(toys, physseg):
     toy_set(toys)
-    code, out, _ = physseg("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "sub/m.parquet")
+    code, out, _ = physseg(
+        "manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", "sub/m.parquet"
+    )
     assert code == 0
     for line in (
         "samples      2: 2 usable, 0 quarantined",
@@ -32,13 +34,13 @@ def test_folder_writes_a_manifest_and_says_what_is_next(toys, physseg):
 def test_the_same_input_gives_the_same_bytes(toys, physseg, tmp_path):
     toy_set(toys)
     for out in ("one.parquet", "two.parquet"):
-        physseg("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", out)
+        physseg("manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", out)
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
 def test_verbose_shows_every_class(toys, physseg):
     toy_set(toys)
-    command = ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "m.parquet", "--verbose")
+    command = ("manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", "m.parquet", "--verbose")
     out = physseg(*command)[1]
     assert [line.split() for line in out.splitlines() if "%" in line and "occur" not in line] == [
         ["0", "sky", "50.000%"],
@@ -53,7 +55,7 @@ def test_quarantine_is_listed_by_name_and_makes_the_exit_code(toys, physseg):
     toys.label("labels/bad.png", np.full((24, 32), 9, np.uint8))
     toys.image("images/grey.jpg", mode="L")
     toys.label("labels/grey.png")
-    command = ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "m.parquet")
+    command = ("manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", "m.parquet")
     code, out, err = physseg(*command)
     assert code == 3
     assert "--allow-quarantine" in err
@@ -69,7 +71,7 @@ def test_quarantine_is_listed_by_name_and_makes_the_exit_code(toys, physseg):
 def test_ignore_and_first_id(toys, physseg):
     toys.pairs(["a", "b"])
     toys.lines("classes.txt", "thing")
-    base = ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "m.parquet")
+    base = ("manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", "m.parquet")
     code, out, _ = physseg(*base, "--first-id", "1", "--ignore", "0", "--ignore", "255")
     assert code == 0
     assert "classes      1 of 1 occur; 50.0% of the pixels are unlabelled" in out
@@ -95,11 +97,11 @@ def test_coco_stuff_with_root_and_split(toys, physseg):
             "error: .: Is a directory\n  hint: ",
         ),
         (
-            ("folder", "--out", "m.parquet", "--root", ".", "--classes", "no.txt"),
+            ("folder", "--out", "m.parquet", "--root", ".", "--classes-file", "no.txt"),
             "error: no.txt: expected a class file, got no such file",
         ),
         (
-            ("folder", "--out", "m.parquet", "--root", ".", "--classes", "classes.txt", "--exif", "guess"),
+            ("folder", "--out", "m.parquet", "--root", ".", "--classes-file", "classes.txt", "--exif", "guess"),
             "error: exif: expected error, apply or ignore, got 'guess'",
         ),
     ],
@@ -115,7 +117,7 @@ def test_errors_are_a_line_and_a_hint(arguments, message, toys, physseg, tmp_pat
 
 def test_a_failed_run_keeps_the_old_manifest(toys, physseg, tmp_path):
     toy_set(toys)
-    command = ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "m.parquet")
+    command = ("manifest", "folder", "--root", ".", "--classes-file", "classes.txt", "--out", "m.parquet")
     physseg(*command)
     before = (tmp_path / "m.parquet").read_bytes()
     (tmp_path / "labels/a.png").unlink()
@@ -124,7 +126,7 @@ def test_a_failed_run_keeps_the_old_manifest(toys, physseg, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "option"), [(Part.parse, "3/2", "--part"), (parse_bytes, "lots", "--memory")]
+    ("parse", "text", "option"), [(Part.parse, "3/2", "--part"), (parse_bytes, "lots", "--memory-limit")]
 )
 def test_an_option_that_does_not_parse_is_named_once(parse, text, option):
     with pytest.raises(typer.BadParameter) as caught:

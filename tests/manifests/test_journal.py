@@ -209,7 +209,17 @@ def test_what_follows_damage_is_checked_again(mixed, seen, tmp_path, damage):
 
 
 def words(out="m.parquet"):
-    return ("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--allow-quarantine", "--out", str(out))
+    return (
+        "manifest",
+        "folder",
+        "--root",
+        ".",
+        "--classes-file",
+        "classes.txt",
+        "--allow-quarantine",
+        "--out",
+        str(out),
+    )
 
 
 @pytest.fixture

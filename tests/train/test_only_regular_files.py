@@ -14,14 +14,14 @@ from physseg.pipeline.store.frame import Frame
 from ..conftest import write_shapes
 from .conftest import MODEL, to_toml
 
-FOLDER = "manifest folder --images images --labels labels --classes classes.txt --out o.parquet"
+FOLDER = "manifest folder --images images --labels labels --classes-file classes.txt --out o.parquet"
 STUFF = (
     "manifest coco-stuff --images images --stuff-json a.json --instances-json b.json --write-labels l --out o.parquet"
 )
 PREPROCESS = "preprocess m.parquet new.zarr --scheduler sync"
 SUPERPOINT = f"{PREPROCESS} --structures superpoint --set superpoint.weights=w.pth"
 TRAIN = "train config.toml --out"
-JUDGE = "judge none --manifest m.parquet"
+JUDGE = "judge none m.parquet"
 
 READ = (
     (FOLDER, "classes.txt"),
@@ -45,7 +45,7 @@ READ = (
     ("evaluate --merge part.json", "part.json"),
     ("predict run images/000.jpg --classes-file classes.txt", "classes.txt"),
     ("predict run images/000.jpg --classes a,b", "images/000.jpg"),
-    ("judge a.json --manifest m.parquet", "a.json"),
+    ("judge a.json m.parquet", "a.json"),
     ("judge a.npz", "a.npz"),
     ("judge a.csv", "a.csv"),
     ("judge a.csv --trained-on classes.txt", "classes.txt"),
@@ -60,19 +60,19 @@ READ = (
 )
 
 WRITTEN = (
-    "manifest folder --images none --labels none --classes none --out",
+    "manifest folder --images none --labels none --classes-file none --out",
     "inspect none --html",
-    "judge none.json --manifest none --json",
+    "judge none.json none --json",
     "analyse similarity none --json",
     "analyse similarity none --csv",
     "analyse oracle none none --json",
-    "analyse compare none nothing --manifest none --json",
+    "analyse compare none nothing none --json",
     "analyse structure none --store none --json",
     "superpoint label none",
     "superpoint evaluate none --out",
 )
 """Commands without the file that they write at their end. Nothing else that they name is there."""
-WRITTEN_INTO = ("evaluate none none --out", "analyse compare none nothing --manifest none --out")
+WRITTEN_INTO = ("evaluate none none --out", "analyse compare none nothing none --out")
 """The same, without the folder of what they write."""
 UNWRITABLE = [(words, place) for words in WRITTEN for place in ("images", "pipe", "m.parquet/x", "/proc/x")]
 UNWRITABLE += [(words, place) for words in WRITTEN_INTO for place in ("m.parquet", "/proc/x")]

@@ -66,7 +66,7 @@ class Table:
         """Raise AnalysisError where a harmonic mean is of another data set than these."""
         for pair in self.harmonic:
             if not set(pair) <= set(data):
-                expected = f"--eval {pair[0]}.parquet and {pair[1]}.parquet, for their harmonic mean"
+                expected = f"{pair[0]}.parquet and {pair[1]}.parquet, for their harmonic mean"
                 raise AnalysisError.mismatch(self.title, expected, ", ".join(data))
 
 

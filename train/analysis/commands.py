@@ -6,28 +6,27 @@ from typing import Annotated
 
 import typer
 
-from ...common.atomic import atomic_json, atomic_write
+from ...common.atomic import atomic_write
+from ...common.command_line.app import App
+from ...common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, show, to_write
 from ...common.text import counted
-from ...manifests.commands import to_write
 from ..commands import (
     Checkpoint,
     ClassesKept,
-    Device,
+    Clip,
     FirstResize,
-    JsonOut,
     Memory,
     NoWindows,
+    Prompts,
     Run,
+    SetOption,
     SynonymRule,
     inference_settings,
     load,
+    recipes,
 )
 
-Root = Annotated[str | None, typer.Option(help="Where the manifest's paths start, if the data set was moved.")]
-
-app = typer.Typer(help="What trained models say about the method: the paper's analyses.", no_args_is_help=True)
-
-MaxImages = Annotated[int | None, typer.Option(min=1, help="Look at the first N images only.")]
+app = App(help="Make the paper's analyses of trained models.", no_args_is_help=True)
 
 
 @app.command()
@@ -35,13 +34,11 @@ def ablation(
     table: Annotated[
         str, typer.Argument(help="table3, table4 (the paper's), edges, study, or a TOML file of rows of your own.")
     ],
-    config: Annotated[str, typer.Argument(help="Configuration as for `physseg train`: a file or a recipe.")],
-    manifests: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluate on it; may be repeated.")] = None,
+    config: Annotated[str, typer.Argument(help="Configuration: a TOML file or a recipe.", autocompletion=recipes)],
+    manifests: Annotated[list[Path] | None, typer.Argument(help="Manifests to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs, and of the table.")] = Path("ablation"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row trains with each.")] = "0,1,2",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting in all rows.")
-    ] = None,
+    settings: SetOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the CPUs.")] = 1,
     no_windows: NoWindows = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the training commands and stop.")] = False,
@@ -63,9 +60,9 @@ def ablation(
             typer.echo(runs_of.command(run, config, settings or ()))
         return
     if not manifests:
-        raise typer.BadParameter("name a manifest to evaluate on", param_hint="--eval")
+        raise typer.BadParameter("name a manifest to evaluate on", param_hint="MANIFESTS")
     if len({path.stem for path in manifests}) < len(manifests):
-        raise typer.BadParameter("two of one name would be one column", param_hint="--eval")
+        raise typer.BadParameter("two of one name would be one column", param_hint="MANIFESTS")
     tables = {path.stem: Manifest.read(path) for path in manifests}
     chosen.require(tables)
     several = partial(runs_of.run_at_once, jobs=jobs) if jobs > 1 else runs_of.run_all
@@ -83,23 +80,19 @@ def similarity(
         typer.Argument(help="Published names (ade20k-150, ...), manifests, class files. Default: those of Table 1."),
     ] = None,
     to: Annotated[str, typer.Option(help="The vocabulary of training.")] = "coco-stuff",
-    clip: Annotated[str | None, typer.Option(help="Preset of the weights, e.g. ViT-L-14-336.")] = None,
-    prompts: Annotated[
-        str, typer.Option(help='A template such as "a photo of a {}", "single", "imagenet", or a file of templates.')
-    ] = "",
+    clip: Clip = None,
+    prompts: Prompts = "",
     synonyms: SynonymRule = None,
     json_file: JsonOut = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", callback=to_write, help="Write every class's nearest class here.")
+        Path | None, typer.Option("--csv", callback=to_write, help="CSV file to write of every class's nearest class.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """How near test vocabularies are to the training classes, by CLIP's text encoder (Table 1).
+    """Tell how near test vocabularies are to the training classes, by CLIP's text encoder (Table 1).
 
     Hausdorff: of every test class its highest cosine to a training class, and of those the lowest. Symmetric: the same
     from both sides. Mean best: the mean instead of the lowest.
-
-    For example: physseg analyse similarity openai --clip ViT-L-14-336 --csv neighbours.csv
     """
     from ..model.device import choose_device
     from . import similarity as analysis
@@ -108,11 +101,10 @@ def similarity(
     chosen = [analysis.find_vocabulary(text) for text in vocabularies or analysis.TABLE_1]
     reference = analysis.find_vocabulary(to)
     for vocabulary in (*chosen, reference) if vocabularies else ():
-        typer.echo(f"{vocabulary.name}: {vocabulary.describe()}")
+        typer.echo(f"{vocabulary.name}: {vocabulary.describe()}", err=json_file == PRINT)
     encoder = find_encoder(source, clip=clip, prompts=prompts, synonyms=synonyms, device=choose_device(device))
     found = analysis.similarities(encoder, chosen, reference)
-    typer.echo(analysis.table(found))
-    _write_json(json_file, analysis.document(found, encoder.origin))
+    show(analysis.table(found), analysis.document(found, encoder.origin), json_file)
     if csv_file:
         atomic_write(csv_file, analysis.neighbours_csv(found).encode())
 
@@ -122,14 +114,14 @@ def oracle(
     run: Run,
     manifest: Annotated[Path, typer.Argument(help="Manifest of the images, of any vocabulary.")],
     regions: Annotated[
-        str, typer.Option(help="class: all pixels of a class in an image are one region; connected: its parts.")
+        str, typer.Option(help="Regions: class (all pixels of one in an image), connected (its parts).")
     ] = "class",
     clip_weights: Annotated[
         str | None, typer.Option(help="Let pretrained CLIP name true regions as well: a tag or a file.")
     ] = None,
-    clip: Annotated[str | None, typer.Option(help="Preset of --clip-weights. Default: the run's.")] = None,
+    clip: Clip = None,
     checkpoint: Checkpoint = "latest",
-    max_images: MaxImages = None,
+    max_images: NumImages = None,
     root: Root = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
@@ -137,7 +129,7 @@ def oracle(
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
-    """Where against what (Figure 1): mIoU if the ground truth drew the regions, and if it named them.
+    """Compare "where" and "what" (Figure 1): mIoU if the ground truth drew the regions, and if it named them.
 
     A model that gains much from true names knows "where" better than "what". The true regions are named by the model
     (highest mean probability) and by dense CLIP features: those of the run's own encoder, and with --clip-weights those
@@ -163,8 +155,7 @@ def oracle(
         max_images=max_images,
         settings=inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
     )
-    typer.echo(f"{run} at step {loaded.step} on {manifest}; regions: {regions}")
-    typer.echo(analysis.table(found))
+    text = f"{run} at step {loaded.step} on {manifest}; regions: {regions}\n{analysis.table(found)}"
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
     facts |= {
         "unit": "fraction",
@@ -173,20 +164,20 @@ def oracle(
         "first_resize": first_resize,
         "max_images": max_images,
     }
-    _write_json(json_file, facts | {"rows": analysis.document(found, table.vocabulary.class_names)})
+    show(text, facts | {"rows": analysis.document(found, table.vocabulary.class_names)}, json_file)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two or more runs, the baseline first; NAME=RUN gives a caption.")],
-    manifest: Annotated[Path, typer.Option(help="Manifest of the images.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest of the images.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, index.html and compare.json.")] = Path("compare"),
-    samples: Annotated[list[str] | None, typer.Option("--sample", help="Show this sample id; may be repeated.")] = None,
+    samples: Annotated[list[str] | None, typer.Option("--sample", help="Sample to show, by id. Repeatable.")] = None,
     most_changed: Annotated[
-        int, typer.Option(min=1, help="Without --sample: show the N samples whose accuracy changed most.")
+        int, typer.Option(min=1, help="Show the N samples whose accuracy changed most, without --sample.")
     ] = 8,
     checkpoint: Checkpoint = "latest",
-    max_images: MaxImages = None,
+    max_images: NumImages = None,
     root: Root = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
@@ -195,11 +186,9 @@ def compare(
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
-    """Image, ground truth and the label maps of several runs side by side (Figures 5 and 6).
+    """Draw image, ground truth and the label maps of several runs side by side (Figures 5 and 6).
 
     Changes are those of the last run against the first one, in pixel accuracy, for better or worse.
-
-    For example: physseg analyse compare baseline=runs/a ours=runs/b --manifest ade150.parquet --no-windows
     """
     from ...manifests.manifest import Manifest
     from ..prediction.text_cache import cached_texts
@@ -229,9 +218,9 @@ def compare(
         ),
     )
     facts = {name: {"run": str(paths[name]), "step": run.step} for name, run in loaded.items()}
-    _write_json(json_file, analysis.write_comparison(out, pictured, scores, facts, table))
-    typer.echo(analysis.in_words(scores))
-    typer.echo(f"{counted(len(pictured), 'picture')} in {out}, all on one page: {out / 'index.html'}")
+    document = analysis.write_comparison(out, pictured, scores, facts, table)
+    where = f"{counted(len(pictured), 'picture')} in {out}, all on one page: {out / 'index.html'}"
+    show(f"{analysis.in_words(scores)}\n{where}", document, json_file)
 
 
 @app.command()
@@ -243,9 +232,10 @@ def structure(
     bsds: Annotated[
         Path | None, typer.Option(help="Compare with people's boundaries: BSDS500's folder of images and groundTruth.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of --bsds: train, val or test.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of --bsds: train, val or test.")] = "val",
     tolerance: Annotated[
-        float | None, typer.Option(min=0, max=10**6, help="In px. Default: 0.0075 of the image's diagonal, as BSDS.")
+        float | None,
+        typer.Option(min=0, max=10**6, help="Tolerance, px. Default: 0.0075 of the diagonal, as BSDS."),
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=32, help="Side of the head's windows, px. Default: the run's training crop.")
@@ -257,12 +247,12 @@ def structure(
         float, typer.Option(min=0, max=50, help="Sigma of the blur before Canny on --bsds, px.")
     ] = 0.0,
     checkpoint: Checkpoint = "latest",
-    max_images: MaxImages = None,
+    max_images: NumImages = None,
     root: Root = None,
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
-    """How well the structure head's maps match cached ones, or the boundaries that people draw.
+    """Judge the structure head's maps by cached ones, or by the boundaries that people draw.
 
     Precision, recall and F at the best threshold, within a tolerance; "mirrored" is what the same maps, mirrored, get
     by chance. With --bsds, Canny's F stands beside the head's. Not the benchmark's one-to-one matching: compare these
@@ -291,7 +281,7 @@ def structure(
         title = f"against the people's boundaries of BSDS500 {split}"
         images, model = analysis.find_bsds(Path(str(bsds)), split, max_images), loaded.model if loaded else None
         found = analysis.match_bsds(images, model, window_px=window_px, tolerance_px=tolerance, canny_blur=canny_blur)
-    typer.echo(analysis.table(found, f"{title}, {counted(len(next(iter(found.values())).counts), 'image')}"))
+    text = analysis.table(found, f"{title}, {counted(len(next(iter(found.values())).counts), 'image')}")
     document = {
         "run": str(run) if run else None,
         "step": loaded.step if loaded else None,
@@ -302,9 +292,4 @@ def structure(
         "thinned": not no_thin,
         "maps": {name: score.document() for name, score in found.items()},
     }
-    _write_json(json_file, document)
-
-
-def _write_json(path: Path | None, document: object) -> None:
-    if path:
-        atomic_json(path, document)
+    show(text, document, json_file)

@@ -96,5 +96,5 @@ def _asked(config: SegmenterConfig, prompts: str, synonyms: str | None) -> Segme
     """The configuration with other prompts. Raises ConfigError for an unknown rule."""
     changed: dict[str, Any] = {"synonyms": synonyms} if synonyms else {}
     if prompts:
-        changed["templates"] = (prompts,) if "{}" in prompts else read_templates(prompts)
+        changed["templates"] = read_templates(prompts)
     return replace(config, **changed)

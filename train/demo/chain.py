@@ -92,7 +92,7 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     chain.command("inspect: table", "inspect", store)
     samples = [text for index in range(min(3, settings.num_train)) for text in ("--sample", str(index))]
     chain.command("inspect: pictures", "inspect", store, *samples, "--out", out / "structures")
-    chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--max-samples", "24")
+    chain.command("inspect: page", "inspect", store, "--html", out / "structures.html", "--num-images", "24")
     recipe = Path(__file__).with_name("demo.toml").read_text(encoding="utf-8")
     head = "# Written by `physseg demo`. `physseg train --example` explains every key."
     config = f"{head}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
@@ -157,7 +157,7 @@ class Chain:
     def manifest(self, scenes: SceneFolders, split: str) -> None:
         """Write SPLIT.parquet."""
         folders = ("--images", scenes.images(split), "--labels", scenes.labels(split))
-        vocabulary = ("--classes", scenes.classes(split), "--split", split, "--name", "scenes")
+        vocabulary = ("--classes-file", scenes.classes(split), "--split", split, "--name", "scenes")
         output = ("--out", self.out / f"{split}.parquet")
         self.command(f"manifest, {split}", "manifest", "folder", *folders, *vocabulary, *output)
 

@@ -31,6 +31,6 @@ def write_study(out: Path, *, say: Callable[[str], None]) -> None:
         chain.manifest(scenes, split)
     options = ("--short-edge", "192", "--structures", STRUCTURES)
     chain.command("preprocess", "preprocess", out / "train.parquet", out / "train.zarr", *options)
-    tests = [word for split in TEST_SPLITS for word in ("--eval", str(out / f"{split}.parquet"))]
+    tests = [str(out / f"{split}.parquet") for split in TEST_SPLITS]
     words = ["physseg", "analyse", "ablation", "study", str(config), "--out", str(out / "runs"), *tests]
     say(f"\nnext: {shlex.join([*words, '--seeds', '0,1,2,3,4', '--jobs', '2', '--no-windows'])}")

@@ -1,21 +1,20 @@
 """`physseg superpoint ...`: train and judge detectors."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...common.command_line.app import App
+from ...common.command_line.options import PRINT, Device, JsonOut, show, to_write
 from ...common.text import counted
-from ...manifests.commands import to_write
 
-app = typer.Typer(
-    help="Train and judge SuperPoint detectors; the package's own was made this way.", no_args_is_help=True
-)
+app = App(help="Train and judge SuperPoint detectors.", no_args_is_help=True)
 
 DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weights, checkpoint, log. Resumes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-TorchDevice = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
 BatchSize = Annotated[int, typer.Option(min=1, max=10**7, help="Number of pictures per step.")]
 Workers = Annotated[
     int | None,
@@ -34,7 +33,7 @@ def superpoint_train_synthetic(
     full_width: Annotated[bool, typer.Option("--full-width", help="The published widths; for GPUs.")] = False,
     batch_size: BatchSize = 32,
     precision: Precision = "auto",
-    device: TorchDevice = "cpu",
+    device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Teach a new detector on generated shapes with exact keypoints. Re-running the command resumes."""
@@ -53,7 +52,7 @@ def superpoint_train_synthetic(
 @app.command("textures")
 def superpoint_textures(
     folder: Annotated[Path, typer.Argument(help="Folder for texture_00000.png, ...")],
-    number: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 400,
+    number: Annotated[int, typer.Option("--num-images", min=1, help="Number of pictures.")] = 400,
     seed: Seed = 0,
 ) -> None:
     """Write generated pictures that no photographer owns, 240x320, to label and train on."""
@@ -72,7 +71,7 @@ def superpoint_label(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Keypoints are more probable than this.")] = 0.015,
     max_points: Annotated[int, typer.Option(min=1, help="Number of keypoints to keep of each picture.")] = 600,
     precision: Precision = "auto",
-    device: TorchDevice = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Label pictures by homographic adaptation: a detector's mean answer to many warped copies of each."""
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
@@ -95,7 +94,7 @@ def superpoint_train(
     seed: Seed = 1,
     batch_size: BatchSize = 32,
     precision: Precision = "auto",
-    device: TorchDevice = "cpu",
+    device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Train a detector further on labelled pictures. Re-running the command resumes."""
@@ -115,7 +114,7 @@ def superpoint_train(
 def superpoint_reproduce(
     folder: Annotated[Path, typer.Argument(help="Folder for everything that is made on the way. Resumes.")],
     precision: Precision = "auto",
-    device: TorchDevice = "cpu",
+    device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Make a detector by the package's recipe: shapes, then rounds of labelling textures and training on them.
@@ -137,16 +136,13 @@ def superpoint_evaluate(
     ] = None,
     photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
     per_kind: Annotated[int, typer.Option(min=1, help="Number of held-out pictures of each kind of shape.")] = 50,
-    out: Annotated[Path | None, typer.Option(callback=to_write, help="JSON file for the figures.")] = None,
+    json_file: JsonOut = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures of shapes and sequences with what is found and missed.")
     ] = None,
-    device: TorchDevice = "cpu",
+    device: Device = "auto",
 ) -> None:
-    """Average precision on held-out shapes and repeatability on photographs, beside Harris, Shi-Tomasi, FAST, SIFT."""
-    import json
-
-    from ...common.atomic import atomic_write
+    """Judge a detector: average precision on shapes, repeatability; beside Harris, Shi-Tomasi, FAST and SIFT."""
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
     from ...structure_extractors.superpoint.inference import read_detector
     from ..model.device import choose_device
@@ -159,13 +155,11 @@ def superpoint_evaluate(
     if pictures is not None:
         to_write(pictures / "*")
     sequences = read_sequences(sequence or ())
-    rows = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=typer.echo)
-    typer.echo("")
-    table(rows, typer.echo)
-    if out is not None:
-        atomic_write(out, (json.dumps({"weights": path.name, "figures": rows}, indent=2) + "\n").encode())
-        typer.echo(f"written to {out}")
+    say, lines = partial(typer.echo, err=json_file == PRINT), [""]
+    rows = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
+    table(rows, lines.append)
+    show("\n".join(lines), {"weights": path.name, "figures": rows}, json_file)
     if pictures is not None:
         detect = network_detector(detector.network)
         files = write_pictures(pictures, detect, threshold=detector.threshold, sequences=sequences)
-        typer.echo(f"{pictures}: {counted(len(files), 'picture')} of what it finds")
+        say(f"{pictures}: {counted(len(files), 'picture')} of what it finds")

@@ -111,7 +111,7 @@ def evaluate_predictions(
         expected = "a folder of label PNGs, detectron2's .json, a confusion matrix (.npz, .csv) or a .csv of IoUs"
         raise EvaluationError.mismatch(path, expected, "another file" if path.exists() else "nothing there")
     if table is None:
-        hint = "name their manifest: --manifest M.parquet"
+        hint = "name their manifest, too: PREDICTIONS M.parquet"
         if path.suffix.lower() == ".json":
             hint += f"; {judge_counts(path)}"
         raise EvaluationError(f"{path}: label maps are scored against labels", hint=hint)

@@ -50,7 +50,7 @@ class SegmenterConfig:
     templates: tuple[str, ...] = ()
     """Prompts, each with one {} for the class name. Their number is P."""
     prompts: NameOrPath = ""
-    """The templates by name, "single" or "imagenet" (80), or by file; empty after construction."""
+    """The templates: one itself, a name, "single" or "imagenet" (80), or a file; empty after construction."""
     synonyms: Synonyms = "first"
     """What stands for a class of comma-separated synonyms: the first, or the mean over all."""
     num_layers: int = 0

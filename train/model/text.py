@@ -39,15 +39,19 @@ def synonyms_of(name: str) -> tuple[str, ...]:
 
 
 def read_templates(prompts: str) -> tuple[str, ...]:
-    """Templates by the name of a set, "single" or "imagenet" (the 80 of OpenAI's CLIP), or from a file, one per line.
+    """The templates that a setting or an option stands for.
 
-    Whoever takes a template checks what it looks like. Raises ConfigError for no set and no file, or an empty file.
+    It is a template itself, which has {} for the name, the name of a set, "single" or "imagenet" (the 80 of OpenAI's
+    CLIP), or a file with one template a line. Whoever takes a template checks what it looks like. Raises ConfigError
+    for what is none of them, or an empty file.
     """
+    if "{}" in prompts:
+        return (prompts,)
     if prompts == "single":
         return (TEMPLATE,)
     if prompts == "imagenet":
         return tuple(template("{}") for template in _open_clip_file("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES)
-    expected = f'"single", "imagenet", or a text file with one template a line, such as: {TEMPLATE}'
+    expected = f'"single", "imagenet", a template, or a text file with one template a line, such as: {TEMPLATE}'
     lines = read_text(Path(prompts), ConfigError, expected).splitlines()
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates:

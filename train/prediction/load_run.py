@@ -33,10 +33,22 @@ class LoadedRun:
     """sha256 of the file that the weights were read from."""
 
 
+Step = int | Literal["best", "previous"] | None
+"""A checkpoint of a run: that of a step, the best or the one before the latest; None is the latest."""
+
+
+def step_of(checkpoint: str | int) -> Step:
+    """The checkpoint that a word names: a step, latest, previous or best. Raises ConfigError for another word."""
+    named: dict[str, Step] = {"latest": None, "previous": "previous", "best": "best"}
+    if not (text := str(checkpoint)).isdecimal() and text not in named:
+        raise ConfigError.mismatch("checkpoint", "a step, latest, previous or best", repr(checkpoint))
+    return named[text] if text in named else int(text)
+
+
 def load_run(
     run: Path | str,
     *,
-    step: int | Literal["best", "previous"] | None = None,
+    step: Step = None,
     device: torch.device | str = "cpu",
     prompts: str = "",
     synonyms: str | None = None,
@@ -56,7 +68,7 @@ def load_run(
     return loaded
 
 
-def _load_checkpoint(run: Path, step: int | Literal["best", "previous"] | None) -> LoadedRun:
+def _load_checkpoint(run: Path, step: Step) -> LoadedRun:
     folder = RunFolder(run)
     document = folder.read()
     if step == "best":
@@ -77,7 +89,7 @@ def _load_checkpoint(run: Path, step: int | Literal["best", "previous"] | None) 
     return LoadedRun(model=model.eval(), classes=state.classes, step=state.step, origin=origin, weights=weights)
 
 
-def _load_export(path: Path, step: int | Literal["best", "previous"] | None) -> LoadedRun:
+def _load_export(path: Path, step: Step) -> LoadedRun:
     model, document = read_export(path)
     if step not in (None, document["step"]):
         raise CheckpointError(f"{path}: an exported model of step {document['step']}, got --checkpoint {step}")

@@ -16,7 +16,7 @@ from ..errors import PredictionError, ShapeError
 from ..model.device import choose_device
 from ..model.inference import InferenceSettings, class_texts, first_resize, predict_probabilities, segment_image
 from ..model.segmenter import Segmenter
-from .load_run import LoadedRun, load_run
+from .load_run import LoadedRun, load_run, step_of
 
 ImageLike = npt.NDArray[np.uint8] | Image.Image | Path | str
 """uint8 RGB (H, W, 3), a Pillow image, or the path of a JPEG or PNG. EXIF orientation of the latter two is applied."""
@@ -83,9 +83,10 @@ class TrainedModel:
         return self._text[1]
 
 
-def load_trained(path: str | Path, *, device: str, step: int | None, windows: bool) -> TrainedModel:
+def load_trained(path: str | Path, *, device: str, checkpoint: str | int, windows: bool) -> TrainedModel:
     """See `physseg.load`."""
-    return TrainedModel(load_run(path, step=step, device=choose_device(device)), InferenceSettings(windows=windows))
+    loaded = load_run(path, step=step_of(checkpoint), device=choose_device(device))
+    return TrainedModel(loaded, InferenceSettings(windows=windows))
 
 
 def as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:

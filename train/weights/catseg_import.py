@@ -140,7 +140,7 @@ def _prompts(renamed: Mapping[str, Tensor], prompts: str) -> dict[str, Any]:
         prompts = "single" if count == 1 else "imagenet"
     if not prompts and any(name.startswith("clip.text.") for name in renamed):
         fault = f"trained with {count} prompts per class, which the file does not tell"
-        hint = "give them with --prompts FILE, one template with {} a line, in the order of training"
+        hint = "give them with --prompts: a file, one template with {} a line, in the order of training"
         raise CheckpointError(fault, hint=hint)
     if not prompts:
         return {}

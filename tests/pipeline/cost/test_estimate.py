@@ -371,16 +371,16 @@ def physseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_command(physseg: Run, make_manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     make_manifest(40).write(tmp_path / "m.parquet")
-    words = (tmp_path / "m.parquet", "--short-edge", 32, "--images", 8)
+    words = (tmp_path / "m.parquet", "--short-edge", 32, "--num-images", 8)
     text = physseg("plan", *words, "--target-hours", 1, "--workers", 3)  # an option of before
     assert f"{tmp_path / 'm.parquet'}: new store, 40 samples in 1 shard" in text
     for line in ("core-seconds", "on 3 workers", "files", "memory", "an epoch reads", "a loader process"):
         assert line in text
-    facts = json.loads(physseg("plan", *words[:1], tmp_path / "s.zarr", *words[1:], "--json"))
+    facts = json.loads(physseg("plan", *words[:1], tmp_path / "s.zarr", *words[1:], "--json", "-"))
     assert (facts["samples"], facts["shards"], facts["reasons"]) == (40, 1, {"not computed yet": 1})
     assert facts["estimate"]["core_hours"][0] < facts["estimate"]["core_seconds"] / 3600
     assert names(tmp_path) == ["data", "m.parquet"]
     run.preprocess(tmp_path / "m.parquet", tmp_path / "s.zarr", frame=SMALL, scheduler="sync", progress=False)
     assert "nothing: every shard" in physseg("plan", tmp_path / "m.parquet", tmp_path / "s.zarr")
-    done = json.loads(physseg("plan", tmp_path / "m.parquet", tmp_path / "s.zarr", "--json"))
+    done = json.loads(physseg("plan", tmp_path / "m.parquet", tmp_path / "s.zarr", "--json", "-"))
     assert done == {"samples": 0, "shards": 0, "reasons": {}, "estimate": None}

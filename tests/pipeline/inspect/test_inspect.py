@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_a_lost_file_is_named(store: Path) -> None:
 
 def test_the_json_holds_what_the_table_says(store: Path) -> None:
     summary = summarise(store)
-    content = json.loads(summary.to_json())
+    content = json.loads(json.dumps(asdict(summary)))
     assert content["quarantine"][0]["sample_id"] == "004"
     assert content["layers"][0].keys() == {"name", "settings", "shards_current"}
     text = "\n".join(summary_lines(summary))
@@ -201,7 +202,7 @@ def test_many_quarantined_samples_are_cut(store: Path) -> None:
     many = dataclasses.replace(summary, quarantine=summary.quarantine * 8)
     lines = summary_lines(many)
     assert sum("004: " in line for line in lines) == 5
-    assert "  and 3 more; --json lists them all" in lines
+    assert "  and 3 more; --json - lists them all" in lines
 
 
 def test_samples_are_chosen_evenly() -> None:
@@ -387,7 +388,7 @@ def physseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_the_command_prints_the_table(physseg: Run, store: Path) -> None:
     code, out, _ = physseg(store)
     assert (code, "1 quarantined" in out, "mask_edges" in out) == (0, True, True)
-    code, out, _ = physseg(store, "--json")
+    code, out, _ = physseg(store, "--json", "-")
     assert (code, json.loads(out)["done"]) == (0, 4)
 
 
@@ -396,7 +397,7 @@ def test_the_command_draws_samples_and_the_page(physseg: Run, store: Path, tmp_p
     assert code == 0
     assert out.splitlines() == [f"wrote {tmp_path / 'out/000.png'}", f"wrote {tmp_path / 'out/2.png'}"]
     assert (tmp_path / "out/000/weights_ball.png").exists()
-    code, out, _ = physseg(store, "--html", tmp_path / "page.html", "--max-samples", 3)
+    code, out, _ = physseg(store, "--html", tmp_path / "page.html", "--num-images", 3)
     assert (code, "samples: 3" in out) == (0, True)
 
 

@@ -161,7 +161,7 @@ def test_rows_compared_with_others_and_harmonic_means_by_hand() -> None:
 def test_a_harmonic_mean_needs_both_sets() -> None:
     table = replace(read_table("table3"), harmonic=(("seen", "words"),))
     table.require(["words", "seen", "others"])
-    with pytest.raises(AnalysisError, match=r"expected --eval seen\.parquet and words\.parquet.*, got seen"):
+    with pytest.raises(AnalysisError, match=r"expected seen\.parquet and words\.parquet.*, got seen"):
         table.require(["seen"])
 
 
@@ -269,7 +269,7 @@ def test_the_command_trains_scores_and_resumes(write_config: Write, tmp_path: Pa
     table = tmp_path / "rows.toml"
     table.write_text('title = "t"\n' + both.format("+L^sac", 0) + both.format("both", 1))
     arguments = ["analyse", "ablation", str(table), str(config), "--out", str(tmp_path / "out")]
-    arguments += ["--eval", str(tmp_path / "val.parquet"), "--no-windows", "--seeds"]
+    arguments += [str(tmp_path / "val.parquet"), "--no-windows", "--seeds"]
     done = CliRunner().invoke(app, [*arguments, "0"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = ["+L^sac", "both"]
@@ -303,7 +303,7 @@ def test_runs_at_once_end_together(
     rows = f'[[rows]]\nname = "a"\nset = []\n[[rows]]\nname = "b"\nset = [{missing}]\n'
     table.write_text(f'title = "t"\n{rows}')
     words = ["analyse", "ablation", table, write_config(steps=100_000), "--out", tmp_path / "out", "--seeds", "0"]
-    words += ["--eval", tmp_path / "val.parquet", "--jobs", "2"]
+    words += [tmp_path / "val.parquet", "--jobs", "2"]
     with Forked(calling(*words), tmp_path / "said.txt") as process:
         if stop == "interrupt":
             for row in ("a", "b"):

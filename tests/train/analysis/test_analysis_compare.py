@@ -123,7 +123,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
         for seed in (1, 2)
     ]
     train_manifest.write(tmp_path / "m.parquet")
-    common = ["--manifest", str(tmp_path / "m.parquet"), "--no-windows", "--max-images", "3", "--most-changed", "2"]
+    common = [str(tmp_path / "m.parquet"), "--no-windows", "--num-images", "3", "--most-changed", "2"]
     out = tmp_path / "out"
     arguments = ["analyse", "compare", f"<base>={runs[0]}", runs[1], *common, "--out", str(out)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

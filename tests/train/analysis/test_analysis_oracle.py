@@ -140,7 +140,7 @@ def test_folded_classes_are_one(by_hand: Any) -> None:
 def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: Manifest, tmp_path: Path) -> None:
     run = train(make_config(steps=1), progress=False).run
     train_manifest.write(tmp_path / "m.parquet")
-    arguments = ["analyse", "oracle", str(run), str(tmp_path / "m.parquet"), "--no-windows", "--max-images", "2"]
+    arguments = ["analyse", "oracle", str(run), str(tmp_path / "m.parquet"), "--no-windows", "--num-images", "2"]
     result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "o.json")], catch_exceptions=False)
     assert result.exit_code == 0
     document = json.loads((tmp_path / "o.json").read_text())

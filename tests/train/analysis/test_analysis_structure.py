@@ -221,7 +221,7 @@ def test_genuine_bsds_files() -> None:
 
 def test_command_line(make_config: Callable[..., TrainConfig], store: Path, bsds: Path, tmp_path: Path) -> None:
     run = str(train(make_config(steps=1), progress=False).run)
-    common = ["analyse", "structure", run, "--max-images", "2", "--json", str(tmp_path / "s.json")]
+    common = ["analyse", "structure", run, "--num-images", "2", "--json", str(tmp_path / "s.json")]
     result = CliRunner().invoke(app, [*common, "--store", str(store), "--tolerance", "4"], catch_exceptions=False)
     assert result.exit_code == 0
     document = json.loads((tmp_path / "s.json").read_text())

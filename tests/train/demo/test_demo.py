@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from ...forked import Forked, calling
 
-SMALL = ("--steps", "3", "--images", "8", "--seed", "2")
+SMALL = ("--steps", "3", "--num-images", "8", "--seed", "2")
 
 
 class Demos:
@@ -159,7 +159,7 @@ def test_a_step_that_fails_is_named_with_its_command_and_exit_code(tmp_path: Pat
     begin(out, DemoSettings(steps=3, seed=2, num_train=4, num_val=1), say=lambda _: None)
     (out / "train.parquet").mkdir()
     monkeypatch.chdir(tmp_path)  # as typed, down to the processes
-    done = Forked(calling("demo", "--out", "small", "--steps", 3, "--images", 4, "--seed", 2), tmp_path / "output.txt")
+    done = Forked(calling("demo", "-o", "small", "--steps", 3, "--num-images", 4, "--seed", 2), tmp_path / "output.txt")
     assert done.wait(120) == 1
     assert "physseg manifest folder" in done.text()
     assert "ended with exit code 1" in done.text()

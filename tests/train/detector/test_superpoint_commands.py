@@ -50,7 +50,7 @@ def test_the_commands_in_their_order(tmp_path, tiny, monkeypatch, capsys):
     run, textures, labels = tmp_path / "shapes", tmp_path / "textures", tmp_path / "labels.npz"
     few = ("--steps", 2, "--batch-size", 2, "--precision", "float32")
     assert run_command(monkeypatch, "train-synthetic", run, *few) == 0
-    assert run_command(monkeypatch, "textures", textures, "--number", 2) == 0
+    assert run_command(monkeypatch, "textures", textures, "--num-images", 2) == 0
     assert run_command(monkeypatch, "label", textures, labels, "--weights", run / WEIGHTS, "--adaptation", 2) == 0
     more = ("--start", run / WEIGHTS, "--shapes", 0.5, *few)
     assert run_command(monkeypatch, "train", tmp_path / "on", textures, labels, *more) == 0

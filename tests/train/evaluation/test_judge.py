@@ -292,7 +292,7 @@ def test_archives_and_places_that_are_wrong(manifest: Manifest, tmp_path: Path) 
     (tmp_path / "wide.csv").write_bytes("1,2\n3,4\n".encode("utf-16"))
     with pytest.raises(EvaluationError, match="iconv -f UTF-16"):
         physseg.evaluate_predictions(tmp_path / "wide.csv")
-    with pytest.raises(EvaluationError, match="--manifest"):
+    with pytest.raises(EvaluationError, match="name their manifest"):
         physseg.evaluate_predictions(tmp_path / "empty")
 
 
@@ -318,7 +318,7 @@ def test_judge_of_what_predict_writes_is_evaluate_to_the_last_digit(
     assert numbers["boundary_iou"] is not None and numbers["miou_interval"] and numbers["classes"]
     for form, path in (("png", "png"), ("detectron2", "detectron2/sem_seg_predictions.json")):
         call("predict", run, table, "--format", form, "--out", tmp_path / form, "--no-windows", "--device", "cpu")
-        options = ["--manifest", table, "--json", tmp_path / "found.json", "--trained-on", tmp_path / "seen.txt"]
+        options = [table, "--json", tmp_path / "found.json", "--trained-on", tmp_path / "seen.txt"]
         shown = call("judge", tmp_path / path, *options)
         found = json.loads((tmp_path / "found.json").read_text())
         assert {key: found[key] for key in numbers} == numbers

@@ -241,19 +241,19 @@ def test_train_evaluate_predict_from_the_command_line(
     assert "stopped at step 1; re-running the command resumes" in call(*trained, "--stop-at", 1)
     assert "finished at step 2" in call(*trained)
     assert "finished already" in call(*trained)
-    shown = call("evaluate", run, val, "--no-windows", "--max-images", 2, "--device", "cpu", "--by-size")
+    shown = call("evaluate", run, val, "--no-windows", "--num-images", 2, "--device", "cpu", "--by-size")
     assert "mIoU" in shown and "Boundary IoU" in shown and "mIoU, small" in shown
     assert (run / "evaluations/val-step_00000002.json").exists()
     results = json.loads((run / "evaluations/val-step_00000002.json").read_text())
     for part in ("1/2", "2/2"):
-        once = ("--no-windows", "--max-images", 2, "--device", "cpu", "--by-size", "--part", part)
+        once = ("--no-windows", "--num-images", 2, "--device", "cpu", "--by-size", "--part", part)
         call("evaluate", run, val, *once)
     parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
-    old = ("--no-windows", "--max-images", 2, "--device", "cpu", "--first-resize", "none", "--out", tmp_path / "old")
+    old = ("--no-windows", "--num-images", 2, "--device", "cpu", "--first-resize", "none", "--out", tmp_path / "old")
     call("evaluate", run, val, *old)
     protocol = json.loads((tmp_path / "old/val-step_00000002.json").read_text())["protocol"]
     assert differing_keys(results["protocol"], protocol) == {"first_resize": ("short-640", "none")}
-    few = ("--no-windows", "--max-images", 2, "--device", "cpu", "--classes-kept", 1, "--out", tmp_path / "few")
+    few = ("--no-windows", "--num-images", 2, "--device", "cpu", "--classes-kept", 1, "--out", tmp_path / "few")
     call("evaluate", run, val, *few)
     fewer = json.loads((tmp_path / "few/val-step_00000002.json").read_text())
     assert differing_keys(results["protocol"], fewer["protocol"]) == {"preselected_classes": (8, 1)}
@@ -288,7 +288,7 @@ def test_train_evaluate_predict_from_the_command_line(
 def test_example_and_errors_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    listed = CliRunner().invoke(app, ["train", "--list"]).stdout
+    listed = CliRunner().invoke(app, ["train", "--recipes"]).stdout
     assert re.search(r"^vit-l-14 +ViT-L-14-336 +openai +336 px$", listed, re.MULTILINE)
     assert re.search(r"^eva02-b-16 +EVA02-B-16 +merged2b_s8b_b131k +384 px$", listed, re.MULTILINE)
     result = CliRunner().invoke(app, ["train", "--example"])

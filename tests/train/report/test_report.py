@@ -140,11 +140,11 @@ def test_the_command_writes_into_the_run_or_where_it_is_told(run: RunFolder, tra
 
     assert f"{run.path}/report.html: " in call(run.path)
     assert "step 2" in (run.path / "report.html").read_text()
-    call(run.path, "--output", tmp_path / "other.html", "--checkpoint", "best")
+    call(run.path, "--out", tmp_path / "other.html", "--checkpoint", "best")
     assert (tmp_path / "other.html").stat().st_size > 10_000
     assert "not a run folder" in call(trained / "val.parquet", code=1)
     page = tmp_path / "none.html"
-    assert "no checkpoint of step 77" in call(run.path, "--checkpoint", 77, "--output", page, code=1)
+    assert "no checkpoint of step 77" in call(run.path, "--checkpoint", 77, "--out", page, code=1)
     assert not page.exists()
     assert not list(run.path.glob(".*"))
 

@@ -96,7 +96,7 @@ def test_evaluate_and_predict_take_an_export(exported: Path, train_manifest: Man
     common = ["--no-windows", "--device", "cpu"]
     result = CliRunner().invoke(
         app,
-        ["evaluate", str(exported), str(tmp_path / "val.parquet"), "--max-images", "1", "--synonyms", "first", *common],
+        ["evaluate", str(exported), str(tmp_path / "val.parquet"), "--num-images", "1", "--synonyms", "first", *common],
     )
     assert result.exit_code == 0, result.output
     (written,) = (exported / "evaluations").glob("*.json")

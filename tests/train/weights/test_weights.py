@@ -332,7 +332,7 @@ def test_list_and_fetch_from_the_command_line(asked: list[str], monkeypatch: pyt
     )
     assert sha256[:16] in lines[1]
     assert "cached" not in lines[2]
-    entries = json.loads(_call("weights", "list", "--json").stdout)
+    entries = json.loads(_call("weights", "list", "--json", "-").stdout)
     assert entries[0]["sha256"] == sha256
     assert entries[1]["sha256"] is None
     assert entries[1]["image_mean"] == list(HALF)

@@ -1,0 +1,5 @@
+"""`python -m physseg`: the command line."""
+
+from .cli import main
+
+main()
