@@ -94,7 +94,7 @@ compare: analyse compare runs/whole runs/forms few.parquet --no-windows --num-im
 mended: verify parts.zarr --repair --scheduler sync
 predict_export: predict exported {PHOTOS} --classes-file data/classes.txt --out of_export --no-windows --device cpu
 similarity: analyse similarity exported pascal-voc-20 --json similarity.json --csv similarity.csv --device cpu
-figures: superpoint evaluate further/weights.safetensors --per-kind 1 --out figures.json
+figures: superpoint evaluate further/weights.safetensors --per-kind 1 --json figures.json
 """
 """Name and arguments of each command. Indented lines go on; commands between two empty lines run two at a time."""
 

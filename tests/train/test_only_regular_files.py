@@ -69,7 +69,7 @@ WRITTEN = (
     "analyse compare none nothing none --json",
     "analyse structure none --store none --json",
     "superpoint label none",
-    "superpoint evaluate none --out",
+    "superpoint evaluate none --json",
 )
 """Commands without the file that they write at their end. Nothing else that they name is there."""
 WRITTEN_INTO = ("evaluate none none --out", "analyse compare none nothing none --out")
