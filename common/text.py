@@ -124,6 +124,53 @@ def align(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in aligned]
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    r"""Rows of cells, the heading first, as a table in Markdown.
+
+    >>> print(markdown_table([("class", "IoU"), ("cat|dog", "7.5")]))
+    | class | IoU |
+    | --- | --- |
+    | cat\|dog | 7.5 |
+    """
+    ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in ruled)
+
+
+_LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "[": "{[}",
+}
+
+
+def latex_table(rows: Sequence[Sequence[str]], *, right: Container[int]) -> str:
+    r"""Rows of cells, the heading first, as a table in LaTeX with the package booktabs; `right` as for `align`.
+
+    >>> print(latex_table([("class", "change"), ("a_b", "-7.5%")], right={1}))
+    \begin{tabular}{lr}
+    \toprule
+    class & change \\
+    \midrule
+    a\_b & $-$7.5\% \\
+    \bottomrule
+    \end{tabular}
+    """
+    written = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    columns = "".join("r" if index in right else "l" for index in range(len(rows[0])))
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", written[0], r"\midrule"]
+    return "\n".join([*head, *written[1:], r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex(cell: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in cell)
+    return re.sub(r"(^| )-(?=\d)", r"\1$-$", escaped)  # a minus, no hyphen
+
+
 def preview(names: Iterable[object], limit: int = 5) -> str:
     """The first few names of many, in the given order.
 

@@ -229,7 +229,7 @@ def inspect(
         typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(callback=to_write, help="Page to write, self-contained, about 120 KB a sample.")
+        Path | None, typer.Option(callback=to_write, help="Page to write, self-contained, 110 to 150 KB a photograph.")
     ] = None,
     max_samples: Annotated[
         int, typer.Option("--num-images", min=1, help="Samples on the page, evenly spread over the store.")
@@ -285,7 +285,8 @@ def _write_pictures(
         page = write_page(
             store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
         )
-        typer.echo(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}")
+        each = format_bytes(page.num_bytes / page.samples)
+        typer.echo(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}, {each} each")
         for problem in page.image_problems:
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
 

@@ -8,12 +8,13 @@ import typer
 
 from ..common.command_line.app import App, completed
 from ..common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, parsed, show, to_write
-from ..common.text import Part, align, counted, format_bytes, parse_bytes, percent
+from ..common.text import Part, align, counted, format_bytes, latex_table, markdown_table, parse_bytes, percent
 
 if TYPE_CHECKING:
     from ..manifests.manifest import Manifest
     from ..manifests.vocabulary import Vocabulary
     from .config import TrainConfig
+    from .evaluation.result import Evaluation
     from .model.inference import InferenceSettings
     from .prediction.load_run import LoadedRun
 
@@ -205,6 +206,7 @@ def evaluate(
     Also pixel accuracy; at the labels' own resolution, as benchmarks are. With --benchmark, --root is the folder of the
     archives. On a cluster each job takes a --part, and --merge adds them up.
     """
+    from ..common.atomic import atomic_write
     from .evaluation.evaluate import evaluate_model
     from .evaluation.result import COLUMNS, paper_table
     from .prediction.text_cache import cached_texts
@@ -237,10 +239,12 @@ def evaluate(
         results[manifest.dataset] = result
         typer.echo(f"\n{name} ({counted(result.num_images, 'image')}), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
-        typer.echo(f"written to {result.write(results_folder, f'{name}-step_{loaded.step:08d}')}")
+        _say_written(result, result.write(results_folder, f"{name}-step_{loaded.step:08d}"))
     unlike_papers = (max_images, no_windows, first_resize == "none", classes_kept, chosen_part)
     if results.keys() & COLUMNS.keys() and not any(unlike_papers):
-        typer.echo(f"\n{paper_table(run.name, results)}")
+        columns, file = paper_table(run.name, results), results_folder / f"paper-step_{loaded.step:08d}.tex"
+        typer.echo(f"\n{markdown_table(columns)}\nfor LaTeX: {file}")
+        atomic_write(file, latex_table(columns, right=range(1, len(columns[0]))).encode())
 
 
 def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
@@ -249,7 +253,16 @@ def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
     merged = merge(files)
     typer.echo(f"{merged.source['dataset']} ({counted(merged.num_images, 'image')} in {counted(len(files), 'part')})")
     typer.echo(merged.table(rows=rows))
-    typer.echo(f"written to {merged.write(out or files[0].parent, whole_name(files[0]))}")
+    _say_written(merged, merged.write(out or files[0].parent, whole_name(files[0])))
+
+
+def _say_written(result: "Evaluation", file: Path) -> None:
+    """Name the files of a result, with the figures that are drawn of a whole one."""
+    from .report.figures import write_figures
+
+    typer.echo(f"written to {file}")
+    if result.part is None:
+        typer.echo(f"figures and LaTeX tables beside it: {', '.join(write_figures(result, file))}")
 
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
@@ -379,6 +392,9 @@ def judge(
     ],
     manifest: Annotated[Path | None, typer.Argument(help="Manifest of the labels; for PNGs and JSON.")] = None,
     json_file: JsonOut = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for figures and LaTeX tables, as `physseg evaluate` writes them.")
+    ] = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Class file of what was seen in training. Default: COCO-Stuff's 171.")
     ] = None,
@@ -404,7 +420,11 @@ def judge(
     from ..manifests.labels.class_file import read_class_file
     from ..manifests.manifest import Manifest
     from .evaluation.judge import evaluate_predictions
+    from .evaluation.result import Evaluation
+    from .report.figures import write_figures
 
+    if figures:
+        to_write(figures / "*")
     found = evaluate_predictions(
         predictions,
         Manifest.read(manifest, root=root) if manifest else None,
@@ -414,6 +434,11 @@ def judge(
         progress=True,
     )
     show(found.table(rows=10**6 if all_classes else 10), found.document(), json_file)
+    if figures:
+        if not isinstance(found, Evaluation):
+            raise typer.BadParameter("IoUs of classes alone are drawn nowhere", param_hint="--figures")
+        written = write_figures(found, figures / f"{predictions.stem}.json")
+        typer.echo(f"in {figures}: {', '.join(written)}", err=json_file == PRINT)
 
 
 @app.command("import-catseg")

@@ -19,6 +19,7 @@ from ...common.progress import ProgressBar
 from ...common.storage.content_cache import ContentCache
 from ...common.storage.location import Location
 from ...common.text import evenly, format_bytes
+from .drawing.figures import Bar, bars
 from .drawing.label_maps import class_shares
 from .drawing.layers import Layer, weight_layer
 from .drawing.palette import IGNORED, UInt8, class_colours, css_colour, heat_colours, palette
@@ -26,7 +27,7 @@ from .errors import InspectError
 from .pictures import map_layers, structure_colour
 from .sample_view import MOVED_HINT, PATCH_PX, SampleView, SampleViews
 from .summary import StoreSummary, summarise
-from .table import NUMBERS, array_rows, facts, layer_rows, measured_note
+from .table import NUMBERS, array_rows, facts, keypoint_histograms, layer_rows, measured_note
 
 JPEG_QUALITY: Final = 82
 THUMBNAIL_PX: Final = (170, 260)
@@ -80,6 +81,10 @@ def write_page(
         arrays=array_rows(summary),
         numbers=NUMBERS,
         measured_note=measured_note(summary),
+        keypoints=[
+            bars(f"{name}: keypoints per image", "number of images", [Bar(label, n, str(n)) for label, n in counts])
+            for name, counts in keypoint_histograms(summary).items()
+        ],
         facts=facts(summary),
         layers=layer_rows(summary),
         quarantine_listed=100,

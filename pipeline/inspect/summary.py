@@ -16,6 +16,7 @@ from ..store.layout import open_schema
 from ..store.open_store import cut_sample
 from ..store.reader import StoreReader
 from ..store.schema import DONE, MISSING, QUARANTINED, STATUS, StoredArray, StoreSchema
+from .drawing.layers import KEYPOINTS
 
 COCO_TRAIN_IMAGES: Final = 118_287
 """Images of COCO train2017, the data set whose store the size is extrapolated to."""
@@ -38,6 +39,8 @@ class ArrayFacts:
     """Uncompressed bytes of the committed samples over bytes on disk."""
     fill: float | None
     """Share of values inside the frame that are not the array's fill value, on the measured samples."""
+    keypoints: tuple[int, ...] | None
+    """Number of keypoints of each measured sample; None for an array of something else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,7 @@ class StoreSummary:
     projected_images: int
     projected_bytes: float | None
     measured_samples: int
-    """Number of samples that were read for `ArrayFacts.fill`."""
+    """Number of samples that were read for `ArrayFacts.fill` and `ArrayFacts.keypoints`."""
 
 
 def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:
@@ -108,8 +111,8 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
     committed = {record.shard for record in records}
     readable = [i for i in reader.usable.tolist() if i // schema.samples_per_shard in committed]
     measured = evenly(readable, measure)
-    fills = _fill_shares(reader, measured)
-    arrays = tuple(_array_facts(spec, schema, files[spec.name], fills.get(spec.name)) for spec in schema.specs)
+    filled = _filled(reader, measured)
+    arrays = tuple(_array_facts(spec, schema, files[spec.name], filled.get(spec.name)) for spec in schema.specs)
     per_image = sum(array.bytes_per_image or 0 for array in arrays) if records else None
     missing, done, quarantined = (int((reader.status == status).sum()) for status in (MISSING, DONE, QUARANTINED))
     return StoreSummary(
@@ -176,19 +179,20 @@ def _committed_files(
     return found, absent
 
 
-def _fill_shares(reader: StoreReader, chosen: Sequence[int]) -> dict[str, float]:
-    """Per array: values inside the frame that are not fill, as a share."""
+def _filled(reader: StoreReader, chosen: Sequence[int]) -> dict[str, list[tuple[int, int]]]:
+    """Per array: number of values inside the frame of each sample that are not fill, and of all values."""
     fills = {spec.name: reader.schema.fill(spec) for spec in reader.schema.arrays}
-    filled: Counter[str] = Counter()
-    values: Counter[str] = Counter()
+    filled: dict[str, list[tuple[int, int]]] = {}
     for index in chosen:
         for name, inside in cut_sample(reader, index).arrays.items():
-            filled[name] += int(np.count_nonzero(inside != fills[name]))
-            values[name] += inside.size
-    return {name: filled[name] / values[name] for name in values}
+            counts = int(np.count_nonzero(inside != fills[name])), inside.size
+            filled.setdefault(name, []).append(counts)
+    return filled
 
 
-def _array_facts(spec: StoredArray, schema: StoreSchema, files: Counter[str], fill: float | None) -> ArrayFacts:
+def _array_facts(
+    spec: StoredArray, schema: StoreSchema, files: Counter[str], filled: Sequence[tuple[int, int]] | None
+) -> ArrayFacts:
     shape, dtype = schema.sample_shape(spec), schema.dtype(spec)
     size, samples = files["bytes"], files["samples"]
     raw = samples * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -201,5 +205,6 @@ def _array_facts(spec: StoredArray, schema: StoreSchema, files: Counter[str], fi
         disk_bytes=size,
         bytes_per_image=size / samples if samples else None,
         compression=raw / size if size else None,
-        fill=fill,
+        fill=sum(count for count, _ in filled) / sum(size for _, size in filled) if filled else None,
+        keypoints=tuple(count for count, _ in filled or ()) if spec.drawn == KEYPOINTS else None,
     )

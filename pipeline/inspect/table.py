@@ -1,5 +1,6 @@
 """A store's figures in words, for the terminal and for the page."""
 
+from collections import Counter
 from typing import Final
 
 from ...common.text import align, counted, format_bytes
@@ -13,6 +14,9 @@ def summary_lines(summary: StoreSummary) -> list[str]:
     """The whole summary as lines for a terminal."""
     lines = [summary.path, *(f"  {name:<11} {value}" for name, value in facts(summary))]
     lines += ["", *align(array_rows(summary), right=NUMBERS), measured_note(summary)]
+    for name, counts in keypoint_histograms(summary).items():
+        rows = [(label, str(count), "#" * round(40 * count / summary.measured_samples)) for label, count in counts]
+        lines += ["", *align([(f"{name}: keypoints", "images", ""), *rows], right={0, 1})]
     lines += ["", *align(layer_rows(summary), right=set())]
     if summary.quarantine:
         shown = summary.quarantine[:5]
@@ -59,6 +63,21 @@ def array_rows(summary: StoreSummary) -> list[tuple[str, ...]]:
     """The table of arrays as text, its heading first."""
     heading = ("array", "dtype", "shape", "on disk", "per image", "compression", "filled", "what")
     return [heading, *(_array_row(array) for array in summary.arrays)]
+
+
+def keypoint_histograms(summary: StoreSummary) -> dict[str, list[tuple[str, int]]]:
+    """By array of keypoints: numbers of them, such as "0 to 99", and how many of the measured images have so many."""
+    found = {}
+    for array in summary.arrays:
+        if array.keypoints:
+            most = max(array.keypoints)
+            width = next(
+                factor * 10**power for power in range(9) for factor in (1, 2, 5) if 8 * factor * 10**power > most
+            )
+            counts = Counter(number // width for number in array.keypoints)
+            labels = [str(low) if width == 1 else f"{low} to {low + width - 1}" for low in range(0, most + 1, width)]
+            found[array.name] = [(label, counts[place]) for place, label in enumerate(labels)]
+    return found
 
 
 def layer_rows(summary: StoreSummary) -> list[tuple[str, ...]]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from physseg.common.errors import ConfigError
-from physseg.common.text import Part, format_bytes, format_duration, parse_bytes, percent, preview
+from physseg.common.text import Part, format_bytes, format_duration, latex_table, parse_bytes, percent, preview
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,16 @@ def test_a_preview_says_how_many_it_leaves_out() -> None:
     assert preview(range(5)) == "0, 1, 2, 3, 4"
     assert preview(range(6)) == "0, 1, 2, 3, 4 and 1 more"
     assert preview((str(i) for i in range(4)), limit=2) == "0, 1 and 2 more"
+
+
+def test_latex_takes_every_character_as_it_is() -> None:
+    """By LaTeX's own table of special characters; a bracket would be an option of the line's end before it."""
+    cell = r"a&b %c $d #e _f {g} ~h ^i \j <k> |l ± [m] -5 to -0.5, T-5"
+    line = latex_table([("", "x"), (cell, "2")], right={1}).splitlines()[4]
+    assert line == (
+        r"a\&b \%c \$d \#e \_f \{g\} \textasciitilde{}h \textasciicircum{}i \textbackslash{}j "
+        r"\textless{}k\textgreater{} \textbar{}l $\pm$ {[}m] $-$5 to $-$0.5, T-5 & 2 \\"
+    )
 
 
 @given(st.integers(1, 9), st.lists(st.integers(), max_size=40))

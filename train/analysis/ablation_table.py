@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.atomic import atomic_json, atomic_write
-from ...common.text import counted, percent
+from ...common.text import counted, latex_table, markdown_table, percent
+from ...pipeline.inspect.drawing.figures import Bar, Figure, bars
 from ..errors import AnalysisError
 from ..evaluation.image_counts import bootstrap_weights, normal_interval
 from ..evaluation.protocol import environment_note, merged_environment, protocol_differences
@@ -136,30 +137,59 @@ def student_interval(values: npt.NDArray[np.float64]) -> Interval | None:
 
 def markdown(title: str, found: Sequence[Cell], score: str = "mIoU") -> str:
     """A table for each data set, and a line that says what they hold."""
-    first, lines = found[0].row, [f"## {title}"]
-    header = (score, "difference in points", "over seeds", "over images")
-    for data in dict.fromkeys(cell.data for cell in found):
-        lines += ["", _line([data, *header]), _line(["---"] * 5)]
-        for cell in (cell for cell in found if cell.data == data):
-            other = "" if cell.against in (None, first) else f" (against {cell.against})"
-            lines.append(_line([cell.row + other, *_texts(cell)]))
     legend = (
         f"{score} over the classes of the ground truth, mean ± standard deviation over "
-        f"{counted(len(found[0].miou), 'seed')}; difference to {first}, or to the row named, in percentage points with "
-        "95 % intervals: over seeds by Student's t, over images by bootstrap."
+        f"{counted(len(found[0].miou), 'seed')}; difference to {found[0].row}, or to the row named, in percentage "
+        "points with 95 % intervals: over seeds by Student's t, over images by bootstrap."
     )
-    lines += ["", legend]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join([f"## {title}", *map(markdown_table, _tables(found, score)), legend]) + "\n"
+
+
+def _tables(found: Sequence[Cell], score: str) -> list[list[tuple[str, ...]]]:
+    """Rows of the table of each data set, the heading first."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for cell in found:
+        heading = (cell.data, score, "difference in points", "over seeds", "over images")
+        tables.setdefault(cell.data, [heading]).append((cell.row + _other(cell, found[0].row), *_texts(cell)))
+    return list(tables.values())
+
+
+def _other(cell: Cell, first: str) -> str:
+    return "" if cell.against in (None, first) else f" (against {cell.against})"
+
+
+def figure(title: str, found: Sequence[Cell]) -> Figure:
+    """The differences of mIoU with their intervals, in points, data set by data set."""
+    several = len({cell.data for cell in found}) > 1
+    rows = [
+        Bar(
+            cell.row + _other(cell, found[0].row) + (f", {cell.data}" if several else ""),
+            cell.difference,
+            f"{100 * cell.difference:+.2f}",
+            (cell.difference_over_seeds, cell.difference_over_images),
+        )
+        for cell in found
+        if cell.difference is not None
+    ]
+    note = f"points of mIoU against {found[0].row}; lines: 95 % over seeds (upper), over images (lower)"
+    return bars(title, note, rows, 100)
 
 
 def write_table(out: Path, title: str, scores: Sequence[Score], **compared: Any) -> str:
-    """Write `ablation.md` and `ablation.json` into a folder; returns the former's text. `compared`: see `cells`."""
+    """Write `ablation.md`, `.tex`, `.svg`, `.png` and `.json` into a folder; returns the first one's text.
+
+    `compared`: see `cells`.
+    """
     found, environment = cells(scores, **compared), merged_environment(score.source for score in scores)
     note = environment_note(environment)
     text, boundary = markdown(title, found), _boundary_cells(scores, **compared)
     known = markdown(f"{title}: Boundary IoU", boundary, "Boundary IoU") if boundary else f"{_NOT_KNOWN}\n"
     text += f"\n{known}" + (f"\n{note}\n" if note else "")
     atomic_write(out / "ablation.md", text.encode())
+    tables = [*_tables(found, "mIoU"), *_tables(boundary or (), "Boundary IoU")]
+    latex = "\n\n".join(latex_table(table, right=range(1, 5)) for table in tables)
+    atomic_write(out / "ablation.tex", f"{latex}\n".encode())
+    figure(title, found).save(out / "ablation")
     facts = {"title": title, "unit": "fraction", "miou_over": "ground_truth", **environment}
     facts["boundary_iou_cells"] = boundary and [_renamed(asdict(cell)) for cell in boundary]
     atomic_json(out / "ablation.json", {**facts, "cells": [asdict(cell) for cell in found]})
@@ -195,7 +225,3 @@ def _texts(cell: Cell) -> tuple[str, str, str, str]:
 
 def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
-
-
-def _line(fields: Sequence[str]) -> str:
-    return "| " + " | ".join(fields) + " |"

@@ -9,7 +9,7 @@ import typer
 from ...common.atomic import atomic_write
 from ...common.command_line.app import App
 from ...common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, show, to_write
-from ...common.text import counted
+from ...common.text import counted, latex_table
 from ..commands import (
     Checkpoint,
     ClassesKept,
@@ -28,6 +28,10 @@ from ..commands import (
 
 app = App(help="Make the paper's analyses of trained models.", no_args_is_help=True)
 
+LatexOut = Annotated[
+    Path | None, typer.Option("--latex", callback=to_write, help="File to write the table to, for LaTeX with booktabs.")
+]
+
 
 @app.command()
 def ablation(
@@ -36,7 +40,7 @@ def ablation(
     ],
     config: Annotated[str, typer.Argument(help="Configuration: a TOML file or a recipe.", autocompletion=recipes)],
     manifests: Annotated[list[Path] | None, typer.Argument(help="Manifests to evaluate on.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all runs, and of the table.")] = Path("ablation"),
+    out: Annotated[Path, typer.Option(help="Folder of all runs, the table and its figure.")] = Path("ablation"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row trains with each.")] = "0,1,2",
     settings: SetOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the CPUs.")] = 1,
@@ -69,7 +73,7 @@ def ablation(
     scores = several(runs, tables, windows=not no_windows, say=typer.echo)
     compared = {"against": chosen.against, "harmonic": chosen.harmonic}
     text = ablation_table.write_table(out, chosen.title, scores, **compared)
-    typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'} and ablation.json")
+    typer.echo(f"\n{text}\nwritten to {out / 'ablation.md'}, ablation.tex, .svg, .png and .json")
 
 
 @app.command()
@@ -84,6 +88,7 @@ def similarity(
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     json_file: JsonOut = None,
+    latex_file: LatexOut = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", callback=to_write, help="CSV file to write of every class's nearest class.")
     ] = None,
@@ -105,6 +110,7 @@ def similarity(
     encoder = find_encoder(source, clip=clip, prompts=prompts, synonyms=synonyms, device=choose_device(device))
     found = analysis.similarities(encoder, chosen, reference)
     show(analysis.table(found), analysis.document(found, encoder.origin), json_file)
+    _write_latex(latex_file, analysis.table_rows(found), 4)
     if csv_file:
         atomic_write(csv_file, analysis.neighbours_csv(found).encode())
 
@@ -127,6 +133,7 @@ def oracle(
     first_resize: FirstResize = "short-640",
     memory: Memory = "2GiB",
     json_file: JsonOut = None,
+    latex_file: LatexOut = None,
     device: Device = "auto",
 ) -> None:
     """Compare "where" and "what" (Figure 1): mIoU if the ground truth drew the regions, and if it named them.
@@ -165,6 +172,7 @@ def oracle(
         "max_images": max_images,
     }
     show(text, facts | {"rows": analysis.document(found, table.vocabulary.class_names)}, json_file)
+    _write_latex(latex_file, analysis.table_rows(found), 4)
 
 
 @app.command()
@@ -250,6 +258,7 @@ def structure(
     max_images: NumImages = None,
     root: Root = None,
     json_file: JsonOut = None,
+    latex_file: LatexOut = None,
     device: Device = "auto",
 ) -> None:
     """Judge the structure head's maps by cached ones, or by the boundaries that people draw.
@@ -293,3 +302,10 @@ def structure(
         "maps": {name: score.document() for name, score in found.items()},
     }
     show(text, document, json_file)
+    _write_latex(latex_file, analysis.table_rows(found), 6)
+
+
+def _write_latex(path: Path | None, rows: list[tuple[str, ...]], numbers: int) -> None:
+    """Write a table of a name and so many numbers, and what else there is."""
+    if path:
+        atomic_write(path, f"{latex_table(rows, right=range(1, 1 + numbers))}\n".encode())

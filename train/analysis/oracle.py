@@ -126,8 +126,8 @@ def run_oracles(
     return list(rows.values())
 
 
-def table(rows: Sequence[OracleRow]) -> str:
-    """For the terminal: mIoU over the classes of the ground truth, and over the union where any row's differs."""
+def table_rows(rows: Sequence[OracleRow]) -> list[tuple[str, ...]]:
+    """The table, its heading first: mIoU over the ground truth's classes, and over the union where one differs."""
     cells: list[tuple[str, ...]] = [("", "mIoU", "mIoU, union", "pixels", "regions named right")]
     for row in rows:
         values = (row.confusion.miou(), row.confusion.miou("union"), row.confusion.pixel_accuracy())
@@ -135,7 +135,12 @@ def table(rows: Sequence[OracleRow]) -> str:
         cells.append((row.name, *map(percent, values), named))
     if all(mean == union for _, mean, union, *_ in cells[1:]):
         cells = [(name, mean, *rest) for name, mean, _, *rest in cells]
-    return "\n".join(align(cells, right=range(1, 5)))
+    return cells
+
+
+def table(rows: Sequence[OracleRow]) -> str:
+    """For the terminal."""
+    return "\n".join(align(table_rows(rows), right=range(1, 5)))
 
 
 def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -99,15 +99,20 @@ def find_vocabulary(text: str) -> Vocabulary:
     raise AnalysisError(f"{text}: no published vocabulary of this name, and no file", hint=hint)
 
 
-def table(found: Sequence[Similarity], *, worst: int = 3) -> str:
-    """For the terminal: a line per vocabulary, and its least covered classes."""
+def table_rows(found: Sequence[Similarity], *, worst: int = 3) -> list[tuple[str, ...]]:
+    """The table, its heading first: a row per vocabulary, with its least covered classes."""
     rows: list[tuple[str, ...]] = [("vocabulary", "classes", "Hausdorff", "symmetric", "mean best", "least similar")]
     for item in found:
         shown = ", ".join(f"{name} ({near} {cosine:.2f})" for name, near, cosine in item.neighbours()[:worst])
         cosines = (f"{value:.3f}" for value in item.measures.values())
         rows.append((item.vocabulary.name, str(item.vocabulary.num_classes), *cosines, shown))
+    return rows
+
+
+def table(found: Sequence[Similarity]) -> str:
+    """For the terminal."""
     head = f"to {found[0].reference.name} ({counted(found[0].reference.num_classes, 'class')})"
-    return "\n".join([head, *align(rows, right=range(1, 5))])
+    return "\n".join([head, *align(table_rows(found), right=range(1, 5))])
 
 
 def document(found: Sequence[Similarity], origin: dict[str, Any]) -> dict[str, Any]:

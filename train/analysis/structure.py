@@ -167,14 +167,19 @@ def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArr
     return image, [boundary > 0 for boundary in drawn]
 
 
-def table(scores: dict[str, BoundaryScore], title: str) -> str:
-    """For the terminal: for each map the best point of its curve."""
+def table_rows(scores: dict[str, BoundaryScore]) -> list[tuple[str, ...]]:
+    """The table, its heading first: for each map the best point of its curve."""
     rows: list[tuple[str, ...]] = [("", "threshold", "precision", "recall", "F (ODS)", "F (OIS)", "F mirrored")]
     for name, score in scores.items():
         best = score.best
         shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
         rows.append((name, f"{best['threshold']:g}", *map(percent, shares)))
-    return "\n".join([title, *align(rows, right=range(1, 7))])
+    return rows
+
+
+def table(scores: dict[str, BoundaryScore], title: str) -> str:
+    """For the terminal."""
+    return "\n".join([title, *align(table_rows(scores), right=range(1, 7))])
 
 
 def _installed() -> dict[str, str]:

@@ -234,17 +234,16 @@ def merge(files: Sequence[Path]) -> Evaluation:
     )
 
 
-def paper_table(name: str, results: Mapping[str, Evaluation]) -> str:
-    """A Markdown table: mIoU of each data set, by the set's name, in the paper's columns.
+def paper_table(name: str, results: Mapping[str, Evaluation]) -> list[list[str]]:
+    """Rows of a table, the heading first: mIoU of each data set, by the set's name, in the paper's columns.
 
-    Its row is over the classes of the ground truth. Where that of the union differs it is a second row by name.
+    The row is over the classes of the ground truth. Where that of the union differs it is a second row by name.
     """
     confusions = [results[data].confusion if data in results else None for data in COLUMNS]
     overs: tuple[Over, Over] = ("ground_truth", "union")
     first, second = ([percent(one.miou(over), digits=1) if one else "-" for one in confusions] for over in overs)
-    rows = [["mIoU", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS)), [name, *first]]
-    rows += [[f"{name}, union", *second]] if second != first else []
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [["mIoU", *COLUMNS.values()], [name, *first]]
+    return rows + ([[f"{name}, union", *second]] if second != first else [])
 
 
 def whole_name(file: Path) -> str:

@@ -26,6 +26,7 @@ from ..model.inference import InferenceSettings, class_texts
 from ..prediction.load_run import LoadedRun, load_run
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import read_log
+from .figures import figures
 from .pictures import Row, prediction_rows, structure_rows
 
 CONFUSED = 3
@@ -71,6 +72,7 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
         structures=tried("structure maps", _structures, loaded, training) if trained else None,
         results=_latest([found for found in results if found]),
         confusions=_confusions,
+        figures=figures,
         settings={key: value for key, (_, value) in differing_keys({}, document).items()},
         time=lambda seconds: strftime("%Y-%m-%d %H:%M", localtime(seconds)),
         percent=percent,

@@ -38,8 +38,9 @@ _NAMED: Final = {
     "purple": (116, 48, 160),
     "pink": (240, 150, 176),
     "brown": (122, 74, 40),
+    "background": (70, 120, 190),  # it covers much: a calm colour
 }
-"""Colours that a name may begin with."""
+"""Colours of names that begin so."""
 _WORD_COLOURS = 48
 """Number of colours, far apart, among which a name's own is chosen."""
 _APART = 0.045

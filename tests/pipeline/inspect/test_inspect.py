@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from physseg.cli import main
 from physseg.common.storage.location import open_storage
-from physseg.common.text import evenly
+from physseg.common.text import evenly, format_bytes
 from physseg.manifests.manifest import Manifest, Vocabulary
 from physseg.pipeline.inspect.drawing.label_maps import blend_labels
 from physseg.pipeline.inspect.drawing.layers import weight_layer
@@ -22,7 +22,7 @@ from physseg.pipeline.inspect.html_page import write_page
 from physseg.pipeline.inspect.pictures import write_sample
 from physseg.pipeline.inspect.sample_view import SampleViews
 from physseg.pipeline.inspect.summary import summarise
-from physseg.pipeline.inspect.table import summary_lines
+from physseg.pipeline.inspect.table import keypoint_histograms, summary_lines
 from physseg.pipeline.run.run import preprocess
 from physseg.pipeline.run.verify import verify
 from physseg.pipeline.store.commits import commit_path
@@ -128,6 +128,9 @@ def test_fill_is_measured_inside_the_frame_only(store: Path) -> None:
         [group["cell_counts"][i, :, : -(-h // CELL_PX), : -(-w // CELL_PX)].ravel() for i, h, w in inside]
     )
     assert fills["labels"] == pytest.approx((labels != 255).mean())
+    keypoints = {array.name: array.keypoints for array in summarise(store).arrays}
+    assert keypoints["sift"] == tuple(np.count_nonzero(group["sift"][i, :h, :w]) for i, h, w in inside)
+    assert keypoints["canny"] is None
     assert fills["canny"] == pytest.approx((canny != 0).mean())
     assert fills["cell_counts"] == pytest.approx((cells != 0).mean())
     assert fills["frame_size"] == 1
@@ -392,13 +395,36 @@ def test_the_command_prints_the_table(physseg: Run, store: Path) -> None:
     assert (code, json.loads(out)["done"]) == (0, 4)
 
 
+def test_keypoints_per_image_in_bins_of_round_widths(store: Path, tmp_path: Path) -> None:
+    """By hand: of at most 1,300 keypoints bins of 200, as eight of 100 do not reach that far."""
+    summary = summarise(store)
+    by_name = {array.name: array for array in summary.arrays}
+    few, many = (0, 3, 7, 7), (1300, 199, 200, 0)
+    arrays = tuple(dataclasses.replace(by_name[name], keypoints=few if name == "sift" else None) for name in by_name)
+    assert keypoint_histograms(dataclasses.replace(summary, arrays=arrays)) == {
+        "sift": [(str(number), {0: 1, 3: 1, 7: 2}.get(number, 0)) for number in range(8)]
+    }
+    summary = dataclasses.replace(summary, arrays=(dataclasses.replace(by_name["sift"], keypoints=many),))
+    labels = ["0 to 199", "200 to 399", "400 to 599", "600 to 799", "800 to 999", "1000 to 1199", "1200 to 1399"]
+    assert keypoint_histograms(summary) == {"sift": list(zip(labels, [2, 1, 0, 0, 0, 0, 1], strict=True))}
+    lines = summary_lines(summary)
+    start = lines.index("sift: keypoints  images")
+    assert lines[start + 1 : start + 3] == [
+        "       0 to 199       2  ####################",
+        "     200 to 399       1  ##########",
+    ]
+    write_page(open_storage(store), tmp_path / "page.html", samples=[0])
+    assert ">sift: keypoints per image</text>" in (tmp_path / "page.html").read_text()
+
+
 def test_the_command_draws_samples_and_the_page(physseg: Run, store: Path, tmp_path: Path) -> None:
     code, out, _ = physseg(store, "--sample", "000", "--sample", 2, "--out", tmp_path / "out", "--class", "ball")
     assert code == 0
     assert out.splitlines() == [f"wrote {tmp_path / 'out/000.png'}", f"wrote {tmp_path / 'out/2.png'}"]
     assert (tmp_path / "out/000/weights_ball.png").exists()
     code, out, _ = physseg(store, "--html", tmp_path / "page.html", "--num-images", 3)
-    assert (code, "samples: 3" in out) == (0, True)
+    each = format_bytes((tmp_path / "page.html").stat().st_size / 3)
+    assert (code, f"samples: 3, {each} each" in out) == (0, True)
 
 
 @pytest.mark.parametrize(

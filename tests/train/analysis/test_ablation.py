@@ -13,7 +13,7 @@ from physseg.cli import app
 from physseg.common.errors import ConfigError
 from physseg.manifests.manifest import Manifest
 from physseg.train.analysis.ablation import Score, command, plan, read_table
-from physseg.train.analysis.ablation_table import cells, markdown, student_interval, write_table
+from physseg.train.analysis.ablation_table import cells, figure, markdown, student_interval, write_table
 from physseg.train.config import load_config, recipes
 from physseg.train.errors import AnalysisError
 from physseg.train.evaluation.image_counts import ImageCounts, bootstrap_weights
@@ -220,12 +220,31 @@ def test_boundary_iou_has_a_table_of_its_own(tmp_path: Path) -> None:
     assert "| base | 30.00% ± 0.00% |" in bands_text and "| ours | 45.00% ± 7.07% |" in bands_text
     assert "| +15.00 | -48.53 to +78.53 | " in bands_text
     assert bands_text.count("Boundary IoU over the classes of the ground truth") == 1
+    latex = (tmp_path / "ablation.tex").read_text()
+    assert latex.count(r"\begin{tabular}{lrrrr}") == 2 and latex.count(r"\midrule") == 2
+    assert r"ours & 45.00\% $\pm$ 7.07\% & +15.00 & $-$48.53 to +78.53 & " in latex
     document = json.loads((tmp_path / "ablation.json").read_text())
     base, ours = document["boundary_iou_cells"]
     assert base["boundary_iou"] == pytest.approx([0.3, 0.3]) and ours["boundary_iou"] == pytest.approx([0.4, 0.5])
     half_width = 1.96 * 0.15 * 0.5**0.5
     assert ours["difference_over_images"] == pytest.approx([0.15 - half_width, 0.15 + half_width], abs=0.01)
     assert "miou" not in ours and document["cells"][1]["miou"] == [0.5, 0.5]
+
+
+def test_the_figure_has_each_difference_with_both_intervals(tmp_path: Path) -> None:
+    """0.1 and 0.3 more than the base: 0.2, and 12.706 standard errors of 0.1 over seeds to both sides."""
+    half, scores = counts([5, 5], [5, 5]), []
+    for row, seed, miou in (("base", 0, 0.4), ("a^b", 0, 0.5), ("base", 1, 0.4), ("a^b", 1, 0.7)):
+        scores.append(Score(row, seed, "val", miou, half, evaluated()))
+    drawn = figure("T", cells(scores))
+    kinds = {kind: [box for box in drawn.boxes if box.kind == kind] for kind in ("bar", "ink")}
+    over_seeds, over_images = kinds["ink"]
+    pixels = kinds["bar"][0].width / 20  # of one point
+    assert over_seeds.width == pytest.approx(2 * 127.06 * pixels) and over_images.width == pytest.approx(0)
+    assert over_seeds.y < over_images.y
+    assert [text.text for text in drawn.texts if text.text in ("a^b", "base", "+20.00")] == ["a^b", "+20.00"]
+    write_table(tmp_path, "T", scores)
+    assert "a^b" in (tmp_path / "ablation.svg").read_text() and (tmp_path / "ablation.png").exists()
 
 
 def test_boundary_iou_of_an_earlier_result_is_not_known(tmp_path: Path) -> None:

@@ -141,8 +141,10 @@ def test_command_line(make_config: Callable[..., TrainConfig], train_manifest: M
     run = train(make_config(steps=1), progress=False).run
     train_manifest.write(tmp_path / "m.parquet")
     arguments = ["analyse", "oracle", str(run), str(tmp_path / "m.parquet"), "--no-windows", "--num-images", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "o.json")], catch_exceptions=False)
+    files = ["--json", str(tmp_path / "o.json"), "--latex", str(tmp_path / "o.tex")]
+    result = CliRunner().invoke(app, [*arguments, *files], catch_exceptions=False)
     assert result.exit_code == 0
+    assert "regions named right" in (tmp_path / "o.tex").read_text().splitlines()[2]
     document = json.loads((tmp_path / "o.json").read_text())
     assert [(row["where"], row["what"]) for row in document["rows"]] == [
         ("model", "model"),

@@ -108,7 +108,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], tmp_path: Path) -
     (tmp_path / "pets.txt").write_text("cat, kitten\ndog\nbox\n")
     arguments = ["analyse", "similarity", str(run), str(tmp_path / "pets.txt"), "--to", str(tmp_path / "to.txt")]
     (tmp_path / "to.txt").write_text("box\nball\n")
-    files = ["--json", str(tmp_path / "s.json"), "--csv", str(tmp_path / "s.csv")]
+    files = ["--json", str(tmp_path / "s.json"), "--csv", str(tmp_path / "s.csv"), "--latex", str(tmp_path / "s.tex")]
     result = CliRunner().invoke(app, [*arguments, *files], catch_exceptions=False)
     assert result.exit_code == 0
     assert "to to (2 classes)" in result.output
@@ -116,6 +116,7 @@ def test_command_line(make_config: Callable[..., TrainConfig], tmp_path: Path) -
     assert found["hausdorff"] == pytest.approx(min(row["cosine"] for row in found["classes"]))
     assert found["mean_best_cosine"] == pytest.approx(sum(row["cosine"] for row in found["classes"]) / 3)
     assert found["classes"][-1] == {"name": "box", "nearest": "box", "cosine": pytest.approx(1, abs=1e-6)}
+    assert (tmp_path / "s.tex").read_text().splitlines()[4].startswith("pets & 3 & ")
     rows = list(csv.reader((tmp_path / "s.csv").open()))
     assert rows[0] == ["vocabulary", "class", "nearest", "cosine"]
     assert rows[-1] == ["pets", "box", "box", "1.000000"]

@@ -222,11 +222,13 @@ def test_genuine_bsds_files() -> None:
 def test_command_line(make_config: Callable[..., TrainConfig], store: Path, bsds: Path, tmp_path: Path) -> None:
     run = str(train(make_config(steps=1), progress=False).run)
     common = ["analyse", "structure", run, "--num-images", "2", "--json", str(tmp_path / "s.json")]
+    common += ["--latex", str(tmp_path / "s.tex")]
     result = CliRunner().invoke(app, [*common, "--store", str(store), "--tolerance", "4"], catch_exceptions=False)
     assert result.exit_code == 0
     document = json.loads((tmp_path / "s.json").read_text())
     assert (document["window_px"], document["tolerance_px"], document["thinned"]) == (96, 4, True)
     assert list(document["maps"]) == ["canny", "sift"]
+    assert [line.split(" & ")[0] for line in (tmp_path / "s.tex").read_text().splitlines()[4:6]] == ["canny", "sift"]
     for scored in document["maps"].values():
         assert scored["num_maps"] == 2
         assert scored["ods"]["f"] == max(point["f"] for point in scored["curve"])

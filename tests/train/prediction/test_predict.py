@@ -244,11 +244,20 @@ def test_train_evaluate_predict_from_the_command_line(
     shown = call("evaluate", run, val, "--no-windows", "--num-images", 2, "--device", "cpu", "--by-size")
     assert "mIoU" in shown and "Boundary IoU" in shown and "mIoU, small" in shown
     assert (run / "evaluations/val-step_00000002.json").exists()
+    drawn = {path.name for path in (run / "evaluations").iterdir()} - {
+        "val-step_00000002.json",
+        "val-step_00000002.npz",
+    }
+    assert drawn == {
+        "val-step_00000002.tex",
+        *(f"val-step_00000002.{name}.{form}" for name in ("classes", "confusion", "sizes") for form in ("svg", "png")),
+    }
     results = json.loads((run / "evaluations/val-step_00000002.json").read_text())
     for part in ("1/2", "2/2"):
         once = ("--no-windows", "--num-images", 2, "--device", "cpu", "--by-size", "--part", part)
         call("evaluate", run, val, *once)
     parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
+    assert not list((run / "evaluations").glob("*.part-*.svg"))  # of a whole one only
     old = ("--no-windows", "--num-images", 2, "--device", "cpu", "--first-resize", "none", "--out", tmp_path / "old")
     call("evaluate", run, val, *old)
     protocol = json.loads((tmp_path / "old/val-step_00000002.json").read_text())["protocol"]
@@ -260,6 +269,7 @@ def test_train_evaluate_predict_from_the_command_line(
     assert fewer["fingerprint"] != results["fingerprint"]
     assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
     assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
+    assert (tmp_path / "merged/val-step_00000002.classes.svg").exists()
     image = Path(train_manifest.root) / "images/000.jpg"
     out = tmp_path / "out"
     shown = call("predict", run, image, "--classes", "cat, blue sofa", "--out", out, "--no-windows", "--device", "cpu")
@@ -335,6 +345,8 @@ def test_test_sets_by_name(
     )
     assert done.exit_code == 0, done.output
     assert "| mIoU | A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |" in done.stdout
+    latex = (tmp_path / "run/evaluations/paper-step_00000001.tex").read_text()
+    assert "mIoU & A-847 & PC-459 & A-150 & PC-59 & PAS-20 & PAS-20b" in latex
     documents = [
         json.loads((tmp_path / f"run/evaluations/{name}-step_00000001.json").read_text())
         for name in ("pascal-voc-20", "pascal-voc-20b", "own")

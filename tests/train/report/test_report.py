@@ -128,6 +128,7 @@ def test_a_page_has_curves_pictures_classes_and_settings(run: RunFolder, report:
     assert sum(name.endswith(" of the pixels right") for name in captions) == 2
     assert "shapes, step 2: 2 images</summary>" in text and "Samples of eval.manifest" in text
     assert '<td>training.optim.learning_rate</td><td class="wide"><code>0.0002</code></td>' in text
+    assert ">Confusion, shapes</text>" in text and ">IoU of classes, shapes</text>" not in text  # that is in the table
     assert "&lt;run&gt;</h1>" in text and "<run>" not in text
     assert "<b>finished</b>" in text and "<b>2</b><span>of 2 steps</span>" in text
 
