@@ -28,9 +28,9 @@ app = App(
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, too.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    version: Annotated[bool, typer.Option(help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks, too.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
     """Compute pseudo ground truth once, train open-vocabulary segmenters on it many times.
 

@@ -60,33 +60,20 @@ OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "instances_json": _option(Path | None, "Instance annotations, painted over the stuff."),
     "write_labels": _option(Path | None, "New folder for the label PNGs painted from JSON."),
     "classes": _option(Path, "One class a line, by id; commas: synonyms.", "--classes-file", default=REQUIRED),
-    "ignore": _option(
-        list[int] | None, "Id that means no class; repeatable. Default 255, or 65535 where classes reach 255."
-    ),
+    "ignore": _option(list[int] | None, "Id of no class; repeatable. Default 255, or 65535 where classes reach 255."),
     "first_id": _option(int, "Id of the class in line 1, e.g. 1 where 0 is unlabelled.", default=0, min=0),
     "listed": _option(Path | None, "File of the samples to use: one name without extension a line.", "--list"),
     "name": _option(str | None, "Name of the data set. Default: this one's, or the folder's."),
     "image_suffix": _option(str, "End of images' names to leave out: _leftImg8bit.", default=""),
     "label_suffix": _option(str, "End of labels' names to leave out: _mask.", default=""),
-    "exif": _option(
-        str, "Images with an EXIF orientation: error (quarantine), apply (turn them) or ignore.", default="error"
-    ),
+    "exif": _option(str, "EXIF orientations: error (quarantine), apply (turn them) or ignore.", default="error"),
     "max_megapixels": _option(float, "Larger pictures are quarantined before they are decoded.", default=100.0),
-    "allow_jpeg_warnings": _option(
-        bool, "Note JPEGs that decode with a warning instead of quarantining.", "--allow-jpeg-warnings", default=False
-    ),
+    "allow_jpeg_warnings": _option(bool, "Keep JPEGs that decode with a warning, with a note.", default=False),
     "workers": _option(int, "Worker processes; 0: the cores you may use.", default=0, min=0, max=1024),
     "allow_quarantine": (AllowQuarantine, False),
-    "verbose": _option(bool, "Show the pixel share of every class.", "--verbose", default=False),
-    "check": _option(
-        bool, "Compare with what was published, say what is missing; --out may be left out.", "--check", default=False
-    ),
-    "dry_run": _option(
-        bool,
-        "Say what would be read and how long it takes, and write nothing; --out may be left out.",
-        "--dry-run",
-        default=False,
-    ),
+    "verbose": _option(bool, "Show the pixel share of every class.", default=False),
+    "check": _option(bool, "Compare with what was published; --out may be left out.", default=False),
+    "dry_run": _option(bool, "Say what would be read and how long it takes; --out may be left out.", default=False),
 }
 """Options of the commands as type with help, and default. Some are those of a few data sets; see `builtin.Builtin`."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..common.command_line.app import App
+from ..common.command_line.app import App, completed
 from ..common.command_line.options import AllowQuarantine, JsonOut, Root, parsed, show, to_write
 from ..manifests.commands import QUARANTINE_EXIT
 
@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from .store.frame import Frame
 
 app = App()
-
+DEVICES = completed(lambda: ("cpu", "cuda"))  # part of a store, so that it is never what a machine has
 Store = Annotated[str, typer.Argument(help="Folder or URL of the Zarr store, e.g. coco.zarr or s3://bucket/coco.zarr.")]
 ManifestFile = Annotated[str, typer.Argument(help="Manifest written by `physseg manifest`; a file or a URL.")]
 Structures = Annotated[
     str | None,
-    typer.Option(
-        help="Comma-separated names (`physseg plugins`). Default: canny, mask_edges and sift, or the store's."
-    ),
+    typer.Option(help="Names with commas between (`physseg plugins`). Default: canny,mask_edges,sift, or the store's."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -48,37 +46,19 @@ def preprocess(
         str, typer.Option(help="local (processes on this machine), sync (this process), or tcp://HOST:PORT of Dask's.")
     ] = "local",
     cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="slurm: --workers jobs of one process each, described by jobqueue.slurm in Dask's configuration."
-        ),
+        str | None, typer.Option(help="slurm: --workers jobs, which jobqueue.slurm of Dask's configuration describes.")
     ] = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cpu|cuda",
-            help="Device of superpoint, part of the store; cuda: GPUs in turn. Default: cpu, or the store's.",
-        ),
+        str | None, typer.Option(help="Device of superpoint. Default: cpu, or the store's.", autocompletion=DEVICES)
     ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N", help="Compute the I-th of N shares, I from 1: for array jobs, without a scheduler."
-        ),
-    ] = None,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Compute the I-th of N shares, I from 1.")] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Of a worker, e.g. 2GiB. Default: memory / workers.")] = None,
     root: Root = None,
-    retry_quarantined: Annotated[
-        bool, typer.Option("--retry-quarantined", help="Compute quarantined samples again.")
-    ] = False,
+    retry_quarantined: Annotated[bool, typer.Option(help="Compute quarantined samples again.")] = False,
     allow_quarantine: AllowQuarantine = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, and its cost, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be done, and its cost, and stop.")] = False,
     log: Annotated[Path | None, typer.Option(help="JSON lines, one per shard. Default: STORE.log.jsonl.")] = None,
-    dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve Dask's dashboard on 127.0.0.1, print its address.")
-    ] = False,
+    dashboard: Annotated[bool, typer.Option(help="Serve Dask's dashboard on 127.0.0.1, print its address.")] = False,
 ) -> None:
     """Compute structure maps and patch counts into a store.
 
@@ -137,17 +117,14 @@ def preprocess(
 @app.command()
 def plan(
     manifest: ManifestFile,
-    store: Annotated[
-        str | None,
-        typer.Argument(help="Where the store is, or will be. What it has is not planned again. Default: a new store."),
-    ] = None,
+    store: Annotated[str | None, typer.Argument(help="Store that is, or will be. Default: a new one.")] = None,
     structures: Structures = None,
     set_option: SetOption = None,
     short_edge: ShortEdge = None,
     max_long_edge: LongEdge = None,
     canvas: Canvas = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="Of the planned run, on any machines. Default: the cores here.")
+        int | None, typer.Option(min=1, max=10**6, help="Workers of the run, on any machines. Default: the cores here.")
     ] = None,
     target_hours: Annotated[float | None, typer.Option(hidden=True)] = None,
     images: Annotated[
@@ -189,10 +166,8 @@ def plan(
 @app.command()
 def verify(
     store: Store,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute what is faulty again, and nothing else.")] = False,
-    images: Annotated[
-        bool, typer.Option("--check-images", help="Hash every image and label file, too, as the manifest has them.")
-    ] = False,
+    repair: Annotated[bool, typer.Option(help="Compute what is faulty again, and nothing else.")] = False,
+    images: Annotated[bool, typer.Option("--check-images", help="Hash every image and label file, too.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, max=4096, help="Worker processes for --repair.")] = None,
     scheduler: Annotated[str, typer.Option(help="Scheduler for --repair, as in preprocess.")] = "local",
     root: Root = None,
@@ -225,19 +200,14 @@ def inspect(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the PNGs of the samples.")] = None,
     class_names: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="NAME", help="Draw the patch weights of this class. Repeatable."),
+        list[str] | None, typer.Option("--class", help="Draw the patch weights of this class. Repeatable.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(callback=to_write, help="Page to write, self-contained, 110 to 150 KB a photograph.")
     ] = None,
-    max_samples: Annotated[
-        int, typer.Option("--num-images", min=1, help="Samples on the page, evenly spread over the store.")
-    ] = 200,
+    max_samples: Annotated[int, typer.Option("--num-images", min=1, help="Samples on the page, evenly spread.")] = 200,
     root: Root = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep what is read of a store or images by URL in this local folder.")
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep what is read by URL in this local folder.")] = None,
 ) -> None:
     """Show what a store holds: a table, pictures of single samples, or a page to browse.
 

@@ -1,6 +1,7 @@
 """`physseg train`, `report`, `evaluate`, `predict`, `import-catseg`, `export`, `weights` and `demo`."""
 
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,23 +24,20 @@ demo_app = App()
 app.add_typer(demo_app, name="demo")
 weights_app = App(help="List and fetch pretrained CLIP weights.", no_args_is_help=True)
 
+_tags = completed(lambda: [one.tag for one in import_module(".weights.fetch", __package__).tags_of(None)])
 recipes = completed(lambda: [path.stem for path in Path(__file__).with_name("recipes").glob("*.toml")])
 Run = Annotated[Path, typer.Argument(help="Run folder, imported checkpoint or exported model.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the configuration. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the configuration. Repeatable."),
 ]
-Checkpoint = Annotated[
-    str, typer.Option(help="Step to load, latest, previous (the one before), or best (the highest mIoU).")
-]
+Checkpoint = Annotated[str, typer.Option(help="Step, latest, previous (the one before), best (the highest mIoU).")]
 Clip = Annotated[str | None, typer.Option(help="Backbone of the weights, such as ViT-L-14-336.")]
 Prompts = Annotated[str, typer.Option(help='Prompts: "single", "imagenet", a template with {}, or a file of them.')]
 SynonymRule = Annotated[str | None, typer.Option(help="first or mean of a class's synonyms. Default: as in training.")]
 Memory = Annotated[str, typer.Option("--memory-limit", help="Most to hold besides model, image and result.")]
 AllClasses = Annotated[bool, typer.Option("--all-classes", help="Show every class, not best and worst.")]
-ClassesKept = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="K", help="Refine the K best classes of each crop alone: faster among hundreds."),
-]
+ClassesKept = Annotated[int | None, typer.Option(min=1, help="Refine the N best classes of each crop alone: faster.")]
 NoWindows = Annotated[bool, typer.Option("--no-windows", help="Whole images only: 5 times faster, another protocol.")]
 FirstResize = Annotated[
     Literal["short-640", "none"],
@@ -77,14 +75,12 @@ def train(
     settings: SetOption = None,
     device: Annotated[str | None, typer.Option(help="Device. Default: `device` of the configuration.")] = None,
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; the schedule is not changed.")] = None,
-    example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
+    example: Annotated[bool, typer.Option(help="Print a commented configuration and exit.")] = False,
     listing: Annotated[bool, typer.Option("--recipes", help="List the recipes and their backbones, and exit.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what a step takes on a GPU and what fits; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what a step takes on a GPU and what fits; train nothing.")] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the batch, for --dry-run. Default: 1.")] = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(help="Memory of a GPU, for --dry-run: 24GiB. Default: the one here.")
+        str | None, typer.Option(help="Memory of a GPU, such as 24GiB, for --dry-run. Default: the one here.")
     ] = None,
     device_rate: Annotated[
         float | None,
@@ -184,10 +180,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: RUN/evaluations.")] = None,
     checkpoint: Checkpoint = "latest",
     max_images: NumImages = None,
-    part: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Take the I-th of N parts of the images, I from 1.")
-    ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Add up the JSON files of all parts, given instead.")] = False,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Take the I-th of N parts of the images.")] = None,
+    merge: Annotated[bool, typer.Option(help="Add up the JSON files of all parts, given instead.")] = False,
     root: Root = None,
     no_windows: NoWindows = False,
     first_resize: FirstResize = "short-640",
@@ -195,9 +189,7 @@ def evaluate(
     prompts: Prompts = "",
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
-    by_size: Annotated[
-        bool, typer.Option("--by-size", help="mIoU of small, medium and large objects as well.")
-    ] = False,
+    by_size: Annotated[bool, typer.Option(help="mIoU of small, medium and large objects as well.")] = False,
     all_classes: AllClasses = False,
     device: Device = "auto",
 ) -> None:
@@ -301,21 +293,17 @@ def _benchmarks(names: list[str], root: str | None) -> "dict[str, Manifest]":
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[
-        list[Path], typer.Argument(help="JPEG or PNG files, folders or .txt lists of them, or a manifest.")
-    ],
+    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG files, folders, .txt lists, or a manifest.")],
     classes: Annotated[str | None, typer.Option(help='Words to look for, any: "cat, dog, sofa".')] = None,
     classes_file: Annotated[
-        Path | None, typer.Option(help="File of such words: one a line, numbered lines, or a JSON list.")
+        Path | None, typer.Option(help="Words in a file: one a line, numbered, or a JSON list.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     form: Annotated[
         Literal["png", "detectron2"] | None,
         typer.Option("--format", help="Label maps for others: png (STEM.png), detectron2 (JSON of RLE)."),
     ] = None,
-    confidence: Annotated[
-        bool, typer.Option("--confidence", help="Write NAME_confidence.png, too: 255 times each class's probability.")
-    ] = False,
+    confidence: Annotated[bool, typer.Option(help="Write NAME_confidence.png, too: 255 times probability.")] = False,
     json_file: JsonOut = None,
     root: Root = None,
     checkpoint: Checkpoint = "latest",
@@ -406,8 +394,7 @@ def judge(
         ),
     ] = "auto",
     allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Score the samples that have a prediction, and say how many lack one."),
+        bool, typer.Option(help="Score the samples that have a prediction, and say how many lack one.")
     ] = False,
     root: Root = None,
     all_classes: AllClasses = False,
@@ -485,15 +472,6 @@ def export(
     typer.echo(f"{out}: step {loaded.step} of {run}, {size / 1e6:.1f} MB")
 
 
-def _tag_names() -> list[str]:
-    from .weights.fetch import tags_of
-
-    return [one.tag for one in tags_of(None)]
-
-
-_tags = completed(_tag_names)
-
-
 @weights_app.command("list")
 def weights_list(
     clip: Clip = None,
@@ -509,9 +487,7 @@ def weights_list(
 
 @weights_app.command("fetch")
 def weights_fetch(
-    tag: Annotated[
-        str, typer.Argument(help="Tag as `physseg weights list` shows it, such as openai.", autocompletion=_tags)
-    ],
+    tag: Annotated[str, typer.Argument(help="Tag such as openai: `physseg weights list`.", autocompletion=_tags)],
     clip: Clip = None,
     url: Annotated[str | None, typer.Option(help="Another place of the same file, such as a mirror.")] = None,
 ) -> None:

@@ -48,9 +48,9 @@ def finished(function: F) -> F:
     for name, parameter in inspect.signature(function).parameters.items():
         for info in getattr(parameter.annotation, "__metadata__", ()):
             long = f"--{name.replace('_', '-')}" if info.default is ... else info.default
-            if isinstance(info, typer.models.OptionInfo) and long[2:] in short:
-                info.default, info.param_decls = long, (short[long[2:]],)  # where Typer has names in annotations
-            if values := known.get(long[2:]):
+            if isinstance(info, typer.models.OptionInfo):  # where Typer has names in annotations; no --no-FLAG
+                info.default, info.param_decls = long, tuple(filter(None, [short.get(long[2:])]))
+            if not info.autocompletion and (values := known.get(long[2:])):
                 info.autocompletion = completed(values.copy if isinstance(values, list) else partial(names, values))
     return function
 
@@ -85,10 +85,10 @@ class _Ours:
             self.format_commands(ctx, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        if lines := table("examples").get(command_path(ctx), "").splitlines():
+        if lines := table("examples").get(path := command_path(ctx), "").splitlines():
             with formatter.section("Examples"):
                 formatter.write("".join(f"  {line}\n" for line in lines))
-        if ctx.parent is None:
+        if not path:
             with formatter.section("Exit codes"):
                 formatter.write_dl(list(table("names")["exit_codes"].items()))
 
@@ -136,4 +136,4 @@ def _in_words(name: str, kind: str) -> str:
 
 def command_path(ctx: Any) -> str:
     """The command of a context without the program's name: `analyse oracle`."""
-    return f"{command_path(ctx.parent)} {ctx.info_name}".strip() if ctx.parent else ""
+    return re.sub(r"^.*?physseg(\.cli)? ?", "", ctx.command_path)

@@ -41,7 +41,7 @@ def show(text: str, document: Any, json_file: Path | None) -> None:
 
 
 JsonOut = Annotated[
-    Path | None, typer.Option("--json", callback=to_write, help="Write all numbers to a JSON file; - prints them.")
+    Path | None, typer.Option("--json", callback=to_write, help="Write everything to a JSON file; - prints it.")
 ]
 Root = Annotated[str | None, typer.Option(help="Folder or URL of the data set's files, if they moved.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1.")]

@@ -31,6 +31,16 @@ def test_folder_writes_a_manifest_and_says_what_is_next(toys, physseg):
     assert len(manifest) == 2
 
 
+def test_a_name_of_before_works_and_a_line_says_the_new_one(toys, physseg, tmp_path):
+    toy_set(toys)
+    code, out, err = physseg("manifest", "folder", "--root", ".", "--classes", "classes.txt", "--out", "old.parquet")
+    assert code == 0 and err == "note: --classes is now --classes-file\n"
+    assert (code, out.replace("old.", "new."), "") == physseg(
+        "manifest", "folder", "--root", ".", "--classes-file=classes.txt", "-o", "new.parquet"
+    )
+    assert (tmp_path / "old.parquet").read_bytes() == (tmp_path / "new.parquet").read_bytes()
+
+
 def test_the_same_input_gives_the_same_bytes(toys, physseg, tmp_path):
     toy_set(toys)
     for out in ("one.parquet", "two.parquet"):

@@ -10,21 +10,7 @@ from ...common.atomic import atomic_write
 from ...common.command_line.app import App
 from ...common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, show, to_write
 from ...common.text import counted, latex_table
-from ..commands import (
-    Checkpoint,
-    ClassesKept,
-    Clip,
-    FirstResize,
-    Memory,
-    NoWindows,
-    Prompts,
-    Run,
-    SetOption,
-    SynonymRule,
-    inference_settings,
-    load,
-    recipes,
-)
+from .. import commands
 
 app = App(help="Make the paper's analyses of trained models.", no_args_is_help=True)
 
@@ -35,17 +21,17 @@ LatexOut = Annotated[
 
 @app.command()
 def ablation(
-    table: Annotated[
-        str, typer.Argument(help="table3, table4 (the paper's), edges, study, or a TOML file of rows of your own.")
+    table: Annotated[str, typer.Argument(help="table3, table4 (the paper's), edges, study, or a TOML file of rows.")],
+    config: Annotated[
+        str, typer.Argument(help="Configuration: a TOML file or a recipe.", autocompletion=commands.recipes)
     ],
-    config: Annotated[str, typer.Argument(help="Configuration: a TOML file or a recipe.", autocompletion=recipes)],
     manifests: Annotated[list[Path] | None, typer.Argument(help="Manifests to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all runs, the table and its figure.")] = Path("ablation"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row trains with each.")] = "0,1,2",
-    settings: SetOption = None,
+    settings: commands.SetOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the CPUs.")] = 1,
-    no_windows: NoWindows = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the training commands and stop.")] = False,
+    no_windows: commands.NoWindows = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the training commands and stop.")] = False,
 ) -> None:
     """Train every row of a table with several seeds, and print their mIoU with paired differences to another row.
 
@@ -84,9 +70,9 @@ def similarity(
         typer.Argument(help="Published names (ade20k-150, ...), manifests, class files. Default: those of Table 1."),
     ] = None,
     to: Annotated[str, typer.Option(help="The vocabulary of training.")] = "coco-stuff",
-    clip: Clip = None,
-    prompts: Prompts = "",
-    synonyms: SynonymRule = None,
+    clip: commands.Clip = None,
+    prompts: commands.Prompts = "",
+    synonyms: commands.SynonymRule = None,
     json_file: JsonOut = None,
     latex_file: LatexOut = None,
     csv_file: Annotated[
@@ -117,21 +103,21 @@ def similarity(
 
 @app.command()
 def oracle(
-    run: Run,
+    run: commands.Run,
     manifest: Annotated[Path, typer.Argument(help="Manifest of the images, of any vocabulary.")],
     regions: Annotated[
-        str, typer.Option(help="Regions: class (all pixels of one in an image), connected (its parts).")
+        str, typer.Option(help="Regions: class (all pixels of one in an image) or connected (its parts).")
     ] = "class",
     clip_weights: Annotated[
         str | None, typer.Option(help="Let pretrained CLIP name true regions as well: a tag or a file.")
     ] = None,
-    clip: Clip = None,
-    checkpoint: Checkpoint = "latest",
+    clip: commands.Clip = None,
+    checkpoint: commands.Checkpoint = "latest",
     max_images: NumImages = None,
     root: Root = None,
-    no_windows: NoWindows = False,
-    first_resize: FirstResize = "short-640",
-    memory: Memory = "2GiB",
+    no_windows: commands.NoWindows = False,
+    first_resize: commands.FirstResize = "short-640",
+    memory: commands.Memory = "2GiB",
     json_file: JsonOut = None,
     latex_file: LatexOut = None,
     device: Device = "auto",
@@ -148,7 +134,7 @@ def oracle(
     from .encoders import ClipEncoder, clip_of_weights
 
     table = Manifest.read(manifest, root=root)
-    loaded = load(run, checkpoint, device=device)
+    loaded = commands.load(run, checkpoint, device=device)
     clips = {"CLIP as trained in the run": ClipEncoder(loaded.model, {"run": str(run)})}
     if clip_weights:
         preset, synonyms = clip or loaded.model.config.clip, loaded.model.config.synonyms
@@ -160,7 +146,7 @@ def oracle(
         clips=clips,
         regions=regions,  # type: ignore[arg-type]  # checked there
         max_images=max_images,
-        settings=inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
+        settings=commands.inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
     )
     text = f"{run} at step {loaded.step} on {manifest}; regions: {regions}\n{analysis.table(found)}"
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
@@ -181,16 +167,14 @@ def compare(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the images.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, index.html and compare.json.")] = Path("compare"),
     samples: Annotated[list[str] | None, typer.Option("--sample", help="Sample to show, by id. Repeatable.")] = None,
-    most_changed: Annotated[
-        int, typer.Option(min=1, help="Show the N samples whose accuracy changed most, without --sample.")
-    ] = 8,
-    checkpoint: Checkpoint = "latest",
+    most_changed: Annotated[int, typer.Option(min=1, help="Show the N samples that changed most in accuracy.")] = 8,
+    checkpoint: commands.Checkpoint = "latest",
     max_images: NumImages = None,
     root: Root = None,
-    no_windows: NoWindows = False,
-    first_resize: FirstResize = "short-640",
-    classes_kept: ClassesKept = None,
-    memory: Memory = "2GiB",
+    no_windows: commands.NoWindows = False,
+    first_resize: commands.FirstResize = "short-640",
+    classes_kept: commands.ClassesKept = None,
+    memory: commands.Memory = "2GiB",
     json_file: JsonOut = None,
     device: Device = "auto",
 ) -> None:
@@ -213,7 +197,7 @@ def compare(
         raise typer.BadParameter("name two runs or more", param_hint="RUNS")
     to_write(out / "*")
     table = Manifest.read(manifest, root=root)
-    loaded = {name: load(path, checkpoint, device=device) for name, path in paths.items()}
+    loaded = {name: commands.load(path, checkpoint, device=device) for name, path in paths.items()}
     pictured, scores = analysis.compare_runs(
         {name: run.model for name, run in loaded.items()},
         table,
@@ -221,7 +205,7 @@ def compare(
         most_changed=most_changed,
         texts={name: cached_texts(run, table.vocabulary.classes) for name, run in loaded.items()},
         max_images=max_images,
-        settings=inference_settings(
+        settings=commands.inference_settings(
             memory, no_windows=no_windows, first_resize=first_resize, classes_kept=classes_kept
         ),
     )
@@ -233,28 +217,21 @@ def compare(
 
 @app.command()
 def structure(
-    run: Annotated[
-        Path | None, typer.Argument(help="Run folder of a training with structures; may be left out with --bsds.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run with structures; with --bsds it may be left out.")] = None,
     store: Annotated[str | None, typer.Option(help="Compare with this store's maps, of images not trained on.")] = None,
-    bsds: Annotated[
-        Path | None, typer.Option(help="Compare with people's boundaries: BSDS500's folder of images and groundTruth.")
-    ] = None,
+    bsds: Annotated[Path | None, typer.Option(help="Compare with people's boundaries: folder of BSDS500.")] = None,
     split: Annotated[str, typer.Option(help="Split of --bsds: train, val or test.")] = "val",
     tolerance: Annotated[
-        float | None,
-        typer.Option(min=0, max=10**6, help="Tolerance, px. Default: 0.0075 of the diagonal, as BSDS."),
+        float | None, typer.Option(min=0, max=10**6, help="Tolerance, px. Default: 0.0075 of the image's diagonal.")
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=32, help="Side of the head's windows, px. Default: the run's training crop.")
     ] = None,
-    no_thin: Annotated[
-        bool, typer.Option("--no-thin", help="With --store: leave edges as wide as they are, on both sides.")
-    ] = False,
+    no_thin: Annotated[bool, typer.Option(help="Leave edges of --store as wide as they are, on both sides.")] = False,
     canny_blur: Annotated[
         float, typer.Option(min=0, max=50, help="Sigma of the blur before Canny on --bsds, px.")
     ] = 0.0,
-    checkpoint: Checkpoint = "latest",
+    checkpoint: commands.Checkpoint = "latest",
     max_images: NumImages = None,
     root: Root = None,
     json_file: JsonOut = None,
@@ -273,7 +250,7 @@ def structure(
         raise typer.BadParameter("name either a store or BSDS500", param_hint="--store, --bsds")
     if store is not None and run is None:
         raise typer.BadParameter("name the run whose maps are to be compared with the store's", param_hint="RUN")
-    loaded = load(run, checkpoint, device=device) if run else None
+    loaded = commands.load(run, checkpoint, device=device) if run else None
     window_px = window or analysis.training_crop(run)
     if store is not None and loaded is not None:
         title = f"{run} at step {loaded.step} against {store}"

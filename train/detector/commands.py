@@ -20,9 +20,7 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, max=1024, help="Processes that draw pictures. Default: 0 on a CPU, up to 8 beside a GPU."),
 ]
-Precision = Annotated[
-    str, typer.Option(help="bfloat16 or float32; auto: bfloat16 where the device has instructions for it.")
-]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device computes in it.")]
 
 
 @app.command("train-synthetic")
@@ -30,7 +28,7 @@ def superpoint_train_synthetic(
     run: DetectorRun,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps of the whole schedule.")] = 8400,
     seed: Seed = 0,
-    full_width: Annotated[bool, typer.Option("--full-width", help="The published widths; for GPUs.")] = False,
+    full_width: Annotated[bool, typer.Option(help="The published widths; for GPUs.")] = False,
     batch_size: BatchSize = 32,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -131,15 +129,11 @@ def superpoint_reproduce(
 @app.command("evaluate")
 def superpoint_evaluate(
     weights: Annotated[Path | None, typer.Argument(help="Weights to judge. Default: the package's own.")] = None,
-    sequence: Annotated[
-        list[Path] | None, typer.Option(help="Folder of img1, img2, ... with H1to2p, ...; repeatable.")
-    ] = None,
+    sequence: Annotated[list[Path] | None, typer.Option(help="Folder of img1, ..., H1to2p, ... Repeatable.")] = None,
     photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
     per_kind: Annotated[int, typer.Option(min=1, help="Number of held-out pictures of each kind of shape.")] = 50,
     json_file: JsonOut = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder for pictures of shapes and sequences with what is found and missed.")
-    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of what is found and missed.")] = None,
     device: Device = "auto",
 ) -> None:
     """Judge a detector: average precision on shapes, repeatability; beside Harris, Shi-Tomasi, FAST and SIFT."""

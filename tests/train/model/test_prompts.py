@@ -68,6 +68,14 @@ def test_templates_from_a_file(tmp_path: Path) -> None:
         read_templates("imagenot")
 
 
+def test_a_template_stands_for_itself_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "{}").mkdir()  # no file by that name is looked for
+    for template in ("{}", "a photo of a {}.", "a/b {}"):
+        assert read_templates(template) == (template,)
+        config = build(SegmenterConfig, {"clip": "tiny", "prompts": template}, base=tmp_path)
+        assert (config.templates, config.prompts) == ((template,), "")
+
+
 def test_a_configuration_names_a_set_or_a_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a {}\nthe {}\n")
     config = build(SegmenterConfig, {"clip": "tiny", "prompts": "mine.txt"}, base=tmp_path)

@@ -239,6 +239,7 @@ def test_the_command_says_it_and_writes_it(write_config: Callable[..., Path], tm
     assert measured.exit_code == 0 and "this CPU in fp32, measured" in measured.output
     assert "fits" not in measured.output  # no GPU, and none named
     assert CliRunner().invoke(app, ["train", config, "--gpus", "2"]).exit_code == 2
+    assert "'nowhere'" in str(CliRunner().invoke(app, ["train", config, "--dry-run", "-d", "nowhere"]).exception)
     assert CliRunner().invoke(app, ["train", config, "--dry-run", "--gpu-memory", "much"]).exit_code == 2
 
 

@@ -302,7 +302,14 @@ def test_words_and_images_that_are_none(exported: Path, tmp_path: Path) -> None:
 
 def test_a_run_folder_loads_by_step(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     train(make_config(steps=2, checkpoint_every=1), progress=False)
-    assert [physseg.load(tmp_path / "run", device="cpu", step=step).step for step in (1, 2, None)] == [1, 2, 2]
+    RunFolder(tmp_path / "run").set_best({"step": 1, "miou": 0.5, "of": {}})
+    named = {1: 1, "2": 2, "latest": 2, "previous": 1, "best": 1}
+    found = {word: physseg.load(tmp_path / "run", device="cpu", checkpoint=word).step for word in named}  # type: ignore[arg-type]
+    assert found == named and physseg.load(tmp_path / "run", device="cpu").step == 2
+    with pytest.deprecated_call(match="step is now checkpoint"):
+        assert physseg.load(tmp_path / "run", device="cpu", step=1).step == 1
+    with pytest.raises(ConfigError, match="expected a step, latest, previous or best, got 'newest'"):
+        physseg.load(tmp_path / "run", checkpoint="newest")  # type: ignore[arg-type]
 
 
 def test_importing_physseg_loads_nothing_heavy() -> None:
