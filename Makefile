@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test torture lint format bench gpu gpu-wheels clean
+.PHONY: demo test torture lint format docs constraints dist bench gpu gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,22 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Strict: a link or an anchor that leads nowhere is an error. The variable silences an advertisement.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'wrote build/site/index.html'
+
+# What `make test` has just passed with, for those who want the same versions.
+constraints: $(INSTALLED)
+	( echo '# Versions that the tests passed with, on Linux and Python 3.11: `make constraints` after `make test`.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable ) > constraints.txt
+
+# What a package index gets. URL is the repository's address: links of the README lead there.
+dist:
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet build twine
+	$(VENV)-dist/bin/python docs/release.py '$(URL)' dist
+
 # An environment of its own: some of the peers hold NumPy and others back.
 bench:
 	$(PYTHON) -m venv $(VENV)-bench
@@ -64,4 +80,4 @@ gpu-wheels: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu/wheels.py --python-version $(PYTHON_VERSION) --folder $(FOLDER) --have '$(HAVE)'
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench build dist *.egg-info physseg_demo
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-dist build dist *.egg-info physseg_demo

@@ -23,7 +23,7 @@ def test_the_table_of_arrays_is_the_schemas() -> None:
     for spec in (*LABEL_ARRAYS, *of_layers, STATUS):
         dims = ", ".join(("sample", *spec.dims))
         lines.append(f"| `{spec.name}` | {spec.layer or '-'} | {spec.dtype} | {dims} | {spec.fill} | {spec.meaning} |")
-    assert "\n".join(lines) in README, "\n".join(lines)
+    assert "\n".join(lines) in (ROOT / "docs" / "store.md").read_text(encoding="utf-8"), "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,8 @@ def test_the_pages_of_backbones_and_resolutions_say_what_the_architectures_say()
         assert (windows, canvas) == (f"{found.window_px}, {found.stride_px} px", f"{found.canvas_px} px")
 
 
-def test_files_and_pictures_of_the_readme_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+def test_the_readme_leads_to_every_page() -> None:
+    targets = set(re.findall(r"\]\(([^)#]+)[)#]", README))
+    assert all((ROOT / target).exists() for target in targets if not target.startswith("http")), targets
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= targets, pages - targets

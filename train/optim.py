@@ -107,7 +107,7 @@ def learning_rate_factor(step: int, max_steps: int, warmup: int = 0) -> float:
 
     With `warmup`, the first steps are multiplied by (step + 1) / warmup on top. Steps from `max_steps` on get 0.
 
-    Example:
+    Examples:
         >>> [round(learning_rate_factor(step, 4), 4) for step in range(5)]
         [1.0, 0.8536, 0.5, 0.1464, 0.0]
         >>> learning_rate_factor(0, 1000, warmup=10)

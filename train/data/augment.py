@@ -35,7 +35,7 @@ def draw_jitter(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     ColorAugSSDTransform). Nine numbers are drawn whatever comes out, so what `rng` gives next does not depend on this
     sample's luck.
 
-    Example:
+    Examples:
         >>> [round(float(value), 2) for value in draw_jitter(np.random.default_rng(2))]
         [6.41, 1.23, 1.0, -16.0, 1.0]
     """
@@ -69,7 +69,7 @@ def color_jitter(images: Tensor, params: Tensor, valid: Tensor | None = None) ->
     Raises:
         ShapeError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> grey = torch.full((1, 3, 1, 1), 100, dtype=torch.uint8)
         >>> color_jitter(grey, torch.tensor([[10.0, 1.5, 1.0, 0.0, 0.0]])).flatten().tolist()
         [165.0, 165.0, 165.0]

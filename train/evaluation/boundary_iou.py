@@ -48,7 +48,7 @@ def boundary_counts(
         prediction: (H, W) ids 0..C-1.
         labels: (H, W) ids 0..C-1, or `ignore_index`.
 
-    Example:
+    Examples:
         A square of 4x4 pixels, predicted one column too far to the right; bands are 1 px wide.
 
         >>> labels, prediction = np.zeros((2, 8, 8), int)

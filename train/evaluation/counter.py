@@ -15,7 +15,7 @@ from .object_size import SIZES, size_counts
 class PredictionCounter:
     """Counts of predictions against labels; `counts` are fields of an `Evaluation`.
 
-    Example:
+    Examples:
         >>> counter = PredictionCounter(num_classes=2, ignore_index=255)
         >>> counter.update("a", prediction=np.array([[0, 1]]), labels=np.array([[0, 255]]))
         >>> counter.counts()["num_images"], counter.counts()["boundary"].miou()

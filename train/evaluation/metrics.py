@@ -29,7 +29,7 @@ class ConfusionMatrix:
     Raises:
         ConfigError: There is no class, or `ignore_index` is a class.
 
-    Example:
+    Examples:
         >>> confusion = ConfusionMatrix(num_classes=3, ignore_index=255)
         >>> _ = confusion.update(prediction=np.array([[0, 0, 1, 2]]), labels=np.array([[0, 1, 1, 255]]))
         >>> confusion.matrix.tolist()

@@ -1,8 +1,8 @@
 """The training loop: one process per device, resumed by itself from the run folder.
 
 Same run folder, same settings: the weights after step n are bitwise the same however often the run was stopped in
-between, and with any number of data workers (on one device type and number of ranks; see the README for what PyTorch
-promises beyond it). Other numbers of ranks or micro-batches see the same samples, and differ by rounding only.
+between, and with any number of data workers (on one device type and number of ranks; see docs/training.md for what
+PyTorch promises beyond it). Other numbers of ranks or micro-batches see the same samples, and differ by rounding only.
 """
 
 import time

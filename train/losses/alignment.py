@@ -46,9 +46,9 @@ def patch_weights(
 
     Raises:
         ShapeError: shapes that do not fit. An id beyond num_classes is torch's own index error (looking for it here
-        would make the host wait for the device in every step; the store's verification has already done so).
+            would make the host wait for the device in every step; the store's verification has already done so).
 
-    Example:
+    Examples:
         >>> classes = torch.tensor([[3, 1], [1, 255]]).view(1, 1, 2, 2)
         >>> counts = torch.tensor([[64, 64], [32, 64]], dtype=torch.uint8).view(1, 1, 2, 2)
         >>> patch_weights(classes, counts, num_classes=4, cells_per_patch=2, ignore_index=255).tolist()
@@ -96,7 +96,7 @@ def patch_alignment_loss(similarity: Tensor, weights: Tensor, *, form: Alignment
         ShapeError: The shapes do not fit.
         ConfigError: The form is unknown.
 
-    Example:
+    Examples:
         >>> similarity = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
         >>> weights = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
         >>> round(patch_alignment_loss(similarity, weights).item(), 6)  # (log(1 + exp(-2)) + log 2) / 2

@@ -31,9 +31,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor, *, ignore_index: int, mask
 
     Raises:
         ShapeError: The shapes do not fit, or `ignore_index` is a class. A label beyond T is torch's own index
-        error (looking for it here would make the host wait for the device in every step).
+            error (looking for it here would make the host wait for the device in every step).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
         >>> labels = torch.tensor([[[0, 255]]])
         >>> # labelled pixel: log(1 + exp(-2)), log 2; ignored pixel: log(1 + exp(2)), log 2

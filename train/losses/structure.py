@@ -49,7 +49,7 @@ def structure_targets(
         ShapeError: The sizes do not fit.
         ConfigError: The mode is unknown, or sigma is not positive.
 
-    Example:
+    Examples:
         >>> maps = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
         >>> maps[0, 0, 5, 2] = 51  # one keypoint, confidence (51 / 255)² = 0.04
         >>> inside = torch.ones(1, 8, 8, dtype=torch.bool)
@@ -92,7 +92,7 @@ def class_targets(
     Returns:
         targets (B, T, h, w) float32 in [0, 1], and valid (B, T, h, w) bool.
 
-    Example:
+    Examples:
         >>> planes = torch.full((1, 2, 4, 8), 255)
         >>> planes[0, :, 2, 3] = torch.tensor([0, 2])  # classes 0 and 2 meet in the left one of two cells
         >>> labels = torch.zeros(1, 4, 8, dtype=torch.int64)
@@ -164,7 +164,7 @@ def structure_loss(
         ShapeError: The shapes do not fit.
         ConfigError: The form is unknown.
 
-    Example:
+    Examples:
         >>> logits, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
         >>> targets = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
         >>> round(structure_loss(logits, targets, valid).item(), 6)  # (0.75 + 0.25) / 2 * 0.5² * log 2

@@ -69,7 +69,7 @@ class StructureHead(nn.Module):
     Raises:
         ConfigError: GroupNorm cannot split `hidden`, or a level's grid does not go with 4 x the patch grid.
 
-    Example:
+    Examples:
         >>> head = StructureHead([Level(64, stride=16)] * 4, 16, structures=2, hidden=32, classes=(0, 20))
         >>> head([torch.rand(1, 64, 24, 24) for _ in range(4)]).shape
         torch.Size([1, 21, 96, 96])
