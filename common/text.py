@@ -136,16 +136,19 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in ruled)
 
 
-_LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "[": "{[}",
-}
+_LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "[": "{[}",
+    }
+)
 
 
 def latex_table(rows: Sequence[Sequence[str]], *, right: Container[int]) -> str:
@@ -167,8 +170,7 @@ def latex_table(rows: Sequence[Sequence[str]], *, right: Container[int]) -> str:
 
 
 def _latex(cell: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in cell)
-    return re.sub(r"(^| )-(?=\d)", r"\1$-$", escaped)  # a minus, no hyphen
+    return re.sub(r"(^| )-(?=\d)", r"\1$-$", cell.translate(_LATEX))  # a minus, no hyphen
 
 
 def preview(names: Iterable[object], limit: int = 5) -> str:

@@ -9,7 +9,7 @@ import typer
 from ...common.atomic import atomic_write
 from ...common.command_line.app import App
 from ...common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, show, to_write
-from ...common.text import counted, latex_table
+from ...common.text import align, counted, latex_table
 from .. import commands
 
 app = App(help="Make the paper's analyses of trained models.", no_args_is_help=True)
@@ -95,8 +95,9 @@ def similarity(
         typer.echo(f"{vocabulary.name}: {vocabulary.describe()}", err=json_file == PRINT)
     encoder = find_encoder(source, clip=clip, prompts=prompts, synonyms=synonyms, device=choose_device(device))
     found = analysis.similarities(encoder, chosen, reference)
-    show(analysis.table(found), analysis.document(found, encoder.origin), json_file)
-    _write_latex(latex_file, analysis.table_rows(found), 4)
+    title = f"to {reference.name} ({counted(reference.num_classes, 'class')})"
+    document = analysis.document(found, encoder.origin)
+    show(_table(title, analysis.table(found), 4, latex_file), document, json_file)
     if csv_file:
         atomic_write(csv_file, analysis.neighbours_csv(found).encode())
 
@@ -148,7 +149,7 @@ def oracle(
         max_images=max_images,
         settings=commands.inference_settings(memory, no_windows=no_windows, first_resize=first_resize),
     )
-    text = f"{run} at step {loaded.step} on {manifest}; regions: {regions}\n{analysis.table(found)}"
+    title = f"{run} at step {loaded.step} on {manifest}; regions: {regions}"
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
     facts |= {
         "unit": "fraction",
@@ -157,8 +158,8 @@ def oracle(
         "first_resize": first_resize,
         "max_images": max_images,
     }
-    show(text, facts | {"rows": analysis.document(found, table.vocabulary.class_names)}, json_file)
-    _write_latex(latex_file, analysis.table_rows(found), 4)
+    facts["rows"] = analysis.document(found, table.vocabulary.class_names)
+    show(_table(title, analysis.table(found), 4, latex_file), facts, json_file)
 
 
 @app.command()
@@ -267,7 +268,7 @@ def structure(
         title = f"against the people's boundaries of BSDS500 {split}"
         images, model = analysis.find_bsds(Path(str(bsds)), split, max_images), loaded.model if loaded else None
         found = analysis.match_bsds(images, model, window_px=window_px, tolerance_px=tolerance, canny_blur=canny_blur)
-    text = analysis.table(found, f"{title}, {counted(len(next(iter(found.values())).counts), 'image')}")
+    title += f", {counted(len(next(iter(found.values())).counts), 'image')}"
     document = {
         "run": str(run) if run else None,
         "step": loaded.step if loaded else None,
@@ -278,11 +279,12 @@ def structure(
         "thinned": not no_thin,
         "maps": {name: score.document() for name, score in found.items()},
     }
-    show(text, document, json_file)
-    _write_latex(latex_file, analysis.table_rows(found), 6)
+    show(_table(title, analysis.table(found), 6, latex_file), document, json_file)
 
 
-def _write_latex(path: Path | None, rows: list[tuple[str, ...]], numbers: int) -> None:
-    """Write a table of a name and so many numbers, and what else there is."""
-    if path:
-        atomic_write(path, f"{latex_table(rows, right=range(1, 1 + numbers))}\n".encode())
+def _table(title: str, rows: list[tuple[str, ...]], numbers: int, latex_file: Path | None) -> str:
+    """A table of names, `numbers` columns of numbers and what else there is, as text; written as LaTeX where asked."""
+    right = range(1, 1 + numbers)
+    if latex_file:
+        atomic_write(latex_file, f"{latex_table(rows, right=right)}\n".encode())
+    return "\n".join([title, *align(rows, right=right)])

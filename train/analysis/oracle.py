@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from ...common.progress import ProgressBar
-from ...common.text import align, percent
+from ...common.text import percent
 from ...manifests.manifest import Manifest
 from ..evaluation.evaluate import load_each, usable_samples
 from ..evaluation.metrics import ConfusionMatrix, Integers
@@ -126,7 +126,7 @@ def run_oracles(
     return list(rows.values())
 
 
-def table_rows(rows: Sequence[OracleRow]) -> list[tuple[str, ...]]:
+def table(rows: Sequence[OracleRow]) -> list[tuple[str, ...]]:
     """The table, its heading first: mIoU over the ground truth's classes, and over the union where one differs."""
     cells: list[tuple[str, ...]] = [("", "mIoU", "mIoU, union", "pixels", "regions named right")]
     for row in rows:
@@ -136,11 +136,6 @@ def table_rows(rows: Sequence[OracleRow]) -> list[tuple[str, ...]]:
     if all(mean == union for _, mean, union, *_ in cells[1:]):
         cells = [(name, mean, *rest) for name, mean, _, *rest in cells]
     return cells
-
-
-def table(rows: Sequence[OracleRow]) -> str:
-    """For the terminal."""
-    return "\n".join(align(table_rows(rows), right=range(1, 5)))
 
 
 def document(rows: Sequence[OracleRow], classes: Sequence[str]) -> list[dict[str, Any]]:

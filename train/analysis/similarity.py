@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.text import align, counted
 from ...manifests.labels.class_file import FORMS, read_class_file
 from ...manifests.manifest import Manifest
 from ...manifests.vocabulary import VOCABULARIES, Vocabulary, published_vocabulary
@@ -99,7 +98,7 @@ def find_vocabulary(text: str) -> Vocabulary:
     raise AnalysisError(f"{text}: no published vocabulary of this name, and no file", hint=hint)
 
 
-def table_rows(found: Sequence[Similarity], *, worst: int = 3) -> list[tuple[str, ...]]:
+def table(found: Sequence[Similarity], *, worst: int = 3) -> list[tuple[str, ...]]:
     """The table, its heading first: a row per vocabulary, with its least covered classes."""
     rows: list[tuple[str, ...]] = [("vocabulary", "classes", "Hausdorff", "symmetric", "mean best", "least similar")]
     for item in found:
@@ -107,12 +106,6 @@ def table_rows(found: Sequence[Similarity], *, worst: int = 3) -> list[tuple[str
         cosines = (f"{value:.3f}" for value in item.measures.values())
         rows.append((item.vocabulary.name, str(item.vocabulary.num_classes), *cosines, shown))
     return rows
-
-
-def table(found: Sequence[Similarity]) -> str:
-    """For the terminal."""
-    head = f"to {found[0].reference.name} ({counted(found[0].reference.num_classes, 'class')})"
-    return "\n".join([head, *align(table_rows(found), right=range(1, 5))])
 
 
 def document(found: Sequence[Similarity], origin: dict[str, Any]) -> dict[str, Any]:

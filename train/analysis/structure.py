@@ -15,7 +15,7 @@ from ...common import plugins
 from ...common.progress import ProgressBar
 from ...common.regular_files import read_regular
 from ...common.storage.location import Location
-from ...common.text import align, percent
+from ...common.text import percent
 from ...manifests.errors import DecodeError
 from ...manifests.labels.mat_file import read_cells
 from ...pipeline.inspect.drawing.layers import CLASS_EDGES, EDGES, KEYPOINTS
@@ -167,7 +167,7 @@ def read_bsds(image_file: Path, truth_file: Path) -> tuple[UInt8, list[npt.NDArr
     return image, [boundary > 0 for boundary in drawn]
 
 
-def table_rows(scores: dict[str, BoundaryScore]) -> list[tuple[str, ...]]:
+def table(scores: dict[str, BoundaryScore]) -> list[tuple[str, ...]]:
     """The table, its heading first: for each map the best point of its curve."""
     rows: list[tuple[str, ...]] = [("", "threshold", "precision", "recall", "F (ODS)", "F (OIS)", "F mirrored")]
     for name, score in scores.items():
@@ -175,11 +175,6 @@ def table_rows(scores: dict[str, BoundaryScore]) -> list[tuple[str, ...]]:
         shares = (best["precision"], best["recall"], best["f"], score.ois, best["f_mirrored"])
         rows.append((name, f"{best['threshold']:g}", *map(percent, shares)))
     return rows
-
-
-def table(scores: dict[str, BoundaryScore], title: str) -> str:
-    """For the terminal."""
-    return "\n".join([title, *align(table_rows(scores), right=range(1, 7))])
 
 
 def _installed() -> dict[str, str]:

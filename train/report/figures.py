@@ -22,13 +22,14 @@ def write_figures(found: Evaluation, result: Path) -> list[str]:
     drawn = figures(found)
     for name, figure in drawn.items():
         figure.save(result.with_suffix(f".{name}"))
-    classes = [("class", "IoU", "Boundary IoU", "true pixels")]
-    for row in found.document()["classes"]:
-        bands = "-" if row["boundary_iou"] is None else percent(row["boundary_iou"])
-        if row["true_pixels"]:
-            classes.append((row["name"], percent(row["iou"]), bands, f"{row['true_pixels']:,}"))
-    averages = {name.removeprefix("eval/").replace("_", " "): percent(value) for name, value in found.scalars().items()}
-    tables = [["", *(name.replace("iou", "IoU") for name in averages)], [result.stem, *averages.values()]], classes
+    values = found.scalars()
+    names = [name.removeprefix("eval/").replace("_", " ").replace("iou", "IoU") for name in values]
+    averages = [["", *names], [result.stem, *map(percent, values.values())]]
+    bands = found.boundary.iou() if found.boundary else np.full(len(found.classes), np.nan)
+    true = found.confusion.matrix.sum(axis=1)
+    rows = zip(found.classes, found.confusion.iou(), bands, true, strict=True)
+    classes = [[name, percent(iou), percent(band), f"{pixels:,}"] for name, iou, band, pixels in rows if pixels]
+    tables = averages, [["class", "IoU", "Boundary IoU", "true pixels"], *classes]
     text = "\n\n".join(latex_table(table, right=range(1, len(table[0]))) for table in tables)
     atomic_write(result.with_suffix(".tex"), f"{text}\n".encode())
     endings = [f"{name}.{form}" for name in drawn for form in ("svg", "png")]

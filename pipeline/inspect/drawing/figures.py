@@ -27,12 +27,9 @@ PNG_SCALE = 2
 
 
 class Box(NamedTuple):
-    """A rectangle in px, of a kind of `COLOURS`; `tip` is what a browser says of it."""
+    """A rectangle of a kind of `COLOURS`: x, y, width and height in px; `tip` is what a browser says of it."""
 
-    x: float
-    y: float
-    width: float
-    height: float
+    place: tuple[float, float, float, float]
     kind: str
     opacity: float = 1.0
     tip: str = ""
@@ -48,14 +45,12 @@ class Text(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One row of a chart."""
+    """One row of a chart: `text` is its value in words, `intervals` are lines over the bar, None an empty place."""
 
     name: str
     value: float
     text: str
-    """The value in words, at the right."""
     intervals: Sequence[tuple[float, float] | None] = ()
-    """Lines over the bar, one below the other; None leaves its place empty."""
     faint: bool = False
 
 
@@ -71,11 +66,10 @@ class Figure:
     def png(self) -> bytes:
         """On white, at twice the size."""
         canvas = np.full((math.ceil(PNG_SCALE * self.height), math.ceil(PNG_SCALE * self.width), 3), 255, np.uint8)
-        for box in self.boxes:
-            edges = (box.y, box.y + box.height, box.x, box.x + box.width)
-            top, bottom, left, right = (round(PNG_SCALE * edge) for edge in edges)
+        for (x, y, width, height), kind, opacity, _ in self.boxes:
+            top, bottom, left, right = (round(PNG_SCALE * edge) for edge in (y, y + height, x, x + width))
             part = canvas[top:bottom, left:right]
-            part[:] = blend(part, np.full_like(part, COLOURS[box.kind]), box.opacity)
+            part[:] = blend(part, np.full_like(part, COLOURS[kind]), opacity)
         size = PNG_SCALE * TEXT_PX
         for x, y, text, anchor in self.texts:
             height, width = text_size(text, size)
@@ -106,16 +100,16 @@ def bars(title: str, note: str, rows: Sequence[Bar], scale: float = 1.0) -> Figu
     power = 10.0 ** math.floor(math.log10(span / 6))
     step = power * next(factor for factor in (1, 2, 5, 10) if span <= 6 * factor * power)
     for number in range(math.ceil(low / step - 1e-9), math.floor((low + span) / step + 1e-9) + 1):
-        figure.boxes.append(Box(x(number * step / scale), TOP_PX, 1, bottom - TOP_PX, "rule"))
+        figure.boxes.append(Box((x(number * step / scale), TOP_PX, 1, bottom - TOP_PX), "rule"))
         figure.texts.append(Text(x(number * step / scale), bottom + TEXT_PX, f"{number * step:g}", 0.5))
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = TOP_PX + ROW_PX * (number + 0.5)
         start, stop = sorted((x(0), x(row.value)))
-        figure.boxes.append(Box(start, y - 6, stop - start, 12, "bar", 0.5 if row.faint else 1, row.name))
+        figure.boxes.append(Box((start, y - 6, stop - start, 12), "bar", 0.5 if row.faint else 1, row.name))
         for place, interval in enumerate(row.intervals):
             if interval:
-                below = 6 * (place - (len(row.intervals) - 1) / 2)
-                figure.boxes.append(Box(x(interval[0]), y + below - 1, x(interval[1]) - x(interval[0]), 2, "ink"))
+                (start, stop), below = map(x, interval), 6 * (place - (len(row.intervals) - 1) / 2)
+                figure.boxes.append(Box((start, y + below - 1, stop - start, 2), "ink"))
         figure.texts += [Text(left - MARGIN_PX, y, name, 1), Text(right, y, row.text)]
     return figure
 
@@ -127,14 +121,14 @@ def share_table(title: str, note: str, names: Sequence[str], shares: npt.NDArray
     figure = Figure(title, note, left + side + MARGIN_PX, TOP_PX + side + MARGIN_PX)
     for number, name in enumerate(rows):
         start = ROW_PX * number
-        figure.texts.append(Text(left - 5 * MARGIN_PX, TOP_PX + start + ROW_PX / 2, name, 1))
-        figure.texts.append(Text(left - MARGIN_PX, TOP_PX + start + ROW_PX / 2, str(number + 1), 1))
-        figure.texts.append(Text(left + start + ROW_PX / 2, TOP_PX - TEXT_PX / 2, str(number + 1), 0.5))
-        figure.boxes.append(Box(left, TOP_PX + start, side, 1, "rule"))
+        y, numbered = TOP_PX + start + ROW_PX / 2, str(number + 1)
+        figure.texts += [Text(left - 5 * MARGIN_PX, y, name, 1), Text(left - MARGIN_PX, y, numbered, 1)]
+        figure.texts.append(Text(left + start + ROW_PX / 2, TOP_PX - TEXT_PX / 2, numbered, 0.5))
+        figure.boxes.append(Box((left, TOP_PX + start, side, 1), "rule"))
     for row, column in np.argwhere(shares >= 0.001).tolist():
         tip = f"{names[row]} called {names[column]}: {percent(shares[row, column], digits=1)}"
-        place = left + ROW_PX * column, TOP_PX + ROW_PX * row
-        figure.boxes.append(Box(*place, ROW_PX - 1, ROW_PX - 1, "bar", math.sqrt(shares[row, column]), tip))
+        place = left + ROW_PX * column, TOP_PX + ROW_PX * row, ROW_PX - 1, ROW_PX - 1
+        figure.boxes.append(Box(place, "bar", math.sqrt(shares[row, column]), tip))
     return figure
 
 

@@ -239,9 +239,9 @@ def test_the_figure_has_each_difference_with_both_intervals(tmp_path: Path) -> N
     drawn = figure("T", cells(scores))
     kinds = {kind: [box for box in drawn.boxes if box.kind == kind] for kind in ("bar", "ink")}
     over_seeds, over_images = kinds["ink"]
-    pixels = kinds["bar"][0].width / 20  # of one point
-    assert over_seeds.width == pytest.approx(2 * 127.06 * pixels) and over_images.width == pytest.approx(0)
-    assert over_seeds.y < over_images.y
+    pixels = kinds["bar"][0].place[2] / 20  # of one point
+    assert over_seeds.place[2] == pytest.approx(2 * 127.06 * pixels) and over_images.place[2] == pytest.approx(0)
+    assert over_seeds.place[1] < over_images.place[1]
     assert [text.text for text in drawn.texts if text.text in ("a^b", "base", "+20.00")] == ["a^b", "+20.00"]
     write_table(tmp_path, "T", scores)
     assert "a^b" in (tmp_path / "ablation.svg").read_text() and (tmp_path / "ablation.png").exists()

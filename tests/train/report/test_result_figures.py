@@ -55,7 +55,7 @@ def test_files_beside_the_result(tmp_path: Path) -> None:
 def test_bars_and_shares_of_the_matrix() -> None:
     drawn = figures(evaluation(MATRIX, seen=(True, False, True, True)))
     assert list(drawn) == ["classes", "confusion"]
-    bars = [(box.tip, box.width, box.opacity) for box in drawn["classes"].boxes if box.kind == "bar"]
+    bars = [(box.tip, box.place[2], box.opacity) for box in drawn["classes"].boxes if box.kind == "bar"]
     assert bars == [  # over 360 px, the longest of 0.8
         ("mIoU", pytest.approx(360 * 1.3 / 3 / 0.8), 1),
         ("c_1", pytest.approx(360), 0.5),
