@@ -1,6 +1,6 @@
 """Prediction of one 640x480 picture among 847 words: sliding windows at full size, ViT-B/16, random weights.
 
-    python benchmarks/sliding_window.py [--memory 1GiB 2GiB] [--classes-kept 256 64] [--classes 847] [--device cpu]
+    python benchmarks/sliding_window.py [--memory-limit 1GiB 2GiB] [--classes-kept 256 64] [--classes 847]
 
 Every row is a process of its own. Text features are computed before, as in an evaluation; what is timed is windows,
 network, merging and label map. Held: how far the process grows beyond what it held before the first picture.
@@ -31,7 +31,7 @@ MEMORIES = ("512MiB", "1GiB", "2GiB", "4GiB")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", nargs="+", default=MEMORIES)
+    parser.add_argument("--memory-limit", dest="memory", nargs="+", default=MEMORIES)
     parser.add_argument("--classes-kept", type=int, nargs="+", default=KEPT)
     parser.add_argument("--classes", type=int, default=847)
     parser.add_argument("--clip", default="ViT-B-16")
@@ -57,8 +57,8 @@ def measure(
     rows, goals, seconds = [], [], {}
     others = [(memories[-1], number) for number in kept[1:]]
     for memory, number in [*((memory, kept[0]) for memory in memories), *others]:
-        command = [sys.executable, __file__, "--alone", "--memory", memory, "--classes", str(classes), "--clip", clip]
-        command += ["--classes-kept", str(number)]
+        command = [sys.executable, __file__, "--alone", "--memory-limit", memory, "--clip", clip]
+        command += ["--classes", str(classes), "--classes-kept", str(number)]
         done = subprocess.run([*command, "--device", device], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -66,7 +66,7 @@ def measure(
         held = result["held"] / 2**30
         rows.append(
             {
-                "--memory": memory,
+                "--memory-limit": memory,
                 "--classes-kept": number,
                 "s a picture": spread(result["seconds"]),
                 "held, GiB": f"{held:.2f}",
@@ -74,7 +74,7 @@ def measure(
             }
         )
         bound = parse_bytes(memory) / 2**30
-        goals.append(Goal(text=f"within --memory {memory}", measured=f"{held:.2f} GiB", met=held <= bound))
+        goals.append(Goal(text=f"within --memory-limit {memory}", measured=f"{held:.2f} GiB", met=held <= bound))
         seconds[number] = min(result["seconds"])  # of the last memory
     if {256, 64} <= seconds.keys():
         times = seconds[256] / seconds[64]

@@ -93,12 +93,10 @@ def train(
     Re-running the command resumes the run. Before you ask for GPUs: --dry-run tells memory by part, the largest batch,
     what to set where it does not fit, hours, and images/s, on any machine.
     """
-    from .config import example_config, load_config, recipes
+    from .config import example_config, load_config
 
     if listing:
-        found = [(name, load_config(name)) for name in recipes()]
-        rows = [(name, of.model.clip, of.clip_weights or "", f"{of.model.arch.image_px} px") for name, of in found]
-        typer.echo("\n".join(align([("recipe", "backbone", "weights", "input"), *rows], right=())))
+        _list_recipes()
         return
     if example:
         typer.echo(example_config(), nl=False)
@@ -131,6 +129,14 @@ def train(
     else:
         cause = f" by {result.stopped_by}" if result.stopped_by else ""
         typer.echo(f"{result.run}: stopped{cause} at step {result.step}; re-running the command resumes there")
+
+
+def _list_recipes() -> None:
+    from .config import load_config, recipes
+
+    found = [(name, load_config(name)) for name in recipes()]
+    rows = [(name, of.model.clip, of.clip_weights or "", f"{of.model.arch.image_px} px") for name, of in found]
+    typer.echo("\n".join(align([("recipe", "backbone", "weights", "input"), *rows], right=())))
 
 
 def _dry_run(

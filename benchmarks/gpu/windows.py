@@ -27,7 +27,7 @@ def measure(kit: Kit) -> Iterator[Section]:
         rows.append(
             {
                 "--classes-kept": kept,
-                "--memory": memory,
+                "--memory-limit": memory,
                 "s a picture": spread(seconds),
                 "held, GiB": f"{result['held'] / 2**30:.2f}" if kit.on_gpu else "-",  # type: ignore[operator]
                 "crops at once": result["crops"],
