@@ -190,8 +190,9 @@ def test_the_page_has_the_exit_codes_and_the_old_names_of_the_code() -> None:
 
 
 def test_what_is_found_is_printed_and_written_or_printed_as_json(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # "-" is no file there
     for file, printed in ((None, "one: 1\n"), (tmp_path / "a.json", "one: 1\n"), (Path("-"), '{\n "one": 1\n}\n')):
         show("one: 1", {"one": 1}, to_write(file))
         assert capsys.readouterr().out == printed
