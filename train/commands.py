@@ -260,7 +260,7 @@ def _say_written(result: "Evaluation", file: Path) -> None:
 
     typer.echo(f"written to {file}")
     if result.part is None:
-        typer.echo(f"figures and LaTeX tables beside it: {', '.join(write_figures(result, file))}")
+        typer.echo(f"figures and LaTeX tables beside it: {write_figures(result, file)}")
 
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
@@ -431,7 +431,7 @@ def judge(
         if not isinstance(found, Evaluation):
             raise typer.BadParameter("IoUs of classes alone are drawn nowhere", param_hint="--figures")
         written = write_figures(found, figures / f"{predictions.stem}.json")
-        typer.echo(f"in {figures}: {', '.join(written)}", err=json_file == PRINT)
+        typer.echo(f"in {figures}: {written}", err=json_file == PRINT)
 
 
 @app.command("import-catseg")

@@ -14,10 +14,10 @@ MOST_BARS, MOST_CONFUSED = 180, 40
 """Number of classes that a chart shows."""
 
 
-def write_figures(found: Evaluation, result: Path) -> list[str]:
+def write_figures(found: Evaluation, result: Path) -> str:
     """Write each figure as SVG and PNG, and the tables for LaTeX, beside NAME.json: NAME.classes.svg and so on.
 
-    Returns the names of the files, without folder. Nothing is drawn where no class occurs.
+    Returns what was written, in words. Nothing is drawn where no class occurs.
     """
     drawn = figures(found)
     for name, figure in drawn.items():
@@ -32,8 +32,7 @@ def write_figures(found: Evaluation, result: Path) -> list[str]:
     tables = averages, [["class", "IoU", "Boundary IoU", "true pixels"], *classes]
     text = "\n\n".join(latex_table(table, right=range(1, len(table[0]))) for table in tables)
     atomic_write(result.with_suffix(".tex"), f"{text}\n".encode())
-    endings = [f"{name}.{form}" for name in drawn for form in ("svg", "png")]
-    return [f"{result.stem}.{ending}" for ending in (*endings, "tex")]
+    return f"{result.stem}.tex" + "".join(f", .{name}.svg and .png" for name in drawn)
 
 
 def figures(found: Evaluation) -> dict[str, Figure]:
@@ -55,7 +54,7 @@ def figures(found: Evaluation) -> dict[str, Figure]:
     chosen = np.sort(np.argsort(-true, kind="stable")[: min(MOST_CONFUSED, len(order))])
     which = "" if len(chosen) == len(order) else f"; the {len(chosen)} classes of most pixels"
     shares = found.confusion.matrix[np.ix_(chosen, chosen)] / true[chosen, None]
-    note = f"row: what pixels are, column: what they were called, darker: a larger share of the row{which}"
+    note = f"row: what pixels are, column: what they were called, stronger: a larger share of the row{which}"
     drawn["confusion"] = share_table(f"Confusion, {of}", note, [found.classes[i] for i in chosen], shares)
     if found.sizes is not None:
         sizes = {f"{size}: {AREA_TEXTS[size]}": one["miou"] for size, one in miou_of_sizes(found.sizes).items()}

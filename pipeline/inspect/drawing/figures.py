@@ -115,7 +115,7 @@ def bars(title: str, note: str, rows: Sequence[Bar], scale: float = 1.0) -> Figu
 
 
 def share_table(title: str, note: str, names: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
-    """Shares (N, N) in [0, 1], each a box as dark as its square root; columns have the numbers of the rows."""
+    """Shares (N, N) in [0, 1], each a box as strong as its square root; columns have the numbers of the rows."""
     rows = [shorten(name, TEXT_PX, NAME_PX) for name in names]
     left, side = 6 * MARGIN_PX + max(map(_width, rows), default=0), ROW_PX * len(names)
     figure = Figure(title, note, left + side + MARGIN_PX, TOP_PX + side + MARGIN_PX)

@@ -38,6 +38,7 @@ _NAMED: Final = {
     "purple": (116, 48, 160),
     "pink": (240, 150, 176),
     "brown": (122, 74, 40),
+    "white": (236, 236, 232),
     "background": (70, 120, 190),  # it covers much: a calm colour
 }
 """Colours of names that begin so."""

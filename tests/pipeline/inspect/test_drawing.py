@@ -93,6 +93,7 @@ def test_a_class_named_by_a_colour_has_it() -> None:
         for word in palette.class_colours([f"{name} dots", f"{name} checks"]):
             found = cv2.cvtColor((word[None, None] / 255).astype(np.float32), cv2.COLOR_RGB2HSV)[0, 0, 0]
             assert abs((found - hue + 180) % 360 - 180) < 30, (name, word)
+    assert palette.class_colours(["white dots"]).min() > 160
 
 
 def test_labels_get_their_colours_and_ignored_pixels_grey() -> None:
