@@ -6,6 +6,7 @@ configuration from `physseg train --example`, Python's names from `__all__` and 
 """
 
 import ast
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 from physseg.cli import app
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "build" / "docs_package" / "physseg"
 PARTS = ("__init__.py", "cli.py", "common", "manifests", "structure_extractors", "pipeline", "train")
+LOG = logging.getLogger("mkdocs.hooks.physseg")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -59,6 +62,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     add(files, config, "reference/configuration.md", configuration())
     add(files, config, "reference/python.md", python_names())
     return files
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
+    """Complain of a page that loads a script, a style or a picture from another server: people read in peace."""
+    for place in re.findall(r"""<(?:script|img|iframe)[^>]* src=["']?(https?://[^"' >]+)""", output):
+        LOG.warning("%s loads %s", page.file.src_uri, place)
+    for place in re.findall(r"""<link[^>]* href=["']?(https?://[^"' >]+)[^>]*rel=["']?stylesheet""", output):
+        LOG.warning("%s loads %s", page.file.src_uri, place)
 
 
 def add(files: Files, config: MkDocsConfig, page: str, text: str) -> None:
@@ -114,8 +125,8 @@ def sections(command: click.Command, name: str, level: str) -> Iterator[str]:
 
 
 def help_of(command: click.Command, name: str) -> str:
-    """The text of `--help` at a width of 100 characters."""
-    context = command.context_class(command, info_name=name, terminal_width=100, max_content_width=100)
+    """The text of `--help` in a terminal of 80 columns."""
+    context = command.context_class(command, info_name=name, terminal_width=80, max_content_width=80)
     return command.get_help(context)
 
 
