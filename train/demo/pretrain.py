@@ -2,16 +2,21 @@
 
 A caption fits a picture if what it says of some part of it is true: the logit is a log-mean-exp over the cosines of the
 text with every patch, on the path that dense features are read from, and the loss a sigmoid's for every pair of the
-batch (Zhai et al. 2023, SigLIP). Everything follows from the seed and the step. So an interrupted pretraining resumes,
-and on one machine with one number of threads ends with the same bytes.
+batch (Zhai et al. 2023, SigLIP). Most steps take many small crops, the last ones few large ones (Li et al. 2023,
+CLIPA): few patches leave little doubt which of them a caption is about. On large crops alone colours are learned and
+patterns are not, within the same time.
+
+Everything follows from the seed and the step. So an interrupted pretraining resumes, and on one machine with one number
+of threads ends with the same bytes.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +27,7 @@ from torch import Tensor, nn
 from ...common.atomic import atomic_write, remove_partials
 from ...common.progress import ProgressBar
 from ...common.settings import check_ranges, to_dict
-from ..evaluation.metrics import ConfusionMatrix
-from ..model.backbones.clip import Clip, as_map
+from ..model.backbones.clip import Clip
 from ..model.backbones.clip_presets import CLIP_PRESETS
 from ..model.text import clip_tokens
 from ..optim import learning_rate_factor
@@ -32,15 +36,23 @@ from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog
 from ..weights.clip_weights import load_clip_weights
-from .drawing import IGNORE_INDEX, UInt8
+from .drawing import UInt8
 from .regime import GROUPS, TEST_SPLITS, drawn
 from .results import score_group
-from .world import MARGIN_PX, SIDE_PX, Caption, Thing, captions, claims_of, random_scene, word_captions, words
+from .world import MARGIN_PX, SIDE_PX, Caption, Scene, Thing, captions, claims_of, random_scene, word_captions, words
+from .zero_shot import patch_embeds, score, text_embeds
 
 ARCHITECTURE = CLIP_PRESETS["tiny"].adapted(image_px=SIDE_PX)
 WEIGHTS = "scenes.safetensors"
-CAPTIONS, MISTAKEN = 4, 2
-"""Captions of each picture in a step, true ones and mistaken ones; besides there is one for each word of the world."""
+CAPTIONS, MISTAKEN = 2, 1
+"""Captions of a crop, true ones and mistaken ones, in a step's first `batch_size` crops; besides there is one for each
+word of the world."""
+SMALL_PX, SMALL_SHARE, MORE = 64, 0.75, 8
+"""Side of the small crops, the share of steps that takes them, and how many times as many there are in such a step."""
+CLEAR, HIDDEN = 350, 60
+"""Least number of pixels that a caption may be about, and below which nothing counts as there. Between them, it is left
+open whether a caption fits."""
+_FITTING_WEIGHT = 4.0  # of pairs that fit: they are few
 _TRAINING, _HELD_OUT = 0, 1
 _SAVE_EVERY_S = 60.0
 
@@ -49,14 +61,15 @@ _SAVE_EVERY_S = 60.0
 class PretrainSettings:
     """What decides the weights."""
 
-    steps: int = 4000
+    steps: int = 6000
     """Number of steps."""
     seed: int = 0
     """Seed of the weights, the scenes, the captions and their order."""
     scenes: int = 6000
-    """Number of scenes. They are kept in memory, 130 KB each, and shown again with other captions."""
+    """Number of scenes. They are kept in memory, 170 KB each, and shown again in other crops with other captions."""
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    """Number of large crops in a step."""
+    learning_rate: float = 1.5e-3
     """The largest, reached after a fiftieth of the steps; then it falls along a cosine to 0."""
     weight_decay: float = 0.05
 
@@ -77,8 +90,8 @@ class Contrast(nn.Module):
 
     def forward(self, images: Tensor, texts: list[str]) -> Tensor:
         """Logits (B, M) of whether each text fits each of the images (B, 3, S, S), uint8."""
-        text_embeds = F.normalize(self.clip.encode_text(torch.searchsorted(self.known, clip_tokens(texts))), dim=-1)
-        cosines = patch_embeds(self.clip, images) @ text_embeds.T
+        embeds = F.normalize(self.clip.encode_text(torch.searchsorted(self.known, clip_tokens(texts))), dim=-1)
+        cosines = patch_embeds(self.clip, images) @ embeds.T
         pooled = torch.logsumexp(cosines * self.logit_scale.exp(), dim=1) - math.log(cosines.shape[1])
         return pooled + self.logit_bias
 
@@ -86,17 +99,6 @@ class Contrast(nn.Module):
         """A safetensors file in half precision, of the token embedding the rows of known tokens."""
         state = {name: value.detach().half().contiguous() for name, value in self.clip.state_dict().items()}
         return save(state | {"text.token_embedding.rows": self.known})
-
-
-def patch_embeds(clip: Clip, images: Tensor) -> Tensor:
-    """Unit vectors (B, N, D) of the patches of images (B, 3, S, S), uint8."""
-    mean, std = (torch.tensor(three)[:, None, None] for three in (clip.arch.image_mean, clip.arch.image_std))
-    return F.normalize(clip.encode_image((images / 255 - mean) / std).patches, dim=-1)
-
-
-def text_embeds(clip: Clip, texts: Sequence[str]) -> Tensor:
-    """Unit vectors (M, D) of texts."""
-    return F.normalize(clip.encode_text(clip.tokenize(texts)), dim=-1)
 
 
 def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = None, say: Callable[[str], None]) -> Path:
@@ -130,10 +132,11 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
         saved = time.monotonic()
         bar = ProgressBar(_batches(settings, range(step, last)), total=last, initial=step, desc="pretrain", unit="step")
         with RunLog(folder.log_file, folder.tensorboard, start_step=step) as log:
-            for images, texts, fits in bar:
+            for images, texts, fits, known in bar:
                 factor = learning_rate_factor(step, settings.steps, warmup=settings.steps // 50)
                 optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-                loss = F.binary_cross_entropy_with_logits(model(images, texts), fits)
+                logits = model(images, texts)
+                loss = F.binary_cross_entropy_with_logits(logits, fits, known, pos_weight=torch.tensor(_FITTING_WEIGHT))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -152,34 +155,48 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
     return out / WEIGHTS
 
 
-def _batches(settings: PretrainSettings, steps: range) -> Iterator[tuple[Tensor, list[str], Tensor]]:
-    """Of each step images (B, 3, S, S), texts, and which text fits which image (B, M): 1 or 0."""
-    draw = cache(lambda index: _pictured(settings.seed, _TRAINING, index))
+def _batches(settings: PretrainSettings, steps: range) -> Iterator[tuple[Tensor, list[str], Tensor, Tensor]]:
+    """Of each step crops (B, 3, S, S), texts, which text fits which crop (B, M), and whether that counts (B, M)."""
+    draw = cache(lambda index: _scene(settings.seed, _TRAINING, index))
     order = cache(lambda epoch: np.random.default_rng([settings.seed, 2, epoch]).permutation(settings.scenes))
     for step in steps:
         rng = np.random.default_rng([settings.seed, 3, step])
-        places = [divmod(step * settings.batch_size + index, settings.scenes) for index in range(settings.batch_size)]
-        pictures = [draw(order(epoch)[index]) for epoch, index in places]
-        images = [_cropped(image, rng) for image, _ in pictures]
+        small = step < SMALL_SHARE * settings.steps
+        side, count = (SMALL_PX, MORE * settings.batch_size) if small else (SIDE_PX, settings.batch_size)
+        places = [divmod(step * MORE * settings.batch_size + index, settings.scenes) for index in range(count)]
+        crops = [cropped(draw(order(epoch)[index]), side, rng) for epoch, index in places]
         told = word_captions(rng)
-        told += [caption for _, visible in pictures for caption in captions(visible, CAPTIONS, rng, mistaken=MISTAKEN)]
-        yield torch.from_numpy(np.stack(images)), [caption.text for caption in told], _fits(pictures, told)
+        for crop in crops[: settings.batch_size]:
+            told += captions(crop.clear, CAPTIONS, rng, mistaken=MISTAKEN) if crop.clear else []
+        images = torch.from_numpy(np.stack([crop.image for crop in crops]))
+        fits, maybe = (_fits(told, [getattr(crop, part) for crop in crops]) for part in ("clear", "visible"))
+        yield images, [caption.text for caption in told], fits, 1 - (maybe - fits)
 
 
-def _pictured(seed: int, kind: int, index: int) -> tuple[UInt8, list[Thing | str]]:
-    scene = random_scene(np.random.default_rng([seed, kind, index]))
-    return scene.image, scene.visible()
+def _scene(seed: int, kind: int, index: int) -> Scene:
+    return random_scene(np.random.default_rng([seed, kind, index]))
 
 
-def _cropped(image: UInt8, rng: np.random.Generator) -> UInt8:
-    """A square (3, S, S) somewhere in a scene, mirrored or not."""
-    top, left = rng.integers(0, MARGIN_PX + 1, 2)
-    part = image[top : top + SIDE_PX, left : left + SIDE_PX]
-    return np.ascontiguousarray((part[:, ::-1] if rng.random() < 0.5 else part).transpose(2, 0, 1))
+class Crop(NamedTuple):
+    image: UInt8
+    """(3, S, S)."""
+    clear: list[Thing | str]
+    """Contents that at least `CLEAR` pixels show."""
+    visible: list[Thing | str]
+    """Contents that at least `HIDDEN` pixels show."""
 
 
-def _fits(pictures: Sequence[tuple[UInt8, list[Thing | str]]], told: Sequence[Caption]) -> Tensor:
-    there = [claims_of(visible) for _, visible in pictures]
+def cropped(scene: Scene, side: int, rng: np.random.Generator) -> Crop:
+    """A square somewhere in a scene, mirrored or not."""
+    top, left = rng.integers(0, SIDE_PX + MARGIN_PX - side + 1, 2)
+    window = slice(top, top + side), slice(left, left + side)
+    image, part = scene.image[window], scene._replace(places=scene.places[window])
+    mirrored = (image[:, ::-1] if rng.random() < 0.5 else image).transpose(2, 0, 1)
+    return Crop(np.ascontiguousarray(mirrored), part.visible(CLEAR), part.visible(HIDDEN))
+
+
+def _fits(told: Sequence[Caption], pictures: Iterable[list[Thing | str]]) -> Tensor:
+    there = [claims_of(contents) for contents in pictures]
     return torch.tensor([[float(caption.claims <= claims) for caption in told] for claims in there])
 
 
@@ -194,9 +211,9 @@ def judge(weights: Path, *, seed: int = 0, pairs: int = 256, scenes: int = 100) 
     clip = Clip(ARCHITECTURE).eval()
     load_clip_weights(clip, weights)
     rng = np.random.default_rng([seed, _HELD_OUT])
-    pictures = [_pictured(seed, _HELD_OUT, index) for index in range(pairs)]
-    texts = text_embeds(clip, [captions(visible, 1, rng)[0].text for _, visible in pictures])
-    images = torch.cat([patch_embeds(clip, torch.from_numpy(_cropped(image, rng))[None]) for image, _ in pictures])
+    crops = [cropped(_scene(seed, _HELD_OUT, index), SIDE_PX, rng) for index in range(pairs)]
+    texts = text_embeds(clip, [captions(crop.clear, 1, rng)[0].text for crop in crops])
+    images = torch.cat([patch_embeds(clip, torch.from_numpy(crop.image)[None]) for crop in crops])
     logits = torch.stack([torch.logsumexp(each @ texts.T * 10, dim=0) for each in images])
     own = torch.arange(pairs)
     found = {
@@ -204,14 +221,8 @@ def judge(weights: Path, *, seed: int = 0, pairs: int = 256, scenes: int = 100) 
         "text to image": float((logits.argmax(dim=0) == own).float().mean()),
     }
     names = [name for group in GROUPS.values() for name in group]
-    texts = text_embeds(clip, names)
     for split in TEST_SPLITS:
-        confusion = ConfusionMatrix(num_classes=len(names), ignore_index=IGNORE_INDEX)
-        for image, labels in drawn(split, names, scenes, seed + 1):
-            part = patch_embeds(clip, torch.from_numpy(image[:SIDE_PX, :SIDE_PX].transpose(2, 0, 1))[None])
-            cosines = as_map(part @ texts.T, ARCHITECTURE.grid)
-            scores = F.interpolate(cosines, size=(SIDE_PX, SIDE_PX), mode="bilinear")[0]
-            confusion.update(scores.argmax(dim=0), labels[:SIDE_PX, :SIDE_PX])
+        confusion = score(clip, drawn(split, names, scenes, seed + 1), names)
         members = [names.index(name) for name in GROUPS.get(split, GROUPS["seen"])]
         found[f"mIoU, {split}"] = score_group(confusion, members).miou
     return found

@@ -3,7 +3,8 @@
     CACHE/clip/ViT-B-16/openai/ViT-B-16.pt      as it was published
     CACHE/clip/ViT-B-16/openai/weights.json     where it came from, size, sha256, what it needs; written last
 
-CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see fetch.py.
+CACHE is $PHYSSEG_CACHE, or ~/.cache/physseg. Nothing here uses a network: see fetch.py. The package has weights
+of its own, beside this module: `scenes`, of the tiny CLIP (scenes.md).
 """
 
 import hashlib
@@ -113,6 +114,8 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
             raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
         quick_gelu = True if is_openai_form(path) else None
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
+    if (own := Path(__file__).with_name(f"{name}.safetensors")).is_file():
+        return ClipWeights(name=name, path=own, sha256=file_sha256(own), quick_gelu=False)
     record = read_record(clip, name)
     if record is None:
         fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"
