@@ -14,18 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ... import __version__
 from ...common.atomic import atomic_json, atomic_write
 from ...common.errors import PhyssegError
-from ...common.text import format_duration, percent
+from ...common.text import align, format_duration, percent
+from ...manifests.manifest import Manifest
 from ..evaluation.result import read_evaluation
-from .page import Stage, page_of_demo
-from .results import describe, measure
+from .page import MODELS, Stage, page_of_demo
+from .results import Results, describe, measure
 from .scenes import UNSEEN_THINGS, SceneFolders, write_scenes
+from .zero_shot import packaged, score
 
-DEFAULT_STEPS = 450
-"""Steps of about 0.4 s on two CPU cores."""
+DEFAULT_STEPS = 150
+"""Steps of about 0.4 s on two CPU cores, taken twice."""
 
 SHOWN = 6
 """Number of predictions on the page: the first of the split, not chosen ones."""
@@ -44,6 +47,7 @@ _OURS = (
     "structures.html",
     "demo.toml",
     "run",
+    "baseline",
     "predictions",
     "results.json",
     "demo.html",
@@ -86,7 +90,7 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     chain.generate(what, partial(write_scenes, scenes.root, **counts, seed=settings.seed))
     for split in ("train", "val"):
         chain.manifest(scenes, split)
-    store, run = out / "train.zarr", out / "run"
+    store = out / "train.zarr"
     chain.command("preprocess", "preprocess", out / "train.parquet", store, "--short-edge", "192")
     chain.command("verify", "verify", store)
     chain.command("inspect: table", "inspect", store)
@@ -97,12 +101,14 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     head = "# Written by `physseg demo`. `physseg train --example` explains every key."
     config = f"{head}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
     atomic_write(out / "demo.toml", config.encode())
-    chain.command("train", "train", out / "demo.toml", "--out", run)
     protocol = ("--no-windows", "--device", "cpu")
-    chain.command("evaluate", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
     pictures = sorted(scenes.images("val").iterdir())[:SHOWN]
-    words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions")
-    chain.command("predict", "predict", run, *pictures, *words, *protocol)
+    for title, (folder, changed) in MODELS.items():
+        run, changes = out / folder, [word for text in changed for word in ("--set", text)]
+        chain.command(f"train {title}", "train", out / "demo.toml", "--out", run, *changes)
+        chain.command(f"evaluate {title}", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
+        words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions" / folder)
+        chain.command(f"predict {title}", "predict", run, *pictures, *words, *protocol)
     _finish(out, settings, chain.stages, resumed=resumed, say=say)
 
 
@@ -183,30 +189,42 @@ def _finish(
     out: Path, settings: DemoSettings, stages: Sequence[Stage], *, resumed: bool, say: Callable[[str], None]
 ) -> None:
     """Scores, page and closing words."""
-    evaluation = read_evaluation(out / "run" / "evaluations" / f"val-step_{settings.steps:08d}.json")
-    found = measure(evaluation.confusion, evaluation.classes, UNSEEN_THINGS)
+    val = Manifest.read(out / "val.parquet")
+    names, clip = val.vocabulary.class_names, packaged()
+    confusions = {"zero-shot": score(clip, map(val.load, range(len(val))), names)}
+    for title, (folder, _) in MODELS.items():
+        file = out / folder / "evaluations" / f"val-step_{settings.steps:08d}.json"
+        confusions[title] = read_evaluation(file).confusion
+    models = {title: measure(confusion, names, UNSEEN_THINGS) for title, confusion in confusions.items()}
+    zero_shot, baseline, both = models.values()
     seconds = sum(stage.seconds for stage in stages)
     decided = {"physseg": __version__, **asdict(settings)}
     results = {
         "settings": decided,
         "unit": "fraction",
-        "seen": asdict(found.seen),
-        "unseen": asdict(found.unseen),
-        "unseen_pixels_called": found.gone,
+        **_scores(both),
+        "unseen_pixels_called": both.gone,
+        "baseline": _scores(baseline),
+        "zero_shot": _scores(zero_shot),
         "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},
         "total_seconds": round(seconds, 2),
         "resumed": resumed,
     }
     atomic_json(out / "results.json", results)
-    html = page_of_demo(out, settings=decided, stages=stages, resumed=resumed, results=found, shown=SHOWN)
+    html = page_of_demo(out, settings=decided, stages=stages, resumed=resumed, models=models, clip=clip, shown=SHOWN)
     page = out / "demo.html"
     atomic_write(page, html.encode())
 
-    say(f"\n{'':24}mIoU   chance: guessing evenly   most frequent class")
-    for name, score in (("seen classes", found.seen), ("unseen classes", found.unseen)):
-        levels = (score.miou, score.uniform, score.most_frequent)
-        miou, uniform, frequent = (percent(level, digits=1) for level in levels)
-        say(f"  {name:20}{miou:>6}{uniform:>25}{frequent:>22}")
-    for sentence in describe(found.seen, found.unseen, found.gone):
+    rows = [("mIoU", "seen classes", "unseen classes")]
+    rows += [
+        (title, percent(of.seen.miou, digits=1), percent(of.unseen.miou, digits=1)) for title, of in models.items()
+    ]
+    rows.append(("chance", percent(both.seen.chance, digits=1), percent(both.unseen.chance, digits=1)))
+    say("\n" + "\n".join(align(rows, right=(1, 2))))
+    for sentence in describe(models):
         say(f"  {sentence}")
     say(f"\n{format_duration(seconds)}. All of it on one page: {page.resolve()}")
+
+
+def _scores(of: Results) -> dict[str, Any]:
+    return {"seen": asdict(of.seen), "unseen": asdict(of.unseen)}

@@ -10,16 +10,27 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...common.html import render
-from ...common.images import data_url
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
+from ...pipeline.store.reader import StoreReader
+from ..model.backbones.clip import Clip
+from ..prediction.load_run import load_run
 from ..report.page import charts
-from ..report.pictures import map_row, prediction_row
+from ..report.pictures import map_row, structure_rows
 from ..runs.run_log import read_log
 from .results import Results, describe
 from .scenes import UNSEEN_THINGS
+from .zero_shot import ARCHITECTURE, label_map, text_embeds
+
+MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "baseline": ("baseline", ("losses.lambda_p=0", "losses.lambda_sac=0")),
+    "both losses": ("run", ()),
+}
+"""What is fine-tuned: the folder of each run, and what it changes of demo.toml."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,39 +44,50 @@ class Stage:
 
 
 def page_of_demo(
-    out: Path, *, settings: Mapping[str, Any], stages: Sequence[Stage], resumed: bool, results: Results, shown: int
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    stages: Sequence[Stage],
+    resumed: bool,
+    models: Mapping[str, Results],
+    clip: Clip,
+    shown: int,
 ) -> str:
-    """The page of a demo whose steps have run, as HTML text, with the first predictions in the number `shown`."""
+    """The page of a demo whose steps have run, as HTML text, with the first predictions in the number `shown`.
+
+    `models` are what was measured, the pretrained `clip` first and the demo's own model last.
+    """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
+    model, texts = load_run(out / "run", device="cpu").model, text_embeds(clip, val.vocabulary.class_names)
+    reader = StoreReader(out / "train.zarr", ("labels", *model.config.structures), images=True)
     return render_page(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
         resumed=resumed,
-        results=results,
+        models=models,
         charts=charts(read_log(out / "run" / "log.jsonl", "step"), "loss/"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
-        structures=[
-            {"url": data_url(path.read_bytes(), "png"), "caption": f"training scene {path.stem}"}
-            for path in sorted((out / "structures").glob("*.png"))
-        ],
-        predictions=[_prediction(val, index, out / "predictions") for index in range(min(shown, len(val)))],
+        structures=[one.on_page() for one in structure_rows(model, reader, ARCHITECTURE.image_px)],
+        predictions=[_prediction(val, index, out, clip, texts) for index in range(min(shown, len(val)))],
     )
 
 
-def render_page(*, stages: Sequence[Stage], results: Results, **shown: Any) -> str:
+def render_page(*, stages: Sequence[Stage], models: Mapping[str, Results], **shown: Any) -> str:
     """The whole page as HTML text.
 
     `shown` is what the template shows as it is: `settings`; whether the demo was `resumed`, so that the times are not
-    those of the whole; `charts`; `structures`, pictures with a `url` and a `caption`; `scenes` and `predictions`, rows
-    of `pictures` with a `legend` of names and RGB colours.
+    those of the whole; `charts`; `scenes`, `structures` and `predictions`, rows of `pictures`, each with a `url` and a
+    `caption`, with a `legend` of names and RGB colours.
     """
+    results = list(models.values())[-1]
     things = [name.split(" ") for name in results.classes if " " in name]
     return render(
         Path(__file__).with_name("page") / "demo.html",
         **shown,
         stages=stages,
+        models=models,
         results=results,
-        words=describe(results.seen, results.unseen, results.gone),
+        words=describe(models),
         total=format_duration(sum(stage.seconds for stage in stages)),
         classes=_class_rows(results),
         stuff=[name for name in results.classes if " " not in name],
@@ -87,8 +109,6 @@ def _class_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _machine() -> dict[str, str]:
-    import torch
-
     return {
         "torch": torch.__version__,
         "cores": str(os.cpu_count()),
@@ -102,12 +122,16 @@ def _scene(manifest: Manifest, index: int) -> dict[str, Any]:
     return map_row(title, image, [(labels, text)], manifest.vocabulary).on_page()
 
 
-def _prediction(manifest: Manifest, index: int, folder: Path) -> dict[str, Any]:
-    """The image, its label map and what was predicted; classes that were never trained are marked."""
+def _prediction(manifest: Manifest, index: int, out: Path, clip: Clip, texts: Tensor) -> dict[str, Any]:
+    """The image, its label map and what each model predicts; classes that were never trained are marked."""
     image, labels = manifest.load(index)
-    sample = manifest.samples[index].sample_id
-    predicted = np.asarray(cv2.imread(str(folder / f"{Path(sample).name}_labels.png"), cv2.IMREAD_UNCHANGED))
-    row = prediction_row(f"validation scene {sample}", image, labels, predicted, manifest.vocabulary)
+    sample, counted = manifest.samples[index].sample_id, labels != manifest.vocabulary.ignore_index
+    maps: list[tuple[Any, str]] = [(labels, "ground truth")]
+    for title, (run, _) in {"zero-shot": ("", ()), **MODELS}.items():
+        file = out / "predictions" / run / f"{Path(sample).name}_labels.png"
+        ids = np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)) if run else label_map(clip, image, texts)
+        maps.append((ids, f"{title}: {percent(float(np.mean((ids == labels)[counted])))} of the pixels right"))
+    row = map_row(f"validation scene {sample}", image, maps, manifest.vocabulary)
     unseen = {name: f"{name} (never trained)" for name in UNSEEN_THINGS}
     marked = [entry._replace(name=unseen.get(entry.name, entry.name)) for entry in row.legend]
     return replace(row, legend=marked).on_page()

@@ -28,7 +28,6 @@ from ...common.atomic import atomic_write, remove_partials
 from ...common.progress import ProgressBar
 from ...common.settings import check_ranges, to_dict
 from ..model.backbones.clip import Clip
-from ..model.backbones.clip_presets import CLIP_PRESETS
 from ..model.text import clip_tokens
 from ..optim import learning_rate_factor
 from ..runs import checkpoint
@@ -40,9 +39,8 @@ from .drawing import UInt8
 from .regime import GROUPS, TEST_SPLITS, drawn
 from .results import score_group
 from .world import MARGIN_PX, SIDE_PX, Caption, Scene, Thing, captions, claims_of, random_scene, word_captions, words
-from .zero_shot import patch_embeds, score, text_embeds
+from .zero_shot import ARCHITECTURE, patch_embeds, score, text_embeds
 
-ARCHITECTURE = CLIP_PRESETS["tiny"].adapted(image_px=SIDE_PX)
 WEIGHTS = "scenes.safetensors"
 CAPTIONS, MISTAKEN = 2, 1
 """Captions of a crop, true ones and mistaken ones, in a step's first `batch_size` crops; besides there is one for each

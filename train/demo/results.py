@@ -4,7 +4,7 @@ Everything here is computed from one confusion matrix of the validation split, s
 run that was made and not the one that was hoped for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,9 +131,19 @@ def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: 
     )
 
 
-def describe(seen: GroupScore, unseen: GroupScore, gone: dict[str, float]) -> list[str]:
-    """Sentences on how well the run did, each following from the numbers that it quotes."""
-    return [_on_seen(seen), _on_unseen(seen, unseen), _on_destinations(gone)]
+def describe(models: Mapping[str, Results]) -> list[str]:
+    """Sentences on how well the last model did, and beside the first: each follows from the numbers that it quotes."""
+    titles, found = list(models), list(models.values())
+    seen, unseen = found[-1].seen, found[-1].unseen
+    change = _on_change(titles[0], found[0].unseen, titles[-1], unseen)
+    return [_on_seen(seen), _on_unseen(seen, unseen), change, _on_destinations(found[-1].gone)]
+
+
+def _on_change(first: str, before: GroupScore, last: str, after: GroupScore) -> str:
+    quoted = f"On unseen classes {last} has {percent(after.miou, digits=1)}, {first} {percent(before.miou, digits=1)}"
+    if after.miou < before.miou:
+        return f"{quoted}: fine-tuning has cost some of what the pretrained model knew."
+    return f"{quoted}: fine-tuning on other classes has helped there, too."
 
 
 def _on_seen(seen: GroupScore) -> str:

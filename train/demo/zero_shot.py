@@ -11,7 +11,21 @@ from torch import Tensor
 
 from ..evaluation.metrics import ConfusionMatrix
 from ..model.backbones.clip import Clip, as_map
+from ..model.backbones.clip_presets import CLIP_PRESETS
+from ..weights.cache import find_clip_weights
+from ..weights.clip_weights import load_clip_weights
 from .drawing import IGNORE_INDEX, UInt8
+from .world import SIDE_PX
+
+ARCHITECTURE = CLIP_PRESETS["tiny"].adapted(image_px=SIDE_PX)
+"""The tiny CLIP on a grid of 12x12 patches instead of 24x24: a quarter of the work."""
+
+
+def packaged() -> Clip:
+    """The package's own CLIP: tag `scenes`, which the demo's model and the study's begin with."""
+    clip = Clip(ARCHITECTURE).eval()
+    load_clip_weights(clip, find_clip_weights("scenes", "tiny").path)
+    return clip
 
 
 def patch_embeds(clip: Clip, images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from physseg.train.demo import chain
 from physseg.train.demo.chain import _OURS, MARKER, DemoError, DemoSettings, begin
 from typer.testing import CliRunner, Result
 
+from ...browser import browser, laid_out, needs_browser
 from ...forked import Forked, calling
 
 SMALL = ("--steps", "3", "--num-images", "8", "--seed", "2")
@@ -64,9 +65,9 @@ def test_chain_runs_the_public_commands_in_order_and_says_how_long_each_took(
     commands = re.findall(r"^\$ physseg (\S+)(?: folder)?.*\n(?:.*\n)*?  \(\d+\.\d s\)$", done.stdout, re.MULTILINE)
     assert commands == [
         *("manifest", "manifest", "preprocess", "verify"),
-        *("inspect", "inspect", "inspect", "train", "evaluate", "predict"),
+        *("inspect", "inspect", "inspect", "train", "evaluate", "predict", "train", "evaluate", "predict"),
     ]
-    assert "chance: guessing evenly" in done.stdout
+    assert "--set losses.lambda_p=0 --set losses.lambda_sac=0" in done.stdout
 
 
 @pytest.mark.slow
@@ -75,9 +76,13 @@ def test_results_hold_the_scores_and_chance_levels(made: tuple[Path, Result]):
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     evaluation = json.loads((out / "run" / "evaluations" / "val-step_00000003.json").read_text(encoding="utf-8"))
     for group in ("seen", "unseen"):
+        rows = [results["zero_shot"][group], results["baseline"][group], results[group]]
+        told = r"mIoU +seen classes +unseen classes\n" + "".join(
+            rf".*{percent(row['miou'], digits=1)}.*\n" for row in rows
+        )
+        assert re.search(told, done.stdout)
         assert results[group]["miou"] == pytest.approx(evaluation[group]["miou"])
         assert 0 < results[group]["uniform"] < 0.2
-        assert f"{percent(results[group]['miou'], digits=1)} " in done.stdout
     assert sum(results["unseen_pixels_called"].values()) == pytest.approx(1)
     assert results["settings"] | {"physseg": ""} == {
         "physseg": "",
@@ -96,9 +101,24 @@ def test_page_holds_everything_and_needs_nothing(made: tuple[Path, Result]):
     assert done.stdout.strip().endswith(str((out / "demo.html").resolve()))
     assert f"<b>{percent(results['seen']['miou'], digits=1)}</b>" in page
     assert page.count("<polyline") == 14, "the sum, three losses and three structures, each raw and smoothed"
-    assert page.count("data:image/") == 3 * 2 + 3 + 2 * 3, "scenes with labels, structures, predictions"
+    pictures = 3 * 2 + 4 * 7 + 2 * 5
+    assert page.count("data:image/") == pictures, "scenes with labels, structures, predictions of three models"
     assert "physseg preprocess small/train.parquet small/train.zarr" in page
     assert not re.search(r"https?://|<script|<link|url\(", page)
+
+
+@pytest.mark.slow
+@needs_browser
+def test_page_fits_a_telephone_and_a_screen_by_day_and_by_night(made: tuple[Path, Result], tmp_path: Path):
+    with browser(tmp_path / "profile") as port:
+        for width in (390, 1280):
+            seen = [laid_out(port, made[0] / "demo.html", width=width, dark=dark) for dark in (False, True)]
+            for found in seen:
+                assert found["width"] <= width
+                assert (found["images"], found["broken"]) == (3 * 2 + 4 * 7 + 2 * 5, 0)
+                paper, ink = (sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("paper", "ink"))
+                assert abs(paper - ink) > 3 * 128
+            assert seen[0]["paper"] != seen[1]["paper"]
 
 
 @pytest.mark.slow
@@ -123,7 +143,7 @@ def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
     assert again.exit_code == 0, again.output
     assert "resuming the demo" in again.stdout
     assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
-    for wanted in ("seen classes .*", "The pixels of unseen .*"):
+    for wanted in ("both losses  .*", "The pixels of unseen .*"):
         assert re.findall(wanted, again.stdout) == re.findall(wanted, first.stdout) != []
 
 

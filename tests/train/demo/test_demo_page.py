@@ -12,6 +12,16 @@ from physseg.train.demo.page import Stage, render_page
 from physseg.train.demo.results import GroupScore, Results
 
 URL = "data:image/png;base64,AAAA"
+AFTER = Results(
+    classes=("sand", "red circle", "red star"),
+    unseen_classes=("red star",),
+    iou=np.array([0.8, 0.25, np.nan]),
+    pixels=np.array([12345, 678, 0]),
+    seen=GroupScore(miou=0.525, uniform=0.1, most_frequent=0.2),
+    unseen=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
+    gone={"right": 0.2, "other_shape": 0.3, "other_colour": 0.1, "other_thing": 0.1, "stuff": 0.3},
+)
+BEFORE = dataclasses.replace(AFTER, unseen=dataclasses.replace(AFTER.unseen, miou=0.333))
 
 
 @pytest.fixture
@@ -25,18 +35,10 @@ def report() -> dict[str, Any]:
             Stage(title="predict", command="physseg predict run x.jpg", seconds=2.25),
         ],
         "resumed": False,
-        "results": Results(
-            classes=("sand", "red circle", "red star"),
-            unseen_classes=("red star",),
-            iou=np.array([0.8, 0.25, np.nan]),
-            pixels=np.array([12345, 678, 0]),
-            seen=GroupScore(miou=0.525, uniform=0.1, most_frequent=0.2),
-            unseen=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
-            gone={"right": 0.2, "other_shape": 0.3, "other_colour": 0.1, "other_thing": 0.1, "stuff": 0.3},
-        ),
+        "models": {"zero-shot": BEFORE, "both losses": AFTER},
         "charts": [chart("segmentation", [(1, 0.7), (2, 0.5), (3, 0.25)]), chart("structure", [])],
         "scenes": [{"pictures": [picture], "legend": legend}],
-        "structures": [{"url": URL, "caption": "canny"}],
+        "structures": [{"pictures": [picture], "legend": []}],
         "predictions": [{"pictures": [picture] * 3, "legend": legend}],
     }
 
@@ -66,8 +68,9 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(report: dict[str, An
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert len(tags.addresses) == 5
-    assert all(address.startswith("data:image/") for address in tags.addresses)
+    pictures = [address for address in tags.addresses if address.startswith("data:image/")]
+    beside = ["structures.html", "run/log.jsonl", "baseline/log.jsonl"]
+    assert (len(pictures), [address for address in tags.addresses if address not in pictures]) == (5, beside)
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
 
 
@@ -76,6 +79,8 @@ def test_page_shows_numbers_commands_times_and_words(report: dict[str, Any]):
     for text in (
         "<b>52.5%</b>",
         "<b>11.1%</b>",
+        "33.3%</td>",
+        "fine-tuning has cost",
         "physseg train demo.toml",
         "161.5 s",
         "3 min",
@@ -98,7 +103,7 @@ def test_times_of_a_resumed_demo_are_not_called_the_whole(report: dict[str, Any]
 
 def test_words_on_the_page_change_with_the_numbers(report: dict[str, Any]):
     unseen = GroupScore(miou=0.001, uniform=0.03, most_frequent=0.0)
-    failed = report | {"results": dataclasses.replace(report["results"], unseen=unseen)}
+    failed = report | {"models": report["models"] | {"both losses": dataclasses.replace(AFTER, unseen=unseen)}}
     assert "below chance" in render_page(**failed)
     assert "below chance" not in render_page(**report)
 

@@ -54,14 +54,13 @@ def test_rows_change_what_their_names_say(tmp_path: Path) -> None:
     table = read_table("study")
     runs = {run.row.name: run.config for run in plan(table, CONFIG, out=tmp_path, seeds=[0], settings=[])}
     base = runs["baseline"]
-    weights = str(CONFIG.resolve().parent.parent / "physseg_pretrain/scenes.safetensors")
-    assert (base.clip_weights, base.model.finetune, base.optim.clip_scale) == (weights, "qv", 0.3)
+    assert (base.clip_weights, base.model.finetune, base.optim.clip_scale) == ("scenes", "qv", 0.3)
     assert (base.losses.lambda_p, base.losses.lambda_sac, base.optim.max_gradient_norm) == (0, 0, 0.01)
     kinds = {name: (of.clip_weights, of.model.finetune, of.optim.clip_scale) for name, of in runs.items()}
     expected = {
-        "0.01": (weights, "qv", 0.01),
-        "all": (weights, "all", 0.3),
-        "none": (weights, "none", 0.3),
+        "0.01": ("scenes", "qv", 0.01),
+        "all": ("scenes", "all", 0.3),
+        "none": ("scenes", "none", 0.3),
         "scratch": (None, "all", 1.0),
     }
     for row in table.rows:
