@@ -16,15 +16,13 @@ from torch import Tensor
 from ...common.html import render
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
-from ...pipeline.store.reader import StoreReader
 from ..model.backbones.clip import Clip
-from ..prediction.load_run import load_run
-from ..report.page import charts
-from ..report.pictures import map_row, structure_rows
+from ..report.page import charts, structures_of_run
+from ..report.pictures import map_row
 from ..runs.run_log import read_log
 from .results import Results, describe
 from .scenes import UNSEEN_THINGS
-from .zero_shot import ARCHITECTURE, label_map, text_embeds
+from .zero_shot import label_map, text_embeds
 
 MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "baseline": ("baseline", ("losses.lambda_p=0", "losses.lambda_sac=0")),
@@ -58,8 +56,7 @@ def page_of_demo(
     `models` are what was measured, the pretrained `clip` first and the demo's own model last.
     """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
-    model, texts = load_run(out / "run", device="cpu").model, text_embeds(clip, val.vocabulary.class_names)
-    reader = StoreReader(out / "train.zarr", ("labels", *model.config.structures), images=True)
+    texts = text_embeds(clip, val.vocabulary.class_names)
     return render_page(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
@@ -67,7 +64,7 @@ def page_of_demo(
         models=models,
         charts=charts(read_log(out / "run" / "log.jsonl", "step"), "loss/"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
-        structures=[one.on_page() for one in structure_rows(model, reader, ARCHITECTURE.image_px)],
+        structures=[one.on_page() for one in structures_of_run(out / "run")],
         predictions=[_prediction(val, index, out, clip, texts) for index in range(min(shown, len(val)))],
     )
 

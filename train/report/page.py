@@ -103,6 +103,11 @@ def _structures(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
     return list(structure_rows(loaded.model, reader, data["crop"])) if structures else []
 
 
+def structures_of_run(run: Path) -> list[Row]:
+    """Cached structures of a few of the samples that a run trained on, each beside what its model predicts."""
+    return _structures(load_run(run), RunFolder(run).read()["training"])
+
+
 def charts(log: Log, *prefixes: str) -> list[dict[str, Any]]:
     """A chart of each number whose name begins so; of those that are equal throughout (rates of groups), one."""
     names = dict.fromkeys(name for entry in log for name in entry if name.startswith(prefixes))
