@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,15 @@ def test_the_version_may_be_asked_for_anywhere(
     monkeypatch.setattr(sys, "argv", ["physseg", *line.split()])
     main_exit(0)
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_python_runs_the_package_as_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["physseg", "plan", "-h"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("physseg", run_name="__main__", alter_sys=True)
+    assert "plan [OPTIONS] MANIFEST [STORE]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["-q manifest -h", "manifest folder -h --quiet"])
