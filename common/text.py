@@ -152,17 +152,7 @@ _LATEX = str.maketrans(
 
 
 def latex_table(rows: Sequence[Sequence[str]], *, right: Container[int]) -> str:
-    r"""Rows of cells, the heading first, as a table in LaTeX with the package booktabs; `right` as for `align`.
-
-    >>> print(latex_table([("class", "change"), ("a_b", "-7.5%")], right={1}))
-    \begin{tabular}{lr}
-    \toprule
-    class & change \\
-    \midrule
-    a\_b & $-$7.5\% \\
-    \bottomrule
-    \end{tabular}
-    """
+    """Rows of cells, the heading first, as a table in LaTeX with the package booktabs; `right` as for `align`."""
     written = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
     columns = "".join("r" if index in right else "l" for index in range(len(rows[0])))
     head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", written[0], r"\midrule"]

@@ -68,8 +68,10 @@ def test_a_preview_says_how_many_it_leaves_out() -> None:
 def test_latex_takes_every_character_as_it_is() -> None:
     """By LaTeX's own table of special characters; a bracket would be an option of the line's end before it."""
     cell = r"a&b %c $d #e _f {g} ~h ^i \j <k> |l ± [m] -5 to -0.5, T-5"
-    line = latex_table([("", "x"), (cell, "2")], right={1}).splitlines()[4]
-    assert line == (
+    lines = latex_table([("", "x"), (cell, "2")], right={1}).splitlines()
+    assert lines[:4] == [r"\begin{tabular}{lr}", r"\toprule", r" & x \\", r"\midrule"]
+    assert lines[5:] == [r"\bottomrule", r"\end{tabular}"]
+    assert lines[4] == (
         r"a\&b \%c \$d \#e \_f \{g\} \textasciitilde{}h \textasciicircum{}i \textbackslash{}j "
         r"\textless{}k\textgreater{} \textbar{}l $\pm$ {[}m] $-$5 to $-$0.5, T-5 & 2 \\"
     )

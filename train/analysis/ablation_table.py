@@ -150,12 +150,12 @@ def _tables(found: Sequence[Cell], score: str) -> list[list[tuple[str, ...]]]:
     tables: dict[str, list[tuple[str, ...]]] = {}
     for cell in found:
         heading = (cell.data, score, "difference in points", "over seeds", "over images")
-        tables.setdefault(cell.data, [heading]).append((cell.row + _other(cell, found[0].row), *_texts(cell)))
+        tables.setdefault(cell.data, [heading]).append((_name(cell, found[0].row), *_texts(cell)))
     return list(tables.values())
 
 
-def _other(cell: Cell, first: str) -> str:
-    return "" if cell.against in (None, first) else f" (against {cell.against})"
+def _name(cell: Cell, first: str) -> str:
+    return cell.row if cell.against in (None, first) else f"{cell.row} (against {cell.against})"
 
 
 def figure(title: str, found: Sequence[Cell]) -> Figure:
@@ -163,7 +163,7 @@ def figure(title: str, found: Sequence[Cell]) -> Figure:
     several = len({cell.data for cell in found}) > 1
     rows = [
         Bar(
-            cell.row + _other(cell, found[0].row) + (f", {cell.data}" if several else ""),
+            _name(cell, found[0].row) + (f", {cell.data}" if several else ""),
             cell.difference,
             f"{100 * cell.difference:+.2f}",
             (cell.difference_over_seeds, cell.difference_over_images),
@@ -176,10 +176,7 @@ def figure(title: str, found: Sequence[Cell]) -> Figure:
 
 
 def write_table(out: Path, title: str, scores: Sequence[Score], **compared: Any) -> str:
-    """Write `ablation.md`, `.tex`, `.svg`, `.png` and `.json` into a folder; returns the first one's text.
-
-    `compared`: see `cells`.
-    """
+    """Write `ablation.md`, .tex, .svg, .png, .json into a folder; returns the first's text. `compared`: see `cells`."""
     found, environment = cells(scores, **compared), merged_environment(score.source for score in scores)
     note = environment_note(environment)
     text, boundary = markdown(title, found), _boundary_cells(scores, **compared)

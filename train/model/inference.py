@@ -139,10 +139,8 @@ def segment_with_scores(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
 ) -> Segmented:
     """`segment_image`, and how probable what it says is."""
-    best, highest = BestClass(), torch.zeros(len(text_features))
-    for ids, maps in probability_maps(
-        model, first_resize(image, settings), text_features, settings, size=image.shape[:2]
-    ):
+    best, highest, entering = BestClass(), torch.zeros(len(text_features)), first_resize(image, settings)
+    for ids, maps in probability_maps(model, entering, text_features, settings, size=image.shape[:2]):
         best.add(ids, maps)
         highest[ids] = maps.amax(dim=(1, 2)).float().cpu()
     return Segmented(best.label_map(len(text_features)), best.confidence(), highest.numpy())

@@ -106,7 +106,7 @@ def predict_files(
         try:
             image = load()
             found = segment_with_scores(model, image, text_features, settings)
-            files: dict[str, Path] = {}
+            files: dict[str, Any] = {}
             if confidence:
                 shades = np.rint(255 * found.confidence).astype(np.uint8)
                 files["confidence"] = _write(out / f"{name}_confidence.png", shades)
@@ -118,13 +118,7 @@ def predict_files(
                 drawn = overlay(image, found.labels, names, ignore_index=vocabulary.ignore_index)
                 files["labels"] = _write(out / f"{name}_labels.png", found.labels)
                 files["overlay"] = _write(out / f"{name}_overlay.png", drawn)
-            yield Prediction(
-                image=Path(path),
-                labels=files.get("labels"),
-                overlay=files.get("overlay"),
-                confidence=files.get("confidence"),
-                classes=_scores(found, names),
-            )
+            yield Prediction(image=Path(path), classes=_scores(found, names), **files)
         except StorageError:
             raise
         except PhyssegError as error:
