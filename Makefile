@@ -35,9 +35,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Strict: a link or an anchor that leads nowhere is an error. The variable silences an advertisement.
+# A link or an anchor that leads nowhere is an error (but not with --quiet). The variable silences an advertisement.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo 'wrote build/site/index.html; its search needs a server: python3 -m http.server --directory build/site'
 
 # What `make test` has just passed with, for those who want the same versions.
