@@ -74,8 +74,8 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
 
 def add(files: Files, config: MkDocsConfig, page: str, text: str) -> None:
     """Put a page among the files, in the place of one of that name."""
-    code = page.startswith("repository/") and page.count(".") > 1  # in no menu
-    inclusion = InclusionLevel.NOT_IN_NAV if code else InclusionLevel.UNDEFINED
+    copied = page.startswith("repository/")  # need not be in the menu
+    inclusion = InclusionLevel.NOT_IN_NAV if copied else InclusionLevel.UNDEFINED
     if existing := files.get_file_from_path(page):
         files.remove(existing)
     files.append(File.generated(config, page, content=text, inclusion=inclusion))
