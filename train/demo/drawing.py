@@ -185,9 +185,7 @@ class Pose(NamedTuple):
     radius: float
 
 
-def posed(
-    outline: Float64, size: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float] = (0.14, 0.30)
-) -> Pose:
+def posed(outline: Float64, size: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float]) -> Pose:
     """An outline at a random place, of random scale (of the shorter side), turn and squeeze."""
     height, width = size
     radius = min(height, width) * np.exp(rng.uniform(*np.log(scale)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from .drawing import UInt8
 from .scenes import SceneFolders, deal, write_split
-from .world import OUTLINES, SIDE_PX, WORLD, Thing, draw
+from .world import OUTLINES, SIZES, WORLD, Thing, draw
 
 _SEEN, _WORDS = WORLD["regime"]["seen"], WORLD["regime"]["words"]
 _PAIRS = [
@@ -37,8 +37,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Class names by what training knows of them; all of them in this order are the class list of the test splits."""
 TEST_SPLITS = ("seen", "combinations", "words", "shifted")
-SIZES = ((SIDE_PX, SIDE_PX), (SIDE_PX, 256), (256, SIDE_PX))
-"""Heights and widths of the pictures in px."""
 
 
 def write_regime(root: Path, *, num_train: int = 400, num_test: int = 100, seed: int = 0) -> SceneFolders:

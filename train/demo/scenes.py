@@ -1,12 +1,9 @@
 """A small generated data set in COCO-Stuff form, for the demo and for anyone who wants to try the chain without data.
 
-A scene is a landscape of two or three textured regions ("stuff": sand, grass, water) with overlapping, turned, shaded
-balls on it ("things"), each named by its colour and by the shapes painted on it: "red dots". Some colour-shape pairs
-never occur in the training split, although each of their words does; the validation split has them all. So a model that
-reads class names can be asked for words it was never trained on, and the answer measured.
-
-The shapes are small and repeated because a few minutes on a CPU must be enough to learn them: a small transformer from
-scratch tells dots from stripes within a hundred steps, and stars from triangles not within a thousand.
+A scene is one of world.py's with few words: a landscape of two or three grounds ("stuff": sand, grass, water) with
+overlapping, shaded things of any outline on it, each named by its colour and by the shapes painted on it: "red dots".
+Some colour-shape pairs never occur in the training split, although each of their words does; the validation split has
+them all. So a model that reads class names can be asked for words it was never trained on, and the answer measured.
 
 The files look like COCO-Stuff's: JPEG photographs and stuffthingmap-like PNGs (mode L, one id per pixel, 255 = not
 labelled), with unlabelled pixels where real data have them: along some borders, and on objects that have no class.
@@ -21,15 +18,11 @@ import numpy as np
 
 from ...common.images import encode_jpeg
 from ...common.progress import ProgressBar
-from .drawing import BALL, IGNORE_INDEX, UInt8, landscape, paint, painted, pebble, posed
+from .drawing import UInt8
+from .world import OUTLINES, SIZES, Thing, draw
 
 STUFF = ("sand", "grass", "water")
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (204, 44, 40),
-    "yellow": (236, 202, 44),
-    "blue": (40, 64, 196),
-    "white": (232, 232, 230),
-}
+COLOURS = ("red", "yellow", "blue", "white")
 SHAPES = ("plain", "stripes", "dots", "checks")
 
 UNSEEN_THINGS = tuple(f"{colour} {shape}" for colour, shape in zip(COLOURS, SHAPES, strict=True))
@@ -39,9 +32,6 @@ SEEN_THINGS = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" no
 SEEN_CLASSES = STUFF + SEEN_THINGS
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_THINGS
 """Label ids are places in this tuple, so the training vocabulary is a prefix of it."""
-
-SIZES = ((240, 320), (320, 240), (256, 384), (384, 288), (320, 320), (320, 512), (384, 512))
-"""Heights and widths that occur, in px: landscape, portrait, square and wide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,27 +80,12 @@ def write_split(
 def draw_scene(things: Sequence[str], rng: np.random.Generator) -> tuple[UInt8, UInt8]:
     """Draw one scene with these things, the first at the back.
 
-    Returns the image, uint8 (H, W, 3) RGB, and the label map, uint8 (H, W), places in `ALL_CLASSES` or 255. Edges of
-    the image are anti-aliased; a pixel has a thing's label where the thing covers at least half of it.
+    Returns the image, uint8 (H, W, 3) RGB, and the label map, uint8 (H, W), places in `ALL_CLASSES` or 255.
     """
-    height, width = SIZES[rng.integers(len(SIZES))]
-    kinds = rng.permutation(len(STUFF))[: rng.integers(2, 4)]
-    canvas, region = landscape([STUFF[kind] for kind in kinds], height, width, rng)
-    labels = np.append(kinds, np.full(256 - len(kinds), IGNORE_INDEX)).astype(np.uint8)[region]
-    if rng.random() < 0.4:  # an object that nobody labelled, as in real data
-        plain = np.ones(labels.shape, np.float32)
-        pose = posed(pebble(rng), labels.shape, rng)
-        paint(canvas, labels, pose, plain, colour=(120, 114, 108), label=IGNORE_INDEX, rng=rng)
-    for name in things:
-        colour, shape = name.split(" ")
-        label = ALL_CLASSES.index(name)
-        period, angle = min(height, width) * rng.uniform(0.042, 0.06), rng.uniform(0, np.pi)
-        paints = painted(shape, labels.shape, period, angle, rng)
-        pose = posed(BALL, labels.shape, rng)
-        paint(canvas, labels, pose, paints, colour=COLOURS[colour], label=label, rng=rng)
-    canvas *= rng.uniform(0.85, 1.1)  # exposure
-    canvas += np.asarray(rng.normal(0, rng.uniform(2, 7), canvas.shape), np.float32)  # sensor noise
-    return np.clip(canvas, 0, 255).astype(np.uint8), labels
+    grounds = [str(ground) for ground in rng.permutation(STUFF)[: rng.integers(2, 4)]]
+    drawn = [Thing(*name.split(" "), str(rng.choice(list(OUTLINES)))) for name in things]
+    scene = draw(drawn, grounds, rng, size=SIZES[rng.integers(len(SIZES))])
+    return scene.image, scene.labels(ALL_CLASSES)
 
 
 def deal(things: Sequence[str], rng: np.random.Generator) -> Iterator[str]:

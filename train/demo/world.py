@@ -21,6 +21,8 @@ from .drawing import BALL, IGNORE_INDEX, Float32, Float64, Pose, UInt8, landscap
 
 SIDE_PX, MARGIN_PX = 192, 16
 """Side of the pictures that the CLIP takes, and how much larger the scenes are that they are cut from."""
+SIZES = ((SIDE_PX, SIDE_PX), (SIDE_PX, 256), (256, SIDE_PX))
+"""Heights and widths of the pictures of data sets, in px."""
 SCALE = (0.09, 0.28)
 WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("world.toml").read_text(encoding="utf-8"))
 COLOURS, PATTERNS, GROUNDS = WORLD["colours"], WORLD["patterns"], WORLD["grounds"]

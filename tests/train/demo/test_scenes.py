@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from physseg.train.demo import drawing, scenes
+from physseg.train.demo import drawing, scenes, world
 from physseg.train.demo.scenes import SceneFolders, write_scenes
 from PIL import Image
 
@@ -55,7 +55,7 @@ def test_files_have_the_form_of_coco_stuff(drawn: SceneFolders):
                 assert (label.format, label.mode) == ("PNG", "L")
                 assert image.size == label.size
                 sizes.add(image.size)
-    assert sizes <= {(width, height) for height, width in scenes.SIZES}
+    assert sizes <= {(width, height) for height, width in world.SIZES}
     assert len(sizes) >= 3
 
 
@@ -70,7 +70,8 @@ def test_label_maps_fit_the_pictures(drawn: SceneFolders):
             if inside.sum() < 100:
                 continue
             mean = image[inside].mean(axis=0)
-            unit = {name: np.array(rgb) / np.linalg.norm(rgb) for name, rgb in scenes.COLOURS.items()}
+            colours = {name: world.COLOURS[name][0] for name in scenes.COLOURS}
+            unit = {name: np.array(rgb) / np.linalg.norm(rgb) for name, rgb in colours.items()}
             nearest = max(unit, key=lambda name: float(unit[name] @ mean))
             assert nearest == scenes.ALL_CLASSES[index].split()[0], (stem, scenes.ALL_CLASSES[index], mean)
 
