@@ -27,7 +27,7 @@ from .results import Results, describe, measure
 from .scenes import UNSEEN_THINGS, SceneFolders, write_scenes
 from .zero_shot import packaged, score
 
-DEFAULT_STEPS = 150
+DEFAULT_STEPS = 200
 """Steps of about 0.4 s on two CPU cores, taken twice."""
 
 SHOWN = 6
