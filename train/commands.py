@@ -196,6 +196,7 @@ def evaluate(
     synonyms: SynonymRule = None,
     memory: Memory = "2GiB",
     by_size: Annotated[bool, typer.Option(help="mIoU of small, medium and large objects as well.")] = False,
+    figures: Annotated[bool, typer.Option(help="Draw the result (SVG, PNG), write its tables for LaTeX.")] = False,
     all_classes: AllClasses = False,
     device: Device = "auto",
 ) -> None:
@@ -213,8 +214,8 @@ def evaluate(
     manifests, benchmarks, rows = manifests or [], benchmarks or [], 10**6 if all_classes else 10
     if merge:
         if any((part, benchmarks, max_images, root)):
-            raise typer.BadParameter("takes nothing but JSON files of parts, and --out", param_hint="--merge")
-        _merge_parts([run, *map(Path, manifests)], out, rows)
+            raise typer.BadParameter("takes nothing but JSON files of parts, --out and --figures", param_hint="--merge")
+        _merge_parts([run, *map(Path, manifests)], out, rows, figures)
         return
     chosen_part = parsed(Part.parse, part, "--part")
     results_folder = to_write((out or RunFolder(run).evaluations) / "*").parent
@@ -237,30 +238,31 @@ def evaluate(
         results[manifest.dataset] = result
         typer.echo(f"\n{name} ({counted(result.num_images, 'image')}), {run} at step {loaded.step}")
         typer.echo(result.table(rows=rows))
-        _say_written(result, result.write(results_folder, f"{name}-step_{loaded.step:08d}"))
+        _write(result, results_folder, f"{name}-step_{loaded.step:08d}", figures)
     unlike_papers = (max_images, no_windows, first_resize == "none", classes_kept, chosen_part)
     if results.keys() & COLUMNS.keys() and not any(unlike_papers):
         columns, file = paper_table(run.name, results), results_folder / f"paper-step_{loaded.step:08d}.tex"
-        typer.echo(f"\n{markdown_table(columns)}\nfor LaTeX: {file}")
-        atomic_write(file, latex_table(columns, right=range(1, len(columns[0]))).encode())
+        typer.echo(f"\n{markdown_table(columns)}")
+        if figures:
+            atomic_write(file, latex_table(columns, right=range(1, len(columns[0]))).encode())
+            typer.echo(f"for LaTeX: {file}")
 
 
-def _merge_parts(files: list[Path], out: Path | None, rows: int) -> None:
+def _merge_parts(files: list[Path], out: Path | None, rows: int, figures: bool) -> None:
     from .evaluation.result import merge, whole_name
 
     merged = merge(files)
     typer.echo(f"{merged.source['dataset']} ({counted(merged.num_images, 'image')} in {counted(len(files), 'part')})")
     typer.echo(merged.table(rows=rows))
-    _say_written(merged, merged.write(out or files[0].parent, whole_name(files[0])))
+    _write(merged, out or files[0].parent, whole_name(files[0]), figures)
 
 
-def _say_written(result: "Evaluation", file: Path) -> None:
-    """Name the files of a result, with the figures that are drawn of a whole one."""
+def _write(result: "Evaluation", folder: Path, name: str, figures: bool) -> None:
     from .report.figures import write_figures
 
-    typer.echo(f"written to {file}")
-    if result.part is None:
-        typer.echo(f"figures and LaTeX tables beside it: {write_figures(result, file)}")
+    typer.echo(f"written to {(file := result.write(folder, name))}")
+    if figures:
+        typer.echo(f"drawn beside it: {write_figures(result, file)}")
 
 
 def _evaluated_tables(manifests: list[str], benchmarks: list[str], root: str | None) -> "dict[str, Manifest]":
@@ -386,9 +388,6 @@ def judge(
     ],
     manifest: Annotated[Path | None, typer.Argument(help="Manifest of the labels; for PNGs and JSON.")] = None,
     json_file: JsonOut = None,
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for figures and LaTeX tables, as `physseg evaluate` writes them.")
-    ] = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Class file of what was seen in training. Default: COCO-Stuff's 171.")
     ] = None,
@@ -413,11 +412,7 @@ def judge(
     from ..manifests.labels.class_file import read_class_file
     from ..manifests.manifest import Manifest
     from .evaluation.judge import evaluate_predictions
-    from .evaluation.result import Evaluation
-    from .report.figures import write_figures
 
-    if figures:
-        to_write(figures / "*")
     found = evaluate_predictions(
         predictions,
         Manifest.read(manifest, root=root) if manifest else None,
@@ -427,11 +422,6 @@ def judge(
         progress=True,
     )
     show(found.table(rows=10**6 if all_classes else 10), found.document(), json_file)
-    if figures:
-        if not isinstance(found, Evaluation):
-            raise typer.BadParameter("IoUs of classes alone are drawn nowhere", param_hint="--figures")
-        written = write_figures(found, figures / f"{predictions.stem}.json")
-        typer.echo(f"in {figures}: {written}", err=json_file == PRINT)
 
 
 @app.command("import-catseg")

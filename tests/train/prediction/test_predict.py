@@ -241,15 +241,10 @@ def test_train_evaluate_predict_from_the_command_line(
     assert "stopped at step 1; re-running the command resumes" in call(*trained, "--stop-at", 1)
     assert "finished at step 2" in call(*trained)
     assert "finished already" in call(*trained)
-    shown = call("evaluate", run, val, "--no-windows", "--num-images", 2, "--device", "cpu", "--by-size")
+    shown = call("evaluate", run, val, "--no-windows", "--num-images", 2, "--device", "cpu", "--by-size", "--figures")
     assert "mIoU" in shown and "Boundary IoU" in shown and "mIoU, small" in shown
-    assert (run / "evaluations/val-step_00000002.json").exists()
-    drawn = {path.name for path in (run / "evaluations").iterdir()} - {
-        "val-step_00000002.json",
-        "val-step_00000002.npz",
-    }
-    assert drawn == {
-        "val-step_00000002.tex",
+    assert {path.name for path in (run / "evaluations").iterdir()} == {
+        *("val-step_00000002.json", "val-step_00000002.npz", "val-step_00000002.tex"),
         *(f"val-step_00000002.{name}.{form}" for name in ("classes", "confusion", "sizes") for form in ("svg", "png")),
     }
     results = json.loads((run / "evaluations/val-step_00000002.json").read_text())
@@ -257,7 +252,7 @@ def test_train_evaluate_predict_from_the_command_line(
         once = ("--no-windows", "--num-images", 2, "--device", "cpu", "--by-size", "--part", part)
         call("evaluate", run, val, *once)
     parts = sorted((run / "evaluations").glob("val-*.part-*.json"))
-    assert not list((run / "evaluations").glob("*.part-*.svg"))  # of a whole one only
+    assert {path.suffix for path in (run / "evaluations").glob("*.part-*")} == {".json", ".npz"}  # nothing is drawn
     old = ("--no-windows", "--num-images", 2, "--device", "cpu", "--first-resize", "none", "--out", tmp_path / "old")
     call("evaluate", run, val, *old)
     protocol = json.loads((tmp_path / "old/val-step_00000002.json").read_text())["protocol"]
@@ -267,7 +262,7 @@ def test_train_evaluate_predict_from_the_command_line(
     fewer = json.loads((tmp_path / "few/val-step_00000002.json").read_text())
     assert differing_keys(results["protocol"], fewer["protocol"]) == {"preselected_classes": (8, 1)}
     assert fewer["fingerprint"] != results["fingerprint"]
-    assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged")
+    assert "2 images in 2 parts" in call("evaluate", "--merge", *parts, "--out", tmp_path / "merged", "--figures")
     assert json.loads((tmp_path / "merged/val-step_00000002.json").read_text()) == results
     assert (tmp_path / "merged/val-step_00000002.classes.svg").exists()
     image = Path(train_manifest.root) / "images/000.jpg"
@@ -340,7 +335,10 @@ def test_test_sets_by_name(
     arguments = ["evaluate", str(tmp_path / "run"), "--root", str(tmp_path / "archives")]
     done = CliRunner().invoke(
         app,
-        [*arguments, *(f"--benchmark={name}" for name in ("pascal-voc-20", "pascal-voc-20b", "own")), "--device=cpu"],
+        [
+            *(*arguments, *(f"--benchmark={name}" for name in ("pascal-voc-20", "pascal-voc-20b", "own"))),
+            *("--device=cpu", "--figures"),
+        ],
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
