@@ -203,7 +203,6 @@ def _finish(
         "settings": decided,
         "unit": "fraction",
         **_scores(both),
-        "unseen_pixels_called": both.gone,
         "baseline": _scores(baseline),
         "zero_shot": _scores(zero_shot),
         "seconds": {stage.title: round(stage.seconds, 2) for stage in stages},

@@ -1,4 +1,4 @@
-"""What the demo's numbers say: chance levels beside them, where the pixels of unseen classes went, and plain sentences.
+"""What the demo's numbers say: chance levels beside them, and plain sentences.
 
 Everything here is computed from one confusion matrix of the validation split, so that the words on the page follow the
 run that was made and not the one that was hoped for.
@@ -67,39 +67,6 @@ def score_group(confusion: ConfusionMatrix, members: Sequence[int]) -> GroupScor
     return GroupScore(miou=miou, uniform=uniform, most_frequent=most_frequent)
 
 
-DESTINATIONS = {
-    "right": "their own name",
-    "other_shape": "another shape of the right colour",
-    "other_colour": "another colour of the right shape",
-    "other_thing": "another colour and another shape",
-    "stuff": "background",
-}
-"""What the pixels of colour-shape classes may be called, and that in words."""
-
-
-def destinations(matrix: Int64, classes: Sequence[str], members: Sequence[int]) -> dict[str, float]:
-    """Shares (summing to 1) of what the pixels of the classes with these indices were called, from a matrix (T, T).
-
-    They are nan if the classes have no pixels.
-    """
-    names = [name.split(" ") for name in classes]
-    sums = dict.fromkeys(DESTINATIONS, 0)
-    for truth in members:
-        for guess, count in enumerate(matrix[truth]):
-            sums[_relation(names[truth], names[guess])] += int(count)
-    total = sum(sums.values())
-    return {key: value / total if total else float("nan") for key, value in sums.items()}
-
-
-def _relation(truth: Sequence[str], guess: Sequence[str]) -> str:
-    if len(guess) != 2:
-        return "stuff"
-    colour, shape = truth[0] == guess[0], truth[1] == guess[1]
-    return {(True, True): "right", (True, False): "other_shape", (False, True): "other_colour"}.get(
-        (colour, shape), "other_thing"
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
     """What the demo's page and its last lines say of the validation split."""
@@ -113,8 +80,6 @@ class Results:
     """(T,) labelled pixels of each class."""
     seen: GroupScore
     unseen: GroupScore
-    gone: dict[str, float]
-    """What the pixels of unseen classes were called, as from `destinations`."""
 
 
 def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: Sequence[str]) -> Results:
@@ -127,7 +92,6 @@ def measure(confusion: ConfusionMatrix, classes: Sequence[str], unseen_classes: 
         pixels=confusion.matrix.sum(axis=1),
         seen=score_group(confusion, seen),
         unseen=score_group(confusion, unseen),
-        gone=destinations(confusion.matrix, classes, unseen),
     )
 
 
@@ -135,8 +99,9 @@ def describe(models: Mapping[str, Results]) -> list[str]:
     """Sentences on how well the last model did, and beside the first: each follows from the numbers that it quotes."""
     titles, found = list(models), list(models.values())
     seen, unseen = found[-1].seen, found[-1].unseen
-    change = _on_change(titles[0], found[0].unseen, titles[-1], unseen)
-    return [_on_seen(seen), _on_unseen(seen, unseen), change, _on_destinations(found[-1].gone)]
+    if np.isnan(unseen.miou):
+        return [_on_seen(seen), "The validation split has no pixel of an unseen class."]
+    return [_on_seen(seen), _on_unseen(seen, unseen), _on_change(titles[0], found[0].unseen, titles[-1], unseen)]
 
 
 def _on_change(first: str, before: GroupScore, last: str, after: GroupScore) -> str:
@@ -166,11 +131,3 @@ def _on_unseen(seen: GroupScore, unseen: GroupScore) -> str:
     if share < 0.9:
         return f"{transfer}. Much of the score, not all, transfers to new pairs of known words."
     return f"{transfer}. New pairs of known words do about as well as trained ones."
-
-
-def _on_destinations(gone: dict[str, float]) -> str:
-    if any(np.isnan(share) for share in gone.values()):
-        return "The validation split has no pixel of an unseen class."
-    parts = ", ".join(f"{gone[key]:.0%} {words}" for key, words in DESTINATIONS.items())
-    most = max(DESTINATIONS, key=lambda key: gone[key])
-    return f"The pixels of unseen things were called: {parts}. The largest share went to {DESTINATIONS[most]}."

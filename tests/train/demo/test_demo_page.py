@@ -19,7 +19,6 @@ AFTER = Results(
     pixels=np.array([12345, 678, 0]),
     seen=GroupScore(miou=0.525, uniform=0.1, most_frequent=0.2),
     unseen=GroupScore(miou=0.111, uniform=0.03, most_frequent=0.0),
-    gone={"right": 0.2, "other_shape": 0.3, "other_colour": 0.1, "other_thing": 0.1, "stuff": 0.3},
 )
 BEFORE = dataclasses.replace(AFTER, unseen=dataclasses.replace(AFTER.unseen, miou=0.333))
 
