@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -153,14 +154,11 @@ _LATEX = str.maketrans(
 
 def latex_table(rows: Sequence[Sequence[str]], *, right: Container[int]) -> str:
     """Rows of cells, the heading first, as a table in LaTeX with the package booktabs; `right` as for `align`."""
-    written = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    minus = partial(re.sub, r"(^| )-(?=\d)", r"\1$-$")  # no hyphen
+    written = [" & ".join(minus(cell.translate(_LATEX)) for cell in row) + r" \\" for row in rows]
     columns = "".join("r" if index in right else "l" for index in range(len(rows[0])))
     head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", written[0], r"\midrule"]
     return "\n".join([*head, *written[1:], r"\bottomrule", r"\end{tabular}"])
-
-
-def _latex(cell: str) -> str:
-    return re.sub(r"(^| )-(?=\d)", r"\1$-$", cell.translate(_LATEX))  # a minus, no hyphen
 
 
 def preview(names: Iterable[object], limit: int = 5) -> str:

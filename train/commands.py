@@ -9,6 +9,7 @@ import typer
 
 from ..common.command_line.app import App, completed
 from ..common.command_line.options import PRINT, Device, JsonOut, NumImages, Root, parsed, show, to_write
+from ..common.settings import to_dict
 from ..common.text import Part, align, counted, format_bytes, latex_table, markdown_table, parse_bytes, percent
 
 if TYPE_CHECKING:
@@ -345,13 +346,13 @@ def predict(
     ):
         number += 1
         if json_file:
-            documents.append(done.document())
+            documents.append(to_dict(done))
         if done.error:
             failed += 1
             typer.echo(f"error: {done.error}", err=True)
         elif form is None:
-            shares = ", ".join(f"{name} {percent(share, digits=1)}" for name, share in done.shares[:5])
-            typer.echo(f"{done.overlay}: {shares}", err=json_file == PRINT)
+            found = [f"{one.name} {percent(one.share, digits=1)}" for one in done.classes[:5] if one.share]
+            typer.echo(f"{done.overlay}: {', '.join(found)}", err=json_file == PRINT)
     source = {"run": str(run), "step": loaded.step, "weights": loaded.weights, "unit": "fraction"}
     document = source | {"vocabulary": list(vocabulary.classes), "images": documents}
     show(f"{counted(number - failed, 'image')} in {out}", document, json_file)
@@ -469,10 +470,7 @@ def export(
 
 
 @weights_app.command("list")
-def weights_list(
-    clip: Clip = None,
-    json_file: JsonOut = None,
-) -> None:
+def weights_list(clip: Clip = None, json_file: JsonOut = None) -> None:
     """List the tags of CLIP weights, and which are in the cache."""
     from .weights.cache import cache_folder
     from .weights.fetch import listing, listing_lines

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -61,15 +61,6 @@ class Prediction:
     """All classes that were looked for, the largest share first."""
     error: str = ""
     """What went wrong, in one line; empty if nothing did."""
-
-    @property
-    def shares(self) -> tuple[tuple[str, float], ...]:
-        """Classes that occur and their share of the pixels, the largest first."""
-        return tuple((one.name, one.share) for one in self.classes if one.share)
-
-    def document(self) -> dict[str, Any]:
-        """Everything for JSON."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
 def predict_files(

@@ -67,7 +67,7 @@ def picture(path: Path, height: int = 40, width: int = 80, **options: Any) -> Pa
 def test_labels_and_overlay_are_written(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:
     (done,) = predict_files(left_is_dog, [picture(tmp_path / "a.jpg")], WORDS, tmp_path / "out")
     assert done.error == ""
-    assert done.shares == (("cat", 0.75), ("dog", 0.25))
+    assert [(one.name, one.share) for one in done.classes] == [("cat", 0.75), ("dog", 0.25)]
     with Image.open(tmp_path / "out/a_labels.png") as file:
         assert file.mode == "L"
         labels = np.asarray(file)
@@ -96,7 +96,7 @@ def test_scores_of_every_word_and_a_map_of_confidence(left_is_dog: torch.nn.Modu
     with Image.open(tmp_path / "out/a_confidence.png") as file:
         shades = np.asarray(file)
     assert (shades[:, :20] == 204).all() and (shades[:, 20:79] == 102).all() and not shades[:, 79].any()
-    told = done.document()
+    told = to_dict(done)
     assert told["confidence"] == str(tmp_path / "out/a_confidence.png") and told["image"] == str(image)
     assert json.loads(json.dumps(told))["classes"][2]["score"] is None
 
@@ -107,7 +107,7 @@ def test_more_than_255_classes_take_16_bits(left_is_dog: torch.nn.Module, tmp_pa
     with Image.open(tmp_path / "a_labels.png") as file:
         assert file.mode == "I;16"
         assert np.asarray(file)[0, 0] == 299
-    assert done.shares[1] == ("word 299", 0.25)
+    assert (done.classes[1].name, done.classes[1].share) == ("word 299", 0.25)
 
 
 def test_orientation_is_applied(left_is_dog: torch.nn.Module, tmp_path: Path) -> None:

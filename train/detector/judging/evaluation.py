@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ....common.text import align
 from ....structure_extractors.keypoints import Scores, score_map
 from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
@@ -130,17 +131,9 @@ def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None]) -
     """Print rows of figures: one line per detector, one column per measure; the best detector of each has a star."""
     measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
     best = {m: max((row[m] for name, row in rows.items() if m in row and name != TRUTH), default=0.0) for m in measures}
-
-    def cell(name: str, measure: str) -> str:
-        figure = rows[name].get(measure)
-        if figure is None:
-            return "- "
-        return f"{figure:.3f}{'*' if figure == best[measure] and name != TRUTH else ' '}"
-
-    def line(first: str, cells: list[str]) -> str:
-        widths = (max(len(measure), 7) for measure in measures)
-        return f"{first:<{max(map(len, rows))}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True))
-
-    say(line("", measures))
-    for name in rows:
-        say(line(name, [cell(name, measure) for measure in measures]))
+    cells = [["", *measures]]
+    for name, row in rows.items():
+        stars = {m: "*" if name != TRUTH and row.get(m) == best[m] else " " for m in measures}
+        cells.append([name, *(f"{row[m]:.3f}{stars[m]}" if m in row else "- " for m in measures)])
+    for line in align(cells, right=range(1, len(cells[0]))):
+        say(line)
