@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ...common.atomic import atomic_write, remove_partials
+from ...common.atomic import atomic_write
 from ...common.progress import ProgressBar
 from ...common.settings import check_ranges, to_dict
 from ..model.backbones.clip import Clip
 from ..model.text import clip_tokens
 from ..optim import learning_rate_factor
 from ..runs import checkpoint
-from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog
 from ..weights.clip_weights import load_clip_weights
@@ -120,12 +119,7 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
             folder.check_same(current)
         else:
             folder.create(**current)
-        remove_partials(folder.checkpoints)
-        step = 0
-        if checkpoint.steps(folder.checkpoints):
-            path = checkpoint.path_of(folder.checkpoints, None)
-            step = checkpoint.load_model(path, model, sizes).step
-            optimizer.load_state_dict(checkpoint.load_trainer(path)["optimizer"])
+        if step := checkpoint.resume_last(folder.checkpoints, model, optimizer, sizes):
             say(f"{out}: resumes at step {step} of {settings.steps}")
         saved = time.monotonic()
         bar = ProgressBar(_batches(settings, range(step, last)), total=last, initial=step, desc="pretrain", unit="step")
@@ -143,11 +137,7 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
                     log.scalars(step, {"loss": float(loss.detach())})
                     bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
                 if time.monotonic() - saved > _SAVE_EVERY_S or step == last:
-                    state = CheckpointState(step=step, model=sizes, classes=(), data=None)
-                    checkpoint.save(
-                        folder.checkpoints, state, model.state_dict(), {"optimizer": optimizer.state_dict()}
-                    )
-                    checkpoint.prune(folder.checkpoints, keep_last=1)
+                    checkpoint.save_last(folder.checkpoints, model, optimizer, sizes, step)
                     saved = time.monotonic()
     atomic_write(out / WEIGHTS, model.file())
     return out / WEIGHTS

@@ -17,17 +17,15 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from ...common.atomic import atomic_write, remove_partials
+from ...common.atomic import atomic_write
 from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
 from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
-from ..errors import RunFolderError
 from ..model.device import choose_device, fused_on, matmul_precision
 from ..runs import checkpoint
-from ..runs.checkpoint import CheckpointState
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog
 from .pictures.photometric import augment
@@ -81,15 +79,13 @@ def train(
     with folder.locked(), matmul_precision("fp32"):  # on CUDA, float32 by name would round convolutions to TF32
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
         training = to_dict(settings) | beginning
-        current = {"model": to_dict(network.architecture), "training": training, "data": None}
-        if (run / "settings.json").exists() and not folder.exists():
-            hint = f"go on from its weights in another folder: --start {run / WEIGHTS}"
-            raise RunFolderError(f"{run}: an earlier version's training, which cannot be resumed", hint=hint)
+        sizes = to_dict(network.architecture)
+        current = {"model": sizes, "training": training, "data": None}
         if folder.exists():
             folder.check_same(current)
         else:
             folder.create(**current)
-        step = _resume(folder, network, optimizer)
+        step = checkpoint.resume_last(folder.checkpoints, network, optimizer, sizes)
         if step:
             say(f"{run}: resumes at step {step} of {settings.steps}")
         network.train()
@@ -119,7 +115,9 @@ def train(
                     say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
                     losses, logged = [], time.monotonic()
                 if time.monotonic() - saved > SAVE_EVERY_S or step == last:
-                    _save(folder, network, optimizer, step)
+                    # In this order: otherwise a finished training may be left with the weights of an earlier step.
+                    atomic_write(run / WEIGHTS, weights_file(network))
+                    checkpoint.save_last(folder.checkpoints, network, optimizer, sizes, step)
                     saved = time.monotonic()
     return run / WEIGHTS
 
@@ -132,25 +130,6 @@ def weights_file(network: DetectorNetwork) -> bytes:
         if not key.endswith("num_batches_tracked")
     }
     return save_safetensors(state)
-
-
-def _resume(folder: RunFolder, network: DetectorNetwork, optimizer: torch.optim.Optimizer) -> int:
-    """Load the folder's checkpoint, if it has one; returns the number of steps taken."""
-    remove_partials(folder.checkpoints)
-    if not checkpoint.steps(folder.checkpoints):
-        return 0
-    path = checkpoint.path_of(folder.checkpoints, None)
-    state = checkpoint.load_model(path, network, to_dict(network.architecture))
-    optimizer.load_state_dict(checkpoint.load_trainer(path)["optimizer"])
-    return state.step
-
-
-def _save(folder: RunFolder, network: DetectorNetwork, optimizer: torch.optim.Optimizer, step: int) -> None:
-    # In this order: stopped in between, a finished training would be one whose weights are an earlier step's.
-    atomic_write(folder.path / WEIGHTS, weights_file(network))
-    state = CheckpointState(step=step, model=to_dict(network.architecture), classes=(), data=None)
-    checkpoint.save(folder.checkpoints, state, network.state_dict(), {"optimizer": optimizer.state_dict()})
-    checkpoint.prune(folder.checkpoints, keep_last=1)
 
 
 def training_batch(

@@ -58,10 +58,6 @@ class ClassIous:
         """
         return float(np.nansum(self.iou) / len(self.iou))
 
-    def may_be_fractions(self) -> bool:
-        """Whether the numbers that were read as percent look like fractions: some are there, and none is above 1."""
-        return bool(0 < np.nanmax(self.iou, initial=0.0) <= 0.01)
-
     def document(self) -> dict[str, Any]:
         """Everything as JSON: fractions 0..1, None for NaN."""
         rows = [
@@ -83,11 +79,12 @@ class ClassIous:
     def table(self, *, rows: int = 10) -> str:
         """For the terminal."""
         known, number = int((~np.isnan(self.iou)).sum()), len(self.iou)
+        may_be_fractions = bool(0 < np.nanmax(self.iou, initial=0.0) <= 0.01)
         return (
             f"mIoU                 {percent(self.miou())}  over the {counted(known, 'class')} other than nan\n"
             f"mIoU, union, lowest  {percent(self.lowest_union())}  summed over {counted(number, 'class')}, nan as 0: "
             "the lowest that the older convention can give"
-            + ("\nnote: no IoU is above 1%; fractions would have to be multiplied by 100" * self.may_be_fractions())
+            + ("\nnote: no IoU is above 1%; fractions would have to be multiplied by 100" * may_be_fractions)
         )
 
 

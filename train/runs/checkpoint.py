@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ... import __version__
-from ...common.atomic import atomic_folder, remove_folder
+from ...common.atomic import atomic_folder, remove_folder, remove_partials
 from ...common.documents import digest_of_json, parsing, read_document
 from ...common.settings import differing_keys
 from ..errors import CheckpointError
@@ -161,6 +161,28 @@ def load_trainer(path: Path) -> dict[str, Any]:
         got = sorted(map(str, trainer))[:5] if isinstance(trainer, dict) else type(trainer).__name__
         raise CheckpointError.mismatch(where, "the state of an optimizer", got, _other_hint(path))
     return trainer
+
+
+def save_last(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], step: int
+) -> None:
+    """Write the one checkpoint that a training without classes keeps."""
+    state = CheckpointState(step=step, model=settings, classes=(), data=None)
+    save(folder, state, model.state_dict(), {"optimizer": optimizer.state_dict()})
+    prune(folder, keep_last=1)
+
+
+def resume_last(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> int:
+    """Load what `save_last` wrote, if anything is there; returns the number of steps taken. Errors of `load_model`."""
+    remove_partials(folder)
+    if not steps(folder):
+        return 0
+    path = path_of(folder, None)
+    state = load_model(path, model, settings)
+    optimizer.load_state_dict(load_trainer(path)["optimizer"])
+    return state.step
 
 
 def prune(folder: Path, keep_last: int, *, keep: int | None = None) -> list[int]:
