@@ -83,7 +83,8 @@ def draw_scene(things: Sequence[str], rng: np.random.Generator) -> tuple[UInt8, 
     Returns the image, uint8 (H, W, 3) RGB, and the label map, uint8 (H, W), places in `ALL_CLASSES` or 255.
     """
     grounds = [str(ground) for ground in rng.permutation(STUFF)[: rng.integers(2, 4)]]
-    drawn = [Thing(*name.split(" "), str(rng.choice(list(OUTLINES)))) for name in things]
+    pairs = (name.split(" ") for name in things)
+    drawn = [Thing(colour, shape, str(rng.choice(list(OUTLINES)))) for colour, shape in pairs]
     scene = draw(drawn, grounds, rng, size=SIZES[rng.integers(len(SIZES))])
     return scene.image, scene.labels(ALL_CLASSES)
 
