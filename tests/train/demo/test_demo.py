@@ -142,7 +142,7 @@ def test_same_settings_go_on_and_a_lost_run_comes_back_with_the_same_numbers(
     assert again.exit_code == 0, again.output
     assert "resuming the demo" in again.stdout
     assert json.loads((copy / "results.json").read_text(encoding="utf-8"))["resumed"] is True
-    for wanted in ("both losses  .*", "The pixels of unseen .*"):
+    for wanted in ("both losses  .*", "On unseen classes .*"):
         assert re.findall(wanted, again.stdout) == re.findall(wanted, first.stdout) != []
 
 
