@@ -136,7 +136,7 @@ def read_list(path: Path) -> tuple[str, ...]:
         if stem:
             stems[stem] = number
     if not stems:
-        raise ManifestError.mismatch(path, "one file name without extension per line", "none")
+        raise ManifestError.mismatch(path, "one name per line", "none")
     return tuple(stems)
 
 

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..plugins import names
 
 F = TypeVar("F", bound=Callable[..., Any])
+_TO_WRITE = re.compile(r"-$|[^-].*\.(?!zarr$|parquet$)\w+$")  # a file behind `--json`: no option, store or manifest
 PRINTED_JSON = ("plan", "inspect", "plugins", "list")
 """Commands whose `--json` took no file, and printed."""
 
@@ -112,7 +113,7 @@ def in_new_names(command: Any, args: Sequence[str], *, quiet: bool = False) -> l
             last += [value] if equals else [rest.pop(0)] if rest else []
         if new != name:
             notes.append(f"{name} is now {new}")
-        elif word == "--json" and command.name in PRINTED_JSON and not re.match(r"-$|.*\.json$", " ".join(rest[:1])):
+        elif word == "--json" and command.name in PRINTED_JSON and not _TO_WRITE.match(" ".join(rest[:1])):
             notes.append("--json takes a file now, or - to print")
             words.append("-")
     for note in () if quiet else dict.fromkeys(notes):

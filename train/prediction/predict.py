@@ -28,6 +28,7 @@ Form = Literal["pictures", "png", "detectron2"]
 """What is written: `NAME_labels.png` and `NAME_overlay.png`; `NAME.png` for others to read; or for them, at the end,
 `sem_seg_predictions.json` as detectron2 has it. PNGs of labels hold class ids of 8 or 16 bits."""
 
+_ENDS = {"pictures": ("_labels.png", "_overlay.png", "_confidence.png"), "png": (".png",), "detectron2": ()}
 EXAMPLE = 'For example: --classes "cat, dog, sofa, other".'
 
 
@@ -84,10 +85,12 @@ def predict_files(
         others are still done.
 
     Raises:
-        PredictionError: Two images would write the same files. Nothing was written.
+        PredictionError: Two images would write the same files, or one would overwrite what is read. Nothing was.
         StorageError: The place of the images cannot be reached.
     """
     sources = _sources(images)
+    targets = [out / f"{name}{end}" for name, *_ in sources for end in _ENDS[form]]
+    _check_overwrites_nothing(images, [path for _, path, _ in sources], targets)
     text_features = class_texts(model, vocabulary.classes) if texts is None else texts
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
@@ -179,6 +182,13 @@ def _sources(images: Manifest | Sequence[Path]) -> list[tuple[str, str, Callable
             raise PredictionError(fault, hint="Predict them in two calls with different --out.")
         first[path.stem] = path
     return [(path.stem, str(path), partial(as_rgb, path)) for path in images]
+
+
+def _check_overwrites_nothing(images: object, read: Sequence[str], targets: Sequence[Path]) -> None:
+    """Raise PredictionError if a file to write is an image, or a manifest's label file."""
+    root, labels = (images.root, images.table.values("label_path")) if isinstance(images, Manifest) else ("", [])
+    if both := {os.path.realpath(Path(root, path)) for path in (*read, *labels)} & {*map(os.path.realpath, targets)}:
+        raise PredictionError(f"{min(both)} is read, and would be overwritten", hint="Name another folder: --out.")
 
 
 def _scores(found: Segmented, names: Sequence[str]) -> tuple[ClassScore, ...]:

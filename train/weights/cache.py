@@ -22,6 +22,8 @@ from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
 from .clip_weights import is_openai_form
 
 RECORD_FILE = "weights.json"
+OWN = {"scenes": "tiny"}
+"""Tags of the package's own weights, and the preset that they fit."""
 NEEDS = ("quick_gelu", "image_mean", "image_std")
 """What weights decide of a model: settings of the same names, which nobody needs to set."""
 
@@ -114,8 +116,14 @@ def find_clip_weights(name: str, clip: str) -> ClipWeights:
             raise WeightsError(f"clip_weights: {path}: no such file", hint="expected a tag, or a file of CLIP weights")
         quick_gelu = True if is_openai_form(path) else None
         return ClipWeights(name=name, path=path, sha256=file_sha256(path), quick_gelu=quick_gelu)
-    if (own := Path(__file__).with_name(f"{name}.safetensors")).is_file():
-        return ClipWeights(name=name, path=own, sha256=file_sha256(own), quick_gelu=False)
+    if name in OWN:
+        if clip != OWN[name]:
+            raise WeightsError.mismatch(f"clip_weights {name!r}", f"model.clip {OWN[name]!r}", repr(clip))
+        path = Path(__file__).with_name(f"{name}.safetensors")
+        own = file_sha256(path) if path.is_file() else "no file"
+        if f"`{own}`" not in path.with_suffix(".md").read_text(encoding="utf-8"):
+            raise WeightsError.mismatch(path, "the sha256 of its card", own, "install physseg again")
+        return ClipWeights(name=name, path=path, sha256=own, quick_gelu=False)
     record = read_record(clip, name)
     if record is None:
         fetch = _fetch_hint(clip, name) if clip in published_names() else f"nobody has published weights for {clip}"

@@ -22,7 +22,7 @@ from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
-from .cache import RECORD_FILE, WeightsRecord, file_sha256, read_record, weights_folder
+from .cache import OWN, RECORD_FILE, WeightsRecord, file_sha256, find_clip_weights, read_record, weights_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +99,7 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
 
 def listing(clip: str | None = None) -> list[dict[str, Any]]:
     """Tags, of one backbone or of all, with what is known. Bytes, sha256 and file are None for what is not cached."""
+    own = [_own(tag, preset) for tag, preset in OWN.items() if clip in (None, preset)]
     return [
         {
             "clip": one.clip,
@@ -111,15 +112,23 @@ def listing(clip: str | None = None) -> list[dict[str, Any]]:
             "file": record and str(weights_folder(one.clip, one.tag) / record.file),
             "sources": [masked(source.url) for source in one.sources],
         }
-        for one, record in ((one, read_record(one.clip, one.tag)) for one in tags_of(clip))
-    ]
+        for one, record in ((one, read_record(one.clip, one.tag)) for one in (() if own and clip else tags_of(clip)))
+    ] + own
+
+
+def _own(tag: str, clip: str) -> dict[str, Any]:
+    one = find_clip_weights(tag, clip)
+    known = {"bytes": one.path.stat().st_size, "sha256": one.sha256, "file": str(one.path), "sources": []}
+    means = {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
+    return {"clip": clip, "tag": tag, "activation": "GELU", **means, **known}
 
 
 def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The same as a table for the terminal."""
     rows = [("clip", "tag", "activation", "image mean", "")]
     for entry in entries:
-        known = f"cached, {format_bytes(entry['bytes'])}, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
+        place = "cached" if entry["sources"] else "in the package"
+        known = f"{place}, {format_bytes(entry['bytes'])}, sha256 {entry['sha256'][:16]}" if entry["sha256"] else ""
         mean = "OpenAI's" if entry["image_mean"] == OPENAI_MEAN else " ".join(map(str, entry["image_mean"]))
         rows.append((entry["clip"], entry["tag"], entry["activation"], mean, known))
     return align(rows, right=())

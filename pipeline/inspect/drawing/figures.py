@@ -84,7 +84,8 @@ class Figure:
 
 
 def bars(title: str, note: str, rows: Sequence[Bar], scale: float = 1.0) -> Figure:
-    """Horizontal bars from zero, named at the left, over an axis of round numbers, `scale` times the values."""
+    """Horizontal bars from zero, named at the left, over an axis of round numbers, `scale` times what is known."""
+    rows = [row if math.isfinite(row.value) else row._replace(value=0.0, intervals=()) for row in rows]
     ends = [0.0, *chain.from_iterable((row.value, *chain(*filter(None, row.intervals))) for row in rows)]
     low, span = scale * min(ends), scale * (max(ends) - min(ends)) or 1.0
     names = [shorten(row.name, TEXT_PX, NAME_PX) for row in rows]

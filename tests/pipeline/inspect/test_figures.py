@@ -71,6 +71,14 @@ def test_an_axis_has_round_numbers(value: float, ticks: list[str], tmp_path: Pat
     assert [text for text, (_, anchor) in texts(svg).items() if anchor == "middle"] == ticks
 
 
+def test_a_value_that_is_not_known_has_no_bar_and_others_keep_theirs(tmp_path: Path) -> None:
+    rows = [Bar("none", float("nan"), "-", [(float("nan"), float("nan"))]), Bar("half", 0.5, "50%")]
+    figure = bars("t", "n", rows, 100)
+    figure.save(tmp_path / "f")
+    assert [box.place[2] for box in figure.boxes if box.kind == "bar"] == [0, 360]
+    assert "NaN" not in (tmp_path / "f.svg").read_text() and "nan" not in (tmp_path / "f.svg").read_text()
+
+
 def test_a_table_of_shares(tmp_path: Path) -> None:
     """Row 2, column 1 holds a quarter: half as opaque as a whole. What is less than a thousandth is not drawn."""
     shares = np.array([[1.0, 0.0005, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 0.0]])

@@ -389,3 +389,32 @@ def test_root_without_a_manifest_is_refused() -> None:
     for form in ([], ["--format", "png"]):
         done = CliRunner().invoke(app, ["predict", "run", "a.jpg", "--classes", "cat", "--root", "there", *form])
         assert done.exit_code == 2 and "--root" in done.output
+
+
+@pytest.mark.parametrize(
+    ("form", "folder", "image"), [("png", "images", True), ("png", "labels", False), ("pictures", "images", True)]
+)
+def test_nothing_that_is_read_is_overwritten(
+    form: Any,
+    folder: str,
+    image: bool,
+    left_is_dog: torch.nn.Module,
+    make_manifest: Callable[..., Manifest],
+    tmp_path: Path,
+) -> None:
+    """Of a manifest, its labels are not either; a link does not hide the folder."""
+    manifest = make_manifest(2)
+    file = Path(manifest.root) / manifest.samples[0].label_path
+    images: Any = manifest
+    if image:
+        file = tmp_path / f"photographs/cat{'' if form == 'png' else '_overlay'}.png"
+        file.parent.mkdir()
+        Image.new("RGB", (8, 8)).save(file)
+        Image.new("RGB", (8, 8)).save(file.with_name("cat.jpg"))
+        images = [file] if form == "png" else [file, file.with_name("cat.jpg")]
+    before = file.read_bytes()
+    (tmp_path / "link").symlink_to(file.parent)
+    with pytest.raises(PredictionError, match=f"{file.name} is read.*\n.*--out"):
+        list(predict_files(left_is_dog, images, WORDS, tmp_path / "link", form=form))
+    assert file.read_bytes() == before
+    assert all(not one.error for one in predict_files(left_is_dog, images, WORDS, tmp_path / "out", form=form))
