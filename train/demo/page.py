@@ -17,10 +17,8 @@ from ...common.html import render
 from ...common.text import format_duration, percent
 from ...manifests.manifest import Manifest
 from ..model.backbones.clip import Clip
-from ..prediction.load_run import load_run
 from ..report.page import charts, structures_of_run
 from ..report.pictures import map_row
-from ..runs.run_folder import RunFolder
 from ..runs.run_log import read_log
 from .results import Results, describe
 from .scenes import UNSEEN_THINGS
@@ -58,15 +56,15 @@ def page_of_demo(
     `models` are what was measured, the pretrained `clip` first and the demo's own model last.
     """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
-    texts, run = text_embeds(clip, val.vocabulary.class_names), out / "run"
+    texts = text_embeds(clip, val.vocabulary.class_names)
     return render_page(
         settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
         stages=stages,
         resumed=resumed,
         models=models,
-        charts=charts(read_log(run / "log.jsonl", "step"), "loss/"),
+        charts=charts(read_log(out / "run" / "log.jsonl", "step"), "loss/"),
         scenes=[_scene(train, index) for index in range(min(3, len(train)))],
-        structures=[one.on_page() for one in structures_of_run(load_run(run), RunFolder(run).read()["training"])],
+        structures=[one.on_page() for one in structures_of_run(out / "run")],
         predictions=[_prediction(val, index, out, clip, texts) for index in range(min(shown, len(val)))],
     )
 

@@ -69,7 +69,7 @@ def write_report(run: Path, output: Path, *, step: int | Literal["best", "previo
         charts=partial(charts, log),
         step=loaded.step if loaded else None,
         predictions=tried("predictions", _predictions, loaded, training) if trained else None,
-        structures=tried("structure maps", structures_of_run, loaded, training) if trained else None,
+        structures=tried("structure maps", _structures, loaded, training) if trained else None,
         results=_latest([found for found in results if found]),
         confusions=_confusions,
         figures=figures,
@@ -97,11 +97,15 @@ def _predictions(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
     return list(prediction_rows(loaded.model, source, texts, inference, max_images=settings["max_images"]))
 
 
-def structures_of_run(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
-    """Cached structures of a few of the samples that a run trained on, each beside what its model predicts."""
+def _structures(loaded: LoadedRun, training: Mapping[str, Any]) -> list[Row]:
     structures, data = loaded.model.config.structures, training["data"]
     reader = StoreReader(data["store"], ("labels", *structures), root=data["images"], images=True)
     return list(structure_rows(loaded.model, reader, data["crop"])) if structures else []
+
+
+def structures_of_run(run: Path) -> list[Row]:
+    """Cached structures of a few of the samples that a run trained on, each beside what its model predicts."""
+    return _structures(load_run(run), RunFolder(run).read()["training"])
 
 
 def charts(log: Log, *prefixes: str) -> list[dict[str, Any]]:
