@@ -1,5 +1,6 @@
 """The page the demo ends with: one HTML file that holds its pictures and needs nothing from outside."""
 
+import json
 import math
 import os
 import platform
@@ -78,9 +79,11 @@ def render_page(*, stages: Sequence[Stage], models: Mapping[str, Results], **sho
     """
     results = list(models.values())[-1]
     things = [name.split(" ") for name in results.classes if " " in name]
+    folder = Path(__file__).with_name("page")
     return render(
-        Path(__file__).with_name("page") / "demo.html",
+        folder / "demo.html",
         **shown,
+        study=json.loads((folder / "study.json").read_text(encoding="utf-8")),
         stages=stages,
         models=models,
         results=results,

@@ -1,17 +1,21 @@
 """The demo's page from made-up results: complete, self-contained and escaped."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from physseg.common.html import chart
+from physseg.train.demo import page as demo_page
 from physseg.train.demo.page import Stage, render_page
 from physseg.train.demo.results import GroupScore, Results
 
 URL = "data:image/png;base64,AAAA"
+DOCUMENT = Path(__file__).parents[3] / "docs/study.md"
 AFTER = Results(
     classes=("sand", "red circle", "red star"),
     unseen_classes=("red star",),
@@ -92,6 +96,19 @@ def test_page_shows_numbers_commands_times_and_words(report: dict[str, Any]):
     assert page.count(">never trained<") == 2  # in the grid and in the IoU table
     assert "some transfer" in page
     assert page.count("rgb(1,2,3)") == 2
+
+
+def test_the_study_on_the_page_is_that_of_the_documents(report: dict[str, Any]):
+    study = json.loads((Path(demo_page.__file__).with_name("page") / "study.json").read_text(encoding="utf-8"))
+    page, document = render_page(**report), DOCUMENT.read_text(encoding="utf-8")
+    scores, changes = (block.splitlines() for block in document.split("<!-- tables")[1].split("\n\n")[1:3])
+    for name, seen, words, harmonic, *difference in study["rows"]:
+        (line,) = (line.split(" | ") for line in scores if line.startswith(f"| {name} |"))
+        assert (line[1], line[3], line[5].rstrip(" |")) == (seen, words, harmonic)
+        changed = [line.split(" | ")[2:5] for line in changes if line.startswith(f"| {name} |")]
+        assert changed == ([difference] if any(difference) else [])
+        assert all(f">{text}</td>" in page for text in (seen, words, harmonic, *difference) if text)
+    assert study["command"] in document and study["date"] in page
 
 
 def test_times_of_a_resumed_demo_are_not_called_the_whole(report: dict[str, Any]):
