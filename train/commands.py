@@ -504,7 +504,7 @@ def weights_fetch(
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("physseg_demo"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps. Default: about three minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each of two trainings. Default: 200.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes, weights and order.")] = 0,
     images: Annotated[
         int, typer.Option("--num-images", min=4, help="Training scenes; a quarter as many for validation.")
@@ -525,7 +525,7 @@ def demo(
 @demo_app.command("pretrain")
 def demo_pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the weights, checkpoint and log.")] = Path("physseg_pretrain"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: 4000.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: 6000.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, scenes, captions and order.")] = 0,
 ) -> None:
     """Pretrain a small CLIP on generated scenes with captions.
