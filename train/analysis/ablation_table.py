@@ -188,7 +188,9 @@ def write_table(out: Path, title: str, scores: Sequence[Score], **compared: Any)
     atomic_write(out / "ablation.tex", f"{latex}\n".encode())
     figure(title, found).save(out / "ablation")
     facts = {"title": title, "unit": "fraction", "miou_over": "ground_truth", **environment}
-    facts["boundary_iou_cells"] = boundary and [_renamed(asdict(cell)) for cell in boundary]
+    facts["boundary_iou_cells"] = boundary and [
+        {"boundary_iou" if name == "miou" else name: value for name, value in asdict(cell).items()} for cell in boundary
+    ]
     atomic_json(out / "ablation.json", {**facts, "cells": [asdict(cell) for cell in found]})
     return text
 
@@ -197,10 +199,6 @@ def _boundary_cells(scores: Sequence[Score], **compared: Any) -> list[Cell] | No
     """The cells with Boundary IoU in place of mIoU; None where any score lacks it."""
     bands = [replace(each, miou=each.boundary.miou(), images=each.boundary) for each in scores if each.boundary]
     return cells(bands, **compared) if len(bands) == len(scores) else None
-
-
-def _renamed(cell: dict[str, Any]) -> dict[str, Any]:
-    return {"boundary_iou" if name == "miou" else name: value for name, value in cell.items()}
 
 
 def _require_same_protocol(ours: Score, theirs: Score, *, of_rows: Collection[str] = ()) -> None:
