@@ -530,7 +530,7 @@ def demo_pretrain(
 ) -> None:
     """Pretrain a small CLIP on generated scenes with captions.
 
-    It is judged by retrieval and zero-shot segmentation. Half an hour on two idle cores. Re-running the command resumes it.
+    It is judged by retrieval and zero-shot segmentation. Half an hour on two cores. Re-running the command resumes it.
     """
     from .demo.pretrain import PretrainSettings, judge, pretrain
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ...common.errors import PhyssegError
 from ...common.text import align, format_duration, percent
 from ...manifests.manifest import Manifest
 from ..evaluation.result import read_evaluation
+from ..model.backbones.clip import Clip
 from .page import MODELS, Stage, page_of_demo
 from .results import Results, describe, measure
 from .scenes import UNSEEN_THINGS, SceneFolders, write_scenes
@@ -101,6 +102,12 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
     head = "# Written by `physseg demo`. `physseg train --example` explains every key."
     config = f"{head}\nseed = {settings.seed}\nsteps = {settings.steps}\n{recipe}"
     atomic_write(out / "demo.toml", config.encode())
+    what, started = "zero-shot: the pretrained CLIP names the patches of the validation scenes", time.perf_counter()
+    say(f"\n# {what}")
+    val, clip = Manifest.read(out / "val.parquet"), packaged()
+    names = val.vocabulary.class_names
+    zero_shot = measure(score(clip, map(val.load, range(len(val))), names), names, UNSEEN_THINGS)
+    chain.note("zero-shot", what, started)
     protocol = ("--no-windows", "--device", "cpu")
     pictures = sorted(scenes.images("val").iterdir())[:SHOWN]
     for title, (folder, changed) in MODELS.items():
@@ -109,7 +116,11 @@ def run_demo(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -
         chain.command(f"evaluate {title}", "evaluate", run, out / "val.parquet", *protocol, "--all-classes")
         words = ("--classes-file", scenes.classes("val"), "--out", out / "predictions" / folder)
         chain.command(f"predict {title}", "predict", run, *pictures, *words, *protocol)
-    _finish(out, settings, chain.stages, resumed=resumed, say=say)
+    models = {"zero-shot": zero_shot}
+    for title, (folder, _) in MODELS.items():
+        found = read_evaluation(out / folder / "evaluations" / f"val-step_{settings.steps:08d}.json")
+        models[title] = measure(found.confusion, names, UNSEEN_THINGS)
+    _finish(out, settings, chain.stages, models, clip, resumed=resumed, say=say)
 
 
 def begin(out: Path, settings: DemoSettings, *, say: Callable[[str], None]) -> bool:
@@ -158,7 +169,7 @@ class Chain:
         if not done.exists():
             write()
             done.touch()
-        self._note("generate scenes", what, started)
+        self.note("generate scenes", what, started)
 
     def manifest(self, scenes: SceneFolders, split: str) -> None:
         """Write SPLIT.parquet."""
@@ -177,25 +188,26 @@ class Chain:
         if code := subprocess.run([*program, *words], check=False).returncode:
             hint = "its own message stands above; re-running the demo command resumes here"
             raise DemoError(f"demo: `{shown}` ended with exit code {code}, expected 0", hint=hint)
-        self._note(title, shown, started)
+        self.note(title, shown, started)
 
-    def _note(self, title: str, command: str, started: float) -> None:
+    def note(self, title: str, command: str, started: float) -> None:
+        """Keep the time that a step took since `started` and say it."""
         seconds = time.perf_counter() - started
         self.stages.append(Stage(title=title, command=command, seconds=seconds))
         self.say(f"  ({seconds:.1f} s)")
 
 
 def _finish(
-    out: Path, settings: DemoSettings, stages: Sequence[Stage], *, resumed: bool, say: Callable[[str], None]
+    out: Path,
+    settings: DemoSettings,
+    stages: Sequence[Stage],
+    models: Mapping[str, Results],
+    clip: Clip,
+    *,
+    resumed: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Scores, page and closing words."""
-    val = Manifest.read(out / "val.parquet")
-    names, clip = val.vocabulary.class_names, packaged()
-    confusions = {"zero-shot": score(clip, map(val.load, range(len(val))), names)}
-    for title, (folder, _) in MODELS.items():
-        file = out / folder / "evaluations" / f"val-step_{settings.steps:08d}.json"
-        confusions[title] = read_evaluation(file).confusion
-    models = {title: measure(confusion, names, UNSEEN_THINGS) for title, confusion in confusions.items()}
     zero_shot, baseline, both = models.values()
     seconds = sum(stage.seconds for stage in stages)
     decided = {"physseg": __version__, **asdict(settings)}
