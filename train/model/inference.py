@@ -139,11 +139,13 @@ def segment_with_scores(
     model: Segmenter, image: npt.NDArray[np.uint8], text_features: Tensor, settings: InferenceSettings = PUBLISHED
 ) -> Segmented:
     """`segment_image`, and how probable what it says is."""
-    best, highest, entering = BestClass(), torch.zeros(len(text_features)), first_resize(image, settings)
+    best, entering = BestClass(), first_resize(image, settings)
+    highest = torch.zeros(len(text_features), device=text_features.device)
     for ids, maps in probability_maps(model, entering, text_features, settings, size=image.shape[:2]):
         best.add(ids, maps)
-        highest[ids] = maps.amax(dim=(1, 2)).float().cpu()
-    return Segmented(best.label_map(len(text_features)), best.confidence(), highest.numpy())
+        # Read at the end: the host waits for no part of the classes.
+        highest[ids.to(highest.device, non_blocking=True)] = maps.amax(dim=(1, 2)).float()
+    return Segmented(best.label_map(len(text_features)), best.confidence(), highest.cpu().numpy())
 
 
 def predict_probabilities(
