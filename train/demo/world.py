@@ -63,7 +63,7 @@ class Scene(NamedTuple):
     contents: tuple[Thing | str, ...]
     """Grounds by name, then things from back to front."""
 
-    def visible(self, least_px: int = 150) -> list[Thing | str]:
+    def visible(self, least_px: int) -> list[Thing | str]:
         """The contents that at least so many pixels show."""
         pixels = np.bincount(self.places.ravel(), minlength=256)
         return [content for content, count in zip(self.contents, pixels, strict=False) if count >= least_px]

@@ -59,7 +59,7 @@ def test_captions_say_what_is_seen():
             meaning[word] = name
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        visible = random_scene(rng).visible()
+        visible = random_scene(rng).visible(150)
         there = {word for content in visible for word in ([content] if isinstance(content, str) else content)}
         told, words = captions(visible, 6, rng, mistaken=3), word_captions(rng)
         for caption in (*told, *words):
