@@ -1,4 +1,4 @@
-"""python docs/study_tables.py STUDY: the tables of docs/study.md and of the demo's page, from the study's own files.
+"""python docs/study_tables.py STUDY: tables and figures of docs/study.md and of the demo's page, from the study's files.
 
 STUDY is the folder of `physseg demo study`, in which `physseg analyse ablation study` has written `runs/ablation.json`.
 """
@@ -15,15 +15,18 @@ import numpy as np
 from physseg.common.text import markdown_table
 from physseg.manifests.manifest import Manifest
 from physseg.train.analysis.ablation import read_table
-from physseg.train.analysis.ablation_table import student_interval
+from physseg.train.analysis.ablation_table import Cell, figure, student_interval
 from physseg.train.demo.regime import TEST_SPLITS
 from physseg.train.demo.zero_shot import packaged, score
 from physseg.train.runs.run_log import read_log
+from PIL import Image
 
 DOCS = Path(__file__).parent
 PAGE = DOCS.parent / "train/demo/page/study.json"
 MEAN = "harmonic mean of seen and words"
 PRIMARY = ("baseline", "+L^p", "+L^sac", "+L^p +L^sac")
+SCENES, SIDE, GAP = 6, 160, 8
+"""Number of pictures of a test set, their side and the gap between them in px."""
 BEGIN, END = "<!-- tables: docs/study_tables.py -->\n", "<!-- end of tables -->\n"
 
 
@@ -49,6 +52,12 @@ def main(study: Path) -> None:
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     file.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
 
+    pretrained = [row for row in rows if not row.startswith("scratch")]  # the others are apart by tens of points
+    compared = [Cell(**cells[row, MEAN]) for row in pretrained]
+    figure("Harmonic mean of mIoU on seen and words, from pretrained weights", compared).save(DOCS / "study_differences")
+    (DOCS / "study_differences.png").unlink()
+    scenes(study).save(DOCS / "study_scenes.webp", quality=85)
+
     primary = [
         [row, *(mean(cells[row, data]) for data in ("seen", "words", MEAN)), *difference(cells[row, MEAN])]
         for row in PRIMARY
@@ -68,6 +77,18 @@ def main(study: Path) -> None:
         + "\n",
         encoding="utf-8",
     )
+
+
+def scenes(study: Path) -> Image.Image:
+    """The first scenes of each test set, one set below the other."""
+    sheet = Image.new("RGB", (SCENES * (SIDE + GAP) - GAP, len(TEST_SPLITS) * (SIDE + GAP) - GAP), "white")
+    for row, split in enumerate(TEST_SPLITS):
+        manifest = Manifest.read(study / f"{split}.parquet")
+        for column in range(SCENES):
+            image = Image.fromarray(manifest.load_image(column))
+            image.thumbnail((SIDE, SIDE))
+            sheet.paste(image, (column * (SIDE + GAP), row * (SIDE + GAP)))
+    return sheet
 
 
 def zero_shot(study: Path) -> list[str]:
