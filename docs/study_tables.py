@@ -1,4 +1,4 @@
-"""python docs/study_tables.py STUDY: tables and figures of docs/study.md and of the demo's page, from the study's files.
+"""python docs/study_tables.py STUDY: tables and figures of docs/study.md and of the demo's page, from its files.
 
 STUDY is the folder of `physseg demo study`, in which `physseg analyse ablation study` has written `runs/ablation.json`.
 """
@@ -54,8 +54,9 @@ def main(study: Path) -> None:
 
     pretrained = [row for row in rows if not row.startswith("scratch")]  # the others are apart by tens of points
     compared = [Cell(**cells[row, MEAN]) for row in pretrained]
-    figure("Harmonic mean of mIoU on seen and words, from pretrained weights", compared).save(DOCS / "study_differences")
-    (DOCS / "study_differences.png").unlink()
+    chart = DOCS / "study_differences.svg"
+    figure("Harmonic mean of mIoU on seen and words, from pretrained weights", compared).save(chart.with_suffix(""))
+    chart.with_suffix(".png").unlink()
     scenes(study).save(DOCS / "study_scenes.webp", quality=85)
 
     primary = [

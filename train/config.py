@@ -121,6 +121,9 @@ class TrainConfig:
         if self.compile and self.log.gradients:
             hint = "set one of them to its default; a run resumes with either"
             raise ConfigError("log.gradients needs a graph for each loss, compile = true makes one of all", hint=hint)
+        if self.log.gradients and self.model.finetune == "none":
+            expected, hint = "an image encoder that trains", "set log.gradients = 0"
+            raise ConfigError.mismatch("log.gradients", expected, "model.finetune = 'none'", hint=hint)
         model = replace(self.model, structures=structures, structure_classes=classes, alignment=alignment)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "data", replace(self.data, crop=self.data.crop or model.arch.crop_px))
