@@ -217,7 +217,8 @@ def inspect(
         raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
     if sample or html:
         _write_pictures(store, sample or [], out, class_names or [], html, max_samples, root, cache)
-        return
+        if json_file is None:
+            return
     from dataclasses import asdict
 
     from .inspect.summary import summarise

@@ -94,7 +94,8 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
         names = ", ".join(one.clip for one in matching)
         raise WeightsError(f"{tag!r} is a tag of {names}", hint=f"say which, for example --clip {matching[0].clip}")
     known = ", ".join(dict.fromkeys(one.tag for one in tags))
-    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}")
+    hint = f'it is in the package: clip_weights = "{tag}" needs no fetching' if tag in OWN else f"known: {known}"
+    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=hint)
 
 
 def listing(clip: str | None = None) -> list[dict[str, Any]]:

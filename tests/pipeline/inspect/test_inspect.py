@@ -422,7 +422,10 @@ def test_the_command_draws_samples_and_the_page(physseg: Run, store: Path, tmp_p
     assert code == 0
     assert out.splitlines() == [f"wrote {tmp_path / 'out/000.png'}", f"wrote {tmp_path / 'out/2.png'}"]
     assert (tmp_path / "out/000/weights_ball.png").exists()
-    code, out, _ = physseg(store, "--html", tmp_path / "page.html", "--num-images", 3)
+    code, out, _ = physseg(
+        store, "--html", tmp_path / "page.html", "--num-images", 3, "--json", tmp_path / "facts.json"
+    )
+    assert "schema_version" in (tmp_path / "facts.json").read_text()
     each = format_bytes((tmp_path / "page.html").stat().st_size / 3)
     assert (code, f"samples: 3, {each} each" in out) == (0, True)
 
