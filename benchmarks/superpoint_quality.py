@@ -14,7 +14,7 @@ from pathlib import Path
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
 from physseg.structure_extractors.superpoint.inference import read_detector
 from physseg.train.detector.judging.detectors import CLASSICAL
-from physseg.train.detector.judging.evaluation import RADIUS_PX, SHAPE_RADIUS_PX, Rows, evaluate
+from physseg.train.detector.judging.evaluation import FIGURES, RADIUS_PX, SHAPE_RADIUS_PX, Rows, evaluate
 from physseg.train.detector.judging.pairs import read_sequences
 from physseg.train.detector.pictures.shapes import KINDS
 
@@ -41,7 +41,8 @@ def measure(
 ) -> Section:
     pairs = read_sequences(sequences)
     network = read_detector(weights).network
-    rows = evaluate(network, sequences=pairs, photographs=photographs, per_kind=per_kind, say=print)
+    tables = evaluate(network, sequences=pairs, photographs=photographs, per_kind=per_kind, say=print)
+    rows = tables[FIGURES]
     measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
     table = [
         {"detector": name} | {measure: f"{row[measure]:.3f}" if measure in row else "-" for measure in measures}

@@ -140,7 +140,7 @@ def superpoint_evaluate(
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
     from ...structure_extractors.superpoint.inference import read_detector
     from ..model.device import choose_device
-    from .judging.evaluation import evaluate, network_detector, table
+    from .judging.evaluation import TITLES, evaluate, network_detector, table
     from .judging.pairs import read_sequences
     from .judging.sheets import write_pictures
 
@@ -149,10 +149,12 @@ def superpoint_evaluate(
     if pictures is not None:
         to_write(pictures / "*")
     sequences = read_sequences(sequence or ())
-    say, lines = partial(typer.echo, err=json_file == PRINT), [""]
-    rows = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
-    table(rows, lines.append)
-    show("\n".join(lines), {"weights": path.name, "figures": rows}, json_file)
+    say, lines = partial(typer.echo, err=json_file == PRINT), list[str]()
+    tables = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
+    for measure, rows in tables.items():
+        lines += [TITLES[measure]]
+        table(rows, lines.append, smaller=measure.endswith("px"))
+    show("\n".join(lines), {"weights": path.name, **tables}, json_file)
     if pictures is not None:
         detect = network_detector(detector.network)
         files = write_pictures(pictures, detect, threshold=detector.threshold, sequences=sequences)

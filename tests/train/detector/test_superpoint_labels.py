@@ -67,6 +67,24 @@ def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):
         labelling.label(pictures, out, tiny_weights, options)
 
 
+def test_of_corners_that_are_as_probable_the_strongest_are_taken(tmp_path, tiny_weights, monkeypatch):
+    """Squares of rising contrast: strength grows with its square, and the points are those of the strongest."""
+    picture = np.full((64, 80), 100, np.uint8)
+    for number, left in enumerate((12, 36, 60)):
+        picture[28:40, left : left + 12] = 100 + 20 * (number + 1)
+    found = labelling.strength(picture)
+    np.testing.assert_allclose([found[28, 36] / found[28, 12], found[28, 60] / found[28, 12]], [4, 9], rtol=0.01)
+    assert found[10, 40] == 0
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(picture).save(tmp_path / "pictures" / "squares.png")
+    monkeypatch.setattr(labelling, "infer", lambda *_: np.full((64, 80), 0.5, np.float32))
+    options = LabelSettings(size=(64, 80), adaptation=2, threshold=0.1, max_points=4)
+    points = labelling.label(tmp_path / "pictures", tmp_path / "labels.npz", tiny_weights, options).points
+    corners = np.array([(x, y) for x in (60, 71) for y in (28, 39)])
+    assert sorted(np.linalg.norm(points[:, None] - corners, axis=-1).argmin(axis=1)) == [0, 1, 2, 3]
+    assert np.linalg.norm(points[:, None] - corners, axis=-1).min(axis=1).max() < 4.5  # anywhere near is as strong
+
+
 def test_a_part_of_a_labelled_picture_has_its_keypoints(tmp_path):
     picture = np.zeros((64, 80), np.uint8)
     points = np.array([[20.0, 30.0], [50.0, 12.0], [70.0, 60.0]], np.float32)

@@ -15,6 +15,7 @@ from physseg.train.detector import loop, settings
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.loop import WEIGHTS, train, training_batch, weights_file
 from physseg.train.detector.pictures.files import find_pictures
+from physseg.train.detector.pictures.photometric import SENSOR
 from physseg.train.detector.pictures.sources import LabelledImages, Shapes, draw_batch
 from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
 from physseg.train.errors import CheckpointError, RunFolderError
@@ -46,7 +47,7 @@ def test_a_batch_follows_from_seed_and_step():
 
 
 def test_pictures_that_are_not_warped_keep_their_keypoints():
-    plain = replace(TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0), size=(96, 128))
+    plain = replace(TINY, warped=0.0, photometric=replace(SENSOR, probability=0.0), size=(96, 128))
     images, classes, valid = batch_of(plain, 0)
     drawn, keypoints = draw_batch(Shapes(), plain, 0)
     assert torch.equal(images, drawn)

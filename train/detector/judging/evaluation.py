@@ -1,9 +1,10 @@
 """The figures of a detector beside those of the classical ones, on the same pictures, by the same rules.
 
-Average precision on held-out synthetic shapes, clean and noisy; repeatability on photographs: sequences with known
-homographies (folders of `img1..6` with `H1toNp`), and pictures warped by ourselves.
+Average precision on held-out synthetic shapes, clean and noisy; on photographs repeatability, localisation and
+coverage: sequences with known homographies (folders of `img1..6` with `H1toNp`), and pictures that we warp and change.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,22 +16,30 @@ from ....structure_extractors.keypoints import Scores, score_map
 from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
 from ..pictures.files import find_pictures, read_grey
-from ..pictures.photometric import add_noise
+from ..pictures.photometric import SENSOR, changed
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, matches, repeatability
-from .pairs import PHOTO_SIZE, Pair, self_warped_pairs
+from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, judged, matches
+from .pairs import CHANGES, PHOTO_SIZE, Pair, changed_pairs, viewpoint_pairs
 
 RADIUS_PX = 4  # suppression of neighbours, as in extraction
 # On shapes, also a suppression that nearly spares the truth: keypoints may be 3 px apart, and extraction's removes
 # every twelfth of them, this one every two-hundredth.
 SHAPE_RADIUS_PX = 2
 TRUTH = "the truth itself"
+FIGURES = "figures"
+TITLES = {
+    FIGURES: "\nAverage precision (AP) on shapes, repeatability on photographs:",
+    "localisation_px": "\nMean distance of what is found again, px:",
+    "nearest_px": "\nMean distance to the nearest point of the other picture, px:",
+    "coverage": "\nShare of the picture near a point:",
+}
+"""What the tables of figures hold."""
 SHAPE_SIZE = (120, 160)
 MAX_PHOTOGRAPHS = 20
 HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
 
-Rows = dict[str, dict[str, float]]  # detector -> measure -> figure
+Rows = dict[str, dict[str, float]]  # detector -> what it was judged on -> figure
 
 
 def evaluate(
@@ -40,33 +49,39 @@ def evaluate(
     photographs: Path | None = None,
     per_kind: int = 50,
     say: Callable[[str], None] = lambda _: None,
-) -> Rows:
-    """All figures, by measure, of a network as it is and adapted, and of the classical detectors.
+) -> dict[str, Rows]:
+    """All figures of a network as it is and adapted, and of the classical detectors.
 
     Adapted networks are left out on shapes (`per_kind` held-out pictures of each): the question there is what a single
-    look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped, and changed in light and noise.
+    look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped, and changed in each of `CHANGES`.
+
+    Returns:
+        Average precision and repeatability as "figures", and the other measures of `judged` by their names.
     """
     ours = {"ours": network_detector(network), "ours, adaptation 16": network_detector(network, 16)}
     everyone = ours | CLASSICAL
-    rows: Rows = {name: {} for name in (*everyone, TRUTH)}
+    tables: dict[str, Rows] = {FIGURES: {name: {} for name in (*everyone, TRUTH)}}
 
-    def enter(measure: str, figures: Mapping[str, float]) -> None:
-        say(measure + ": " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    def enter(where: str, figures: Mapping[str, float], measure: str = FIGURES) -> None:
+        if measure == FIGURES:
+            say(f"{where}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
         for name, value in figures.items():
-            rows[name][measure] = value
+            tables.setdefault(measure, {name: {} for name in everyone})[name][where] = value
 
     single = {"ours": ours["ours"]} | CLASSICAL
     for noisy in (False, True):
         for radius, figures in shape_precision(single, per_kind=per_kind, noisy=noisy).items():
             enter(f"AP {'noisy' if noisy else 'clean'} r{radius}", figures)
-    for name, pairs in (sequences or {}).items():
-        enter(name, mean_repeatability(everyone, pairs))
+    sets = dict(sequences or {})
     if photographs is not None:
         names = find_pictures(photographs)[:MAX_PHOTOGRAPHS]
         greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]
-        enter("viewpoint", mean_repeatability(everyone, self_warped_pairs(greys, viewpoint=True)))
-        enter("light+noise", mean_repeatability(everyone, self_warped_pairs(greys, viewpoint=False)))
-    return rows
+        sets |= {"viewpoint": viewpoint_pairs(greys)}
+        sets |= {name: changed_pairs(greys, change) for name, change in CHANGES.items()}
+    for name, pairs in sets.items():
+        for measure, figures in judge(everyone, pairs).items():
+            enter(name, figures, FIGURES if measure == "repeatability" else measure)
+    return tables
 
 
 def network_detector(network: DetectorNetwork, adaptation: int = 0) -> Detect:
@@ -79,7 +94,7 @@ def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.ND
     for number, kind in enumerate(KINDS):
         for index in range(per_kind):
             image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), SHAPE_SIZE, kind)
-            yield (add_noise(image, seed=number * 10**6 + index) if noisy else image), keypoints
+            yield (changed(image, SENSOR, seed=number * 10**6 + index) if noisy else image), keypoints
 
 
 def shape_precision(detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool) -> dict[int, dict[str, float]]:
@@ -113,27 +128,31 @@ def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
     return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
 
 
-def mean_repeatability(
+def judge(
     detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS
-) -> dict[str, float]:
-    """Mean repeatability of each detector's best `number` points over pairs."""
+) -> dict[str, dict[str, float]]:
+    """Means over pairs of each measure of `judged` and each detector, by its best `number` points."""
     greys = {id(grey): grey for pair in pairs for grey in (pair.one, pair.other)}  # a first one is in several pairs
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for name, detect in detectors.items():
         points = {key: all_points(detect, grey) for key, grey in greys.items()}
-        found = (found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number) for pair in pairs)
-        values = [value for value in map(repeatability, found) if value is not None]
-        result[name] = float(np.mean(values)) if values else float("nan")
+        found = [
+            judged(pair, found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number))
+            for pair in pairs
+        ]
+        for measure in found[0]:
+            known = [value for each in found if not math.isnan(value := each[measure])]
+            result.setdefault(measure, {})[name] = float(np.mean(known)) if known else math.nan
     return result
 
 
-def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None]) -> None:
-    """Print rows of figures: one line per detector, one column per measure; the best detector of each has a star."""
-    measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
-    best = {m: max((row[m] for name, row in rows.items() if m in row and name != TRUTH), default=0.0) for m in measures}
-    cells = [["", *measures]]
+def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None], *, smaller: bool = False) -> None:
+    """Print rows of figures: one line per detector, one column per set; the best detector of each has a star."""
+    sets, best_of = list(dict.fromkeys(each for row in rows.values() for each in row)), min if smaller else max
+    best = {each: best_of([row[each] for name, row in rows.items() if each in row and name != TRUTH]) for each in sets}
+    cells = [["", *sets]]
     for name, row in rows.items():
-        stars = {m: "*" if name != TRUTH and row.get(m) == best[m] else " " for m in measures}
-        cells.append([name, *(f"{row[m]:.3f}{stars[m]}" if m in row else "- " for m in measures)])
+        marks = {each: "*" if name != TRUTH and row.get(each) == best[each] else " " for each in sets}
+        cells.append([name, *(f"{row[each]:.3f}{marks[each]}" if each in row else "- " for each in sets)])
     for line in align(cells, right=range(1, len(cells[0]))):
         say(line)

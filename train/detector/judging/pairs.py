@@ -1,7 +1,7 @@
 """Pairs of pictures with a known homography between them: sequences on disk, and pictures that we warp."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ from ....common.documents import parsing, read_text
 from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
 from ..pictures.files import SUFFIXES, read_grey
-from ..pictures.photometric import add_noise
+from ..pictures.photometric import SENSOR, changed, jpeg
 from .detectors import Grey
 
 PHOTO_SIZE = (240, 320)  # h, w
@@ -58,19 +58,41 @@ def sequence_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
-def self_warped_pairs(greys: Sequence[Grey], *, viewpoint: bool) -> list[Pair]:
-    """Two pairs of each picture (H, W) uint8 with itself: warped and clean, or in place with other light and noise."""
+def viewpoint_pairs(greys: Sequence[Grey]) -> list[Pair]:
+    """Two pairs of each picture (H, W) uint8 with itself, warped."""
     pairs = []
     for number, grey in enumerate(greys):
         size = (grey.shape[0], grey.shape[1])
         drawn = random_homographies(2, size, MILD, torch.Generator().manual_seed(SEED + number))
-        for index, homography in enumerate(drawn.double().numpy()):
-            if viewpoint:
-                other = cv2.warpPerspective(grey, homography, size[::-1], flags=cv2.INTER_LINEAR)
-                pairs.append(Pair(grey, np.asarray(other, np.uint8), homography))
-            else:
-                pairs.append(Pair(grey, add_noise(grey, seed=SEED + number * 1000 + index), np.eye(3)))
+        for homography in drawn.double().numpy():
+            other = cv2.warpPerspective(grey, homography, size[::-1], flags=cv2.INTER_LINEAR)
+            pairs.append(Pair(grey, np.asarray(other, np.uint8), homography))
     return pairs
+
+
+def changed_pairs(greys: Sequence[Grey], change: Callable[[Grey, int], Grey]) -> list[Pair]:
+    """Two pairs of each picture (H, W) uint8 with itself in place, changed by random numbers of a seed."""
+    seeds = [SEED + number * 1000 + index for number in range(len(greys)) for index in range(2)]
+    return [Pair(greys[at // 2], change(greys[at // 2], seed), np.eye(3)) for at, seed in enumerate(seeds)]
+
+
+def relit(grey: Grey, seed: int) -> Grey:
+    """In other light: shadows, contrast and brightness as in training, without blur and noise."""
+    return changed(grey, replace(SENSOR, noise=0, speckle=0, blur_px=0.3, motion_blur_px=1), seed=seed)
+
+
+def compressed(grey: Grey, seed: int) -> Grey:
+    """As a JPEG of quality 10 to 40, with its blocks of 8x8 pixels in any place."""
+    rng = np.random.default_rng(seed)
+    return jpeg(grey, int(rng.integers(10, 41)), rng.integers(8, size=2).tolist())
+
+
+CHANGES: dict[str, Callable[[Grey, int], Grey]] = {
+    "light": relit,
+    "light+noise": lambda grey, seed: changed(grey, SENSOR, seed=seed),
+    "compressed": compressed,
+}
+"""Changes of a photograph in place, by name."""
 
 
 def _homography(file: Path) -> npt.NDArray[np.float64]:

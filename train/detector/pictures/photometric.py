@@ -4,16 +4,19 @@ A detector trained on clean shapes finds nothing under noise: average precision 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from kornia.filters import filter2d
 from torch import Tensor
 from torch.nn import functional
+
+from ....common.images import encode_jpeg
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +32,20 @@ class PhotometricSettings:
     shade: float = 0.6  # share by which the ellipses darken or lighten
     blur_px: float = 1.5  # standard deviation of Gaussian blur
     motion_blur_px: int = 7  # length of a smear in any direction, odd
+    processed: float = 0.4  # probability of each step of processing, drawn for each picture
+    resample: float = 0.5  # smallest size that pictures pass through, share of their own
+    sharpen: float = 1.0  # share of the difference to a blurred picture that is added
+    jpeg_quality: tuple[int, int] = (5, 95)  # range of the quality
+
+
+SENSOR = PhotometricSettings(processed=0)
+"""What happens before a file is made of a picture: the changes of pictures that are judged as noisy."""
 
 
 def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
     """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is on their device.
 
-    In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
+    In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor, processing.
     """
     number, device = len(images), images.device
 
@@ -58,14 +69,54 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     where = torch.rand(images.shape, generator=generator, device=device)
     share = uniform(0, settings.speckle)
     speckled = torch.where(where < share / 2, 0.0, torch.where(where > 1 - share / 2, 1.0, images))
-    return sometimes(speckled).clamp(0, 1)
+    return process(sometimes(speckled).clamp(0, 1), settings, generator)
 
 
-def add_noise(image: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
+def process(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
+    """Change pictures (B, 1, H, W) float in [0, 1] as the way into a file does: resampling, sharpening, JPEG.
+
+    Without it the corners of JPEG's blocks are taken for keypoints: of the points of photographs of quality 10, twice
+    as many as by chance lay beside the edges of blocks.
+    """
+    if not settings.processed:
+        return images
+    number, device = len(images), images.device
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    def sometimes(changed: Tensor) -> Tensor:
+        return torch.where(drawn(number, 1, 1, 1) < settings.processed, changed, images)
+
+    factor = settings.resample + (1 - settings.resample) * float(drawn(1))
+    smaller = _resized(images, [max(1, round(factor * side)) for side in images.shape[-2:]])
+    images = sometimes(_resized(smaller, images.shape[-2:]))
+    soft = _filtered(images, _gaussian_kernels(0.5 + drawn(number), 7))
+    images = sometimes(images + settings.sharpen * drawn(number, 1, 1, 1) * (images - soft)).clamp(0, 1)
+    low, high = settings.jpeg_quality
+    qualities = (low + (high + 1 - low) * drawn(number)).int().tolist()
+    offsets = (8 * drawn(number, 2)).int().tolist()
+    greys = (255 * images[:, 0]).round().to("cpu", torch.uint8).numpy()
+    files = [jpeg(*each) for each in zip(greys, qualities, offsets, strict=True)]
+    return sometimes(torch.from_numpy(np.stack(files))[:, None].to(device) / 255)
+
+
+def changed(image: npt.NDArray[np.uint8], settings: PhotometricSettings, *, seed: int) -> npt.NDArray[np.uint8]:
     """Change one picture (H, W) uint8 as training does, by random numbers of its own seed."""
     tensor = torch.from_numpy(image)[None, None].float() / 255
-    noisy = augment(tensor, PhotometricSettings(), torch.Generator().manual_seed(seed))
-    return np.asarray(np.rint(255 * noisy[0, 0].numpy()), np.uint8)
+    other = augment(tensor, settings, torch.Generator().manual_seed(seed))
+    return np.asarray(np.rint(255 * other[0, 0].numpy()), np.uint8)
+
+
+def jpeg(image: npt.NDArray[np.uint8], quality: int, offset: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """A grey picture (H, W) uint8 after compression; its blocks of 8x8 pixels begin `offset` (y, x) before the corner.
+
+    Grey stands for both forms of chroma: of photographs of quality 20 they change the grey by 0.04 levels, and the
+    compression by 6.
+    """
+    padded = np.pad(image, [(before, 0) for before in offset], mode="edge")
+    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(padded, quality), np.uint8), cv2.IMREAD_GRAYSCALE)
+    return np.asarray(decoded, np.uint8)[offset[0] :, offset[1] :]
 
 
 def _shaded(images: Tensor, settings: PhotometricSettings, uniform: Callable[..., Tensor]) -> Tensor:
@@ -86,6 +137,8 @@ def _shaded(images: Tensor, settings: PhotometricSettings, uniform: Callable[...
     return images * (1 - uniform(-settings.shade, settings.shade, number, 1, 1, 1) * soft)
 
 
+# To a size (h, w), not by a factor: that would move what is on a picture by up to a pixel.
+_resized = partial(functional.interpolate, mode="bilinear", antialias=True)
 # Convolves each picture (B, 1, H, W) with its own kernel (B, k, k), k odd.
 _filtered = partial(filter2d, border_type="replicate")
 

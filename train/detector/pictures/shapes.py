@@ -20,12 +20,12 @@ def draw_shape(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Draw a picture (H, W) uint8 of `size` (h, w) with its keypoints (N, 2) float32 x, y, in no special order.
 
-    `kind` is a key of `KINDS`; None draws one by its share.
+    `kind` is a key of `KINDS` or "tiles"; None draws one by its share.
     """
     if kind is None:
-        kind = str(rng.choice(list(KINDS), p=_SHARES / _SHARES.sum()))
+        kind = str(rng.choice(list(TRAINED), p=_SHARES / _SHARES.sum()))
     canvas = Canvas(rng, size)
-    return canvas.finish(KINDS[kind](canvas))
+    return canvas.finish(TRAINED[kind](canvas))
 
 
 def _lines(canvas: Canvas) -> Points:
@@ -140,6 +140,25 @@ def _cube(canvas: Canvas) -> Points:
     return _apart(np.concatenate(corners), 3.0 * SCALE)
 
 
+def draw_tiles(canvas: Canvas) -> Points:
+    """Fine repetition in perspective: bricks and leaves of one size, dozens to hundreds; all their corners."""
+    rng = canvas.rng
+    columns = int(rng.integers(4, 15))
+    rows = int(rng.integers(3, 75 // columns + 1))  # more corners than that are nearer than a detector can tell apart
+    x, y = np.meshgrid(np.arange(columns), np.arange(rows))
+    places = np.stack([x + rng.choice([0, 0.5]) * (y % 2), y], axis=-1).reshape(-1, 1, 2) + 0.5
+    half = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * rng.uniform(0.6, 0.95, 2)
+    tiles = np.broadcast_to(half, (len(places), 4, 2))
+    if rng.random() < 0.5:  # leaves: turned, each in its own way
+        angles = rng.normal(0, rng.uniform(0.1, 2), len(places))
+        tiles = np.stack([0.7 * half @ rotation(angle) for angle in angles])
+    corners = _in_perspective(canvas, ((places + tiles) / [columns + 0.5, rows]).reshape(-1, 2)).reshape(-1, 4, 2)
+    grey, spread = canvas.grey(), rng.uniform(0, 30)
+    for tile, own in zip(corners, rng.normal(grey, spread, len(corners)), strict=True):
+        canvas.fill(tile, int(np.clip(own, 0, 255)))
+    return _apart(canvas.visible(corners.reshape(-1, 2)), 3.0 * SCALE)
+
+
 def _ellipses(canvas: Canvas) -> Points:
     """No keypoints: outlines without corners. They do not touch, so that there are no junctions either."""
     rng = canvas.rng
@@ -176,8 +195,11 @@ KINDS: dict[str, Callable[[Canvas], Points]] = {
     "ellipses": _ellipses,
     "noise": _noise,
 }
+"""The kinds that detectors are judged by."""
+# Those of training. Corners of tiles are nearer to each other than the suppression of neighbours spares.
+TRAINED = {**KINDS, "tiles": draw_tiles}
 # Share of each kind in training: the rich and the hard ones come oftener.
-_SHARES = np.array([2, 1, 4, 1.5, 2, 1.5, 2, 1, 0.5])
+_SHARES = np.array([2, 1, 4, 1.5, 2, 1.5, 2, 1, 0.5, 2])
 
 
 def random_polygon(rng: np.random.Generator, centre: Points, radius: float) -> Points:

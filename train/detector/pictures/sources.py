@@ -31,7 +31,7 @@ class Shapes:
 
     def describe(self) -> str:
         """What the pictures are, in words that change if they change."""
-        return "shapes"
+        return "shapes and tiles"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """One picture (H, W) uint8 and its keypoints (N, 2) float32 x, y."""
@@ -52,7 +52,7 @@ class LabelledImages:
     def describe(self) -> str:
         labels = self.labels
         named = f"{len(labels.names)} labelled pictures, {len(labels.points)} points, by {labels.made_by}"
-        return f"{named}; shapes: {self.shapes}"
+        return f"{named}; shapes and tiles: {self.shapes}"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         if rng.random() < self.shapes:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .drawing import Canvas, Points, as_grey, directions, rotation
-from .shapes import random_polygon
+from .shapes import draw_tiles, random_polygon
 
 Grey = npt.NDArray[np.uint8]
 
@@ -33,6 +33,17 @@ def _leaves(canvas: Canvas) -> None:
         grey = int(rng.integers(0, 256))
         outline = random_polygon if rng.random() < 0.6 else _oval
         canvas.fill(outline(rng, canvas.point(0), radius), grey, textured=rng.random() < 0.4)
+
+
+def _grains(canvas: Canvas) -> None:
+    """Fine texture all over, as of gravel, grass and plaster: thousands of leaves of about one size."""
+    rng = canvas.rng
+    side, aspect = canvas.extent * np.exp(rng.uniform(np.log(0.01), np.log(0.04))), rng.uniform(0.2, 1)
+    grey, spread, turn = int(rng.integers(40, 216)), rng.uniform(8, 50), rng.uniform(0.1, 2)
+    outline = random_polygon(rng, np.zeros(2), 1.0) * [1, aspect]
+    for _ in range(min(4000, int(1.5 * canvas.height * canvas.width / side**2 / aspect))):
+        leaf = canvas.point(0) + side * rng.uniform(0.6, 1.4) * outline @ rotation(rng.normal(0, turn))
+        canvas.fill(leaf, int(np.clip(rng.normal(grey, spread), 0, 255)))
 
 
 def _clouds(canvas: Canvas) -> None:
@@ -77,13 +88,15 @@ def _strokes(canvas: Canvas) -> None:
             canvas.line(middle - half, middle + half, grey, thickness)
 
 
-TEXTURES: dict[str, Callable[[Canvas], None]] = {
+TEXTURES: dict[str, Callable[[Canvas], object]] = {
     "leaves": _leaves,
+    "grains": _grains,
+    "tiles": draw_tiles,
     "clouds": _clouds,
     "mosaic": _mosaic,
     "strokes": _strokes,
 }
-_SHARES = (0.45, 0.15, 0.15, 0.25)
+_SHARES = (0.35, 0.2, 0.1, 0.1, 0.1, 0.15)
 
 
 def _oval(rng: np.random.Generator, centre: Points, radius: float) -> Points:

@@ -9,12 +9,12 @@ from physseg.train.detector.judging.evaluation import (
     RADIUS_PX,
     SHAPE_RADIUS_PX,
     TRUTH,
-    mean_repeatability,
+    judge,
     shape_precision,
     table,
 )
-from physseg.train.detector.judging.metrics import average_precision, found_again, matches, repeatability
-from physseg.train.detector.judging.pairs import Pair, self_warped_pairs, sequence_pairs
+from physseg.train.detector.judging.metrics import average_precision, found_again, judged, matches
+from physseg.train.detector.judging.pairs import CHANGES, Pair, changed_pairs, sequence_pairs, viewpoint_pairs
 from physseg.train.detector.pictures.textures import draw_texture
 
 PICTURE = np.zeros((100, 100), np.uint8)
@@ -24,8 +24,9 @@ def points(*pairs: tuple[float, float]) -> np.ndarray:
     return np.array(pairs, np.float32).reshape(-1, 2)
 
 
-def repeated(one: np.ndarray, other: np.ndarray, homography: np.ndarray, *, number: int = 300) -> float | None:
-    return repeatability(found_again(Pair(PICTURE, PICTURE, homography), one, other, number=number))
+def repeated(one: np.ndarray, other: np.ndarray, homography: np.ndarray, *, number: int = 300) -> float:
+    pair = Pair(PICTURE, PICTURE, homography)
+    return judged(pair, found_again(pair, one, other, number=number))["repeatability"]
 
 
 def test_each_keypoint_is_found_once():
@@ -56,7 +57,7 @@ def test_repeatability_by_hand():
     assert repeated(one, other, shift) == pytest.approx((1 + 1) / (2 + 2))
     assert repeated(one[:2], one[:2] + np.float32([5, 0]), shift) == 1.0
     assert repeated(one, points(), shift) == 0.0
-    assert repeated(points(), points(), shift) is None
+    assert np.isnan(repeated(points(), points(), shift))
 
 
 def test_only_the_best_points_of_what_both_show_count():
@@ -64,6 +65,32 @@ def test_only_the_best_points_of_what_both_show_count():
     other = points((30, 30), (10, 10), (70, 70))
     assert repeated(one, other, np.eye(3), number=1) == 0.0
     assert repeated(one, other, np.eye(3), number=2) == 1.0
+
+
+def test_distances_and_coverage_by_hand():
+    pair = Pair(PICTURE, PICTURE, np.eye(3))
+    one, other = points((10, 10), (50, 50)), points((10, 12), (50, 60))
+    found = judged(pair, found_again(pair, one, other))
+    assert found["repeatability"] == 0.5
+    assert found["localisation_px"] == 2.0  # of the first point alone, from both sides
+    assert found["nearest_px"] == (2 + 10) / 2
+    y, x = np.indices(PICTURE.shape)
+    near = [(x - a) ** 2 + (y - b) ** 2 <= 16**2 for a, b in one]
+    assert found["coverage"] == (near[0] | near[1]).mean()
+    lost = judged(pair, found_again(pair, one, points()))
+    assert (lost["repeatability"], lost["nearest_px"]) == (0, 400)
+    assert np.isnan(lost["localisation_px"])
+    assert judged(pair, found_again(pair, points(), points()))["coverage"] == 0
+
+
+def test_changes_leave_points_where_they_are():
+    grey = draw_texture(np.random.default_rng(3), (120, 160), "mosaic")
+    for name, change in CHANGES.items():
+        other = change(grey, 5)
+        assert not np.array_equal(other, grey), name
+        np.testing.assert_array_equal(other, change(grey, 5))
+        shift, _ = cv2.phaseCorrelate(grey.astype(np.float32), other.astype(np.float32))
+        assert np.abs(shift).max() < 0.5, name
 
 
 @pytest.mark.parametrize("name", CLASSICAL)
@@ -83,20 +110,19 @@ def test_classical_detectors_find_the_corners_of_a_square(name):
 def test_a_perfect_detector_repeats_itself_and_a_blind_one_does_not():
     greys = [draw_texture(np.random.default_rng(seed), (120, 160), "leaves") for seed in range(2)]
     noise = np.random.default_rng(0)
-    for viewpoint in (True, False):
-        pairs = self_warped_pairs(greys, viewpoint=viewpoint)
+    for pairs in (viewpoint_pairs(greys), *(changed_pairs(greys, change) for change in CHANGES.values())):
         assert len(pairs) == 4
-        figures = mean_repeatability(
+        figures = judge(
             {"Harris": CLASSICAL["Harris"], "chance": lambda grey: noise.random(grey.shape, np.float32)},
             pairs,
             number=50,
-        )
+        )["repeatability"]
         assert figures["Harris"] > figures["chance"] + 0.1
 
 
 def test_viewpoint_pairs_fit_their_homography():
     grey = cv2.GaussianBlur(draw_texture(np.random.default_rng(1), (120, 160), "leaves"), (0, 0), 2)
-    for pair in self_warped_pairs([grey], viewpoint=True):
+    for pair in viewpoint_pairs([grey]):
         back = cv2.warpPerspective(pair.other, np.linalg.inv(pair.homography), (160, 120), flags=cv2.INTER_LINEAR)
         seen = cv2.warpPerspective(
             cv2.warpPerspective(np.full_like(grey, 255), pair.homography, (160, 120)),
@@ -146,3 +172,6 @@ def test_the_table_marks_the_best():
         ["b", "0.750*", "-"],
         [*TRUTH.split(), "1.000", "-"],
     ]
+    lines.clear()
+    table({"a": {"view": 0.5}, "b": {"view": 0.75}}, lines.append, smaller=True)
+    assert "0.500*" in lines[1] and "*" not in lines[2]

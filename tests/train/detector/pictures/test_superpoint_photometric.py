@@ -7,15 +7,26 @@ import numpy as np
 import pytest
 import torch
 from physseg.train.detector.pictures.photometric import (
+    SENSOR,
     PhotometricSettings,
     _gaussian_kernels,
     _motion_kernels,
-    add_noise,
     augment,
+    changed,
+    jpeg,
+    process,
 )
 
 NOTHING = PhotometricSettings(
-    probability=1.0, brightness=0, contrast=(1, 1), noise=0, speckle=0, shade=0, blur_px=0.3, motion_blur_px=1
+    probability=1.0,
+    brightness=0,
+    contrast=(1, 1),
+    noise=0,
+    speckle=0,
+    shade=0,
+    blur_px=0.3,
+    motion_blur_px=1,
+    processed=0,
 )
 
 
@@ -26,7 +37,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_no_change_leaves_pictures_as_they_are():
     images = torch.rand(3, 1, 24, 32, generator=generator())
     torch.testing.assert_close(augment(images, NOTHING, generator()), images, atol=1e-2, rtol=0)  # blur of .3 px
-    off = PhotometricSettings(probability=0.0)
+    off = PhotometricSettings(probability=0.0, processed=0.0)
     assert torch.equal(augment(images, off, generator()), images)
 
 
@@ -72,5 +83,32 @@ def test_random_numbers_follow_from_the_generator():
     one, two = (augment(images, PhotometricSettings(), generator(5)) for _ in range(2))
     assert torch.equal(one, two)
     picture = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
-    np.testing.assert_array_equal(add_noise(picture, seed=1), add_noise(picture, seed=1))
-    assert not np.array_equal(add_noise(picture, seed=1), add_noise(picture, seed=2))
+    np.testing.assert_array_equal(changed(picture, SENSOR, seed=1), changed(picture, SENSOR, seed=1))
+    assert not np.array_equal(changed(picture, SENSOR, seed=1), changed(picture, SENSOR, seed=2))
+
+
+def test_blocks_of_jpeg_begin_where_they_are_told_to():
+    """A slope is constant within a block of the lowest quality and jumps at its edges."""
+    slope = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    for offset in range(8):
+        columns = jpeg(slope, 1, (0, offset)).mean(axis=0)
+        jumps = np.flatnonzero(np.abs(np.diff(columns)) > 4) + 1
+        assert len(jumps) > 4 and set((jumps + offset) % 8) == {0}
+    assert np.abs(jpeg(slope, 100, (3, 5)).astype(int) - slope).max() <= 1
+
+
+def test_processing_keeps_places_and_clean_pictures_some_of_the_time():
+    """A soft blob stays in the middle, whatever is done to it."""
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    blob = torch.exp(-((x - 31.5) ** 2 + (y - 23.5) ** 2) / 72)[None, None].expand(64, -1, -1, -1)
+    out = process(blob, replace(SENSOR, processed=1.0, jpeg_quality=(50, 95)), generator())
+    for axis, middle in ((x, 31.5), (y, 23.5)):
+        torch.testing.assert_close(
+            (out * axis).sum((1, 2, 3)) / out.sum((1, 2, 3)), torch.full((64,), middle), atol=0.3, rtol=0
+        )
+    assert (out.std(dim=(1, 2, 3)) - blob.std(dim=(1, 2, 3))).abs().max() < 0.05
+    untouched = [
+        torch.equal(*pair) for pair in zip(process(blob, PhotometricSettings(), generator()), blob, strict=True)
+    ]
+    assert 0.1 < np.mean(untouched) < 0.4  # of three steps, each with probability 0.4
+    assert process(blob, SENSOR, generator()) is blob
