@@ -54,8 +54,9 @@ def measure(
         f"within 3 px on {len(KINDS) * per_kind} held-out pictures of shapes, 120x160, neighbours suppressed up to "
         "2 px (r2) or, as in extraction, 4 px (r4), which removes every twelfth true keypoint, too: the last row is "
         "what the keypoints' own pixels get. Other columns: repeatability within 3 px of the 300 best points at "
-        "240x320, suppression radius 4, border 4: sequences by their names, then photographs warped (viewpoint) and "
-        "changed in light, sharpness and noise (light+noise), the first 20 of the folder"
+        "240x320, suppression radius 4, border 4: sequences by their names, then photographs warped (viewpoint), in "
+        "other light (light), changed in light, sharpness and noise (light+noise), and as JPEG of quality 10 to 40 "
+        "(compressed), the first 20 of the folder"
         f"{_named(photographs)}. OpenCV's detectors are ranked by their own scores. The goals were set before it was "
         "said by which suppression average precision is measured; both are told.",
         tables=[table],

@@ -1,5 +1,6 @@
 """`physseg preprocess`, `verify` and `inspect`: compute a store, prove it, look at it."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..common.command_line.app import App, completed
-from ..common.command_line.options import AllowQuarantine, JsonOut, Root, parsed, show, to_write
+from ..common.command_line.options import PRINT, AllowQuarantine, JsonOut, Root, parsed, show, to_write
 from ..manifests.commands import QUARANTINE_EXIT
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def inspect(
     if bool(sample) != bool(out or (sample and html)) or (class_names and not out):
         raise typer.BadParameter("--sample goes with --out DIR or --html FILE, --class with --out DIR")
     if sample or html:
-        _write_pictures(store, sample or [], out, class_names or [], html, max_samples, root, cache)
+        say = partial(typer.echo, err=json_file == PRINT)
+        _write_pictures(store, sample or [], out, class_names or [], html, max_samples, root, cache, say)
         if json_file is None:
             return
     from dataclasses import asdict
@@ -237,6 +239,7 @@ def _write_pictures(
     max_samples: int,
     root: str | None,
     cache: Path | None,
+    say: Callable[[str], None],
 ) -> None:
     """What `inspect` writes: PNG files of the named samples, and the page."""
     from ..common.storage.content_cache import ContentCache
@@ -251,13 +254,13 @@ def _write_pictures(
     class_ids = [views.find_class(name) for name in class_names]
     if out:
         for index in indices:
-            typer.echo(f"wrote {write_sample(views.view(index), out, class_ids)}")
+            say(f"wrote {write_sample(views.view(index), out, class_ids)}")
     if html:
         page = write_page(
             store, html, samples=indices or None, max_samples=max_samples, root=root, cache=kept, progress=True
         )
         each = format_bytes(page.num_bytes / page.samples)
-        typer.echo(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}, {each} each")
+        say(f"wrote {page.path}: {format_bytes(page.num_bytes)}, samples: {page.samples}, {each} each")
         for problem in page.image_problems:
             typer.echo(f"warning: shown on grey, the image could not be read: {problem}", err=True)
 

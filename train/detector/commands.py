@@ -130,13 +130,13 @@ def superpoint_reproduce(
 def superpoint_evaluate(
     weights: Annotated[Path | None, typer.Argument(help="Weights to judge. Default: the package's own.")] = None,
     sequence: Annotated[list[Path] | None, typer.Option(help="Folder of img1, ..., H1to2p, ... Repeatable.")] = None,
-    photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp and to make noisy.")] = None,
+    photographs: Annotated[Path | None, typer.Option(help="Folder of pictures to warp, relight and compress.")] = None,
     per_kind: Annotated[int, typer.Option(min=1, help="Number of held-out pictures of each kind of shape.")] = 50,
     json_file: JsonOut = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of what is found and missed.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Judge a detector: average precision on shapes, repeatability; beside Harris, Shi-Tomasi, FAST and SIFT."""
+    """Judge a detector on shapes and photographs, beside Harris, Shi-Tomasi, FAST and SIFT."""
     from ...structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
     from ...structure_extractors.superpoint.inference import read_detector
     from ..model.device import choose_device

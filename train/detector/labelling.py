@@ -91,7 +91,7 @@ def label(
             threshold=settings.threshold,
         )
         x, y = points.astype(int).T
-        done[name] = points[np.argsort(-probable * strength(grey)[y, x], kind="stable")[: settings.max_points]]
+        done[name] = points[np.argsort(-probable * corner_strength(grey)[y, x], kind="stable")[: settings.max_points]]
         if time.monotonic() - saved > SAVE_EVERY_S:
             _pack(done, size, made_by).write(out)
             saved = time.monotonic()
@@ -101,11 +101,11 @@ def label(
     return labelled
 
 
-def strength(grey: Grey) -> Scores:
+def corner_strength(grey: Grey) -> Scores:
     """Strength of the strongest corner within 2 px of each pixel of a picture (H, W) uint8 (Shi and Tomasi 1994).
 
-    Among corners that are all as probable, as in fine texture, a detector's order is chance; theirs is the same from
-    another angle, in other light and after compression.
+    Among corners that are all as probable, as in fine texture, a detector's order is chance. The order by strength
+    changes less with angle, light and compression.
     """
     soft = cv2.GaussianBlur(grey.astype(np.float32) / 255, (0, 0), 1.0)
     return np.asarray(cv2.dilate(cv2.cornerMinEigenVal(soft, 5, ksize=3), np.ones((5, 5), np.uint8)), np.float32)

@@ -28,7 +28,7 @@ from ..model.device import choose_device, fused_on, matmul_precision
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog
-from .pictures.photometric import augment, process
+from .pictures.photometric import as_from_file, augment
 from .pictures.sources import Source, drawn_batches
 from .settings import TrainSettings, chosen_precision, drawing_processes
 from .targets import cell_classes, detector_loss, valid_cells
@@ -150,8 +150,8 @@ def training_batch(
     homographies = random_homographies(settings.batch_size, settings.size, settings.homography, place)
     bent = torch.rand(settings.batch_size, generator=place) < settings.warped
     homographies[~bent] = torch.eye(3)
+    images = as_from_file(images, settings.photometric, place)  # the warp turns its blocks; before the upload: no wait
     images = images.to(device, copy=True, non_blocking=True)
-    images = process(images, settings.photometric, light)  # blocks of JPEG that the warp turns
     keypoints, homographies = (each.to(device, non_blocking=True) for each in (keypoints, homographies))
     keypoints = warp_points(keypoints.nan_to_num(posinf=-1e4), homographies)
     index = bent.nonzero()[:, 0].to(device, non_blocking=True)  # by a mask, the host would wait for the device

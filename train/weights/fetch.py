@@ -84,8 +84,10 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
     """The tag of that name.
 
     Raises:
-        WeightsError: There is none, or several backbones have it and `clip` is None.
+        WeightsError: There is none, several backbones have it and `clip` is None, or it is one of the package's own.
     """
+    if tag in OWN and clip in (None, OWN[tag]):
+        raise WeightsError(f"{tag!r} is in the package", hint=f'clip_weights = "{tag}" needs no fetching')
     tags = tags_of(clip)
     matching = [one for one in tags if one.tag == tag]
     if len(matching) == 1:
@@ -94,8 +96,7 @@ def find_tag(tag: str, clip: str | None) -> PretrainedTag:
         names = ", ".join(one.clip for one in matching)
         raise WeightsError(f"{tag!r} is a tag of {names}", hint=f"say which, for example --clip {matching[0].clip}")
     known = ", ".join(dict.fromkeys(one.tag for one in tags))
-    hint = f'it is in the package: clip_weights = "{tag}" needs no fetching' if tag in OWN else f"known: {known}"
-    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=hint)
+    raise WeightsError(f"{tag!r} is no tag of {clip or 'any preset'}", hint=f"known: {known}")
 
 
 def listing(clip: str | None = None) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from physseg.structure_extractors.superpoint.inference import read_detector
 from physseg.train.detector.judging.detectors import CLASSICAL
 from physseg.train.detector.judging.evaluation import (
     SHAPE_RADIUS_PX,
-    judge,
+    measures,
     network_detector,
     shape_precision,
 )
@@ -82,5 +82,5 @@ def test_preprocess_needs_no_further_option(
 def test_it_repeats_itself_on_photographs(detect):
     for name, least in (("graf", 0.4), ("leuven", 0.5)):
         pairs = sequence_pairs(VGG / name)[:2]
-        figures = judge({"ours": detect, "SIFT": CLASSICAL["SIFT"]}, pairs)["repeatability"]
+        figures = measures({"ours": detect, "SIFT": CLASSICAL["SIFT"]}, pairs)["repeatability"]
         assert figures["ours"] > least, name

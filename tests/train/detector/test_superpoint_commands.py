@@ -55,10 +55,13 @@ def test_the_commands_in_their_order(tmp_path, tiny, monkeypatch, capsys):
     more = ("--start", run / WEIGHTS, "--shapes", 0.5, *few)
     assert run_command(monkeypatch, "train", tmp_path / "on", textures, labels, *more) == 0
     figures = tmp_path / "figures.json"
-    judged = ("--per-kind", 1, "--out", figures, "--pictures", tmp_path / "pictures")
+    judged = ("--per-kind", 1, "--out", figures, "--pictures", tmp_path / "pictures", "--photographs", textures)
     assert run_command(monkeypatch, "evaluate", tmp_path / "on" / WEIGHTS, *judged) == 0
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"shapes_clean.png", "shapes_noisy.png"}
-    rows = json.loads(figures.read_text())["figures"]
+    tables = json.loads(figures.read_text())
+    assert set(tables) == {"weights", "figures", "localisation_px", "nearest_px", "coverage"}
+    assert set(tables["coverage"]["FAST"]) == {"viewpoint", "light", "light+noise", "compressed"}
+    rows = tables["figures"]
     assert {"ours", "Harris", "Shi-Tomasi", "FAST", "SIFT"} <= set(rows)
     assert all(0 <= rows["Harris"][measure] <= 1 for measure in ("AP clean r2", "AP noisy r4"))
     out = capsys.readouterr().out

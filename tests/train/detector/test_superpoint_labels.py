@@ -72,7 +72,7 @@ def test_of_corners_that_are_as_probable_the_strongest_are_taken(tmp_path, tiny_
     picture = np.full((64, 80), 100, np.uint8)
     for number, left in enumerate((12, 36, 60)):
         picture[28:40, left : left + 12] = 100 + 20 * (number + 1)
-    found = labelling.strength(picture)
+    found = labelling.corner_strength(picture)
     np.testing.assert_allclose([found[28, 36] / found[28, 12], found[28, 60] / found[28, 12]], [4, 9], rtol=0.01)
     assert found[10, 40] == 0
     (tmp_path / "pictures").mkdir()

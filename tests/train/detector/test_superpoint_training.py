@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from physseg.structure_extractors.superpoint.weights import load_detector
 from physseg.train.detector import loop, settings
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.loop import WEIGHTS, train, training_batch, weights_file
+from physseg.train.detector.pictures import photometric
 from physseg.train.detector.pictures.files import find_pictures
 from physseg.train.detector.pictures.photometric import SENSOR
 from physseg.train.detector.pictures.sources import LabelledImages, Shapes, draw_batch
@@ -55,6 +57,17 @@ def test_pictures_that_are_not_warped_keep_their_keypoints():
     for picture, points in zip(classes, keypoints, strict=True):
         cells = {(int(y + 0.5) // 8, int(x + 0.5) // 8) for x, y in points[torch.isfinite(points[:, 0])].tolist()}
         assert {tuple(cell) for cell in (picture < 64).nonzero().tolist()} == cells
+
+
+def test_pictures_are_processed_before_the_warp_and_at_the_end(monkeypatch):
+    """So that blocks of JPEG are seen turned and straight."""
+    calls: list[object] = []
+    for module in (loop, photometric):
+        monkeypatch.setattr(
+            module, "as_from_file", partial(lambda name, images, *_: calls.append(name) or images, module)
+        )
+    batch_of(TINY, 0)
+    assert calls == [loop, photometric]
 
 
 def test_the_loss_falls(tmp_path):

@@ -114,8 +114,9 @@ def test_a_tag_of_several_presets_needs_the_preset() -> None:
     assert find_tag("laion2b_s32b_b82k", None).clip == "ViT-L-14"
     with pytest.raises(WeightsError, match=r"'opemai' is no tag of ViT-B-16\n.*known: openai, laion400m"):
         find_tag("opemai", "ViT-B-16")
-    with pytest.raises(WeightsError, match="needs no fetching"):
-        find_tag("scenes", None)
+    for clip in (None, "tiny"):
+        with pytest.raises(WeightsError, match=r"is in the package\n.*needs no fetching"):
+            find_tag("scenes", clip)
     for none in ("tiny", "ViT-L-16", "ViT-B-16-quickgelu"):
         with pytest.raises(WeightsError, match=rf"'{none}' has no published weights\n.*have: .*ViT-B-16, "):
             find_tag("openai", none)

@@ -12,21 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ....common.text import align
+from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.keypoints import Scores, score_map
 from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
 from ..pictures.files import find_pictures, read_grey
-from ..pictures.photometric import SENSOR, changed
+from ..pictures.photometric import SENSOR, augmented
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, judged, matches
+from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, matches, pair_measures
 from .pairs import CHANGES, PHOTO_SIZE, Pair, changed_pairs, viewpoint_pairs
 
 RADIUS_PX = 4  # suppression of neighbours, as in extraction
 # On shapes, also a suppression that nearly spares the truth: keypoints may be 3 px apart, and extraction's removes
 # every twelfth of them, this one every two-hundredth.
 SHAPE_RADIUS_PX = 2
-TRUTH = "the truth itself"
+TRUTH, VIEWPOINT = "the truth itself", "viewpoint"
 FIGURES = "figures"
 TITLES = {
     FIGURES: "\nAverage precision (AP) on shapes, repeatability on photographs:",
@@ -34,7 +35,7 @@ TITLES = {
     "nearest_px": "\nMean distance to the nearest point of the other picture, px:",
     "coverage": "\nShare of the picture near a point:",
 }
-"""What the tables of figures hold."""
+"""Heading of each table, by its key in the JSON."""
 SHAPE_SIZE = (120, 160)
 MAX_PHOTOGRAPHS = 20
 HELD_OUT = 2**31  # seed of the held-out pictures; a training's own seed comes first in the seeds of its pictures
@@ -54,13 +55,22 @@ def evaluate(
 
     Adapted networks are left out on shapes (`per_kind` held-out pictures of each): the question there is what a single
     look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped, and changed in each of `CHANGES`.
+    The truth is known of shapes alone: on photographs its repeatability is 1 by definition.
 
     Returns:
-        Average precision and repeatability as "figures", and the other measures of `judged` by their names.
+        Average precision and repeatability as "figures", and the other measures of `pair_measures` by their names.
     """
     ours = {"ours": network_detector(network), "ours, adaptation 16": network_detector(network, 16)}
     everyone = ours | CLASSICAL
     tables: dict[str, Rows] = {FIGURES: {name: {} for name in (*everyone, TRUTH)}}
+    sets = dict(sequences or {})
+    if photographs is not None:
+        if taken := sets.keys() & {VIEWPOINT, *CHANGES}:
+            raise ExtractorError(f"the sequence {min(taken)!r} has the name of a set of photographs: rename its folder")
+        names = find_pictures(photographs)[:MAX_PHOTOGRAPHS]
+        greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]
+        sets |= {VIEWPOINT: viewpoint_pairs(greys)}
+        sets |= {name: changed_pairs(greys, change) for name, change in CHANGES.items()}
 
     def enter(where: str, figures: Mapping[str, float], measure: str = FIGURES) -> None:
         if measure == FIGURES:
@@ -72,14 +82,8 @@ def evaluate(
     for noisy in (False, True):
         for radius, figures in shape_precision(single, per_kind=per_kind, noisy=noisy).items():
             enter(f"AP {'noisy' if noisy else 'clean'} r{radius}", figures)
-    sets = dict(sequences or {})
-    if photographs is not None:
-        names = find_pictures(photographs)[:MAX_PHOTOGRAPHS]
-        greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]
-        sets |= {"viewpoint": viewpoint_pairs(greys)}
-        sets |= {name: changed_pairs(greys, change) for name, change in CHANGES.items()}
     for name, pairs in sets.items():
-        for measure, figures in judge(everyone, pairs).items():
+        for measure, figures in measures(everyone, pairs).items():
             enter(name, figures, FIGURES if measure == "repeatability" else measure)
     return tables
 
@@ -94,7 +98,7 @@ def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.ND
     for number, kind in enumerate(KINDS):
         for index in range(per_kind):
             image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), SHAPE_SIZE, kind)
-            yield (changed(image, SENSOR, seed=number * 10**6 + index) if noisy else image), keypoints
+            yield (augmented(image, SENSOR, seed=number * 10**6 + index) if noisy else image), keypoints
 
 
 def shape_precision(detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool) -> dict[int, dict[str, float]]:
@@ -128,28 +132,32 @@ def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
     return best_points(detect(grey), number=None, radius_px=RADIUS_PX, border_px=RADIUS_PX)[0]
 
 
-def judge(
+def measures(
     detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS
 ) -> dict[str, dict[str, float]]:
-    """Means over pairs of each measure of `judged` and each detector, by its best `number` points."""
+    """Means over pairs of each measure of `pair_measures`, of each detector's best `number` points.
+
+    A detector is left out where no pair says anything of it.
+    """
     greys = {id(grey): grey for pair in pairs for grey in (pair.one, pair.other)}  # a first one is in several pairs
     result: dict[str, dict[str, float]] = {}
     for name, detect in detectors.items():
         points = {key: all_points(detect, grey) for key, grey in greys.items()}
         found = [
-            judged(pair, found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number))
+            pair_measures(pair, found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number))
             for pair in pairs
         ]
-        for measure in found[0]:
-            known = [value for each in found if not math.isnan(value := each[measure])]
-            result.setdefault(measure, {})[name] = float(np.mean(known)) if known else math.nan
+        for measure in dict.fromkeys(key for each in found for key in each):
+            if known := [value for each in found if not math.isnan(value := each[measure])]:
+                result.setdefault(measure, {})[name] = float(np.mean(known))
     return result
 
 
 def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None], *, smaller: bool = False) -> None:
     """Print rows of figures: one line per detector, one column per set; the best detector of each has a star."""
     sets, best_of = list(dict.fromkeys(each for row in rows.values() for each in row)), min if smaller else max
-    best = {each: best_of([row[each] for name, row in rows.items() if each in row and name != TRUTH]) for each in sets}
+    known = {each: [row[each] for name, row in rows.items() if each in row and name != TRUTH] for each in sets}
+    best = {each: best_of(values, default=None) for each, values in known.items()}
     cells = [["", *sets]]
     for name, row in rows.items():
         marks = {each: "*" if name != TRUTH and row.get(each) == best[each] else " " for each in sets}

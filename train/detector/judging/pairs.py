@@ -13,7 +13,7 @@ from ....common.documents import parsing, read_text
 from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
 from ..pictures.files import SUFFIXES, read_grey
-from ..pictures.photometric import SENSOR, changed, jpeg
+from ..pictures.photometric import SENSOR, augmented, jpeg
 from .detectors import Grey
 
 PHOTO_SIZE = (240, 320)  # h, w
@@ -78,18 +78,18 @@ def changed_pairs(greys: Sequence[Grey], change: Callable[[Grey, int], Grey]) ->
 
 def relit(grey: Grey, seed: int) -> Grey:
     """In other light: shadows, contrast and brightness as in training, without blur and noise."""
-    return changed(grey, replace(SENSOR, noise=0, speckle=0, blur_px=0.3, motion_blur_px=1), seed=seed)
+    return augmented(grey, replace(SENSOR, probability=1, noise=0, speckle=0, motion_blur_px=1), seed=seed)
 
 
 def compressed(grey: Grey, seed: int) -> Grey:
     """As a JPEG of quality 10 to 40, with its blocks of 8x8 pixels in any place."""
     rng = np.random.default_rng(seed)
-    return jpeg(grey, int(rng.integers(10, 41)), rng.integers(8, size=2).tolist())
+    return jpeg(grey, int(rng.integers(10, 41)), (int(rng.integers(8)), int(rng.integers(8))))
 
 
 CHANGES: dict[str, Callable[[Grey, int], Grey]] = {
     "light": relit,
-    "light+noise": lambda grey, seed: changed(grey, SENSOR, seed=seed),
+    "light+noise": lambda grey, seed: augmented(grey, SENSOR, seed=seed),
     "compressed": compressed,
 }
 """Changes of a photograph in place, by name."""

@@ -65,8 +65,8 @@ def pair_sheet(detect: Detect, pair: Pair) -> Image:
     halves = found_again(pair, *(all_points(detect, grey) for grey in greys))
     return _beside(
         [
-            _marked(grey, rings=points[px <= TOLERANCE_PX], dots=points[:0], crosses=points[px > TOLERANCE_PX])
-            for grey, (points, px) in zip(greys, halves, strict=True)
+            _marked(grey, rings=points[far <= TOLERANCE_PX], dots=points[:0], crosses=points[far > TOLERANCE_PX])
+            for grey, (points, far) in zip(greys, halves, strict=True)
         ]
     )
 

@@ -4,7 +4,7 @@ A detector trained on clean shapes finds nothing under noise: average precision 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from ....common.images import encode_jpeg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotometricSettings:
-    """Strengths are upper limits, drawn for each picture; grey values are shares of the full range."""
+    """Strengths are limits, drawn for each picture but for `resample`; grey values are shares of the full range."""
 
     probability: float = 0.6  # probability of each kind of change, drawn for each picture
     brightness: float = 0.2  # grey value that is added or taken away
@@ -33,7 +33,7 @@ class PhotometricSettings:
     blur_px: float = 1.5  # standard deviation of Gaussian blur
     motion_blur_px: int = 7  # length of a smear in any direction, odd
     processed: float = 0.4  # probability of each step of processing, drawn for each picture
-    resample: float = 0.5  # smallest size that pictures pass through, share of their own
+    resample: float = 0.5  # smallest size that the pictures of a batch pass through, share of their own
     sharpen: float = 1.0  # share of the difference to a blurred picture that is added
     jpeg_quality: tuple[int, int] = (5, 95)  # range of the quality
 
@@ -69,14 +69,14 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     where = torch.rand(images.shape, generator=generator, device=device)
     share = uniform(0, settings.speckle)
     speckled = torch.where(where < share / 2, 0.0, torch.where(where > 1 - share / 2, 1.0, images))
-    return process(sometimes(speckled).clamp(0, 1), settings, generator)
+    return as_from_file(sometimes(speckled).clamp(0, 1), settings, generator)
 
 
-def process(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
+def as_from_file(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
     """Change pictures (B, 1, H, W) float in [0, 1] as the way into a file does: resampling, sharpening, JPEG.
 
     Without it the corners of JPEG's blocks are taken for keypoints: of the points of photographs of quality 10, twice
-    as many as by chance lay beside the edges of blocks.
+    as many as by chance lay beside the edges of blocks. Grey values come back whole, of 255.
     """
     if not settings.processed:
         return images
@@ -88,27 +88,29 @@ def process(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     def sometimes(changed: Tensor) -> Tensor:
         return torch.where(drawn(number, 1, 1, 1) < settings.processed, changed, images)
 
-    factor = settings.resample + (1 - settings.resample) * float(drawn(1))
-    smaller = _resized(images, [max(1, round(factor * side)) for side in images.shape[-2:]])
+    (scale, *_), luck, *places = drawn(5, number).tolist()  # at once: the host waits for the device
+    scale = settings.resample + (1 - settings.resample) * scale
+    smaller = _resized(images, [max(1, round(scale * side)) for side in images.shape[-2:]])
     images = sometimes(_resized(smaller, images.shape[-2:]))
     soft = _filtered(images, _gaussian_kernels(0.5 + drawn(number), 7))
     images = sometimes(images + settings.sharpen * drawn(number, 1, 1, 1) * (images - soft)).clamp(0, 1)
-    low, high = settings.jpeg_quality
-    qualities = (low + (high + 1 - low) * drawn(number)).int().tolist()
-    offsets = (8 * drawn(number, 2)).int().tolist()
     greys = (255 * images[:, 0]).round().to("cpu", torch.uint8).numpy()
-    files = [jpeg(*each) for each in zip(greys, qualities, offsets, strict=True)]
-    return sometimes(torch.from_numpy(np.stack(files))[:, None].to(device) / 255)
+    low, high = settings.jpeg_quality
+    for index, (quality, top, left) in enumerate(zip(*places, strict=True)):
+        if luck[index] < settings.processed:
+            offset = int(8 * top), int(8 * left)
+            greys[index] = jpeg(greys[index], int(low + (high + 1 - low) * quality), offset)
+    return torch.from_numpy(greys)[:, None].to(device) / 255
 
 
-def changed(image: npt.NDArray[np.uint8], settings: PhotometricSettings, *, seed: int) -> npt.NDArray[np.uint8]:
-    """Change one picture (H, W) uint8 as training does, by random numbers of its own seed."""
+def augmented(image: npt.NDArray[np.uint8], settings: PhotometricSettings, *, seed: int) -> npt.NDArray[np.uint8]:
+    """One picture (H, W) uint8, changed as `augment` does, by random numbers of its own seed."""
     tensor = torch.from_numpy(image)[None, None].float() / 255
     other = augment(tensor, settings, torch.Generator().manual_seed(seed))
     return np.asarray(np.rint(255 * other[0, 0].numpy()), np.uint8)
 
 
-def jpeg(image: npt.NDArray[np.uint8], quality: int, offset: Sequence[int]) -> npt.NDArray[np.uint8]:
+def jpeg(image: npt.NDArray[np.uint8], quality: int, offset: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A grey picture (H, W) uint8 after compression; its blocks of 8x8 pixels begin `offset` (y, x) before the corner.
 
     Grey stands for both forms of chroma: of photographs of quality 20 they change the grey by 0.04 levels, and the

@@ -20,7 +20,7 @@ def draw_shape(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Draw a picture (H, W) uint8 of `size` (h, w) with its keypoints (N, 2) float32 x, y, in no special order.
 
-    `kind` is a key of `KINDS` or "tiles"; None draws one by its share.
+    `kind` is a key of `TRAINED`; None draws one by its share.
     """
     if kind is None:
         kind = str(rng.choice(list(TRAINED), p=_SHARES / _SHARES.sum()))
@@ -141,7 +141,7 @@ def _cube(canvas: Canvas) -> Points:
 
 
 def draw_tiles(canvas: Canvas) -> Points:
-    """Fine repetition in perspective: bricks and leaves of one size, dozens to hundreds; all their corners."""
+    """Fine repetition in perspective: 12 to 75 bricks or leaves of one size; corners that show and are 3 px apart."""
     rng = canvas.rng
     columns = int(rng.integers(4, 15))
     rows = int(rng.integers(3, 75 // columns + 1))  # more corners than that are nearer than a detector can tell apart

@@ -36,9 +36,9 @@ def _leaves(canvas: Canvas) -> None:
 
 
 def _grains(canvas: Canvas) -> None:
-    """Fine texture all over, as of gravel, grass and plaster: thousands of leaves of about one size."""
+    """Fine texture, as of gravel, grass and plaster: leaves of about one size, all over unless they are very fine."""
     rng = canvas.rng
-    side, aspect = canvas.extent * np.exp(rng.uniform(np.log(0.01), np.log(0.04))), rng.uniform(0.2, 1)
+    side, aspect = canvas.extent * np.exp(rng.uniform(np.log(0.012), np.log(0.05))), rng.uniform(0.25, 1)
     grey, spread, turn = int(rng.integers(40, 216)), rng.uniform(8, 50), rng.uniform(0.1, 2)
     outline = random_polygon(rng, np.zeros(2), 1.0) * [1, aspect]
     for _ in range(min(4000, int(1.5 * canvas.height * canvas.width / side**2 / aspect))):

@@ -9,11 +9,12 @@ from physseg.train.detector.judging.evaluation import (
     RADIUS_PX,
     SHAPE_RADIUS_PX,
     TRUTH,
-    judge,
+    evaluate,
+    measures,
     shape_precision,
     table,
 )
-from physseg.train.detector.judging.metrics import average_precision, found_again, judged, matches
+from physseg.train.detector.judging.metrics import average_precision, found_again, matches, pair_measures
 from physseg.train.detector.judging.pairs import CHANGES, Pair, changed_pairs, sequence_pairs, viewpoint_pairs
 from physseg.train.detector.pictures.textures import draw_texture
 
@@ -26,7 +27,7 @@ def points(*pairs: tuple[float, float]) -> np.ndarray:
 
 def repeated(one: np.ndarray, other: np.ndarray, homography: np.ndarray, *, number: int = 300) -> float:
     pair = Pair(PICTURE, PICTURE, homography)
-    return judged(pair, found_again(pair, one, other, number=number))["repeatability"]
+    return pair_measures(pair, found_again(pair, one, other, number=number))["repeatability"]
 
 
 def test_each_keypoint_is_found_once():
@@ -68,19 +69,21 @@ def test_only_the_best_points_of_what_both_show_count():
 
 
 def test_distances_and_coverage_by_hand():
-    pair = Pair(PICTURE, PICTURE, np.eye(3))
-    one, other = points((10, 10), (50, 50)), points((10, 12), (50, 60))
-    found = judged(pair, found_again(pair, one, other))
+    """The second picture shows the first one 20 px further right."""
+    pair = Pair(PICTURE, PICTURE, np.array([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]]))
+    one, other = points((10, 10), (50, 50)), points((30, 12), (70, 60))
+    found = pair_measures(pair, found_again(pair, one, other))
     assert found["repeatability"] == 0.5
     assert found["localisation_px"] == 2.0  # of the first point alone, from both sides
     assert found["nearest_px"] == (2 + 10) / 2
     y, x = np.indices(PICTURE.shape)
-    near = [(x - a) ** 2 + (y - b) ** 2 <= 16**2 for a, b in one]
-    assert found["coverage"] == (near[0] | near[1]).mean()
-    lost = judged(pair, found_again(pair, one, points()))
-    assert (lost["repeatability"], lost["nearest_px"]) == (0, 400)
+    near = [(x - a) ** 2 + (y - b) ** 2 <= 16**2 for a, b in other]
+    assert found["coverage"] == (near[0] | near[1])[:, 20:].mean()
+    lost = pair_measures(pair, found_again(pair, one, points()))
+    assert (lost["repeatability"], lost["nearest_px"], lost["coverage"]) == (0, 400, 0)
     assert np.isnan(lost["localisation_px"])
-    assert judged(pair, found_again(pair, points(), points()))["coverage"] == 0
+    nothing = measures({"blind": lambda grey: np.zeros(grey.shape, np.float32)}, [pair])
+    assert nothing == {"coverage": {"blind": 0.0}}
 
 
 def test_changes_leave_points_where_they_are():
@@ -112,7 +115,7 @@ def test_a_perfect_detector_repeats_itself_and_a_blind_one_does_not():
     noise = np.random.default_rng(0)
     for pairs in (viewpoint_pairs(greys), *(changed_pairs(greys, change) for change in CHANGES.values())):
         assert len(pairs) == 4
-        figures = judge(
+        figures = measures(
             {"Harris": CLASSICAL["Harris"], "chance": lambda grey: noise.random(grey.shape, np.float32)},
             pairs,
             number=50,
@@ -161,6 +164,12 @@ def test_a_detector_that_knows_is_perfect_and_noise_costs_the_others():
     for figures in (clean, noisy):  # the same pictures, so the same truth
         assert figures[SHAPE_RADIUS_PX][TRUTH] > 0.99
         assert 0.85 < figures[RADIUS_PX][TRUTH] < 0.97  # extraction's suppression removes true keypoints, too
+
+
+def test_a_sequence_that_is_named_as_a_set_is_refused(tmp_path):
+    """It would be lost in the other's figures; nothing is measured before."""
+    with pytest.raises(ExtractorError, match="the sequence 'light' has the name of a set of photographs"):
+        evaluate(None, sequences={"light": []}, photographs=tmp_path)
 
 
 def test_the_table_marks_the_best():
