@@ -13,7 +13,7 @@ from physseg.common.settings import differing_keys, to_dict
 from physseg.train.analysis.ablation import read_table
 from physseg.train.config import RESUMABLE_KEYS, TrainConfig, example_config, load_config
 from physseg.train.errors import AnalysisError
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS, ClipArchitecture
+from physseg.train.model.backbones.clip_presets import ClipArchitecture, clip_architecture
 from physseg.train.model.backbones.interface import OPENAI_MEAN, OPENAI_STD
 from physseg.train.optim import OptimConfig
 
@@ -76,7 +76,7 @@ def test_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     assert keys_of_example() == (dotted_keys(TrainConfig) | architecture) - {"model.architecture", *NOT_SET}
     differing = differing_keys(to_dict(shown), to_dict(everything))
     differing = {key: pair for key, pair in differing.items() if key not in architecture}
-    assert everything.model.architecture == CLIP_PRESETS["tiny"]
+    assert everything.model.architecture == clip_architecture("tiny")
     assert differing == {
         "optim.clip_scale": (None, 1.0),
         "clip_weights": (None, "openai"),

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..evaluation.metrics import ConfusionMatrix
 from ..model.backbones.clip import Clip, as_map
-from ..model.backbones.clip_presets import CLIP_PRESETS
+from ..model.backbones.clip_presets import clip_architecture
 from ..weights.cache import find_clip_weights
 from ..weights.clip_weights import load_clip_weights
 from .drawing import IGNORE_INDEX, UInt8
 from .world import SIDE_PX
 
-ARCHITECTURE = CLIP_PRESETS["tiny"].adapted(image_px=SIDE_PX)
+ARCHITECTURE = clip_architecture("tiny").adapted(image_px=SIDE_PX)
 """The tiny CLIP on a grid of 12x12 patches instead of 24x24: a quarter of the work."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model.backbones.clip import ClipArchitecture
-from ..model.backbones.clip_presets import CLIP_PRESETS
+from ..model.backbones.clip_presets import clip_architecture
 from ..model.backbones.published import fit_positions, split_fused_projections
 from ..model.config import SegmenterConfig
 from ..model.segmenter import Segmenter, blank_segmenter
@@ -192,8 +192,9 @@ def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "context_length": len(state["clip.text.positional_embedding"]),
             "vocabulary_size": len(state["clip.text.token_embedding.weight"]),
         }
-    for name, preset in CLIP_PRESETS.items():
-        if name != "tiny" and all(getattr(preset, field) == value for field, value in found.items()):
+    for name in ("ViT-B-16", "ViT-L-14-336", "ViT-H-14"):
+        preset = clip_architecture(name)
+        if all(getattr(preset, field) == value for field, value in found.items()):
             return {"clip": name}
     sizes: dict[str, Any] = {"text_width": 64, "text_layers": 1, **found}
     arch = ClipArchitecture(

@@ -16,7 +16,7 @@ from physseg.train.config import TrainConfig
 from physseg.train.errors import AnalysisError
 from physseg.train.loop.loop import train
 from physseg.train.model.backbones.clip import Clip
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.segmenter import Segmenter
 from safetensors.torch import save_file
@@ -80,7 +80,7 @@ def test_text_vectors_are_the_mean_direction_of_the_templates() -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(3)
-    save_file(Clip(CLIP_PRESETS["tiny"]).state_dict(), tmp_path / "clip.safetensors")
+    save_file(Clip(clip_architecture("tiny")).state_dict(), tmp_path / "clip.safetensors")
     return tmp_path / "clip.safetensors"
 
 

@@ -20,7 +20,7 @@ from physseg.train.data.dataset import TrainSamples, to_device
 from physseg.train.errors import PlanningError
 from physseg.train.loop.objective import Objective
 from physseg.train.model import config as model_config
-from physseg.train.model.backbones.clip_presets import CLIP_PRESETS
+from physseg.train.model.backbones.clip_presets import clip_architecture
 from physseg.train.model.backbones.convnext import ConvNextArchitecture
 from physseg.train.model.backbones.interface import find_architecture
 from physseg.train.model.bounded import bounded_parts
@@ -125,7 +125,7 @@ def test_work_and_memory_are_those_of_a_real_step(changes: dict[str, Any], make_
 @pytest.mark.torture
 @pytest.mark.parametrize(("clip", "layers"), [("tiny", 6), ("ViT-B-16", 2)])
 def test_work_and_memory_of_larger_networks(clip: str, layers: int, make_config: Make, tmp_path: Path) -> None:
-    arch = replace(CLIP_PRESETS[clip], image_px=96, vision_layers=layers, text_layers=2, guidance_blocks=(0, 1))
+    arch = replace(clip_architecture(clip), image_px=96, vision_layers=layers, text_layers=2, guidance_blocks=(0, 1))
     model = {"clip": clip, "architecture": asdict(arch), "structures": ["canny", "sift"], "window": 6}
     config = make_config(batch_size=2)
     check_against_a_real_step(replace(config, model=replace(config.model, **model | {"architecture": arch})), tmp_path)
