@@ -87,7 +87,8 @@ def check_extractor(extractor: Extractor | type[Extractor], *, mirror: bool = Fa
         _same(made, strided, "other strides", arrays, _call(made, strided))
         if mirror and not (picture.image.shape[1] % 8 and any("cell_x" in spec.dims for spec in made.arrays)):
             mirrored = picture.changed("mirrored", picture.image[:, ::-1], picture.labels[:, ::-1])
-            flipped = {spec.name: _mirrored(arrays[spec.name], spec.dims) for spec in made.arrays}
+            axes = {s.name: [axis for axis, dim in enumerate(s.dims) if dim in ("x", "cell_x")] for s in made.arrays}
+            flipped = {name: np.flip(arrays[name], tuple(along)) for name, along in axes.items()}
             _same(made, mirrored, "mirror", flipped, _call(made, mirrored))
     _check_variants(made, pictures, found)
     large = _picture(np.random.default_rng(14), TIMED_SIZE, np.uint8)
@@ -136,10 +137,6 @@ def _call(extractor: Extractor, picture: _Picture) -> Arrays:
         known = spec.target != "classes" or not strange.size
         require(known, where, f"{spec.name} of the picture's classes or ignored", strange[:1])
     return {name: array.copy() for name, array in made.items()}
-
-
-def _mirrored(array: npt.NDArray[Any], dims: Sequence[str]) -> npt.NDArray[Any]:
-    return np.flip(array, tuple(axis for axis, dim in enumerate(dims) if dim in ("x", "cell_x")))
 
 
 def _same(extractor: Extractor, picture: _Picture, rule: str, expected: Arrays, got: Arrays) -> None:

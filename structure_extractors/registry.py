@@ -136,10 +136,12 @@ def _constructed(name: str, values: Mapping[str, Any]) -> Extractor:
 
 def check_members(made: Any, name: str, where: str) -> None:
     """Raise ExtractorError unless an object has what `Extractor` says, under the name of its entry point."""
+    arrays = getattr(made, "arrays", None)
+    has_specs = isinstance(arrays, tuple) and bool(arrays) and all(isinstance(spec, ArraySpec) for spec in arrays)
     faults = {
         f"the name {name!r}, as its entry point": getattr(made, "name", None) == name,
         "an integer as its `revision`": type(getattr(made, "revision", None)) is int,
-        "a tuple of ArraySpec as its `arrays`": _are_specs(getattr(made, "arrays", None)),
+        "a tuple of ArraySpec as its `arrays`": has_specs,
         "to be called with an image and labels": callable(made),
     }
     for expected, kept in faults.items():
@@ -147,7 +149,3 @@ def check_members(made: Any, name: str, where: str) -> None:
             raise ExtractorError.mismatch(where, expected, "another")
     if any("slot" in spec.dims for spec in made.arrays) and type(getattr(made, "slots", None)) is not int:
         raise ExtractorError.mismatch(where, "an integer as its `slots`, for its arrays with that dimension", "none")
-
-
-def _are_specs(arrays: Any) -> bool:
-    return isinstance(arrays, tuple) and bool(arrays) and all(isinstance(spec, ArraySpec) for spec in arrays)

@@ -97,15 +97,16 @@ class StoreSummary:
 def summarise(store: Location, *, measure: int = 64, root: str | None = None) -> StoreSummary:
     """Count what a store holds, finished or not; of samples that are not done, and of images, nothing is read.
 
-    Args:
-        measure: Number of samples, evenly spread, to read for the shares of values that are not fill.
-        root: Where the manifest's paths start, if the data set was moved.
+    `measure` samples, evenly spread, are read for the shares of values that are not fill. `root` is where the
+    manifest's paths start, if the data set was moved.
     """
     store = open_storage(store)
     schema = open_schema(store)
     reader = StoreReader(store, schema.array_names, root=root)
     location = reader.manifest.root  # the manifest first: it bounds how many shards a store may claim to have
-    records, damaged = _records(store, schema)
+    found = list(read_commits(store, range(schema.num_shards)))
+    records = [record for record in found if isinstance(record, CommitRecord)]
+    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
     sizes = store.list()  # after the records, which may become more meanwhile
     files, absent = _committed_files(store, schema, records, sizes)
     committed = {record.shard for record in records}
@@ -151,13 +152,6 @@ def summarise(store: Location, *, measure: int = 64, root: str | None = None) ->
         projected_bytes=per_image * COCO_TRAIN_IMAGES if per_image is not None else None,
         measured_samples=len(measured),
     )
-
-
-def _records(store: Storage, schema: StoreSchema) -> tuple[list[CommitRecord], list[str]]:
-    """The commit records that are there, and what is wrong with those that cannot be read."""
-    found = list(read_commits(store, range(schema.num_shards)))
-    damaged = [str(error.args[0]) for error in found if isinstance(error, StoreCorruptError)]
-    return [record for record in found if isinstance(record, CommitRecord)], damaged
 
 
 def _committed_files(

@@ -115,8 +115,12 @@ def prepare(
         schema.check()
     except ValueError as error:
         raise StoreError(f"{store}: {error}", hint="this is a bug of the extractor that has such an array") from error
-    same = _has_same_rows(manifest, schema, existing, doubts)
-    plan = make_plan(store, schema, manifest, extractors, same_rows=same, retry_quarantined=retry_quarantined)
+    same = existing is not None and existing.manifest_sha256 == schema.manifest_sha256
+    if not same:  # of another manifest all rows are read: damage is to be found by now
+        manifest.table.check()
+    plan = make_plan(
+        store, schema, manifest, extractors, same_rows=same and not doubts, retry_quarantined=retry_quarantined
+    )
     if not elsewhere:
         todo = {request.name for task in plan.tasks for request in task.extractors}
         check_gpu(extractor for extractor in extractors if extractor.name in todo)
@@ -131,16 +135,6 @@ def prepare(
         found=existing,
         doubts=doubts,
     )
-
-
-def _has_same_rows(
-    manifest: Manifest, schema: StoreSchema, existing: StoreSchema | None, doubts: Mapping[str, str]
-) -> bool:
-    """Whether the store has this very manifest. Of another one all rows are read: damage is to be found by now."""
-    if existing is not None and existing.manifest_sha256 == schema.manifest_sha256:
-        return not doubts
-    manifest.table.check()
-    return False
 
 
 def _choose_layers(

@@ -151,14 +151,8 @@ def oracle(
     )
     title = f"{run} at step {loaded.step} on {manifest}; regions: {regions}"
     facts = {"run": str(run), "step": loaded.step, "dataset": table.dataset, "manifest": table.fingerprint}
-    facts |= {
-        "unit": "fraction",
-        "regions": regions,
-        "windows": not no_windows,
-        "first_resize": first_resize,
-        "max_images": max_images,
-    }
-    facts["rows"] = analysis.document(found, table.vocabulary.class_names)
+    facts |= {"unit": "fraction", "regions": regions, "windows": not no_windows, "first_resize": first_resize}
+    facts |= {"max_images": max_images, "rows": analysis.document(found, table.vocabulary.class_names)}
     show(_table(title, analysis.table(found), 4, latex_file), facts, json_file)
 
 

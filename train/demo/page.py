@@ -58,8 +58,10 @@ def page_of_demo(
     """
     train, val = (Manifest.read(out / f"{split}.parquet") for split in ("train", "val"))
     texts = text_embeds(clip, val.vocabulary.class_names)
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    facts = {**settings, "torch": torch.__version__, "cores": os.cpu_count(), "machine": machine}
     return render_page(
-        settings={name: str(value) for name, value in {**settings, **_machine()}.items()},
+        settings={name: str(value) for name, value in facts.items()},
         stages=stages,
         resumed=resumed,
         models=models,
@@ -106,14 +108,6 @@ def _class_rows(results: Results) -> list[dict[str, Any]]:
         for name, pixels, iou in columns
     ]
     return sorted(rows, key=lambda row: row["name"] in unseen)
-
-
-def _machine() -> dict[str, str]:
-    return {
-        "torch": torch.__version__,
-        "cores": str(os.cpu_count()),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
 
 
 def _scene(manifest: Manifest, index: int) -> dict[str, Any]:

@@ -44,10 +44,6 @@ class Thing(NamedTuple):
     pattern: str
     outline: str
 
-    @property
-    def class_name(self) -> str:
-        return f"{self.colour} {self.pattern}"
-
 
 class Caption(NamedTuple):
     text: str
@@ -71,7 +67,7 @@ class Scene(NamedTuple):
     def labels(self, classes: Sequence[str]) -> UInt8:
         """(H, W) places in `classes`, 255 for what is not among them."""
         ids = {name: index for index, name in enumerate(classes)}
-        names = (content if isinstance(content, str) else content.class_name for content in self.contents)
+        names = (each if isinstance(each, str) else f"{each.colour} {each.pattern}" for each in self.contents)
         table = np.full(256, IGNORE_INDEX, np.uint8)
         table[: len(self.contents)] = [ids.get(name, IGNORE_INDEX) for name in names]
         return table[self.places]

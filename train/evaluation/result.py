@@ -261,7 +261,9 @@ def _by_number(files: Sequence[Path]) -> dict[int, Evaluation]:
     for file in files:
         part = read_evaluation(file)
         first, number = next(iter(found.values()), (file, part))[1], _part(part).number
-        if different := _differences(first, part):
+        different = [key for key in _MERGED if first.source.get(key) != part.source.get(key)]
+        different += protocol_differences(first.source, part.source)
+        if different := different or ["the number of parts"] * (_part(first).parts != _part(part).parts):
             differ, hint = ", ".join(different), "Merge parts of the same checkpoint, manifest and options."
             parts = f"{file} and {files[0]} are not parts of one evaluation"
             raise EvaluationError(f"{parts}: they differ in {differ}", hint=hint)
@@ -275,13 +277,6 @@ def _part(evaluation: Evaluation) -> Part:
     return evaluation.part or Part(1, 1)
 
 
-def _differences(ours: Evaluation, theirs: Evaluation) -> list[str]:
-    """What says that two results are not parts of one evaluation."""
-    keys = [key for key in _MERGED if ours.source.get(key) != theirs.source.get(key)]
-    keys += protocol_differences(ours.source, theirs.source)
-    return keys or ["the number of parts"] * (_part(ours).parts != _part(theirs).parts)
-
-
 def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
     try:
         there = json.loads(read_regular(path))
@@ -291,7 +286,6 @@ def _is_of_another(path: Path, source: Mapping[str, Any]) -> bool:
 
 
 _GROUPS = (("seen", True), ("unseen", False))
-
 
 _MERGED = ("step", "weights", "dataset", "vocabulary", "manifest", "ignore_index", "shared_prompts")
 """Keys of a result that parts of one evaluation share, besides the protocol."""
