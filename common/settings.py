@@ -106,15 +106,10 @@ def to_dict(config: Any) -> Any:
 
 
 def apply_override(values: dict[str, Any], text: str, *, base: Path) -> None:
-    """Set one `key.sub=value` of the command line in nested values.
+    """Set one `key.sub=value` of the command line, the value as TOML or else as bare text, in a file's nested values.
 
-    Args:
-        values: What the configuration file says; changed in place.
-        text: The key, an equals sign, and the value as TOML or else as bare text.
-        base: The shell's folder, which relative paths given this way are taken from.
-
-    Raises:
-        ConfigError: The text has no key or no equals sign, or the key lies below a value.
+    `base` is the shell's folder, which relative paths given this way are taken from. Raises ConfigError where the text
+    has no key or no equals sign, or the key lies below a value.
     """
     key, equals, written = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
@@ -142,13 +137,8 @@ def from_text(value: Any, hint: Any, *, where: str) -> Any:
     >>> from_text("50", int, where="low"), from_text("none", str | None, where="weights")
     (50, None)
 
-    Args:
-        value: Text, which is read, or a value of a type that fits already.
-        hint: bool, int, float, str, Path, `Literal`, or a union of these with None.
-        where: The option's name in messages.
-
-    Raises:
-        ConfigError: The text cannot be read as that type, or the value has another one.
+    `value` is text, which is read, or of a type that fits already. `hint` is bool, int, float, str, Path, `Literal`, or
+    a union of these with None. Raises ConfigError, with the option's name `where`, for any other value or text.
     """
     # None first: of `str | None`, the text "none" means None.
     for kind in sorted(_alternatives(hint), key=lambda kind: kind is not types.NoneType):

@@ -108,12 +108,9 @@ def select_keypoints(
     As published: threshold, greedy non-maximum suppression, removal of points near the image's edge (after suppression,
     so that a point there still suppresses its neighbours), the strongest few.
 
-    Args:
-        probability: The map; any scores do.
-        threshold: Keypoints score more than this.
-        nms_radius: A keypoint suppresses weaker ones up to this far in x and y, pixels; 0 suppresses none.
-        border: Keypoints closer than this to the image's edge are dropped, pixels.
-        max_keypoints: Number of the strongest that stay; None keeps all.
+    Keypoints score more than `threshold`, in scores of any kind. Each suppresses weaker ones up to `nms_radius` px away
+    in x and y (0: none). Those closer than `border` px to the edge go, and `max_keypoints` of the others stay (None:
+    all).
     """
     above = np.where(probability > threshold, probability, np.float32(0))
     return keep_strongest(clear_border(suppress_neighbours(above, nms_radius), border), max_keypoints)

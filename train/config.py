@@ -153,15 +153,10 @@ class TrainConfig:
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, run: Path | None = None) -> TrainConfig:
-    """Read a TOML file; paths in it are relative to it.
+    """Read a TOML file, whose paths are relative to it, or one of `recipes`, with paths relative to the current folder.
 
-    Args:
-        path: The file, or the name of one of `recipes`, whose paths are relative to the current folder.
-        overrides: Texts `key.sub=value` that win over the file.
-        run: Run folder that wins over both.
-
-    Raises:
-        ConfigError: It names the file, the key and the repair.
+    `overrides`, texts `key.sub=value`, win over the file, and the run folder `run` over both. Raises ConfigError, which
+    names the file, the key and the repair.
     """
     file, base = Path(path), Path(path).resolve().parent
     if str(path) in recipes():

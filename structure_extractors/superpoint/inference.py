@@ -60,13 +60,9 @@ def infer(network: "DetectorNetwork", grey: npt.NDArray[np.uint8], adaptation: i
     One at a time on every device: sums may be ordered otherwise in a batch, and what is stored of a picture may not
     depend on which others were computed with it. The warped copies of `adaptation` are batches of fixed composition.
 
-    Args:
-        network: A network in evaluation mode; its weights have the device and the precision to compute in.
-        grey: Picture (H, W) uint8 of any size.
-        adaptation: Number of homographies that the answer is the mean over; 0 takes the picture as it is.
-
-    Returns:
-        Probability of a keypoint at each pixel, (H, W) float32.
+    The network is in evaluation mode, and its weights have the device and the precision to compute in; `grey` is (H, W)
+    uint8 of any size. Returns the probability of a keypoint at each pixel, (H, W) float32: the mean over `adaptation`
+    homographies, or for 0 that of the picture as it is.
     """
     from .adaptation import adapted_probabilities
     from .network import grey_tensor, keypoint_probabilities

@@ -122,19 +122,14 @@ def keypoint_probability(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def keypoint_probabilities(network: DetectorNetwork, images: Tensor) -> Tensor:
-    """Probability of a keypoint at each pixel.
+    """Probability (B, H, W) float32 of a keypoint at each pixel of pictures (B, 1, H, W) float in [0, 1] of any size.
 
-    Right and bottom are padded to a multiple of 8 by repeating the last column and row, which invents no corner there,
-    and cut off again: no pixel is lost and none moves. Precision is that of the network's weights.
+    A cell of 8x8 pixels sums to at most 1. Right and bottom are padded to a multiple of 8 by repeating the last column
+    and row, which invents no corner there, and cut off again: no pixel is lost and none moves. Precision is that of the
+    network's weights.
 
     A CPU takes the pictures of a batch one by one: feature maps of several do not stay in its caches (at 384x512, four
     together took twice as long), and so no answer depends on its batch.
-
-    Args:
-        images: Pictures (B, 1, H, W) float in [0, 1] of any size.
-
-    Returns:
-        Probabilities (B, H, W) float32; a cell of 8x8 pixels sums to at most 1.
     """
     height, width = images.shape[-2:]
     images = functional.pad(images, (0, -width % CELL_PX, 0, -height % CELL_PX), mode="replicate")

@@ -101,8 +101,7 @@ class Contrast(nn.Module):
 def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = None, say: Callable[[str], None]) -> Path:
     """Pretrain into the folder `out`, resuming from its checkpoint if it has one; returns the file of weights.
 
-    Args:
-        stop_at: Step to end at early, as an interruption would.
+    `stop_at` is a step to end at early, as an interruption would.
 
     Raises:
         RunFolderError: The folder was made with other settings, or another process is training in it.

@@ -44,9 +44,7 @@ def boundary_counts(
 ) -> tuple[Counts, Counts, Counts]:
     """Sizes of the bands of one picture: intersections, bands of the ground truth, bands of the prediction, each (C,).
 
-    Args:
-        prediction: (H, W) ids 0..C-1.
-        labels: (H, W) ids 0..C-1, or `ignore_index`.
+    Both maps are (H, W) ids 0..C-1; labels may be `ignore_index`.
 
     Examples:
         A square of 4x4 pixels, predicted one column too far to the right; bands are 1 px wide.

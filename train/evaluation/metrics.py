@@ -52,14 +52,9 @@ class ConfusionMatrix:
         self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
     def update(self, prediction: Tensor | Integers, labels: Tensor | Integers) -> tuple[Counts, Counts, Counts]:
-        """Count the pixels of one or more images.
+        """Count the pixels of one or more images, integers of one shape, torch (any device) or numpy.
 
-        Args:
-            prediction: Integers of any shape, torch (any device) or numpy.
-            labels: Integers of the same shape.
-
-        Returns:
-            What was counted just now, each (C,): hits, true pixels, predicted pixels.
+        Returns what was counted just now, each (C,): hits, true pixels, predicted pixels.
 
         Raises:
             ShapeError: The shapes differ, the arrays hold no integers, or an id outside 0..C-1 (for labels: other than

@@ -156,19 +156,11 @@ def predict_probabilities(
     *,
     size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities of each class at every pixel. Classes are independent: a pixel's need not sum to 1.
+    """Probabilities (T, H, W) in [0, 1], float32, of independent classes: a pixel's need not sum to 1.
 
-    Args:
-        model: Its mode is kept.
-        image: uint8 RGB after the first resize (h, w, 3).
-        text_features: (T, P, D) as `Segmenter.encode_text` gives them.
-        size: (H, W) of the result. Default: that of `image`.
-
-    Returns:
-        (T, H, W) float32 in [0, 1].
-
-    Raises:
-        ShapeError: The image is of another kind.
+    The image is uint8 RGB after the first resize (h, w, 3), the result of its `size` (H, W) unless another is given.
+    `text_features` are (T, P, D) as `Segmenter.encode_text` gives them. The model's mode is kept. Raises ShapeError for
+    an image of another kind.
     """
     probabilities = np.zeros((len(text_features), *(size or image.shape[:2])), dtype=np.float32)
     for ids, maps in probability_maps(model, image, text_features, settings, size=size):

@@ -115,12 +115,8 @@ def mean_over_synonyms(features: Tensor, present: Tensor) -> Tensor:
     The direction is that of the mean of unit vectors, as prompts are usually averaged (Radford et al. 2021, section
     3.1.4); the length is the mean length, so that a class of one name keeps its feature.
 
-    Args:
-        features: (M, D) features of the prompts that `present` marks, in its order.
-        present: (T, S, P) bool, which rows of `tokenize` are prompts.
-
-    Returns:
-        (T, P, D) float32.
+    `features` (M, D) are those of the prompts that `present` (T, S, P) bool marks among the rows of `tokenize`, in its
+    order. Returns (T, P, D) float32.
     """
     features = features.float()
     lengths = features.norm(dim=-1, keepdim=True)

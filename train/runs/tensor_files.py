@@ -64,12 +64,9 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def read_tensors(path: Path, *, fault: str, hint: str | None = None) -> Any:
-    """What a file holds: tensors by name, or whatever a PyTorch file has around them.
+    """What a .safetensors file or any of PyTorch's holds: tensors by name, or whatever is around them.
 
-    Args:
-        path: A .safetensors file, or any of PyTorch's. A TorchScript archive gives its state dict.
-        fault: What the message begins with, before the reason.
-        hint: What to do about a file that cannot be read.
+    A TorchScript archive gives its state dict. `fault` is what the message begins with, before the reason.
 
     Raises:
         CheckpointError: It is no regular file, is torn or of another kind, claims more than it has, or would run code.

@@ -42,12 +42,8 @@ def write_export(
 ) -> None:
     """Write a model of `step` training steps as it predicts, without its auxiliary heads, atomically.
 
-    Args:
-        classes: The training vocabulary.
-        origin: Whatever is known of where the weights come from.
-
-    Raises:
-        RunFolderError: `out` is in use.
+    `classes` is the training vocabulary, `origin` whatever is known of where the weights come from. Raises
+    RunFolderError if `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: exists already", hint="choose another name for the export")

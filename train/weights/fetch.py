@@ -22,7 +22,7 @@ from ...common.storage.location import without_credentials
 from ...common.text import align, format_bytes
 from ..errors import WeightsError
 from ..model.backbones.interface import OPENAI_MEAN, OPENAI_STD, published_names
-from .cache import OWN, RECORD_FILE, WeightsRecord, file_sha256, find_clip_weights, read_record, weights_folder
+from .cache import NEEDS, OWN, RECORD_FILE, WeightsRecord, file_sha256, find_clip_weights, read_record, weights_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,13 +137,9 @@ def listing_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def fetch(tag: PretrainedTag, *, url: str | None = None) -> tuple[WeightsRecord, bool]:
-    """Bring a tag's weights into the cache.
+    """Bring a tag's weights into the cache; returns their record, and whether anything had to be fetched.
 
-    Args:
-        url: Another place, such as a mirror. A hash that the tag's own address tells is still required.
-
-    Returns:
-        Their record, and whether anything had to be fetched.
+    `url` is another place, such as a mirror. A hash that the tag's own address tells is still required.
 
     Raises:
         WeightsError: No place has them, and the message names each one's answer; or what came is not the file.
@@ -214,15 +210,11 @@ def _fetch_from(source: Source, tag: PretrainedTag, folder: Path) -> WeightsReco
             got = f"{found} ({size} bytes); nothing was kept"
             raise WeightsError.mismatch(source.url, f"sha256 {expected}", got, hint)
         record = WeightsRecord(
-            clip=tag.clip,
-            tag=tag.tag,
+            **{name: getattr(tag, name) for name in ("clip", "tag", *NEEDS)},
             file=file.name,
             url=masked(source.url),
             num_bytes=size,
             sha256=found,
-            quick_gelu=tag.quick_gelu,
-            image_mean=tag.image_mean,
-            image_std=tag.image_std,
             version=__version__,
         )
         atomic_json(partial / RECORD_FILE, asdict(record))

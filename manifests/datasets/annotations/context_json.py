@@ -30,11 +30,11 @@ def paint_context(
     listed: Sequence[str] | None = None,
     workers: int = 0,
 ) -> dict[str, str]:
-    """Paint a split's images. Later segments cover earlier ones in the file's order, as in the benchmark.
+    """Paint the images of a phase, train or val, into the new folder `out`.
+
+    Later segments cover earlier ones in the file's order, as in the benchmark.
 
     Args:
-        split: Phase of the images, train or val.
-        out: New folder for the label pictures.
         expected_names: What categories may be called, in lower case without spaces, by category id.
         listed: Stems of the images to paint; None for all of the split.
         workers: Number of threads; 0 for all CPUs.

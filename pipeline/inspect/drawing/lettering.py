@@ -103,13 +103,8 @@ def legend(
 def place_text(region: npt.NDArray[np.bool_], text: str, sizes_px: Sequence[int]) -> tuple[int, int, int] | None:
     """Where a line of text stands on a region: of all boxes that it covers, one whose middle lies deep and central.
 
-    Args:
-        region: (H, W), True where the text may stand; cut to what is True, so that its middle is that of the region.
-        text: One line.
-        sizes_px: Font sizes, tried in order.
-
-    Returns:
-        x and y of the box's top left, and the font size; None if it fits nowhere.
+    The region (H, W) is True where the text may stand, and cut to that, so that its middle is that of the region. Font
+    sizes are tried in order. Returns x and y of the box's top left, and the font size; None if it fits nowhere.
     """
     window = np.ascontiguousarray(region).view(np.uint8)
     sums = cv2.integral(window)
