@@ -17,7 +17,7 @@ from ....structure_extractors.keypoints import Scores, score_map
 from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
 from ..pictures.files import find_pictures, read_grey
-from ..pictures.photometric import SENSOR, augmented
+from ..pictures.photometric import PhotometricSettings, augmented
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
 from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, matches, pair_measures
@@ -98,7 +98,7 @@ def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.ND
     for number, kind in enumerate(KINDS):
         for index in range(per_kind):
             image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), SHAPE_SIZE, kind)
-            yield (augmented(image, SENSOR, seed=number * 10**6 + index) if noisy else image), keypoints
+            yield (augmented(image, PhotometricSettings(), seed=number * 10**6 + index) if noisy else image), keypoints
 
 
 def shape_precision(detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool) -> dict[int, dict[str, float]]:

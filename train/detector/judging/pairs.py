@@ -1,7 +1,7 @@
 """Pairs of pictures with a known homography between them: sequences on disk, and pictures that we warp."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ from ....common.documents import parsing, read_text
 from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
 from ..pictures.files import SUFFIXES, read_grey
-from ..pictures.photometric import SENSOR, augmented, jpeg
+from ..pictures.photometric import PhotometricSettings, augmented, jpeg
 from .detectors import Grey
 
 PHOTO_SIZE = (240, 320)  # h, w
@@ -78,7 +78,7 @@ def changed_pairs(greys: Sequence[Grey], change: Callable[[Grey, int], Grey]) ->
 
 def relit(grey: Grey, seed: int) -> Grey:
     """In other light: shadows, contrast and brightness as in training, without blur and noise."""
-    return augmented(grey, replace(SENSOR, probability=1, noise=0, speckle=0, motion_blur_px=1), seed=seed)
+    return augmented(grey, PhotometricSettings(probability=1, noise=0, speckle=0, motion_blur_px=1), seed=seed)
 
 
 def compressed(grey: Grey, seed: int) -> Grey:
@@ -89,7 +89,7 @@ def compressed(grey: Grey, seed: int) -> Grey:
 
 CHANGES: dict[str, Callable[[Grey, int], Grey]] = {
     "light": relit,
-    "light+noise": lambda grey, seed: augmented(grey, SENSOR, seed=seed),
+    "light+noise": lambda grey, seed: augmented(grey, PhotometricSettings(), seed=seed),
     "compressed": compressed,
 }
 """Changes of a photograph in place, by name."""

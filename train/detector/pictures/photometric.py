@@ -38,14 +38,10 @@ class PhotometricSettings:
     jpeg_quality: tuple[int, int] = (5, 95)  # range of the quality
 
 
-SENSOR = PhotometricSettings(processed=0)
-"""What happens before a file is made of a picture: the changes of pictures that are judged as noisy."""
-
-
 def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
     """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is on their device.
 
-    In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor, processing.
+    In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
     """
     number, device = len(images), images.device
 
@@ -69,38 +65,38 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     where = torch.rand(images.shape, generator=generator, device=device)
     share = uniform(0, settings.speckle)
     speckled = torch.where(where < share / 2, 0.0, torch.where(where > 1 - share / 2, 1.0, images))
-    return as_from_file(sometimes(speckled).clamp(0, 1), settings, generator)
+    return sometimes(speckled).clamp(0, 1)
 
 
 def as_from_file(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
-    """Change pictures (B, 1, H, W) float in [0, 1] as the way into a file does: resampling, sharpening, JPEG.
+    """Change pictures (B, 1, H, W) float in [0, 1] of the CPU as the way into a file does: resample, sharpen, JPEG.
 
     Without it the corners of JPEG's blocks are taken for keypoints: of the points of photographs of quality 10, twice
     as many as by chance lay beside the edges of blocks. Grey values come back whole, of 255.
     """
     if not settings.processed:
         return images
-    number, device = len(images), images.device
+    number = len(images)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
+        return torch.rand(shape, generator=generator)
 
     def sometimes(changed: Tensor) -> Tensor:
         return torch.where(drawn(number, 1, 1, 1) < settings.processed, changed, images)
 
-    (scale, *_), luck, *places = drawn(5, number).tolist()  # at once: the host waits for the device
+    (scale, *_), luck, *places = drawn(5, number).tolist()
     scale = settings.resample + (1 - settings.resample) * scale
     smaller = _resized(images, [max(1, round(scale * side)) for side in images.shape[-2:]])
     images = sometimes(_resized(smaller, images.shape[-2:]))
     soft = _filtered(images, _gaussian_kernels(0.5 + drawn(number), 7))
     images = sometimes(images + settings.sharpen * drawn(number, 1, 1, 1) * (images - soft)).clamp(0, 1)
-    greys = (255 * images[:, 0]).round().to("cpu", torch.uint8).numpy()
+    greys = (255 * images[:, 0]).round().to(torch.uint8).numpy()
     low, high = settings.jpeg_quality
     for index, (quality, top, left) in enumerate(zip(*places, strict=True)):
         if luck[index] < settings.processed:
             offset = int(8 * top), int(8 * left)
             greys[index] = jpeg(greys[index], int(low + (high + 1 - low) * quality), offset)
-    return torch.from_numpy(greys)[:, None].to(device) / 255
+    return torch.from_numpy(greys)[:, None] / 255
 
 
 def augmented(image: npt.NDArray[np.uint8], settings: PhotometricSettings, *, seed: int) -> npt.NDArray[np.uint8]:

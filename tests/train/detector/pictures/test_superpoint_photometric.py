@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from physseg.train.detector.pictures.photometric import (
-    SENSOR,
     PhotometricSettings,
     _gaussian_kernels,
     _motion_kernels,
@@ -26,7 +25,6 @@ NOTHING = PhotometricSettings(
     shade=0,
     blur_px=0.3,
     motion_blur_px=1,
-    processed=0,
 )
 
 
@@ -37,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_no_change_leaves_pictures_as_they_are():
     images = torch.rand(3, 1, 24, 32, generator=generator())
     torch.testing.assert_close(augment(images, NOTHING, generator()), images, atol=1e-2, rtol=0)  # blur of .3 px
-    off = PhotometricSettings(probability=0.0, processed=0.0)
+    off = PhotometricSettings(probability=0.0)
     assert torch.equal(augment(images, off, generator()), images)
 
 
@@ -83,8 +81,12 @@ def test_random_numbers_follow_from_the_generator():
     one, two = (augment(images, PhotometricSettings(), generator(5)) for _ in range(2))
     assert torch.equal(one, two)
     picture = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
-    np.testing.assert_array_equal(augmented(picture, SENSOR, seed=1), augmented(picture, SENSOR, seed=1))
-    assert not np.array_equal(augmented(picture, SENSOR, seed=1), augmented(picture, SENSOR, seed=2))
+    np.testing.assert_array_equal(
+        augmented(picture, PhotometricSettings(), seed=1), augmented(picture, PhotometricSettings(), seed=1)
+    )
+    assert not np.array_equal(
+        augmented(picture, PhotometricSettings(), seed=1), augmented(picture, PhotometricSettings(), seed=2)
+    )
 
 
 def test_blocks_of_jpeg_begin_where_they_are_told_to():
@@ -102,7 +104,7 @@ def test_processing_keeps_places_and_clean_pictures_some_of_the_time():
     """A soft blob stays in the middle, whatever is done to it."""
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
     blob = torch.exp(-((x - 31.5) ** 2 + (y - 23.5) ** 2) / 72)[None, None].expand(64, -1, -1, -1)
-    out = as_from_file(blob, replace(SENSOR, processed=1.0, jpeg_quality=(50, 95)), generator())
+    out = as_from_file(blob, PhotometricSettings(processed=1.0, jpeg_quality=(50, 95)), generator())
     for axis, middle in ((x, 31.5), (y, 23.5)):
         torch.testing.assert_close(
             (out * axis).sum((1, 2, 3)) / out.sum((1, 2, 3)), torch.full((64,), middle), atol=0.3, rtol=0
@@ -113,4 +115,4 @@ def test_processing_keeps_places_and_clean_pictures_some_of_the_time():
         torch.equal(*pair) for pair in zip(as_from_file(blob, PhotometricSettings(), generator()), blob, strict=True)
     ]
     assert 0.1 < np.mean(untouched) < 0.4  # of three steps, each with probability 0.4
-    assert as_from_file(blob, SENSOR, generator()) is blob
+    assert as_from_file(blob, PhotometricSettings(processed=0), generator()) is blob
