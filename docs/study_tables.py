@@ -15,7 +15,7 @@ import numpy as np
 from physseg.common.text import markdown_table
 from physseg.manifests.manifest import Manifest
 from physseg.train.analysis.ablation import read_table
-from physseg.train.analysis.ablation_table import Cell, figure, student_interval
+from physseg.train.analysis.ablation_table import Cell, figure, student_interval, texts
 from physseg.train.demo.regime import TEST_SPLITS
 from physseg.train.demo.zero_shot import packaged, score
 from physseg.train.runs.run_log import read_log
@@ -36,7 +36,7 @@ def main(study: Path) -> None:
     bands = {(cell["row"], cell["data"]): cell for cell in found["boundary_iou_cells"]}
     rows = list(dict.fromkeys(row for row, _ in cells))
     told = zero_shot(study)
-    scores = [["mIoU", *TEST_SPLITS, "harmonic mean of seen and words"], ["zero-shot", *told]]
+    scores = [["mIoU", *TEST_SPLITS, MEAN], ["zero-shot", *told]]
     scores += [[row, *(mean(cells[row, data]) for data in (*TEST_SPLITS, MEAN))] for row in rows]
     changes = [["", "against", "harmonic mean", "over seeds", "over images", "seen", "words", "Boundary IoU on seen"]]
     for row in rows:
@@ -105,15 +105,9 @@ def mean(cell: dict[str, Any]) -> str:
     return f"{100 * cell['mean']:.1f}" + (f" ± {100 * cell['deviation']:.1f}" if cell["deviation"] else "")
 
 
-def difference(cell: dict[str, Any]) -> list[str]:
+def difference(cell: dict[str, Any]) -> tuple[str, ...]:
     """The difference and its two intervals, in points."""
-    if cell["difference"] is None:
-        return ["", "", ""]
-    kinds = (cell["difference_over_seeds"], cell["difference_over_images"])
-    return [
-        f"{100 * cell['difference']:+.2f}",
-        *("{:+.2f} to {:+.2f}".format(*(100 * end for end in kind)) for kind in kinds),
-    ]
+    return texts(Cell(**cell))[1:]
 
 
 def points(cell: dict[str, Any]) -> list[str]:
@@ -134,16 +128,12 @@ def gradients(runs: Path, rows: Sequence[str]) -> Iterator[list[str]]:
     folders = {row.name: row.folder for row in read_table("study").rows}
     for row in rows:
         seeds: dict[str, list[float]] = defaultdict(list)
-        for log in sorted((runs / folders[row]).glob("seed_*/log.jsonl")):
-            lines = read_log(log, "step")
+        for evaluated in sorted((runs / folders[row]).glob("seed_*/evaluations")):  # a run that has ended
+            lines = read_log(evaluated.with_name("log.jsonl"), "step")
             for key in keys:
                 if values := [line[f"gradient_{key}"] for line in lines if f"gradient_{key}" in line]:
                     seeds[key].append(float(np.mean(values)))
-        yield (
-            [row, *(spread(seeds[key], digits=4 if "norm" in key else 2) for key in keys)]
-            if seeds
-            else [row, *[""] * len(keys)]
-        )
+        yield [row, *(spread(seeds[key], digits=4 if "norm" in key else 2) for key in keys)]
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -150,7 +150,7 @@ def _tables(found: Sequence[Cell], score: str) -> list[list[tuple[str, ...]]]:
     tables: dict[str, list[tuple[str, ...]]] = {}
     for cell in found:
         heading = (cell.data, score, "difference in points", "over seeds", "over images")
-        tables.setdefault(cell.data, [heading]).append((_name(cell, found[0].row), *_texts(cell)))
+        tables.setdefault(cell.data, [heading]).append((_name(cell, found[0].row), *texts(cell)))
     return list(tables.values())
 
 
@@ -210,7 +210,8 @@ def _require_same_protocol(ours: Score, theirs: Score, *, of_rows: Collection[st
         raise AnalysisError(fault, hint=f"Move away {folders} and re-run the command: it evaluates again.")
 
 
-def _texts(cell: Cell) -> tuple[str, str, str, str]:
+def texts(cell: Cell) -> tuple[str, str, str, str]:
+    """Its mean over seeds in percent; its difference in points with both intervals, or three empty texts."""
     mean = percent(cell.mean) + ("" if cell.deviation is None else f" ± {percent(cell.deviation)}")
     if cell.difference is None:
         return mean, "", "", ""
