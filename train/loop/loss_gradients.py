@@ -10,6 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ...common.errors import ConfigError
 from ..losses.total import Losses
 from ..model.segmenter import Segmenter
 from .ranks import Ranks
@@ -19,10 +20,16 @@ class LossGradients:
     """Gradients of each loss by itself, from the step's own forward pass; what the step computes stays as it is."""
 
     def __init__(self, model: Segmenter, losses: Losses, every: int) -> None:
-        """`every`: number of steps between two looks; 0 never looks."""
+        """`every`: number of steps between two looks; 0 never looks.
+
+        Raises ConfigError where there is nothing to look at: of a backbone of others only its model tells.
+        """
         self.every, self.weights = every, {name: weight for name, (_, weight) in losses.items()}
         named = model.clip.named_parameters()  # type: ignore[attr-defined]
         self.encoder = [each for name, each in named if each.requires_grad and not name.startswith("text.")]
+        if every and not self.encoder:
+            expected, got = "an image encoder that trains", f"model.finetune = {model.config.finetune!r}"
+            raise ConfigError.mismatch("log.gradients", expected, got, hint="set log.gradients = 0")
         self._sums: dict[str, Tensor] = {}
 
     def is_due(self, step: int) -> bool:

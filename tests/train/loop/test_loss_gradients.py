@@ -56,6 +56,10 @@ def test_by_hand() -> None:
     assert found["gradient_cosine/a-b"] == pytest.approx(0.8)
     assert found["gradient_norm/c"] == 0 and math.isnan(found["gradient_cosine/a-c"])
     assert visual.weight.grad is None and text.weight.grad is None
+    clip["visual"].requires_grad_(requires_grad=False)
+    LossGradients(model, losses, every=0)
+    with pytest.raises(ConfigError, match=r"log\.gradients: expected an image encoder that trains.*'none'"):
+        LossGradients(model, losses, every=2)
 
 
 def test_an_encoder_that_does_not_train_has_none(make_config: Make) -> None:

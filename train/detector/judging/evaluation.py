@@ -20,7 +20,7 @@ from ..pictures.files import find_pictures, read_grey
 from ..pictures.photometric import PhotometricSettings, augmented
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import NUM_POINTS, TOLERANCE_PX, average_precision, found_again, matches, pair_measures
+from .metrics import NUM_POINTS, TOLERANCE_PX, Points, average_precision, found_again, matches, pair_measures
 from .pairs import CHANGES, PHOTO_SIZE, Pair, changed_pairs, viewpoint_pairs
 
 RADIUS_PX = 4  # suppression of neighbours, as in extraction
@@ -82,8 +82,9 @@ def evaluate(
     for noisy in (False, True):
         for radius, figures in shape_precision(single, per_kind=per_kind, noisy=noisy).items():
             enter(f"AP {'noisy' if noisy else 'clean'} r{radius}", figures)
+    points: dict[tuple[str, int], Points] = {}  # a photograph is in several sets
     for name, pairs in sets.items():
-        for measure, figures in measures(everyone, pairs).items():
+        for measure, figures in measures(everyone, pairs, points=points).items():
             enter(name, figures, FIGURES if measure == "repeatability" else measure)
     return tables
 
@@ -133,20 +134,27 @@ def all_points(detect: Detect, grey: Grey) -> npt.NDArray[np.float32]:
 
 
 def measures(
-    detectors: Mapping[str, Detect], pairs: Sequence[Pair], *, number: int = NUM_POINTS
+    detectors: Mapping[str, Detect],
+    pairs: Sequence[Pair],
+    *,
+    number: int = NUM_POINTS,
+    points: dict[tuple[str, int], Points] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Means over pairs of each measure of `pair_measures`, of each detector's best `number` points.
 
-    A detector is left out where no pair says anything of it.
+    A detector is left out where no pair says anything of it. `points` keeps what each found on each picture, by name
+    and identity, for further calls with the same pictures.
     """
-    greys = {id(grey): grey for pair in pairs for grey in (pair.one, pair.other)}  # a first one is in several pairs
+    points = {} if points is None else points
     result: dict[str, dict[str, float]] = {}
     for name, detect in detectors.items():
-        points = {key: all_points(detect, grey) for key, grey in greys.items()}
-        found = [
-            pair_measures(pair, found_again(pair, points[id(pair.one)], points[id(pair.other)], number=number))
-            for pair in pairs
-        ]
+        found = []
+        for pair in pairs:
+            for grey in (pair.one, pair.other):
+                if (name, id(grey)) not in points:
+                    points[name, id(grey)] = all_points(detect, grey)
+            both = points[name, id(pair.one)], points[name, id(pair.other)]
+            found.append(pair_measures(pair, found_again(pair, *both, number=number)))
         for measure in dict.fromkeys(key for each in found for key in each):
             if known := [value for each in found if not math.isnan(value := each[measure])]:
                 result.setdefault(measure, {})[name] = float(np.mean(known))
