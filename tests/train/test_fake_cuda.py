@@ -17,7 +17,9 @@ from physseg.common.settings import build
 from physseg.train import optim
 from physseg.train.config import TrainConfig
 from physseg.train.data.dataset import TrainSamples, to_device
-from physseg.train.detector.loop import _network, training_batch
+from physseg.train.detector.batches import draw_batch
+from physseg.train.detector.loop import _network
+from physseg.train.detector.pictures.sources import Shapes
 from physseg.train.detector.settings import TrainSettings
 from physseg.train.detector.targets import detector_loss
 from physseg.train.loop import loop
@@ -177,11 +179,11 @@ def test_a_mean_over_synonyms_waits_for_nothing() -> None:
 
 def test_a_step_of_a_detector(tiny_settings: TrainSettings) -> None:
     network = _network(tiny_settings, None, "")
-    drawn = torch.rand(4, 1, *tiny_settings.size), torch.rand(4, 30, 2) * 30
+    batch = draw_batch(Shapes(), tiny_settings, 1)
     with fake_device("lazy") as device:
         device.put(network)
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-        images, classes, valid = training_batch(drawn, tiny_settings, 1, device="lazy")
+        images, classes, valid = (each.to("lazy", non_blocking=True) for each in batch)
         loss = detector_loss(network(images), classes, valid)
         loss.backward()
         optimizer.step()

@@ -1,9 +1,8 @@
 """The training loop of a detector: seeded, logged, and resumable at any step with the same result.
 
-Nothing random is carried from step to step. Pictures, homographies and noise follow from the seed and the step, and the
-learning rate from the step. So pictures may as well be drawn by other processes, ahead of the step that needs them. The
-same result means the same bytes on a CPU with one number of threads. On a GPU, whose sums may come in any order, it
-means the same up to rounding.
+Nothing random is carried from step to step: batches follow from the seed and the step, and the learning rate from the
+step. The same result means the same bytes on a CPU with one number of threads. On a GPU, whose sums may come in any
+order, it means the same up to rounding.
 """
 
 import hashlib
@@ -20,7 +19,6 @@ from torch import Tensor
 from ...common.atomic import atomic_write
 from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
 from ...structure_extractors.superpoint.inference import read_weights
 from ...structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from ...structure_extractors.superpoint.weights import load_detector
@@ -28,10 +26,10 @@ from ..model.device import choose_device, fused_on, matmul_precision
 from ..runs import checkpoint
 from ..runs.run_folder import RunFolder
 from ..runs.run_log import RunLog
-from .pictures.photometric import as_from_file, augment
-from .pictures.sources import Source, drawn_batches
+from .batches import drawn_batches
+from .pictures.sources import Source
 from .settings import TrainSettings, chosen_precision, drawing_processes
-from .targets import cell_classes, detector_loss, valid_cells
+from .targets import detector_loss
 
 WEIGHTS = "weights.safetensors"  # in the run folder, of the same step as its checkpoint: what detects
 SAVE_EVERY_S = 120.0
@@ -93,8 +91,8 @@ def train(
         losses: list[Tensor] = []
         processes = drawing_processes(workers, place)
         with RunLog(folder.log_file, folder.tensorboard, start_step=step) as log:
-            for drawn in drawn_batches(source, settings, range(step, last), workers=processes):
-                images, classes, valid = training_batch(drawn, settings, step, device=place)
+            for batch in drawn_batches(source, settings, range(step, last), workers=processes):
+                images, classes, valid = (each.to(place, non_blocking=True) for each in batch)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate_at(step)
                 with torch.autocast(place.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -130,43 +128,6 @@ def weights_file(network: DetectorNetwork) -> bytes:
         if not key.endswith("num_batches_tracked")
     }
     return save_safetensors(state)
-
-
-def training_batch(
-    drawn: tuple[Tensor, Tensor], settings: TrainSettings, step: int, *, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of a step, of what was drawn for it.
-
-    Args:
-        drawn: Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2) x, y, as `draw_batch` gives them.
-        step: The step, 0-based.
-
-    Returns:
-        Pictures (B, 1, H, W) in [0, 1], classes (B, H/8, W/8) int64, and which cells (B, H/8, W/8) bool are valid.
-    """
-    images, keypoints = drawn
-    place = torch.Generator().manual_seed(_mix(settings.seed, step, 1))
-    light = torch.Generator(device=device).manual_seed(_mix(settings.seed, step, 2))
-    homographies = random_homographies(settings.batch_size, settings.size, settings.homography, place)
-    bent = torch.rand(settings.batch_size, generator=place) < settings.warped
-    homographies[~bent] = torch.eye(3)
-    images = as_from_file(images, settings.photometric, place)  # the warp turns its blocks; before the upload: no wait
-    images = images.to(device, copy=True, non_blocking=True)
-    keypoints, homographies = (each.to(device, non_blocking=True) for each in (keypoints, homographies))
-    keypoints = warp_points(keypoints.nan_to_num(posinf=-1e4), homographies)
-    index = bent.nonzero()[:, 0].to(device, non_blocking=True)  # by a mask, the host would wait for the device
-    images[index] = warp(images[index], homographies[index])
-    valid = valid_pixels(homographies, settings.size)
-    images = augment(images, settings.photometric, light)
-    return images, cell_classes(keypoints, settings.size, light), valid_cells(valid)
-
-
-def _mix(*numbers: int) -> int:
-    """A seed from several numbers, so that neighbouring steps have nothing in common."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return mixed
 
 
 def _network(settings: TrainSettings, first: bytes | None, where: str) -> DetectorNetwork:

@@ -21,8 +21,8 @@ def cell_classes(keypoints: Tensor, size: tuple[int, int], generator: torch.Gene
     x, y = pixels.unbind(dim=-1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = torch.where(inside[..., None], pixels, 0).long().unbind(dim=-1)
-    luck = torch.rand(x.shape, generator=generator, device=x.device) * 0.5 + 0.5
-    flat = torch.zeros(number, height * width, device=x.device)
+    luck = torch.rand(x.shape, generator=generator) * 0.5 + 0.5
+    flat = torch.zeros(number, height * width)
     # The winner is the largest number on a cell's pixels, so that it does not depend on the order of the points.
     flat.scatter_reduce_(1, y * width + x, torch.where(inside, luck, 0.0), reduce="amax")
     cells = functional.pixel_unshuffle(flat.view(number, 1, height, width), CELL_PX)

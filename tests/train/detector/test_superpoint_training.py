@@ -11,11 +11,12 @@ from physseg.common.errors import ConfigError
 from physseg.structure_extractors.errors import ExtractorError, WeightsError
 from physseg.structure_extractors.superpoint.network import Architecture, DetectorNetwork
 from physseg.structure_extractors.superpoint.weights import load_detector
-from physseg.train.detector import loop, settings
+from physseg.train.detector import batches, loop, settings
+from physseg.train.detector.batches import draw_batch
 from physseg.train.detector.labels import Labelled
-from physseg.train.detector.loop import WEIGHTS, train, training_batch, weights_file
+from physseg.train.detector.loop import WEIGHTS, train, weights_file
 from physseg.train.detector.pictures.files import find_pictures
-from physseg.train.detector.pictures.sources import LabelledImages, Shapes, draw_batch
+from physseg.train.detector.pictures.sources import LabelledImages, Shapes
 from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
 from physseg.train.errors import CheckpointError, RunFolderError
 from physseg.train.runs import checkpoint
@@ -30,39 +31,39 @@ TINY = TrainSettings(
 )
 
 
-def batch_of(settings: TrainSettings, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return training_batch(draw_batch(Shapes(), settings, step), settings, step)
-
-
 def test_a_batch_follows_from_seed_and_step():
-    one, again, other = (batch_of(TINY, step) for step in (3, 3, 4))
+    one, again, other = (draw_batch(Shapes(), TINY, step) for step in (3, 3, 4))
     for a, b in zip(one, again, strict=True):
         assert torch.equal(a, b)
     images, classes, valid = one
     assert images.shape == (4, 1, 32, 40) and images.min() >= 0 and images.max() <= 1
     assert classes.shape == valid.shape == (4, 4, 5)
     assert not torch.equal(images, other[0])
-    assert not torch.equal(images, batch_of(replace(TINY, seed=1), 3)[0])
+    assert not torch.equal(images, draw_batch(Shapes(), replace(TINY, seed=1), 3)[0])
 
 
 def test_pictures_that_are_not_warped_keep_their_keypoints():
     plain = replace(
         TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0, processed=0.0), size=(96, 128)
     )
-    images, classes, valid = batch_of(plain, 0)
-    drawn, keypoints = draw_batch(Shapes(), plain, 0)
-    assert torch.equal(images, drawn)
+    images, classes, valid = draw_batch(Shapes(), plain, 0)
     assert valid.all()
-    for picture, points in zip(classes, keypoints, strict=True):
-        cells = {(int(y + 0.5) // 8, int(x + 0.5) // 8) for x, y in points[torch.isfinite(points[:, 0])].tolist()}
-        assert {tuple(cell) for cell in (picture < 64).nonzero().tolist()} == cells
+    for index in range(TINY.batch_size):
+        drawn, points = Shapes().draw(np.random.default_rng([TINY.seed, 0, index]), plain.size)
+        assert torch.equal(images[index, 0], torch.from_numpy(drawn).float() / 255)
+        cells = {(int(y + 0.5) // 8, int(x + 0.5) // 8) for x, y in points.tolist()}
+        assert {tuple(cell) for cell in (classes[index] < 64).nonzero().tolist()} == cells
 
 
-def test_pictures_are_processed_before_the_warp(monkeypatch):
-    """On the CPU: on a GPU the host would wait for it."""
-    monkeypatch.setattr(loop, "as_from_file", lambda images, *_: torch.zeros_like(images))
-    plain = replace(TINY, photometric=replace(TINY.photometric, probability=0.0))
-    assert not batch_of(plain, 0)[0].any()
+def test_pictures_are_compressed_before_the_warp_and_behind_the_noise(monkeypatch):
+    """The one turns the blocks of JPEG, the other finds noise to compress."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(batches, "as_from_file", lambda images, *_: seen.append(images) or torch.ones_like(images))
+    settings = replace(TINY, warped=1.0)
+    assert (draw_batch(Shapes(), settings, 0)[0] == 1).all()
+    drawn, changed = seen
+    assert torch.equal(drawn, (255 * drawn).round() / 255)
+    assert (changed == 0).any() and changed.unique().numel() > 256  # outside of what was warped; noise
 
 
 def test_the_loss_falls(tmp_path):

@@ -1,4 +1,4 @@
-"""Photometric augmentation of whole batches, on their device: the source of a detector's robustness.
+"""Photometric augmentation of whole batches, on the CPU: the source of a detector's robustness.
 
 A detector trained on clean shapes finds nothing under noise: average precision on noisy shapes .03 against .92.
 """
@@ -32,21 +32,21 @@ class PhotometricSettings:
     shade: float = 0.6  # share by which the ellipses darken or lighten
     blur_px: float = 1.5  # standard deviation of Gaussian blur
     motion_blur_px: int = 7  # length of a smear in any direction, odd
-    processed: float = 0.4  # probability of each step of processing, drawn for each picture
+    processed: float = 0.3  # probability of each step of processing, drawn for each picture
     resample: float = 0.5  # smallest size that the pictures of a batch pass through, share of their own
     sharpen: float = 1.0  # share of the difference to a blurred picture that is added
     jpeg_quality: tuple[int, int] = (5, 95)  # range of the quality
 
 
 def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
-    """Change pictures (B, 1, H, W) float in [0, 1], each in its own way; the generator is on their device.
+    """Change pictures (B, 1, H, W) float in [0, 1], each in its own way.
 
     In the order of a camera: light and shade on the scene, blur by lens and motion, noise of the sensor.
     """
-    number, device = len(images), images.device
+    number = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        drawn = torch.rand(shape or (number, 1, 1, 1), generator=generator, device=device)
+        drawn = torch.rand(shape or (number, 1, 1, 1), generator=generator)
         return low + (high - low) * drawn
 
     def sometimes(changed: Tensor) -> Tensor:
@@ -60,16 +60,16 @@ def augment(images: Tensor, settings: PhotometricSettings, generator: torch.Gene
     images = sometimes(_filtered(images, _gaussian_kernels(sigma, settings.motion_blur_px)))
     angle, length = uniform(0, math.pi).flatten(), uniform(1, settings.motion_blur_px).flatten()
     images = sometimes(_filtered(images, _motion_kernels(angle, length, settings.motion_blur_px)))
-    noise = torch.randn(images.shape, generator=generator, device=device)
+    noise = torch.randn(images.shape, generator=generator)
     images = sometimes(images + uniform(0, settings.noise) * noise)
-    where = torch.rand(images.shape, generator=generator, device=device)
+    where = torch.rand(images.shape, generator=generator)
     share = uniform(0, settings.speckle)
     speckled = torch.where(where < share / 2, 0.0, torch.where(where > 1 - share / 2, 1.0, images))
     return sometimes(speckled).clamp(0, 1)
 
 
 def as_from_file(images: Tensor, settings: PhotometricSettings, generator: torch.Generator) -> Tensor:
-    """Change pictures (B, 1, H, W) float in [0, 1] of the CPU as the way into a file does: resample, sharpen, JPEG.
+    """Change pictures (B, 1, H, W) float in [0, 1] as the way into a file does: resample, sharpen, JPEG.
 
     Without it the corners of JPEG's blocks are taken for keypoints: of the points of photographs of quality 10, twice
     as many as by chance lay beside the edges of blocks. Grey values come back whole, of 255.
@@ -121,8 +121,8 @@ def _shaded(images: Tensor, settings: PhotometricSettings, uniform: Callable[...
     """Multiply by the soft shadow of random ellipses: made at a quarter of the size, for it is smooth."""
     number, _, height, width = images.shape
     y, x = torch.meshgrid(
-        torch.linspace(0, height / width, max(height // 4, 2), device=images.device),
-        torch.linspace(0, 1, max(width // 4, 2), device=images.device),
+        torch.linspace(0, height / width, max(height // 4, 2)),
+        torch.linspace(0, 1, max(width // 4, 2)),
         indexing="ij",
     )
     ellipses = (number, settings.shades, 1, 1)
@@ -142,7 +142,7 @@ _filtered = partial(filter2d, border_type="replicate")
 
 
 def _gaussian_kernels(sigma_px: Tensor, side: int) -> Tensor:
-    at = torch.arange(side, device=sigma_px.device) - side // 2
+    at = torch.arange(side) - side // 2
     line = torch.exp(-0.5 * (at / sigma_px[:, None]) ** 2)
     line = line / line.sum(dim=1, keepdim=True)
     return line[:, :, None] * line[:, None, :]
@@ -150,7 +150,7 @@ def _gaussian_kernels(sigma_px: Tensor, side: int) -> Tensor:
 
 def _motion_kernels(angle: Tensor, length_px: Tensor, side: int) -> Tensor:
     """Soft segments through the middle: weight falls off within a pixel of the line."""
-    at = (torch.arange(side, device=angle.device) - side // 2).float()
+    at = (torch.arange(side) - side // 2).float()
     y, x = torch.meshgrid(at, at, indexing="ij")
     cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
     along, across = (x * cosine + y * sine).abs(), (y * cosine - x * sine).abs()

@@ -1,25 +1,14 @@
-"""Where training pictures come from: drawn shapes, or photographs and textures with labels that a detector gave them.
+"""Where training pictures come from: drawn shapes, or pictures with labels that a detector gave them."""
 
-A source is a pure function of the step, so a run that resumes sees what an uninterrupted one would have seen.
-"""
-
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from ....common.errors import PhyssegError
-from ....common.loader import load_batches
 from ....structure_extractors.errors import ExtractorError
 from ..labels import Labelled
-from ..settings import TrainSettings
 from .files import read_grey
 from .shapes import draw_shape
 
@@ -76,52 +65,3 @@ def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> La
 
 
 _read_grey = lru_cache(maxsize=1024)(read_grey)  # 80 MB of 240x320, in each process that draws
-
-
-def draw_batch(source: Source, settings: TrainSettings, step: int) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 1, H, W) float32 in [0, 1] and keypoints (B, N, 2), short lists filled up with infinity."""
-    rngs = [np.random.default_rng([settings.seed, step, index]) for index in range(settings.batch_size)]
-    drawn = [source.draw(rng, settings.size) for rng in rngs]
-    longest = max(1, *(len(points) for _, points in drawn))
-    keypoints = np.full((len(drawn), longest, 2), np.inf, np.float32)
-    for row, (_, points) in zip(keypoints, drawn, strict=True):
-        row[: len(points)] = points
-    images = torch.from_numpy(np.stack([image for image, _ in drawn]))
-    return images[:, None].float() / 255, torch.from_numpy(keypoints)
-
-
-def drawn_batches(
-    source: Source, settings: TrainSettings, steps: range, *, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `draw_batch` gives for each step, in order, drawn ahead by `workers` processes; raises what they met."""
-    return load_batches(
-        _Steps(source, settings, steps),
-        num_workers=min(workers, len(steps)),
-        start_worker=_start_worker,
-        death=ExtractorError(
-            "a process that drew training pictures died",
-            hint="usually memory: take fewer --workers, or 0 to draw in the training process",
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class _Steps(Dataset[tuple[Tensor, Tensor] | PhyssegError]):
-    """The batches of some steps of a training."""
-
-    source: Source
-    settings: TrainSettings
-    steps: range
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | PhyssegError:
-        try:
-            return draw_batch(self.source, self.settings, self.steps[index])
-        except PhyssegError as error:
-            return error
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)

@@ -114,5 +114,5 @@ def test_processing_keeps_places_and_clean_pictures_some_of_the_time():
     untouched = [
         torch.equal(*pair) for pair in zip(as_from_file(blob, PhotometricSettings(), generator()), blob, strict=True)
     ]
-    assert 0.1 < np.mean(untouched) < 0.4  # of three steps, each with probability 0.4
+    assert 0.2 < np.mean(untouched) < 0.5  # 0.34: of three steps, each with probability 0.3
     assert as_from_file(blob, PhotometricSettings(processed=0), generator()) is blob
