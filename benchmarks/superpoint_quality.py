@@ -70,7 +70,7 @@ def goals(rows: Rows, sequences: Sequence[str]) -> Iterator[Goal]:
             found = rows[OURS][f"AP {noise} r{radius}"]
             text = f"average precision on {noise} shapes at least {least}, neighbours suppressed up to {radius} px"
             yield Goal(text=text, measured=f"{found:.3f}", met=found >= least)
-    for measure in (*sequences, "viewpoint"):
+    for measure in (*sequences, "viewpoint", "compressed"):
         if measure in rows[OURS]:
             best = max(rows[name][measure] for name in CLASSICAL)
             yield Goal(

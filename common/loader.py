@@ -7,26 +7,24 @@ import multiprocessing.queues
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from multiprocessing.reduction import DupFd
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import OPEN_FILES, PhyssegError
 from .processes import end_with_parent, ignore_stop_signals
 
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset, Sampler
-
 T = TypeVar("T")
+Index = TypeVar("Index")
 
 _ALIGNMENT = 64  # bytes
 
 
 def load_batches(
-    dataset: "Dataset[T | PhyssegError]",
-    sampler: "Sampler[Any] | None" = None,
+    draw: Callable[[Index], T],
+    order: Iterable[Index],
     *,
     num_workers: int,
     prefetch: int = 2,
@@ -34,22 +32,21 @@ def load_batches(
     start_worker: Callable[[], None],
     death: PhyssegError,
 ) -> Iterator[T]:
-    """The items of a dataset, in order; the same ones with any number of workers.
+    """What `draw` gives for each of `order`; the same with any number of workers.
 
     Workers end with this process, however it ends, and leave signals to it.
 
     Args:
-        dataset: Gives whole batches. It returns its PhyssegErrors, which are raised here: DataLoader would wrap what a
-            worker raises in its traceback's text.
-        sampler: What to index it by; None goes from 0 to its length.
+        draw: Gives whole batches; is pickled, so a function of a module, a method of a small object, or partial.
+        order: What to call it with.
         num_workers: Number of processes that load; 0 loads in this process.
         prefetch: Number of batches that each worker keeps ready.
         pin_memory: Whether tensors come in page-locked memory.
-        start_worker: What each worker calls first; a function of a module.
+        start_worker: What each worker calls first; a function of the module that draws.
         death: The error of a worker that died. What PyTorch says of it is added to the message.
 
     Raises:
-        PhyssegError: What the dataset returned, or one like `death`.
+        PhyssegError: What `draw` raised, or one like `death`.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -58,17 +55,17 @@ def load_batches(
     if num_workers:
         # Copies of a process that has read or computed can hang; copies of one that has only imported this cannot.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([type(dataset).__module__])
+        context.set_forkserver_preload([start_worker.__module__])
         workers = {
             "multiprocessing_context": context,
             "prefetch_factor": prefetch,
             "worker_init_fn": partial(_start, start_worker),
             "collate_fn": _Packed if hasattr(os, "memfd_create") else _as_it_is,
         }
-    loader = DataLoader(
-        dataset,
+    loader: DataLoader[T | PhyssegError] = DataLoader(
+        _Drawn(draw),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=sampler,
+        sampler=order,
         num_workers=num_workers,
         pin_memory=pin_memory,
         # Of its own: the loader draws a seed from it, which would otherwise move the process's generator.
@@ -86,6 +83,19 @@ def load_batches(
         if not num_workers or not _tells_of_a_death(error):
             raise
         raise type(death)(f"{death.args[0]}: {type(error).__name__} {error}", hint=death.hint) from error
+
+
+class _Drawn(Generic[Index, T]):
+    """A dataset whose items may be errors: DataLoader would wrap what a worker raises in its traceback's text."""
+
+    def __init__(self, draw: Callable[[Index], T]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, index: Index) -> T | PhyssegError:
+        try:
+            return self.draw(index)
+        except PhyssegError as error:
+            return error
 
 
 def _tells_of_a_death(error: Exception) -> bool:

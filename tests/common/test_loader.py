@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,15 @@ import torch
 from physseg.common.errors import PhyssegError
 from physseg.common.loader import load_batches
 from torch import Tensor
-from torch.utils.data import Dataset
 
 BATCH = 2**20
 SLOW_DISK = 190.0  # seconds; more than any time limit of PyTorch or multiprocessing would be
 
 
-class Batches(Dataset[dict[str, Any] | PhyssegError]):
-    """Four batches of a mebibyte each, every one after `seconds`."""
-
-    def __init__(self, seconds: float = 0) -> None:
-        self.seconds = seconds
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        time.sleep(self.seconds if index == 1 else 0)
-        return {"index": index, "plane": torch.full((BATCH,), index, dtype=torch.uint8)}
+def batch_of(index: int, *, seconds: float = 0) -> dict[str, Any]:
+    """A batch of a mebibyte, the second after `seconds`."""
+    time.sleep(seconds if index == 1 else 0)
+    return {"index": index, "plane": torch.full((BATCH,), index, dtype=torch.uint8)}
 
 
 def nothing() -> None: ...
@@ -38,7 +30,8 @@ def nothing() -> None: ...
 
 def loaded(seconds: float = 0) -> Iterator[dict[str, Tensor]]:
     death = PhyssegError("a data worker died", hint="lower data.num_workers")
-    return load_batches(Batches(seconds), num_workers=2, start_worker=nothing, death=death)  # type: ignore[arg-type]
+    draw = partial(batch_of, seconds=seconds)
+    return load_batches(draw, range(4), num_workers=2, start_worker=nothing, death=death)
 
 
 def in_small_shared_memory(size: str) -> subprocess.CompletedProcess[str]:
@@ -67,20 +60,15 @@ def little_memory() -> None:
 def test_no_memory_for_a_batch_ends_the_loading_in_words(capfd: pytest.CaptureFixture[str]) -> None:
     death = PhyssegError("a data worker died", hint="lower data.num_workers")
     with pytest.raises(PhyssegError, match="a data worker died"):
-        list(load_batches(Batches(), num_workers=1, start_worker=little_memory, death=death))
+        list(load_batches(batch_of, range(4), num_workers=1, start_worker=little_memory, death=death))
     assert "could not send a batch: OSError" in capfd.readouterr().err
 
 
-class Mixed(Dataset[Any]):
+def mixed(index: int) -> tuple[Any, ...]:
     """What a batch may hold: tensors of every size and kind, nested, empty, not contiguous, and what is no tensor."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        tensors = [torch.arange(7, dtype=torch.int16)[::2], torch.tensor([True, False, True]), torch.tensor(0.5)]
-        empty = torch.zeros((2, 0, 3), dtype=torch.uint8)
-        return {"index": index, "tensors": tensors, "empty": empty}, torch.full((3, 5), index, dtype=torch.float64)
+    tensors = [torch.arange(7, dtype=torch.int16)[::2], torch.tensor([True, False, True]), torch.tensor(0.5)]
+    empty = torch.zeros((2, 0, 3), dtype=torch.uint8)
+    return {"index": index, "tensors": tensors, "empty": empty}, torch.full((3, 5), index, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("pin_memory", [False, True])
@@ -88,7 +76,10 @@ def test_batches_arrive_as_they_were(pin_memory: bool) -> None:
     if pin_memory and not torch.cuda.is_available():
         pytest.skip("no device to pin memory for")
     death = PhyssegError("a data worker died")
-    arrived = list(load_batches(Mixed(), num_workers=2, start_worker=nothing, death=death, pin_memory=pin_memory))
+    arrived = list(
+        load_batches(mixed, range(3), num_workers=2, start_worker=nothing, death=death, pin_memory=pin_memory)
+    )
+    assert len(arrived) == 3
     for index, (batch, last) in enumerate(arrived):
         assert batch["index"] == index and batch["empty"].shape == (2, 0, 3) and batch["empty"].dtype == torch.uint8
         assert [part.tolist() for part in batch["tensors"]] == [[0, 2, 4, 6], [True, False, True], 0.5]
@@ -104,23 +95,16 @@ def test_a_disk_that_takes_three_minutes_is_waited_for() -> None:
     assert [int(batch["plane"][0]) for batch in loaded(SLOW_DISK)] == [0, 1, 2, 3]
 
 
-class Counted(Batches):
-    """Batches that say how many files in memory their process has."""
-
-    def __len__(self) -> int:
-        return 24
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        files = sum(
-            "memfd:batch" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
-        )
-        return {"files": files, "plane": torch.full((BATCH,), index, dtype=torch.uint8)}
+def counted(index: int) -> dict[str, Any]:
+    """A batch that says how many files in memory its process has."""
+    files = sum("memfd:batch" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+    return {"files": files, "plane": torch.full((BATCH,), index, dtype=torch.uint8)}
 
 
 def test_memory_of_batches_that_are_gone_is_used_again_and_that_of_others_is_not() -> None:
     held = []
     death = PhyssegError("a data worker died")
-    for index, batch in enumerate(load_batches(Counted(), num_workers=1, start_worker=nothing, death=death)):
+    for index, batch in enumerate(load_batches(counted, range(24), num_workers=1, start_worker=nothing, death=death)):
         if index % 4 == 0:
             held.append(batch["plane"])
         files = batch["files"]
@@ -128,16 +112,15 @@ def test_memory_of_batches_that_are_gone_is_used_again_and_that_of_others_is_not
     assert files <= 2 * (len(held) + 5)  # opened twice while a batch is on its way
 
 
-class Unsendable(Batches):
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": lambda: index}
+def unsendable(index: int) -> dict[str, Any]:
+    return {"index": lambda: index}
 
 
 def test_a_worker_that_cannot_send_ends_the_loading() -> None:
     """Whatever the reason: here, what it should send cannot be pickled."""
     death = PhyssegError("a data worker died")
     with pytest.raises(PhyssegError, match="a data worker died"):
-        list(load_batches(Unsendable(), num_workers=1, start_worker=nothing, death=death))
+        list(load_batches(unsendable, range(4), num_workers=1, start_worker=nothing, death=death))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ...common.errors import ConfigError, PhyssegError
+from ...common.errors import ConfigError
 from ...common.loader import load_batches
 from ...common.processes import keep_freed_memory
 from ...common.settings import PathText, check_ranges
@@ -81,7 +80,7 @@ class Batch(TypedDict):
     sample_ids: list[str]
 
 
-class TrainSamples(Dataset[Batch | PhyssegError]):
+class TrainSamples:
     """Batches by list of positions. Cheap to pickle; store and images are opened where they are read."""
 
     def __init__(self, config: DataConfig, structures: Sequence[str], cells: bool, seed: int) -> None:
@@ -131,13 +130,6 @@ class TrainSamples(Dataset[Batch | PhyssegError]):
             "num_usable": len(self.usable),
             "layers": {layer: schema.layer_digest(layer) for layer in sorted(map(schema.layer_of, read))},
         }
-
-    def __getitem__(self, positions: Sequence[int]) -> Batch | PhyssegError:
-        """The batch of these positions, or the error that stopped it (see common.loader)."""
-        try:
-            return self.batch(positions)
-        except PhyssegError as error:
-            return error
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of these positions: a function of store, images, settings, seed and positions alone."""
@@ -250,7 +242,7 @@ def batches(samples: TrainSamples, sampler: PositionBatches, *, pin_memory: bool
     """The batches of a sampler, in order. Raises what a worker met; TrainDataError if one died."""
     hint = "usually memory: lower data.num_workers or data.prefetch"
     return load_batches(
-        samples,
+        samples.batch,
         sampler,
         num_workers=samples.config.num_workers,
         prefetch=samples.config.prefetch,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...common.atomic import atomic_write
 from ...common.progress import ProgressBar
 from ...common.settings import check_ranges, to_dict
+from ..errors import NonFiniteLossError
 from ..model.backbones.clip import Clip
 from ..model.text import clip_tokens
 from ..optim import learning_rate_factor
@@ -113,11 +114,7 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=settings.weight_decay)
     sizes = to_dict(ARCHITECTURE)
     with folder.locked():
-        current = {"model": sizes, "training": to_dict(settings), "data": None}
-        if folder.exists():
-            folder.check_same(current)
-        else:
-            folder.create(**current)
+        folder.begin_or_check(model=sizes, training=to_dict(settings), data=None)
         if step := checkpoint.resume_last(folder.checkpoints, model, optimizer, sizes):
             say(f"{out}: resumes at step {step} of {settings.steps}")
         saved = time.monotonic()
@@ -133,11 +130,15 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
                 optimizer.step()
                 step += 1
                 if step % 50 == 0 or step == last:
-                    log.scalars(step, {"loss": float(loss.detach())})
-                    bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-                if time.monotonic() - saved > _SAVE_EVERY_S or step == last:
-                    checkpoint.save_last(folder.checkpoints, model, optimizer, sizes, step)
-                    saved = time.monotonic()
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        where, parts = f"{out}: step {step}: expected a finite loss, got {value}", {"loss": value}
+                        raise NonFiniteLossError(where, step=step, parts=parts, sample_ids=[])
+                    log.scalars(step, {"loss": value})
+                    bar.set_postfix(loss=f"{value:.3f}")
+                    if time.monotonic() - saved > _SAVE_EVERY_S or step == last:
+                        checkpoint.save_last(folder.checkpoints, model, optimizer, sizes, step)
+                        saved = time.monotonic()
     atomic_write(out / WEIGHTS, model.file())
     return out / WEIGHTS
 

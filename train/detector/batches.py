@@ -5,16 +5,14 @@ run that resumes sees what an uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
-from ...common.errors import PhyssegError
 from ...common.loader import load_batches
 from ...structure_extractors.errors import ExtractorError
 from ...structure_extractors.superpoint.homography import random_homographies, valid_pixels, warp, warp_points
@@ -42,48 +40,28 @@ def draw_batch(source: Source, settings: TrainSettings, step: int) -> Batch:
     images = as_from_file(images, settings.photometric, generator)
     images[bent] = warp(images[bent], homographies[bent])
     images = as_from_file(augment(images, settings.photometric, generator), settings.photometric, generator)
-    keypoints = warp_points(_filled_up(points), homographies)
+    # Short lists end in points outside every picture.
+    keypoints = pad_sequence([torch.from_numpy(some) for some in points], batch_first=True, padding_value=-1e4)
+    keypoints = warp_points(keypoints, homographies)
     valid = valid_cells(valid_pixels(homographies, settings.size))
     return images, cell_classes(keypoints, settings.size, generator), valid
 
 
-def drawn_batches(source: Source, settings: TrainSettings, steps: range, *, workers: int = 0) -> Iterator[Batch]:
+def drawn_batches(
+    source: Source, settings: TrainSettings, steps: range, *, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Batch]:
     """What `draw_batch` gives for each step, in order, drawn ahead by `workers` processes; raises what they met."""
     return load_batches(
-        _Steps(source, settings, steps),
+        partial(draw_batch, source, settings),
+        steps,
         num_workers=min(workers, len(steps)),
+        pin_memory=pin_memory,
         start_worker=_start_worker,
         death=ExtractorError(
             "a process that drew training pictures died",
             hint="usually memory: take fewer --workers, or 0 to draw in the training process",
         ),
     )
-
-
-def _filled_up(points: tuple[npt.NDArray[np.float32], ...]) -> Tensor:
-    """Lists of keypoints (N, 2) as one tensor (B, max N, 2): short ones end in points outside every picture."""
-    keypoints = np.full((len(points), max(1, *map(len, points)), 2), -1e4, np.float32)
-    for row, some in zip(keypoints, points, strict=True):
-        row[: len(some)] = some
-    return torch.from_numpy(keypoints)
-
-
-@dataclass(frozen=True)
-class _Steps(Dataset[Batch | PhyssegError]):
-    """The batches of some steps of a training."""
-
-    source: Source
-    settings: TrainSettings
-    steps: range
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> Batch | PhyssegError:
-        try:
-            return draw_batch(self.source, self.settings, self.steps[index])
-        except PhyssegError as error:
-            return error
 
 
 def _start_worker() -> None:

@@ -69,7 +69,7 @@ def train(
     recorded = (folder.read()["training"] or {}).get("precision") if folder.exists() else None
     settings = replace(settings, precision=chosen_precision(settings.precision, device, recorded))
     first = read_weights(start) if start else None
-    last = min(settings.steps, stop_at or settings.steps)
+    last = min(settings.steps, settings.steps if stop_at is None else stop_at)
     torch.manual_seed(settings.seed)
     network = _network(settings, first, str(start)).to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decay = settings.weight_decay
@@ -78,11 +78,7 @@ def train(
         beginning = {"source": source.describe(), "start": hashlib.sha256(first).hexdigest() if first else None}
         training = to_dict(settings) | beginning
         sizes = to_dict(network.architecture)
-        current = {"model": sizes, "training": training, "data": None}
-        if folder.exists():
-            folder.check_same(current)
-        else:
-            folder.create(**current)
+        folder.begin_or_check(model=sizes, training=training, data=None)
         step = checkpoint.resume_last(folder.checkpoints, network, optimizer, sizes)
         if step:
             say(f"{run}: resumes at step {step} of {settings.steps}")
@@ -91,7 +87,8 @@ def train(
         losses: list[Tensor] = []
         processes = drawing_processes(workers, place)
         with RunLog(folder.log_file, folder.tensorboard, start_step=step) as log:
-            for batch in drawn_batches(source, settings, range(step, last), workers=processes):
+            pinned = place.type == "cuda"
+            for batch in drawn_batches(source, settings, range(step, last), workers=processes, pin_memory=pinned):
                 images, classes, valid = (each.to(place, non_blocking=True) for each in batch)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate_at(step)
@@ -112,11 +109,11 @@ def train(
                     log.scalars(step, {"loss": mean, "seconds": seconds})
                     say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
                     losses, logged = [], time.monotonic()
-                if time.monotonic() - saved > SAVE_EVERY_S or step == last:
-                    # In this order: otherwise a finished training may be left with the weights of an earlier step.
-                    atomic_write(run / WEIGHTS, weights_file(network))
-                    checkpoint.save_last(folder.checkpoints, network, optimizer, sizes, step)
-                    saved = time.monotonic()
+                    if logged - saved > SAVE_EVERY_S or step == last:  # here: nothing that is not finite is kept
+                        # In this order: otherwise a finished training may be left with the weights of an earlier step.
+                        atomic_write(run / WEIGHTS, weights_file(network))
+                        checkpoint.save_last(folder.checkpoints, network, optimizer, sizes, step)
+                        saved = logged
     return run / WEIGHTS
 
 

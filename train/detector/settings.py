@@ -69,7 +69,7 @@ def chosen_precision(precision: str, device: str, recorded: str | None = None) -
 def drawing_processes(workers: int | None, device: torch.device) -> int:
     """Number of processes that draw pictures: as asked, or 0 beside a CPU that computes and up to 8 beside a GPU.
 
-    A step's 32 pictures take a core 0.05 to 0.2 s to draw.
+    A step's 32 pictures take a core 0.1 to 0.2 s to draw and to change.
     """
     if workers is not None:
         return workers

@@ -75,6 +75,13 @@ class RunFolder:
         document |= {"data": data, "origin": origin}
         atomic_write(self.config_file, (json.dumps(document, indent=2) + "\n").encode())
 
+    def begin_or_check(self, **settings: Any) -> None:
+        """Begin a run of these settings (`create`), or refuse a folder of others (`check_same`)."""
+        if self.exists():
+            self.check_same(settings)
+        else:
+            self.create(**settings)
+
     def read(self) -> dict[str, Any]:
         """`config.json` as it is: keys format, version, model, training, data, origin."""
         fault = f"{self.path}: not a run folder: {self.config_file.name} is missing or unreadable"
