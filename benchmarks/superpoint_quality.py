@@ -14,7 +14,8 @@ from pathlib import Path
 from physseg.structure_extractors.superpoint.extractor import SHIPPED_WEIGHTS
 from physseg.structure_extractors.superpoint.inference import read_detector
 from physseg.train.detector.judging.detectors import CLASSICAL
-from physseg.train.detector.judging.evaluation import FIGURES, RADIUS_PX, SHAPE_RADIUS_PX, Rows, evaluate
+from physseg.train.detector.judging.evaluation import FIGURES, SHAPE_RADIUS_PX, Rows, evaluate
+from physseg.train.detector.judging.metrics import RADIUS_PX
 from physseg.train.detector.judging.pairs import read_sequences
 from physseg.train.detector.pictures.shapes import KINDS
 

@@ -14,7 +14,7 @@ from ...common.text import counted
 app = App(help="Train and judge SuperPoint detectors.", no_args_is_help=True)
 
 DetectorRun = Annotated[Path, typer.Argument(help="Folder of the training: weights, checkpoint, log. Resumes.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(min=1, max=10**7, help="Number of pictures per step.")]
 Workers = Annotated[
     int | None,
@@ -152,8 +152,7 @@ def superpoint_evaluate(
     say, lines = partial(typer.echo, err=json_file == PRINT), list[str]()
     tables = evaluate(detector.network, sequences=sequences, photographs=photographs, per_kind=per_kind, say=say)
     for measure, rows in tables.items():
-        lines += [TITLES[measure]]
-        table(rows, lines.append, smaller=measure.endswith("px"))
+        lines += ["", TITLES[measure], *table(rows, smaller=measure.endswith("px"))]
     show("\n".join(lines), {"weights": path.name, **tables}, json_file)
     if pictures is not None:
         detect = network_detector(detector.network)

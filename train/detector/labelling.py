@@ -22,12 +22,14 @@ from ...structure_extractors.superpoint.inference import infer, read_detector, r
 from ..model.device import choose_device
 from .judging.detectors import Grey, best_points
 from .labels import Labelled
-from .pictures.files import find_pictures, read_grey
+from .pictures.files import find_pictures, picture_digest, read_grey
 from .pictures.textures import draw_texture
 from .settings import chosen_precision
 
 SAVE_EVERY_S = 60.0
 RANK = "probability times strength"
+
+Picture = tuple[str, str]  # name, digest of the file: another picture of the same name is labelled anew
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +77,16 @@ def label(
             f"{out}: labels made with other settings are here: {before.made_by}, now {made_by}",
             hint="name another file, or remove this one",
         )
-    done = {name: before.keypoints(index) for index, name in enumerate(before.names)} if before else {}
+    done: dict[Picture, npt.NDArray[np.float32]] = {}
+    if before:
+        done = {key: before.keypoints(at) for at, key in enumerate(zip(before.names, before.digests, strict=False))}
     network = read_detector(weights, precision=precision, device=str(choose_device(device))).network
-    names, size = find_pictures(folder), settings.size
+    pictures, size = [(name, picture_digest(folder / name)) for name in find_pictures(folder)], settings.size
     saved = started = time.monotonic()
-    for index, name in enumerate(names):
-        if name in done:
+    for index, picture in enumerate(pictures):
+        if picture in done:
             continue
-        grey = read_grey(folder / name, size)
+        grey = read_grey(folder / picture[0], size)
         points, probable = best_points(
             infer(network, grey, settings.adaptation),
             number=None,
@@ -91,12 +95,13 @@ def label(
             threshold=settings.threshold,
         )
         x, y = points.astype(int).T
-        done[name] = points[np.argsort(-probable * corner_strength(grey)[y, x], kind="stable")[: settings.max_points]]
+        order = np.argsort(-probable * corner_strength(grey)[y, x], kind="stable")
+        done[picture] = points[order[: settings.max_points]]
         if time.monotonic() - saved > SAVE_EVERY_S:
             _pack(done, size, made_by).write(out)
             saved = time.monotonic()
-            say(f"{index + 1} of {len(names)} pictures, {saved - started:.0f} s")
-    labelled = _pack({name: done[name] for name in names}, size, made_by)
+            say(f"{index + 1} of {len(pictures)} pictures, {saved - started:.0f} s")
+    labelled = _pack({picture: done[picture] for picture in pictures}, size, made_by)
     labelled.write(out)
     return labelled
 
@@ -111,9 +116,10 @@ def corner_strength(grey: Grey) -> Scores:
     return np.asarray(cv2.dilate(cv2.cornerMinEigenVal(soft, 5, ksize=3), np.ones((5, 5), np.uint8)), np.float32)
 
 
-def _pack(done: dict[str, npt.NDArray[np.float32]], size: tuple[int, int], made_by: str) -> Labelled:
+def _pack(done: dict[Picture, npt.NDArray[np.float32]], size: tuple[int, int], made_by: str) -> Labelled:
     return Labelled(
-        names=tuple(done),
+        names=tuple(name for name, _ in done),
+        digests=tuple(digest for _, digest in done),
         size=size,
         points=np.concatenate([np.zeros((0, 2), np.float32), *done.values()]),
         offsets=np.cumsum([0, *map(len, done.values())]),

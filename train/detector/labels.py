@@ -23,6 +23,7 @@ class Labelled:
     size: tuple[int, int]  # height and width that the pictures are resized to
     points: npt.NDArray[np.float32]  # (P, 2) x, y of all pictures, one after the other
     offsets: npt.NDArray[np.int64]  # (N + 1,) where each picture's points begin
+    digests: tuple[str, ...] = ()  # sha256 of each picture's file; none in label files of earlier versions
     made_by: str = ""  # settings of the detection as JSON, with the sha256 of the weights
 
     @property
@@ -53,6 +54,7 @@ class Labelled:
                     size=(int(file["size"][0]), int(file["size"][1])),
                     points=file["points"],
                     offsets=file["offsets"],
+                    digests=tuple(map(str, file["digests"])) if "digests" in file else (),
                     made_by=str(file["made_by"]),
                 )
         except (OSError, EOFError, zipfile.BadZipFile, *MALFORMED) as error:

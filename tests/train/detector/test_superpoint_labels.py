@@ -67,6 +67,22 @@ def test_labels_resume_and_read_back(tmp_path, tiny_weights, monkeypatch):
         labelling.label(pictures, out, tiny_weights, options)
 
 
+def test_another_picture_of_the_same_name_is_labelled_anew_and_is_not_learnt_from(tmp_path, tiny_weights):
+    pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
+    write_pictures(pictures, 2)
+    options = LabelSettings(size=(64, 80), adaptation=2, threshold=0.0, max_points=9)
+    before = labelling.label(pictures, out, tiny_weights, options)
+    (pictures / "texture_00001.png").write_bytes((pictures / "texture_00000.png").read_bytes())
+    source = LabelledImages(pictures, Labelled.read(out), 0.0)
+    with pytest.raises(ExtractorError, match=r"texture_00001\.png: another picture than was labelled"):
+        for seed in range(20):
+            source.draw(np.random.default_rng(seed), (32, 40))
+    after = labelling.label(pictures, out, tiny_weights, options)
+    np.testing.assert_array_equal(after.keypoints(0), before.keypoints(0))
+    np.testing.assert_array_equal(after.keypoints(1), before.keypoints(0))
+    assert not np.array_equal(after.keypoints(1), before.keypoints(1))
+
+
 def test_of_corners_that_are_as_probable_the_strongest_are_taken(tmp_path, tiny_weights, monkeypatch):
     """Squares of rising contrast: strength grows with its square, and the points are those of the strongest."""
     picture = np.full((64, 80), 100, np.uint8)

@@ -88,6 +88,20 @@ def test_an_interruption_changes_nothing(tmp_path):
     assert (tmp_path / "whole" / WEIGHTS).stat().st_mtime_ns == before
 
 
+def test_what_is_not_finite_replaces_nothing(tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, 1.0, float("nan"), 1.0, 1.0])
+    loss = loop.detector_loss
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "detector_loss", lambda *batch: loss(*batch) * next(losses))
+    with pytest.raises(ExtractorError, match="the loss is nan at step 6"):
+        train(Shapes(), TINY, tmp_path, log_every=3)
+    assert all(value.isfinite().all() for value in load_safetensors((tmp_path / WEIGHTS).read_bytes()).values())
+    said: list[str] = []
+    monkeypatch.setattr(loop, "detector_loss", loss)
+    train(Shapes(), TINY, tmp_path, say=said.append)
+    assert "resumes at step 3 of 6" in said[0]
+
+
 def test_processes_that_draw_change_nothing(tmp_path):
     train(Shapes(), TINY, tmp_path / "here")
     train(Shapes(), TINY, tmp_path / "there", stop_at=2, workers=2)

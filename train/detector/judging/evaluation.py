@@ -20,20 +20,19 @@ from ..pictures.files import find_pictures, read_grey
 from ..pictures.photometric import PhotometricSettings, augmented
 from ..pictures.shapes import KINDS, draw_shape
 from .detectors import CLASSICAL, Detect, Grey, best_points
-from .metrics import NUM_POINTS, TOLERANCE_PX, Points, average_precision, found_again, matches, pair_measures
-from .pairs import CHANGES, PHOTO_SIZE, Pair, changed_pairs, viewpoint_pairs
+from .metrics import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, Points, average_precision, found_again, matches, pair_measures
+from .pairs import PHOTO_SIZE, Pair, photograph_sets
 
-RADIUS_PX = 4  # suppression of neighbours, as in extraction
 # On shapes, also a suppression that nearly spares the truth: keypoints may be 3 px apart, and extraction's removes
 # every twelfth of them, this one every two-hundredth.
 SHAPE_RADIUS_PX = 2
-TRUTH, VIEWPOINT = "the truth itself", "viewpoint"
+TRUTH = "the truth itself"
 FIGURES = "figures"
 TITLES = {
-    FIGURES: "\nAverage precision (AP) on shapes, repeatability on photographs:",
-    "localisation_px": "\nMean distance of what is found again, px:",
-    "nearest_px": "\nMean distance to the nearest point of the other picture, px:",
-    "coverage": "\nShare of the picture near a point:",
+    FIGURES: "Average precision (AP) on shapes, repeatability on photographs:",
+    "localisation_px": "Mean distance of what is found again, px:",
+    "nearest_px": "Mean distance to the nearest point of the other picture, px:",
+    "coverage": "Share of the picture near a point:",
 }
 """Heading of each table, by its key in the JSON."""
 SHAPE_SIZE = (120, 160)
@@ -54,7 +53,7 @@ def evaluate(
     """All figures of a network as it is and adapted, and of the classical detectors.
 
     Adapted networks are left out on shapes (`per_kind` held-out pictures of each): the question there is what a single
-    look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped, and changed in each of `CHANGES`.
+    look finds. Of the folder `photographs`, the first `MAX_PHOTOGRAPHS` are warped and changed (`photograph_sets`).
     The truth is known of shapes alone: on photographs its repeatability is 1 by definition.
 
     Returns:
@@ -65,12 +64,11 @@ def evaluate(
     tables: dict[str, Rows] = {FIGURES: {name: {} for name in (*everyone, TRUTH)}}
     sets = dict(sequences or {})
     if photographs is not None:
-        if taken := sets.keys() & {VIEWPOINT, *CHANGES}:
-            raise ExtractorError(f"the sequence {min(taken)!r} has the name of a set of photographs: rename its folder")
         names = find_pictures(photographs)[:MAX_PHOTOGRAPHS]
-        greys = [read_grey(photographs / name, PHOTO_SIZE) for name in names]
-        sets |= {VIEWPOINT: viewpoint_pairs(greys)}
-        sets |= {name: changed_pairs(greys, change) for name, change in CHANGES.items()}
+        ours_too = photograph_sets([read_grey(photographs / name, PHOTO_SIZE) for name in names])
+        if taken := sets.keys() & ours_too.keys():
+            raise ExtractorError(f"the sequence {min(taken)!r} has the name of a set of photographs: rename its folder")
+        sets |= ours_too
 
     def enter(where: str, figures: Mapping[str, float], measure: str = FIGURES) -> None:
         if measure == FIGURES:
@@ -95,11 +93,11 @@ def network_detector(network: DetectorNetwork, adaptation: int = 0) -> Detect:
 
 
 def shape_pictures(per_kind: int, *, noisy: bool) -> Iterator[tuple[Grey, npt.NDArray[np.float32]]]:
-    """Held-out pictures of every kind with their keypoints; noisy: changed as in training, by other random numbers."""
+    """Held-out pictures of every kind with their keypoints; noisy: in other light and with noise as in training."""
     for number, kind in enumerate(KINDS):
         for index in range(per_kind):
             image, keypoints = draw_shape(np.random.default_rng([HELD_OUT, number, index]), SHAPE_SIZE, kind)
-            yield (augmented(image, PhotometricSettings(), seed=number * 10**6 + index) if noisy else image), keypoints
+            yield (augmented(image, number * 10**6 + index, PhotometricSettings()) if noisy else image), keypoints
 
 
 def shape_precision(detectors: Mapping[str, Detect], *, per_kind: int, noisy: bool) -> dict[int, dict[str, float]]:
@@ -142,8 +140,8 @@ def measures(
 ) -> dict[str, dict[str, float]]:
     """Means over pairs of each measure of `pair_measures`, of each detector's best `number` points.
 
-    A detector is left out where no pair says anything of it. `points` keeps what each found on each picture, by name
-    and identity, for further calls with the same pictures.
+    A pair where a detector finds no point does not count for it. `points` keeps what each found on each picture, by
+    name and identity, for further calls with the same pictures.
     """
     points = {} if points is None else points
     result: dict[str, dict[str, float]] = {}
@@ -161,8 +159,8 @@ def measures(
     return result
 
 
-def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None], *, smaller: bool = False) -> None:
-    """Print rows of figures: one line per detector, one column per set; the best detector of each has a star."""
+def table(rows: Mapping[str, Mapping[str, float]], *, smaller: bool = False) -> list[str]:
+    """Rows of figures as text: one line per detector, one column per set; the best detector of each has a star."""
     sets, best_of = list(dict.fromkeys(each for row in rows.values() for each in row)), min if smaller else max
     known = {each: [row[each] for name, row in rows.items() if each in row and name != TRUTH] for each in sets}
     best = {each: best_of(values, default=None) for each, values in known.items()}
@@ -170,5 +168,4 @@ def table(rows: Mapping[str, Mapping[str, float]], say: Callable[[str], None], *
     for name, row in rows.items():
         marks = {each: "*" if name != TRUTH and row.get(each) == best[each] else " " for each in sets}
         cells.append([name, *(f"{row[each]:.3f}{marks[each]}" if each in row else "- " for each in sets)])
-    for line in align(cells, right=range(1, len(cells[0]))):
-        say(line)
+    return align(cells, right=range(1, len(cells[0])))

@@ -13,6 +13,7 @@ from .pairs import Pair
 Points = npt.NDArray[np.float32]  # (N, 2) x, y
 Found = tuple[Points, npt.NDArray[np.float32]]  # points (N, 2), and how far the other picture's nearest is (N,), px
 
+RADIUS_PX = 4  # suppression of neighbours, as in extraction, and how far points are from the edge
 NUM_POINTS = 300
 TOLERANCE_PX = 3.0
 REACH_PX = 16.0
@@ -57,8 +58,8 @@ def average_precision(hits: Sequence[npt.NDArray[np.bool_]], scores: Sequence[Po
 def found_again(pair: Pair, one: Points, other: Points, *, number: int = NUM_POINTS) -> tuple[Found, Found]:
     """The points of two pictures that count, and how far the other picture's nearest is, at most `FAR_PX`.
 
-    Only points that both pictures show count, the best `number` of each. Distances are taken in the second picture.
-    `one` and `other` are points (N, 2) x, y of the two pictures, best first.
+    Only points that both pictures show count, `RADIUS_PX` from their edges, the best `number` of each. Distances are
+    taken in the second picture. `one` and `other` are points (N, 2) x, y of the two pictures, best first.
     """
     there, back = _mapped(one, pair.homography), _mapped(other, np.linalg.inv(pair.homography).astype(np.float64))
     one, there = (points[_inside(there, pair.other)][:number] for points in (one, there))
@@ -102,5 +103,5 @@ def _mapped(points: Points, homography: npt.NDArray[np.float64]) -> Points:
 
 
 def _inside(points: Points, picture: Grey) -> npt.NDArray[np.bool_]:
-    last = np.array(picture.shape[::-1]) - 1
-    return np.asarray(((points >= 0) & (points <= last)).all(axis=1))
+    last = np.array(picture.shape[::-1]) - 1 - RADIUS_PX
+    return np.asarray(((points >= RADIUS_PX) & (points <= last)).all(axis=1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from ..pictures.photometric import PhotometricSettings, augmented, jpeg
 from .detectors import Grey
 
 PHOTO_SIZE = (240, 320)  # h, w
-SEED = 2**31  # of the warps; away from those of training
+SEED = 2**31  # of warps and changes
 MILD = HomographySettings(patch=0.85, perspective=0.12, scale=0.12, rotation=0.5, shift=0.05)
 
 
@@ -58,6 +59,12 @@ def sequence_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
+def photograph_sets(greys: Sequence[Grey]) -> dict[str, list[Pair]]:
+    """Pairs of photographs (H, W) uint8 with themselves, warped and changed, by what was done to them."""
+    sets = {"viewpoint": viewpoint_pairs(greys)}
+    return sets | {name: changed_pairs(greys, change) for name, change in CHANGES.items()}
+
+
 def viewpoint_pairs(greys: Sequence[Grey]) -> list[Pair]:
     """Two pairs of each picture (H, W) uint8 with itself, warped."""
     pairs = []
@@ -76,11 +83,6 @@ def changed_pairs(greys: Sequence[Grey], change: Callable[[Grey, int], Grey]) ->
     return [Pair(greys[at // 2], change(greys[at // 2], seed), np.eye(3)) for at, seed in enumerate(seeds)]
 
 
-def relit(grey: Grey, seed: int) -> Grey:
-    """In other light: shadows, contrast and brightness as in training, without blur and noise."""
-    return augmented(grey, PhotometricSettings(probability=1, noise=0, speckle=0, motion_blur_px=1), seed=seed)
-
-
 def compressed(grey: Grey, seed: int) -> Grey:
     """As a JPEG of quality 10 to 40, with its blocks of 8x8 pixels in any place."""
     rng = np.random.default_rng(seed)
@@ -88,11 +90,11 @@ def compressed(grey: Grey, seed: int) -> Grey:
 
 
 CHANGES: dict[str, Callable[[Grey, int], Grey]] = {
-    "light": relit,
-    "light+noise": lambda grey, seed: augmented(grey, PhotometricSettings(), seed=seed),
+    "light": partial(augmented, settings=PhotometricSettings(probability=1, noise=0, speckle=0, motion_blur_px=1)),
+    "light+noise": partial(augmented, settings=PhotometricSettings()),
     "compressed": compressed,
 }
-"""Changes of a photograph in place, by name."""
+"""Changes of a photograph (H, W) uint8 in place by a seed, by name. Light is shadows, contrast and brightness alone."""
 
 
 def _homography(file: Path) -> npt.NDArray[np.float64]:

@@ -14,8 +14,8 @@ from ....common.atomic import atomic_write
 from ....common.images import encode_png
 from ..pictures.shapes import KINDS
 from .detectors import Detect, Grey, best_points
-from .evaluation import RADIUS_PX, all_points, shape_pictures
-from .metrics import TOLERANCE_PX, Points, found_again, matches
+from .evaluation import all_points, shape_pictures
+from .metrics import RADIUS_PX, TOLERANCE_PX, Points, found_again, matches
 from .pairs import Pair
 
 Image = npt.NDArray[np.uint8]
@@ -28,14 +28,11 @@ GAP_PX = 4
 def write_pictures(
     folder: Path, detect: Detect, *, threshold: float, sequences: Mapping[str, Sequence[Pair]], columns: int = 6
 ) -> list[Path]:
-    """Write a sheet of held-out shapes, clean and noisy, and a picture of each pair of each sequence.
+    """Write a sheet of held-out shapes, clean and noisy, and a picture of each pair of each sequence; returns paths.
 
-    Shapes have a ring for each true keypoint, a dot for what is found there, and a cross for what is found elsewhere.
-    Pairs show the best points that are in both pictures: a ring where the other picture has one within tolerance, a
-    cross where it has none.
-
-    Points on shapes score more than the threshold, and are suppressed as in extraction; of each kind of shape there are
-    `columns` pictures. Returns the paths of the files.
+    Shapes, `columns` of each kind, have a ring for each true keypoint, a dot for what is found there, and a cross for
+    what is found elsewhere: points above the threshold, suppressed as in extraction. Pairs show the best points that
+    are in both pictures: a ring where the other picture has one within tolerance, a cross where it has none.
     """
     sheets = {
         f"shapes_{'noisy' if noisy else 'clean'}": shape_sheet(detect, threshold, noisy=noisy, columns=columns)

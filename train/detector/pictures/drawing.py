@@ -55,10 +55,6 @@ class Canvas:
         enough = tries[distance >= contrast]
         return int(enough[0] if len(enough) else tries[distance.argmax()])
 
-    def greys_at(self, points: Points) -> list[int]:
-        """What the picture holds at points (N, 2) now; outside it, at the nearest pixel."""
-        return list(map(int, self.image[self._pixels(points)]))
-
     def point(self, margin: float = 0.05) -> Points:
         """A random point (2,), at least `margin` of the shorter side inside."""
         edge = margin * self.extent
@@ -90,10 +86,10 @@ class Canvas:
         """Those of the points (N, 2) where the picture has a corner at all: neighbours may be of one grey by chance."""
         corner = cv2.cornerMinEigenVal(self.image.astype(np.float32) / 255, 5 * SCALE, ksize=3)
         corner = cv2.dilate(corner, np.ones((5, 5), np.uint8))
-        return np.asarray(points[corner[self._pixels(points)] > VISIBLE])
+        return np.asarray(points[corner[self.pixels(points)] > VISIBLE])
 
-    def _pixels(self, points: Points) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Rows and columns of the pixels nearest to points (N, 2)."""
+    def pixels(self, points: Points) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Rows and columns of the pixels nearest to points (N, 2), which may lie outside."""
         x, y = np.clip(np.rint(points.T).astype(np.intp), 0, [[self.width - 1], [self.height - 1]])
         return y, x
 

@@ -1,5 +1,6 @@
 """Pictures on disk: which there are, and one as grey pixels of a given size."""
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -23,13 +24,16 @@ def find_pictures(folder: Path) -> list[str]:
     return found
 
 
+def picture_digest(path: Path) -> str:
+    """The sha256 of a picture's file. Raises ExtractorError."""
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
 def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """A file's picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError."""
+    data = _read(path)
     try:
-        data = read_regular(path)
         check_image(data, formats=FORMATS)
-    except OSError as error:
-        raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error
     except DecodeError as error:
         raise ExtractorError(f"{path}: {error.args[0]}", hint=error.hint) from error
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -38,3 +42,10 @@ def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np
     if size is not None:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(image, np.uint8)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise ExtractorError(f"{path}: expected a picture, got: {error.strerror or error}") from error

@@ -25,7 +25,7 @@ def draw_shape(
     if kind is None:
         kind = str(rng.choice(list(TRAINED), p=_SHARES / _SHARES.sum()))
     canvas = Canvas(rng, size)
-    return canvas.finish(TRAINED[kind](canvas))
+    return canvas.finish(TRAINED[kind][0](canvas))
 
 
 def _lines(canvas: Canvas) -> Points:
@@ -68,7 +68,7 @@ def _polygons(canvas: Canvas) -> Points:
         corners = random_polygon(rng, canvas.point(0), radius)
         junctions, below = _crossings(corners, np.roll(corners, -1, axis=0), starts, ends)
         junctions = junctions[(_windows(on_top, junctions) == owners[below, None]).any(axis=1)]
-        last = canvas.grey(last, *canvas.greys_at(corners))
+        last = canvas.grey(last, *canvas.image[canvas.pixels(corners)].tolist())
         canvas.fill(corners, last, textured=rng.random() < 0.5)
         canvas.stamp(on_top, corners, number)
         covered = (_windows(on_top, points) == number).all(axis=1)
@@ -184,22 +184,22 @@ def _noise(canvas: Canvas) -> Points:
     return NONE
 
 
-KINDS: dict[str, Callable[[Canvas], Points]] = {
-    "lines": _lines,
-    "polygon": _polygon,
-    "polygons": _polygons,
-    "star": _star,
-    "checkerboard": _checkerboard,
-    "stripes": _stripes,
-    "cube": _cube,
-    "ellipses": _ellipses,
-    "noise": _noise,
+# What draws each kind, and its share in training: the rich and the hard ones come oftener.
+TRAINED: dict[str, tuple[Callable[[Canvas], Points], float]] = {
+    "lines": (_lines, 2),
+    "polygon": (_polygon, 1),
+    "polygons": (_polygons, 4),
+    "star": (_star, 1.5),
+    "checkerboard": (_checkerboard, 2),
+    "stripes": (_stripes, 1.5),
+    "cube": (_cube, 2),
+    "ellipses": (_ellipses, 1),
+    "noise": (_noise, 0.5),
+    "tiles": (draw_tiles, 2),
 }
-"""The kinds that detectors are judged by."""
-# Those of training. Corners of tiles are nearer to each other than the suppression of neighbours spares.
-TRAINED = {**KINDS, "tiles": draw_tiles}
-# Share of each kind in training: the rich and the hard ones come oftener.
-_SHARES = np.array([2, 1, 4, 1.5, 2, 1.5, 2, 1, 0.5, 2])
+KINDS = tuple(TRAINED)[:-1]
+"""The kinds that detectors are judged by. Corners of tiles are nearer than the suppression of neighbours spares."""
+_SHARES = np.array([share for _, share in TRAINED.values()])
 
 
 def random_polygon(rng: np.random.Generator, centre: Points, radius: float) -> Points:
