@@ -114,3 +114,13 @@ def select_keypoints(
     """
     above = np.where(probability > threshold, probability, np.float32(0))
     return keep_strongest(clear_border(suppress_neighbours(above, nms_radius), border), max_keypoints)
+
+
+def best_points(
+    scores: Scores, *, number: int | None, radius_px: int, border_px: int, threshold: float = 0
+) -> tuple[npt.NDArray[np.float32], Scores]:
+    """The strongest points (N, 2) x, y of a map after suppression of neighbours, and their scores (N,), best first."""
+    kept = select_keypoints(scores, threshold=threshold, nms_radius=radius_px, border=border_px, max_keypoints=number)
+    y, x = np.nonzero(kept)
+    order = np.argsort(-kept[y, x], kind="stable")
+    return np.stack([x, y], axis=1).astype(np.float32)[order], kept[y, x][order]

@@ -56,8 +56,8 @@ def superpoint_textures(
     """Write generated pictures that no photographer owns, 240x320, to label and train on."""
     from .labelling import write_textures
 
-    write_textures(folder, number=number, seed=seed, size=(240, 320))
-    typer.echo(f"{folder}: {counted(number, 'texture')}")
+    drawn = write_textures(folder, number=number, seed=seed, size=(240, 320))
+    typer.echo(f"{folder}: {counted(number, 'texture')}, {drawn} of them drawn now")
 
 
 @app.command("label")

@@ -16,13 +16,12 @@ from PIL import Image
 from ...common.atomic import atomic_write
 from ...common.settings import to_dict
 from ...structure_extractors.errors import ExtractorError
-from ...structure_extractors.keypoints import Scores
+from ...structure_extractors.keypoints import Scores, best_points
 from ...structure_extractors.superpoint.adaptation import SPREAD_PX
 from ...structure_extractors.superpoint.inference import infer, read_detector, read_weights
 from ..model.device import choose_device
-from .judging.detectors import Grey, best_points
 from .labels import Labelled
-from .pictures.files import find_pictures, picture_digest, read_grey
+from .pictures.files import Grey, find_pictures, picture_digest, read_grey
 from .pictures.textures import draw_texture
 from .settings import chosen_precision
 
@@ -44,14 +43,15 @@ class LabelSettings:
     precision: str = "auto"  # of the convolutions: bfloat16, float32, or auto, which keeps that of labels begun before
 
 
-def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> None:
-    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there already stay."""
-    for index in range(number):
-        path = folder / f"texture_{index:05d}.png"
-        if not path.exists():
-            data = io.BytesIO()
-            Image.fromarray(draw_texture(np.random.default_rng([seed, index]), size)).save(data, format="png")
-            atomic_write(path, data.getvalue())
+def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> int:
+    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there stay. Returns how many."""
+    names = [f"texture_{index:05d}.png" for index in range(number)]
+    missing = [(index, folder / name) for index, name in enumerate(names) if not (folder / name).exists()]
+    for index, path in missing:
+        data = io.BytesIO()
+        Image.fromarray(draw_texture(np.random.default_rng([seed, index]), size)).save(data, format="png")
+        atomic_write(path, data.getvalue())
+    return len(missing)
 
 
 def label(

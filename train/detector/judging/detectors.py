@@ -1,4 +1,4 @@
-"""Every detector that is compared, as one function: grey picture to a map of scores, then the same selection of points.
+"""Every detector that is compared, as one function: grey picture to a map of scores.
 
 The classical ones are OpenCV's, with the usual settings, but so low a threshold that they find as many points as asked
 for. Which of them are best is decided by their own score.
@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from ....structure_extractors.keypoints import Scores, select_keypoints
+from ....structure_extractors.keypoints import Scores
 from ....structure_extractors.sift import Sift
+from ..pictures.files import Grey
 
-Grey = npt.NDArray[np.uint8]
 Detect = Callable[[Grey], Scores]  # (H, W) uint8 to (H, W) float32, larger is better, not positive is no point
 
 
@@ -42,13 +41,3 @@ def sift(grey: Grey) -> Scores:
 
 
 CLASSICAL: dict[str, Detect] = {"Harris": harris, "Shi-Tomasi": shi_tomasi, "FAST": fast, "SIFT": sift}
-
-
-def best_points(
-    scores: Scores, *, number: int | None, radius_px: int, border_px: int, threshold: float = 0
-) -> tuple[npt.NDArray[np.float32], Scores]:
-    """The strongest points (N, 2) x, y of a map after suppression of neighbours, and their scores (N,), best first."""
-    kept = select_keypoints(scores, threshold=threshold, nms_radius=radius_px, border=border_px, max_keypoints=number)
-    y, x = np.nonzero(kept)
-    order = np.argsort(-kept[y, x], kind="stable")
-    return np.stack([x, y], axis=1).astype(np.float32)[order], kept[y, x][order]

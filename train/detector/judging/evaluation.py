@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from ....common.text import align
 from ....structure_extractors.errors import ExtractorError
-from ....structure_extractors.keypoints import Scores, score_map
+from ....structure_extractors.keypoints import Scores, best_points, score_map
 from ....structure_extractors.superpoint.inference import infer
 from ....structure_extractors.superpoint.network import DetectorNetwork
-from ..pictures.files import find_pictures, read_grey
+from ..pictures.files import Grey, find_pictures, read_grey
 from ..pictures.photometric import PhotometricSettings, augmented
 from ..pictures.shapes import KINDS, draw_shape
-from .detectors import CLASSICAL, Detect, Grey, best_points
+from .detectors import CLASSICAL, Detect
 from .metrics import NUM_POINTS, RADIUS_PX, TOLERANCE_PX, Points, average_precision, found_again, matches, pair_measures
 from .pairs import PHOTO_SIZE, Pair, photograph_sets
 

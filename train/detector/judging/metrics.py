@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .detectors import Grey
+from ..pictures.files import Grey
 from .pairs import Pair
 
 Points = npt.NDArray[np.float32]  # (N, 2) x, y

@@ -13,9 +13,8 @@ import torch
 from ....common.documents import parsing, read_text
 from ....structure_extractors.errors import ExtractorError
 from ....structure_extractors.superpoint.homography import HomographySettings, random_homographies
-from ..pictures.files import SUFFIXES, read_grey
+from ..pictures.files import SUFFIXES, Grey, read_grey
 from ..pictures.photometric import PhotometricSettings, augmented, jpeg
-from .detectors import Grey
 
 PHOTO_SIZE = (240, 320)  # h, w
 SEED = 2**31  # of warps and changes

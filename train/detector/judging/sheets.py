@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from ....common.atomic import atomic_write
 from ....common.images import encode_png
+from ....structure_extractors.keypoints import best_points
+from ..pictures.files import Grey
 from ..pictures.shapes import KINDS
-from .detectors import Detect, Grey, best_points
+from .detectors import Detect
 from .evaluation import all_points, shape_pictures
 from .metrics import RADIUS_PX, TOLERANCE_PX, Points, found_again, matches
 from .pairs import Pair

@@ -12,6 +12,7 @@ from ....manifests.errors import DecodeError
 from ....manifests.photographs import check_image
 from ....structure_extractors.errors import ExtractorError
 
+Grey = npt.NDArray[np.uint8]  # (H, W)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp")
 FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "WEBP")  # PPM: PGM, too
 
@@ -29,7 +30,7 @@ def picture_digest(path: Path) -> str:
     return hashlib.sha256(_read(path)).hexdigest()
 
 
-def read_grey(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def read_grey(path: Path, size: tuple[int, int] | None = None) -> Grey:
     """A file's picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError."""
     data = _read(path)
     try:

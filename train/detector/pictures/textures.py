@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .drawing import Canvas, Points, as_grey, directions, rotation
+from .files import Grey
 from .shapes import draw_tiles, random_polygon
-
-Grey = npt.NDArray[np.uint8]
 
 
 def draw_texture(rng: np.random.Generator, size: tuple[int, int], kind: str | None = None) -> Grey:

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
-from physseg.train.detector.judging.detectors import CLASSICAL, best_points
+from physseg.structure_extractors.keypoints import best_points
+from physseg.train.detector.judging.detectors import CLASSICAL
 from physseg.train.detector.judging.evaluation import (
     RADIUS_PX,
     SHAPE_RADIUS_PX,
@@ -168,8 +169,8 @@ def test_a_detector_that_knows_is_perfect_and_noise_costs_the_others():
 
 def test_a_sequence_that_is_named_as_a_set_is_refused(tmp_path):
     """It would be lost in the other's figures; nothing is measured before."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((24, 32), np.uint8))
     with pytest.raises(ExtractorError, match="the sequence 'light' has the name of a set of photographs"):
-        cv2.imwrite(str(tmp_path / "a.png"), np.zeros((24, 32), np.uint8))
         evaluate(None, sequences={"light": []}, photographs=tmp_path)
 
 
