@@ -42,10 +42,58 @@ def test_a_batch_follows_from_seed_and_step():
     assert not torch.equal(images, draw_batch(Shapes(), replace(TINY, seed=1), 3)[0])
 
 
-def test_pictures_that_are_not_warped_keep_their_keypoints():
-    plain = replace(
-        TINY, warped=0.0, photometric=replace(TINY.photometric, probability=0.0, processed=0.0), size=(96, 128)
+class Constant(Shapes):
+    """A source of one picture of soft dots on grey: whatever differs between two batches was changed after it."""
+
+    BACKGROUND = 64
+
+    def draw(self, rng, size):
+        height, width = size
+        y, x = np.indices(size)
+        points = np.array([(a, b) for b in range(12, height, 24) for a in range(16, width, 24)])
+        dots = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / 2) for a, b in points)
+        return (self.BACKGROUND + (255 - self.BACKGROUND) * dots).round().astype(np.uint8), points.astype(np.float32)
+
+
+UNTOUCHED = replace(TINY.photometric, probability=0.0, processed=0.0)
+
+
+def test_the_changes_follow_from_seed_and_step_by_themselves():
+    one, *others = (
+        draw_batch(Constant(), replace(TINY, seed=seed), step)[0] for seed, step in ((0, 3), (0, 4), (1, 3))
     )
+    for other in others:
+        assert not any(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("warped", [0.0, 0.3, 1.0])
+def test_the_share_of_warped_pictures_is_as_said(warped):
+    settings = replace(TINY, warped=warped, photometric=UNTOUCHED, batch_size=400)
+    images, *_ = draw_batch(Constant(), settings, 0)
+    drawn = torch.from_numpy(Constant().draw(None, TINY.size)[0]) / 255
+    share = np.mean([not torch.equal(image[0], drawn) for image in images])
+    assert share == pytest.approx(warped, abs=0.0 if warped in (0, 1) else 0.1)  # 0.1 is over four standard deviations
+
+
+def test_warped_pictures_labels_and_valid_cells_agree():
+    settings = replace(TINY, warped=1.0, photometric=UNTOUCHED, size=(96, 128), batch_size=8)
+    images, classes, valid = draw_batch(Constant(), settings, 0)
+    assert 0.2 < valid.float().mean() < 0.95
+    off: list[int] = []
+    for image, row, shows in zip(images[:, 0], classes, valid, strict=True):
+        cells = image.unfold(0, 8, 8).unfold(1, 8, 8)  # (H/8, W/8, 8, 8)
+        # Outside of what was warped is black, darker than the background.
+        assert torch.equal(cells.amin(dim=(2, 3)) > 0.9 * Constant.BACKGROUND / 255, shows)
+        for at in (shows & (row < 64)).nonzero().tolist():
+            brightest, wanted = int(cells[*at].argmax()), int(row[*at])
+            off.append(max(abs(brightest // 8 - wanted // 8), abs(brightest % 8 - wanted % 8)))
+        # A dot of another cell lies at least 2.5 px from the inner pixels of this one.
+        assert cells[shows & (row == 64)][:, 2:6, 2:6].max() < 0.85
+    assert len(off) > 50 and max(off) <= 1 and np.mean(off) < 0.15  # px; rounding is off by one at times
+
+
+def test_pictures_that_are_not_warped_keep_their_keypoints():
+    plain = replace(TINY, warped=0.0, photometric=UNTOUCHED, size=(96, 128))
     images, classes, valid = draw_batch(Shapes(), plain, 0)
     assert valid.all()
     for index in range(TINY.batch_size):
