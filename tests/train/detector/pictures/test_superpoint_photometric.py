@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from physseg.train.detector.pictures import photometric
 from physseg.train.detector.pictures.photometric import (
     PhotometricSettings,
     _gaussian_kernels,
@@ -113,3 +114,35 @@ def test_processing_keeps_places_and_clean_pictures_some_of_the_time():
     ]
     assert 0.2 < np.mean(untouched) < 0.5  # 0.34: of three steps, each with probability 0.3
     assert as_from_file(blob, PhotometricSettings(processed=0), generator()) is blob
+
+
+def test_processing_keeps_places_off_the_middle():
+    """There a wrong scale moves them, too. All pictures of a batch are resampled alike, hence several batches."""
+    places = torch.tensor([[12.0, 10.0], [50.0, 12.0], [14.0, 36.0], [51.0, 35.0]])
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    # No brighter than 0.6: sharpening does not clip them.
+    blobs = torch.stack([0.6 * torch.exp(-((x - a) ** 2 + (y - b) ** 2) / 18) for a, b in places])[:, None]
+    for seed in range(8):
+        out = as_from_file(blobs, PhotometricSettings(processed=1.0, jpeg_quality=(90, 95)), generator(seed))
+        found = torch.stack([(out * axis).sum((1, 2, 3)) / out.sum((1, 2, 3)) for axis in (x, y)], dim=1)
+        torch.testing.assert_close(found, places, atol=0.05, rtol=0)
+
+
+def test_all_qualities_and_all_places_of_blocks_are_drawn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(photometric, "jpeg", lambda image, *drawn_for_it: drawn.append(drawn_for_it) or image)
+    as_from_file(torch.rand(1000, 1, 8, 8, generator=generator()), PhotometricSettings(processed=1.0), generator())
+    qualities, offsets = zip(*drawn, strict=True)
+    assert set(offsets) == {(y, x) for y in range(8) for x in range(8)}  # each 16 times, on average
+    assert set(qualities) == set(range(5, 96))  # each 11 times
+
+
+def test_sharpening_raises_gradients():
+    edge = (0.5 + 0.3 * torch.tanh(torch.arange(32.0) - 15.5)).expand(32, 1, 24, 32)
+
+    def steepest(sharpen: float) -> torch.Tensor:
+        settings = PhotometricSettings(processed=1.0, resample=1.0, sharpen=sharpen, jpeg_quality=(100, 100))
+        return as_from_file(edge, settings, generator()).diff(dim=3).amax(dim=(1, 2, 3))
+
+    gain = steepest(1.0) / steepest(0.0)
+    assert gain.min() > 0.95 and gain.mean() > 1.1

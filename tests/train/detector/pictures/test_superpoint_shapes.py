@@ -33,18 +33,35 @@ def test_a_picture_and_its_keypoints_follow_from_the_seed(kind):
 STOP = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 40, 0.001)
 
 
-def test_keypoints_of_checkerboards_are_exact():
-    """Inside a board all four cells meet at a saddle, which OpenCV locates to a fraction of a pixel by itself."""
+def sub_pixel_errors(kind: str, number: int) -> list[list[float]]:
+    """How far OpenCV moves the keypoints of some pictures, (N, 2) x, y, but for those near the edges."""
     errors = []
-    for seed in range(40):
-        image, keypoints = draw("checkerboard", seed)
+    for seed in range(number):
+        image, keypoints = draw(kind, seed)
         inner = keypoints[((keypoints > 8) & (keypoints < np.array(SIZE[::-1]) - 9)).all(axis=1)]
         if len(inner):
             found = cv2.cornerSubPix(image, inner.reshape(-1, 1, 2).copy(), (3, 3), (-1, -1), STOP)  # writes in place
             errors += (found[:, 0] - inner).tolist()
+    return errors
+
+
+def test_keypoints_of_checkerboards_are_exact():
+    """Inside a board all four cells meet at a saddle, which OpenCV locates to a fraction of a pixel by itself."""
+    errors = sub_pixel_errors("checkerboard", 40)
     assert len(errors) > 200
     assert np.abs(np.mean(errors, axis=0)).max() < 0.1
     assert np.median(np.linalg.norm(errors, axis=1)) < 0.25  # the outer corners of a board are no saddles
+
+
+# The ends of lines and the rays of stars are blunt: OpenCV moves those far, to all sides.
+@pytest.mark.parametrize(
+    ("kind", "pictures"),
+    [("polygon", 40), ("polygons", 40), ("cube", 40), ("stripes", 40), ("tiles", 40), ("lines", 200), ("star", 200)],
+)
+def test_keypoints_are_off_to_no_side(kind, pictures):
+    errors = sub_pixel_errors(kind, pictures)
+    assert len(errors) > 100
+    assert np.abs(np.mean(errors, axis=0)).max() < 0.15  # three standard errors of lines and stars
 
 
 def test_polygons_are_as_large_as_their_corners_say():
