@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from physseg.structure_extractors.errors import ExtractorError
 from physseg.structure_extractors.keypoints import best_points
+from physseg.train.detector.judging import pairs as pairs_module
 from physseg.train.detector.judging.detectors import CLASSICAL
 from physseg.train.detector.judging.evaluation import (
     RADIUS_PX,
@@ -16,7 +17,14 @@ from physseg.train.detector.judging.evaluation import (
     table,
 )
 from physseg.train.detector.judging.metrics import average_precision, found_again, matches, pair_measures
-from physseg.train.detector.judging.pairs import CHANGES, Pair, changed_pairs, sequence_pairs, viewpoint_pairs
+from physseg.train.detector.judging.pairs import (
+    CHANGES,
+    Pair,
+    changed_pairs,
+    compressed,
+    sequence_pairs,
+    viewpoint_pairs,
+)
 from physseg.train.detector.pictures.textures import draw_texture
 
 PICTURE = np.zeros((100, 100), np.uint8)
@@ -97,6 +105,27 @@ def test_changes_leave_points_where_they_are():
         assert np.abs(shift).max() < 0.5, name
 
 
+def test_compression_is_strong_and_its_blocks_are_anywhere(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pairs_module, "jpeg", lambda grey, *drawn_for_it: drawn.append(drawn_for_it) or grey)
+    for seed in range(1000):
+        compressed(PICTURE, seed)
+    qualities, offsets = zip(*drawn, strict=True)
+    assert set(qualities) == set(range(10, 41))
+    assert set(offsets) == {(y, x) for y in range(8) for x in range(8)}
+
+
+def test_other_light_is_smooth_and_keeps_edges_sharp():
+    flat, edge = np.full((2, 96, 128), 100, np.uint8)
+    edge[:, 64:] = 160
+    for seed in range(10):
+        other = CHANGES["light"](flat, seed).astype(int)
+        assert (other != flat).any()
+        assert np.abs(np.diff(other, 2, axis=1)).max() < 5  # shadows are soft; noise and specks are not
+        other = CHANGES["light"](edge, seed).mean(axis=0)
+        assert other[64] - other[63] > 0.9 * (other[67] - other[60]) > 1
+
+
 @pytest.mark.parametrize("name", CLASSICAL)
 def test_classical_detectors_find_the_corners_of_a_square(name):
     picture = np.full((80, 100), 60, np.uint8)
@@ -111,7 +140,15 @@ def test_classical_detectors_find_the_corners_of_a_square(name):
         assert matches(found, corners, 3.0).all()
 
 
-def test_a_perfect_detector_repeats_itself_and_a_blind_one_does_not():
+def test_points_that_would_be_found_too_near_an_edge_do_not_count():
+    """Shifted by 20 px: the first maps to 3 px from the right edge, where the border is, the second to 4 px."""
+    shift = np.array([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]])
+    assert np.isnan(repeated(points((76, 50)), points(), shift))
+    assert repeated(points((75, 50)), points((95, 50)), shift) == 1
+    assert repeated(points((75, 50)), points((23, 50), (95, 50)), shift) == 1  # back, 3 px from the left edge
+
+
+def test_harris_repeats_itself_more_often_than_chance():
     greys = [draw_texture(np.random.default_rng(seed), (120, 160), "leaves") for seed in range(2)]
     noise = np.random.default_rng(0)
     for pairs in (viewpoint_pairs(greys), *(changed_pairs(greys, change) for change in CHANGES.values())):
