@@ -1,9 +1,10 @@
 """How a detector like the package's own is made, from nothing to its weights: `physseg superpoint reproduce`.
 
 Shapes teach it what a corner is. Then it labels generated textures by homographic adaptation and is trained on its own
-labels, round after round, with shapes among them. What the last two rounds end with is averaged, weight by weight (a
-"model soup" of Wortsman et al. 2022, which is a little better than either). Every part is one of the other commands and
-resumes as that does. How the weights in the package came about is on their card, with what differed from today's code.
+labels, round after round, with shapes among them. What the shapes and the last round end with is averaged, weight by
+weight (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"): that keeps on photographs what the rounds gained
+and on shapes what they lost. Every part is one of the other commands and resumes as that does. The weights in the package
+were made so; their card has the figures.
 """
 
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Recipe:
         Round(textures=250, textures_seed=0, steps=1000, shapes=0.3, seed=1),
         Round(textures=250, textures_seed=0, steps=1500, shapes=0.5, seed=2),
         Round(textures=300, textures_seed=3, steps=3000, shapes=0.5, seed=3),
+        Round(textures=300, textures_seed=4, steps=3000, shapes=0.6, seed=4),
     )
 
 
@@ -57,9 +59,8 @@ def reproduce(
 
     All that is made on the way stays in `folder`. The other arguments are those of `train`.
     """
-    made = []
     settings = TrainSettings(steps=recipe.shape_steps, seed=0, batch_size=recipe.batch_size, precision=precision)
-    weights = train(Shapes(), settings, folder / "shapes", device=device, workers=workers, say=say)
+    of_shapes = weights = train(Shapes(), settings, folder / "shapes", device=device, workers=workers, say=say)
     for number, part in enumerate(recipe.rounds, start=1):
         say(f"round {number} of {len(recipe.rounds)}")
         textures = folder / f"textures{part.textures_seed}_{part.textures}"
@@ -70,8 +71,7 @@ def reproduce(
         source = labelled_source(textures, labels, part.shapes, settings.size)
         run = folder / f"round{number}"
         weights = train(source, settings, run, start=weights, device=device, workers=workers, say=say)
-        made.append(weights)
-    states = [load_safetensors(read_weights(path)) for path in made[-2:]]
+    states = [load_safetensors(read_weights(path)) for path in (of_shapes, weights)]
     mean = {key: torch.stack([state[key].float() for state in states]).mean(dim=0).half() for key in states[0]}
     atomic_write(folder / WEIGHTS, save_safetensors(mean))
     return folder / WEIGHTS
