@@ -42,7 +42,7 @@ class SuperPoint:
     revision: ClassVar[int] = 2
 
     weights: str | None = None  # file of weights, of a format in weights.py; None = the package's own
-    threshold: float | None = None  # keypoints are more probable than this; None = what the authors of the weights use
+    threshold: float | None = None  # keypoints are more probable than this; None = the weights' own
     nms_radius: int = 4  # a keypoint suppresses weaker ones up to this far in x and y, pixels; 0 = none
     border: int = 4  # keypoints closer than this to the image's edge are dropped, pixels
     max_keypoints: int | None = None  # keep this many of the strongest; None = all

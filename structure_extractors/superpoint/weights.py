@@ -6,6 +6,7 @@ anything else are ignored; widths follow from the shapes. Nothing is ever downlo
 """
 
 import io
+import json
 import pickle
 import re
 import zipfile
@@ -95,14 +96,15 @@ class Detector:
 
     network: DetectorNetwork
     format: str  # name of the WeightFormat
-    threshold: float  # the format's default detection threshold
+    threshold: float  # default detection threshold: the file's own, or the format's
 
 
 def load_detector(data: bytes, *, where: str) -> Detector:
     """The detector of a weight file's bytes; `where` names it. Raises WeightsError unless they hold exactly one."""
     weights, found = recognise(_tensors(data, where), where=where)
     network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)
-    return Detector(network=network, format=found.name, threshold=found.threshold)
+    threshold = _own_threshold(data, where) if found.name == "physseg" else None
+    return Detector(network=network, format=found.name, threshold=found.threshold if threshold is None else threshold)
 
 
 def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], WeightFormat]:
@@ -177,6 +179,20 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
         got,
         hint="fetch the file again; or, if you trust it, load it elsewhere and torch.save its state dict alone",
     )
+
+
+def _own_threshold(data: bytes, where: str) -> float | None:
+    """What the metadata of a readable file tell, if it is a safetensors file; raises WeightsError."""
+    if data[8:9] != b"{":
+        return None
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = header.get("__metadata__", {}).get("threshold")
+    try:
+        if text is None or 0 <= float(text) < 1:
+            return None if text is None else float(text)
+    except ValueError:
+        pass
+    raise WeightsError.mismatch(f"{where}: threshold in its metadata", "a number in [0, 1)", repr(text))
 
 
 def _flatten(content: Any) -> Iterator[tuple[str, Tensor]]:

@@ -212,12 +212,27 @@ def test_safetensors_legacy_pickles_and_half_precision_are_read():
     torch.testing.assert_close(half.logits.conv.weight, expected["logits.conv.weight"], rtol=1e-3, atol=1e-4)
 
 
+OURS = Architecture(widths=WIDTHS, head_width=HEAD, order="conv-bn-relu", norm_logits=True)
+
+
+@pytest.mark.parametrize(("told", "threshold"), [({}, 0.015), ({"by": "us"}, 0.015), ({"threshold": "0.04"}, 0.04)])
+def test_our_own_weights_may_tell_their_threshold(told, threshold):
+    data = save_safetensors(DetectorNetwork(OURS).state_dict(), told)
+    assert load_detector(data, where="own").threshold == threshold
+
+
+@pytest.mark.parametrize("text", ["none", "1", "-0.1", "nan", "inf"])
+def test_a_threshold_that_is_none_is_named(text):
+    data = save_safetensors(DetectorNetwork(OURS).state_dict(), {"threshold": text})
+    with pytest.raises(WeightsError, match=rf"own: threshold in its metadata: expected a number in .*, got '{text}'"):
+        load_detector(data, where="own")
+
+
 def test_our_own_state_dict_loads_as_it_is():
-    architecture = Architecture(widths=WIDTHS, head_width=HEAD, order="conv-bn-relu", norm_logits=True)
-    network = DetectorNetwork(architecture).eval()
+    network = DetectorNetwork(OURS).eval()
     detector = load_detector(save_safetensors(network.state_dict()), where="own")
     assert detector.format == "physseg"
-    assert detector.network.architecture == architecture
+    assert detector.network.architecture == OURS
     np.testing.assert_array_equal(
         probability_maps(detector.network, grey_images()),
         probability_maps(network.to(memory_format=torch.channels_last), grey_images()),

@@ -89,8 +89,11 @@ def test_the_recipe_runs_through_and_goes_on(tmp_path, tiny, monkeypatch):
     parts = [load_safetensors((tmp_path / part / WEIGHTS).read_bytes()) for part in ("shapes", "round2")]
     for key, value in load_safetensors(weights.read_bytes()).items():
         assert value.dtype == torch.float16
-        np.testing.assert_allclose(value, (parts[0][key].double() + parts[1][key].double()) / 2, rtol=1e-3, atol=1e-7)
-    assert load_detector(weights.read_bytes(), where="made").format == "physseg"
+        np.testing.assert_allclose(
+            value, (parts[0][key].double() + 2 * parts[1][key].double()) / 3, rtol=1e-3, atol=1e-7
+        )
+    detector = load_detector(weights.read_bytes(), where="made")
+    assert (detector.format, detector.threshold) == ("physseg", few.threshold)
     assert [len(Labelled.read(tmp_path / f"labels{number}.npz").names) for number in (1, 2)] == [2, 3]
     assert any("step 2/2" in line for line in said)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob(f"round*/{WEIGHTS}")}
