@@ -20,7 +20,7 @@ class WeightsError(PhyssegError, RuntimeError):
 
 
 class NonFiniteLossError(PhyssegError, RuntimeError):
-    """A loss or a gradient is NaN or infinite; raised before the weights change, naming step, parts and samples."""
+    """A loss, gradient or weight is NaN or infinite; raised before what is kept changes, with step and parts."""
 
     exit_code = 4
 

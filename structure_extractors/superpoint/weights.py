@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -103,8 +104,8 @@ def load_detector(data: bytes, *, where: str) -> Detector:
     """The detector of a weight file's bytes; `where` names it. Raises WeightsError unless they hold exactly one."""
     weights, found = recognise(_tensors(data, where), where=where)
     network = build_network(weights, found, where=where).to(memory_format=torch.channels_last)
-    threshold = _own_threshold(data, where) if found.name == "physseg" else None
-    return Detector(network=network, format=found.name, threshold=found.threshold if threshold is None else threshold)
+    threshold = _own_threshold(data, found.threshold, where) if found.name == "physseg" else found.threshold
+    return Detector(network=network, format=found.name, threshold=threshold)
 
 
 def recognise(tensors: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], WeightFormat]:
@@ -181,18 +182,17 @@ def _tensors(data: bytes, where: str) -> dict[str, Tensor]:
     )
 
 
-def _own_threshold(data: bytes, where: str) -> float | None:
-    """What the metadata of a readable file tell, if it is a safetensors file; raises WeightsError."""
-    if data[8:9] != b"{":
-        return None
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get("threshold")
-    try:
-        if text is None or 0 <= float(text) < 1:
-            return None if text is None else float(text)
-    except ValueError:
-        pass
-    raise WeightsError.mismatch(f"{where}: threshold in its metadata", "a number in [0, 1)", repr(text))
+def _own_threshold(data: bytes, default: float, where: str) -> float:
+    """What the metadata of a readable safetensors file tell, or else the default; raises WeightsError."""
+    metadata = None
+    if data[8:9] == b"{":
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
+    text = (metadata or {}).get("threshold", str(default))
+    with suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    hint = "save the tensors without metadata, and set superpoint.threshold"
+    raise WeightsError.mismatch(f"{where}: threshold in its metadata", "a number in [0, 1)", repr(text), hint=hint)
 
 
 def _flatten(content: Any) -> Iterator[tuple[str, Tensor]]:

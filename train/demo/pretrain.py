@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from ...common.atomic import atomic_write
 from ...common.progress import ProgressBar
 from ...common.settings import check_ranges, to_dict
-from ..errors import NonFiniteLossError
 from ..model.backbones.clip import Clip
 from ..model.text import clip_tokens
 from ..optim import learning_rate_factor
@@ -130,15 +129,12 @@ def pretrain(out: Path, settings: PretrainSettings, *, stop_at: int | None = Non
                 optimizer.step()
                 step += 1
                 if step % 50 == 0 or step == last:
-                    value = float(loss.detach())
-                    if not math.isfinite(value):
-                        where, parts = f"{out}: step {step}: expected a finite loss, got {value}", {"loss": value}
-                        raise NonFiniteLossError(where, step=step, parts=parts, sample_ids=[])
-                    log.scalars(step, {"loss": value})
-                    bar.set_postfix(loss=f"{value:.3f}")
-                    if time.monotonic() - saved > _SAVE_EVERY_S or step == last:
-                        checkpoint.save_last(folder.checkpoints, model, optimizer, sizes, step)
-                        saved = time.monotonic()
+                    log.scalars(step, {"loss": float(loss.detach())})
+                    bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+                if time.monotonic() - saved > _SAVE_EVERY_S or step == last:
+                    checkpoint.require_finite(model, step=step)
+                    checkpoint.save_last(folder.checkpoints, model, optimizer, sizes, step)
+                    saved = time.monotonic()
     atomic_write(out / WEIGHTS, model.file())
     return out / WEIGHTS
 

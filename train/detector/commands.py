@@ -118,7 +118,7 @@ def superpoint_reproduce(
     """Make a detector by the package's recipe: shapes, then rounds of labelling textures and training on them.
 
     It takes an hour and a half on two cores with AVX-512 BF16, up to twice that without. Re-running resumes.
-    It made the weights in the package. Other machines sum in another order, so elsewhere the bytes are others.
+    The weights in the package were made by it. Other machines sum in another order: elsewhere the bytes are others.
     """
     from .recipe import Recipe, reproduce
 

@@ -28,8 +28,6 @@ from .settings import chosen_precision
 SAVE_EVERY_S = 60.0
 RANK = "probability times strength"
 
-Picture = tuple[str, str]  # name, digest of the file: another picture of the same name is labelled anew
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSettings:
@@ -44,7 +42,9 @@ class LabelSettings:
 
 
 def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> int:
-    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there stay. Returns how many."""
+    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there stay. Returns how many
+    were drawn.
+    """
     names = [f"texture_{index:05d}.png" for index in range(number)]
     missing = [(index, folder / name) for index, name in enumerate(names) if not (folder / name).exists()]
     for index, path in missing:
@@ -77,16 +77,17 @@ def label(
             f"{out}: labels made with other settings are here: {before.made_by}, now {made_by}",
             hint="name another file, or remove this one",
         )
-    done: dict[Picture, npt.NDArray[np.float32]] = {}
-    if before:
-        done = {key: before.keypoints(at) for at, key in enumerate(zip(before.names, before.digests, strict=False))}
+    digests = {name: picture_digest(folder / name) for name in find_pictures(folder)}
+    done: dict[str, npt.NDArray[np.float32]] = {}
+    for at, name in enumerate(before.names if before else ()):  # another picture of the same name is labelled anew
+        if before and name in digests and (not before.digests or before.digests[at] == digests[name]):
+            done[name] = before.keypoints(at)
     network = read_detector(weights, precision=precision, device=str(choose_device(device))).network
-    pictures, size = [(name, picture_digest(folder / name)) for name in find_pictures(folder)], settings.size
     saved = started = time.monotonic()
-    for index, picture in enumerate(pictures):
-        if picture in done:
+    for index, name in enumerate(digests):
+        if name in done:
             continue
-        grey = read_grey(folder / picture[0], size)
+        grey = read_grey(folder / name, settings.size, digests[name])
         points, probable = best_points(
             infer(network, grey, settings.adaptation),
             number=None,
@@ -96,12 +97,12 @@ def label(
         )
         x, y = points.astype(int).T
         order = np.argsort(-probable * corner_strength(grey)[y, x], kind="stable")
-        done[picture] = points[order[: settings.max_points]]
+        done[name] = points[order[: settings.max_points]]
         if time.monotonic() - saved > SAVE_EVERY_S:
-            _pack(done, size, made_by).write(out)
+            _pack(done, digests, settings.size, made_by).write(out)
             saved = time.monotonic()
-            say(f"{index + 1} of {len(pictures)} pictures, {saved - started:.0f} s")
-    labelled = _pack({picture: done[picture] for picture in pictures}, size, made_by)
+            say(f"{index + 1} of {len(digests)} pictures, {saved - started:.0f} s")
+    labelled = _pack({name: done[name] for name in digests}, digests, settings.size, made_by)
     labelled.write(out)
     return labelled
 
@@ -116,10 +117,12 @@ def corner_strength(grey: Grey) -> Scores:
     return np.asarray(cv2.dilate(cv2.cornerMinEigenVal(soft, 5, ksize=3), np.ones((5, 5), np.uint8)), np.float32)
 
 
-def _pack(done: dict[Picture, npt.NDArray[np.float32]], size: tuple[int, int], made_by: str) -> Labelled:
+def _pack(
+    done: dict[str, npt.NDArray[np.float32]], digests: dict[str, str], size: tuple[int, int], made_by: str
+) -> Labelled:
     return Labelled(
-        names=tuple(name for name, _ in done),
-        digests=tuple(digest for _, digest in done),
+        names=tuple(done),
+        digests=tuple(digests[name] for name in done),
         size=size,
         points=np.concatenate([np.zeros((0, 2), np.float32), *done.values()]),
         offsets=np.cumsum([0, *map(len, done.values())]),

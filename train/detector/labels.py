@@ -1,5 +1,6 @@
 """Keypoint labels of a folder of pictures, in one file: what homographic adaptation writes and training reads."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -33,6 +34,12 @@ class Labelled:
             return str(json.loads(self.made_by)["precision"])
         except (ValueError, KeyError, TypeError):
             return None
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes with any picture or point; empty for label files of earlier versions, which know no pictures."""
+        content = json.dumps(self.digests).encode() + self.points.tobytes() + self.offsets.tobytes()
+        return f"; {hashlib.sha256(content).hexdigest()}" if self.digests else ""
 
     def keypoints(self, index: int) -> npt.NDArray[np.float32]:
         """Keypoints (K, 2) x, y of picture `index`."""

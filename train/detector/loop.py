@@ -109,11 +109,12 @@ def train(
                     log.scalars(step, {"loss": mean, "seconds": seconds})
                     say(f"step {step}/{settings.steps}: loss {mean:.4f}, {len(losses) / seconds:.1f} steps/s")
                     losses, logged = [], time.monotonic()
-                    if logged - saved > SAVE_EVERY_S or step == last:  # here: nothing that is not finite is kept
-                        # In this order: otherwise a finished training may be left with the weights of an earlier step.
-                        atomic_write(run / WEIGHTS, weights_file(network))
-                        checkpoint.save_last(folder.checkpoints, network, optimizer, sizes, step)
-                        saved = logged
+                if time.monotonic() - saved > SAVE_EVERY_S or step == last:
+                    checkpoint.require_finite(network, step=step)
+                    # In this order: otherwise a finished training may be left with the weights of an earlier step.
+                    atomic_write(run / WEIGHTS, weights_file(network))
+                    checkpoint.save_last(folder.checkpoints, network, optimizer, sizes, step)
+                    saved = time.monotonic()
     return run / WEIGHTS
 
 

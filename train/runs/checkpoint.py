@@ -29,7 +29,8 @@ from ... import __version__
 from ...common.atomic import atomic_folder, remove_folder, remove_partials
 from ...common.documents import digest_of_json, parsing, read_document
 from ...common.settings import differing_keys
-from ..errors import CheckpointError
+from ...common.text import preview
+from ..errors import CheckpointError, NonFiniteLossError
 from .tensor_files import check_weights, read_tensors, writing_to
 
 FORMAT = 1
@@ -161,6 +162,15 @@ def load_trainer(path: Path) -> dict[str, Any]:
         got = sorted(map(str, trainer))[:5] if isinstance(trainer, dict) else type(trainer).__name__
         raise CheckpointError.mismatch(where, "the state of an optimizer", got, _other_hint(path))
     return trainer
+
+
+def require_finite(model: torch.nn.Module, *, step: int) -> None:
+    """Raise NonFiniteLossError if weights or statistics are not finite in half precision, in which they are kept."""
+    bad = [key for key, value in model.state_dict().items() if not value.half().isfinite().all()]
+    if bad:
+        hint = "the last checkpoint is as it was; train with a lower learning rate, in another folder"
+        fault = f"step {step}: expected finite weights, got others in {preview(bad)}"
+        raise NonFiniteLossError(fault, hint=hint, step=step, parts={}, sample_ids=[])
 
 
 def save_last(

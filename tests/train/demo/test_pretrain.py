@@ -9,7 +9,7 @@ from physseg.cli import app
 from physseg.train.demo import pretrain as pretraining
 from physseg.train.demo.pretrain import WEIGHTS, Contrast, PretrainSettings, judge, pretrain
 from physseg.train.demo.world import Caption, Thing
-from physseg.train.errors import CheckpointError, RunFolderError
+from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError
 from physseg.train.model.config import SegmenterConfig
 from physseg.train.model.text import clip_tokens
 from physseg.train.runs.run_log import read_log
@@ -38,6 +38,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pretrain(out, SMALL, say=lambda _: None)
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     return out
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        pretraining.F, "binary_cross_entropy_with_logits", lambda logits, *_, **__: logits.sum() * float("nan")
+    )
+    with pytest.raises(NonFiniteLossError, match="step 2: expected finite weights"):
+        pretrain(tmp_path, SMALL, stop_at=2, say=lambda _: None)
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
 
 
 def test_an_interrupted_pretraining_ends_with_the_same_bytes(run: Path, tmp_path: Path):

@@ -83,6 +83,16 @@ def test_another_picture_of_the_same_name_is_labelled_anew_and_is_not_learnt_fro
     assert not np.array_equal(after.keypoints(1), before.keypoints(1))
 
 
+def test_labels_of_an_earlier_version_know_no_pictures_and_are_kept(tmp_path, tiny_weights, monkeypatch):
+    pictures, out = tmp_path / "pictures", tmp_path / "labels.npz"
+    write_pictures(pictures, 2)
+    options = LabelSettings(size=(64, 80), adaptation=2, threshold=0.0, max_points=9)
+    replace(labelling.label(pictures, out, tiny_weights, options), digests=()).write(out)
+    assert LabelledImages(pictures, Labelled.read(out), 0.0).draw(np.random.default_rng(0), (32, 40))
+    monkeypatch.setattr(labelling, "infer", lambda *_: pytest.fail("labelled again"))
+    assert len(labelling.label(pictures, out, tiny_weights, options).digests) == 2
+
+
 def test_of_corners_that_are_as_probable_the_strongest_are_taken(tmp_path, tiny_weights, monkeypatch):
     """Squares of rising contrast: strength grows with its square, and the points are those of the strongest."""
     picture = np.full((64, 80), 100, np.uint8)

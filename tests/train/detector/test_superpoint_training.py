@@ -15,13 +15,14 @@ from physseg.train.detector import batches, loop, settings
 from physseg.train.detector.batches import draw_batch
 from physseg.train.detector.labels import Labelled
 from physseg.train.detector.loop import WEIGHTS, train, weights_file
-from physseg.train.detector.pictures.files import find_pictures
+from physseg.train.detector.pictures.files import find_pictures, picture_digest
 from physseg.train.detector.pictures.sources import LabelledImages, Shapes
 from physseg.train.detector.settings import TrainSettings, chosen_precision, drawing_processes
-from physseg.train.errors import CheckpointError, RunFolderError
+from physseg.train.errors import CheckpointError, NonFiniteLossError, RunFolderError
 from physseg.train.runs import checkpoint
 from physseg.train.runs.run_folder import RunFolder
 from physseg.train.runs.run_log import read_log
+from PIL import Image
 from safetensors.torch import load as load_safetensors
 
 from ...forked import Forked
@@ -141,13 +142,20 @@ def test_what_is_not_finite_replaces_nothing(tmp_path, monkeypatch):
     loss = loop.detector_loss
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(loop, "detector_loss", lambda *batch: loss(*batch) * next(losses))
-    with pytest.raises(ExtractorError, match="the loss is nan at step 6"):
+    with pytest.raises(NonFiniteLossError, match="step 4: expected finite weights, got others in"):
         train(Shapes(), TINY, tmp_path, log_every=3)
     assert all(value.isfinite().all() for value in load_safetensors((tmp_path / WEIGHTS).read_bytes()).values())
     said: list[str] = []
     monkeypatch.setattr(loop, "detector_loss", loss)
     train(Shapes(), TINY, tmp_path, say=said.append)
     assert "resumes at step 3 of 6" in said[0]
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
+    loss = loop.detector_loss
+    monkeypatch.setattr(loop, "detector_loss", lambda *batch: loss(*batch) * float("nan"))
+    with pytest.raises(ExtractorError, match="the loss is nan at step 2"):
+        train(Shapes(), TINY, tmp_path, log_every=2)
 
 
 def test_processes_that_draw_change_nothing(tmp_path):
@@ -244,6 +252,21 @@ def test_nobody_is_left_behind_when_a_training_is_killed(tmp_path, monkeypatch, 
         assert len(training.group()) > 2
         training.send_signal(number)
         training.wait_until_gone()
+
+
+def test_other_labels_of_as_many_points_need_another_folder(tmp_path):
+    picture = np.zeros((32, 40), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    digest = picture_digest(tmp_path / "a.png")
+    one, other = (
+        Labelled(
+            names=("a.png",), size=(32, 40), points=np.full((1, 2), at), offsets=np.array([0, 1]), digests=(digest,)
+        )
+        for at in (np.float32(9), np.float32(20))
+    )
+    train(LabelledImages(tmp_path, one, 0.0), TINY, tmp_path / "run", stop_at=1)
+    with pytest.raises(RunFolderError, match="source"):
+        train(LabelledImages(tmp_path, other, 0.0), TINY, tmp_path / "run")
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):

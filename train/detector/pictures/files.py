@@ -30,9 +30,14 @@ def picture_digest(path: Path) -> str:
     return hashlib.sha256(_read(path)).hexdigest()
 
 
-def read_grey(path: Path, size: tuple[int, int] | None = None) -> Grey:
-    """A file's picture as grey (H, W) uint8, resized by area to `size` (h, w) if given. Raises ExtractorError."""
+def read_grey(path: Path, size: tuple[int, int] | None = None, digest: str | None = None) -> Grey:
+    """A file's picture as grey (H, W) uint8, resized by area to `size` (h, w) if given.
+
+    Raises ExtractorError, also for a file with another `picture_digest` than the one that is given.
+    """
     data = _read(path)
+    if digest not in (None, hashlib.sha256(data).hexdigest()):
+        raise ExtractorError(f"{path}: another picture than was labelled", hint="label the folder again")
     try:
         check_image(data, formats=FORMATS)
     except DecodeError as error:

@@ -197,7 +197,7 @@ TRAINED: dict[str, tuple[Callable[[Canvas], Points], float]] = {
     "noise": (_noise, 0.5),
     "tiles": (draw_tiles, 2),
 }
-KINDS = tuple(TRAINED)[:-1]
+KINDS = tuple(kind for kind in TRAINED if kind != "tiles")
 """The kinds that detectors are judged by. Corners of tiles are nearer than the suppression of neighbours spares."""
 _SHARES = np.array([share for _, share in TRAINED.values()])
 

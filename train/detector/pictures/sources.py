@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ....structure_extractors.errors import ExtractorError
 from ..labels import Labelled
-from .files import picture_digest, read_grey
+from .files import read_grey
 from .shapes import draw_shape
 
 Size = tuple[int, int]  # height, width
@@ -41,14 +41,14 @@ class LabelledImages:
     def describe(self) -> str:
         labels = self.labels
         named = f"{len(labels.names)} labelled pictures, {len(labels.points)} points, by {labels.made_by}"
-        return f"{named}; shapes and tiles: {self.shapes}"
+        return f"{named}; shapes and tiles: {self.shapes}{labels.fingerprint}"
 
     def draw(self, rng: np.random.Generator, size: Size) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         if rng.random() < self.shapes:
             return draw_shape(rng, size)
         index = int(rng.integers(len(self.labels.names)))
         digest = self.labels.digests[index] if self.labels.digests else None
-        image = _read_labelled(self.folder / self.labels.names[index], self.labels.size, digest)
+        image = _read_grey(self.folder / self.labels.names[index], self.labels.size, digest)
         corner = [int(rng.integers(0, have - want + 1)) for have, want in zip(image.shape, size, strict=True)]
         part = image[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
         return part, self.labels.keypoints(index) - np.array(corner[::-1], np.float32)
@@ -65,8 +65,4 @@ def labelled_source(folder: Path, labels: Path, shapes: float, size: Size) -> La
     return LabelledImages(folder, labelled, shapes)
 
 
-@lru_cache(maxsize=1024)  # 80 MB of 240x320, in each process that draws
-def _read_labelled(path: Path, size: Size, digest: str | None) -> npt.NDArray[np.uint8]:
-    if digest and picture_digest(path) != digest:
-        raise ExtractorError(f"{path}: another picture than was labelled", hint="label the folder again")
-    return read_grey(path, size)
+_read_grey = lru_cache(maxsize=1024)(read_grey)  # 80 MB of 240x320, in each process that draws
