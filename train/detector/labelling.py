@@ -42,9 +42,7 @@ class LabelSettings:
 
 
 def write_textures(folder: Path, *, number: int, seed: int, size: tuple[int, int]) -> int:
-    """Write generated textures texture_00000.png, ... of `size` (h, w); those that are there stay. Returns how many
-    were drawn.
-    """
+    """Write generated textures texture_00000.png, ... of `size` (h, w) that are not there yet; returns how many."""
     names = [f"texture_{index:05d}.png" for index in range(number)]
     missing = [(index, folder / name) for index, name in enumerate(names) if not (folder / name).exists()]
     for index, path in missing:
