@@ -41,7 +41,7 @@ def draw_batch(source: Source, settings: TrainSettings, step: int) -> Batch:
     images[bent] = warp(images[bent], homographies[bent])
     images = as_from_file(augment(images, settings.photometric, generator), settings.photometric, generator)
     # Short lists end in points that no homography brings into a picture.
-    keypoints = pad_sequence([torch.from_numpy(some) for some in points], batch_first=True, padding_value=torch.inf)
+    keypoints = pad_sequence([torch.from_numpy(some).float() for some in points], True, torch.inf)
     keypoints = warp_points(keypoints, homographies)
     valid = valid_cells(valid_pixels(homographies, settings.size))
     return images, cell_classes(keypoints, settings.size, generator), valid

@@ -166,7 +166,8 @@ def load_trainer(path: Path) -> dict[str, Any]:
 
 def require_finite(model: torch.nn.Module, *, step: int) -> None:
     """Raise NonFiniteLossError if weights or statistics are not finite in half precision, in which they are kept."""
-    bad = [key for key, value in model.state_dict().items() if not value.half().isfinite().all()]
+    state = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}  # counters go beyond
+    bad = [key for key, value in state.items() if not value.half().isfinite().all()]
     if bad:
         hint = "the last checkpoint is as it was; train with a lower learning rate, in another folder"
         fault = f"step {step}: expected finite weights, got others in {preview(bad)}"

@@ -151,6 +151,23 @@ def test_what_is_not_finite_replaces_nothing(tmp_path, monkeypatch):
     assert "resumes at step 3 of 6" in said[0]
 
 
+def test_a_counter_of_many_steps_is_finite():
+    network = torch.nn.BatchNorm2d(1)
+    network.num_batches_tracked += 10**6  # more than half precision holds
+    checkpoint.require_finite(network, step=10**6)
+
+
+def test_labels_of_other_tools_may_be_of_other_types(tmp_path):
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(tmp_path / "a.png")
+    drawn = []
+    for kind in (np.float32, np.float64, np.int64):
+        points = np.array([[9, 20]], kind)
+        labels = Labelled(names=("a.png",), size=(32, 40), points=points, offsets=np.array([0, 1]))
+        drawn.append(draw_batch(LabelledImages(tmp_path, labels, 0.5), TINY, 0))
+    for batch in drawn[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(drawn[0], batch, strict=True))
+
+
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
     loss = loop.detector_loss
     monkeypatch.setattr(loop, "detector_loss", lambda *batch: loss(*batch) * float("nan"))
